@@ -1,0 +1,303 @@
+"""Class names, their synonyms and thing flags.
+
+A vocabulary is an argument of training and inference, never state of a model. It comes from a packaged
+list, a file, or what a user types; :func:`load_vocabulary` reads all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+# "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours.
+_ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>.*?)(?::\s*(?P<kind>thing|stuff))?", re.DOTALL)
+# OpenSeg's lists keep a line for ids that the data set does not use.
+_UNUSED_ID = "invalid_class_id"
+
+
+class VocabularyError(ValueError):
+    """A vocabulary that cannot be found, read or used."""
+
+
+def _normalised(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class.
+
+    Attributes:
+        id: the data set's own id, any non-negative integer; not the contiguous index.
+        name: the name in tables and overlays, in words that a text encoder understands.
+        synonyms: further names; a class is scored by the best of all its names.
+        isthing: countable object (True) or stuff (False).
+        official: the data set's own spelling where it differs from ``name`` ("wall-other-merged"). It is
+            not shown to the text encoder.
+    """
+
+    id: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+    isthing: bool = True
+    official: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that is shown to the text encoder, the main one first."""
+        return (self.name, *self.synonyms)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of a data set or of a user; their order is the contiguous class index.
+
+    Main names are unique (case and spacing aside), and so are ids. Synonyms may occur in several classes,
+    as they do in ADE20K.
+
+    Raises:
+        VocabularyError: it is empty, or a class has no name, an empty synonym, or another's name or id.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        if not self.categories:
+            raise VocabularyError(f"vocabulary '{self.name}' has no classes")
+        for index, category in enumerate(self.categories):
+            self._check_names(index, category)
+        self._check_unique("id", [category.id for category in self.categories])
+        self._check_unique("name", [_normalised(category.name) for category in self.categories])
+
+    def _check_names(self, index: int, category: Category) -> None:
+        what = f"vocabulary '{self.name}': class {index} (id {category.id})"
+        if not category.name.strip():
+            raise VocabularyError(f"{what} has no name")
+        if not all(synonym.strip() for synonym in category.synonyms):
+            raise VocabularyError(f"{what}, '{category.name}', has an empty synonym; remove it")
+        if category.id < 0:
+            raise VocabularyError(f"{what}, '{category.name}': ids must not be negative")
+
+    def _check_unique(self, what: str, values: Sequence[int | str]) -> None:
+        first: dict[int | str, int] = {}
+        for index, value in enumerate(values):
+            if value in first:
+                one, other = (self.categories[i] for i in (first[value], index))
+                raise VocabularyError(
+                    f"vocabulary '{self.name}': classes {first[value]} ('{one.name}', id {one.id}) and "
+                    f"{index} ('{other.name}', id {other.id}) have the same {what}; it must be unique"
+                )
+            first[value] = index
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {category.id: index for index, category in enumerate(self.categories)}
+
+    def index_of(self, category_id: int) -> int:
+        """The contiguous index of the data set's ``category_id``.
+
+        Raises:
+            VocabularyError: no class has this id.
+        """
+        if category_id not in self._index:
+            raise VocabularyError(f"vocabulary '{self.name}' has no class with id {category_id}")
+        return self._index[category_id]
+
+    @cached_property
+    def isthing(self) -> tuple[bool, ...]:
+        """Whether each class is a thing."""
+        return tuple(category.isthing for category in self.categories)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The main name of each class."""
+        return tuple(category.name for category in self.categories)
+
+    @cached_property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """All names of each class, the main one first."""
+        return tuple(category.names for category in self.categories)
+
+    def overlap(self, training: Vocabulary) -> tuple[bool, ...]:
+        """Which classes the ``training`` vocabulary knows too.
+
+        A class is known if any of its names is exactly the name of any training class; case and spacing do
+        not count, and the data sets' own spellings count as names. It decides how much the CLIP
+        classifier weighs in the fusion of scores (section 3.3 of the paper).
+        """
+        known = {name for category in training.categories for name in _comparable(category)}
+        return tuple(not known.isdisjoint(_comparable(category)) for category in self.categories)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads; empty and default fields are left out."""
+        return {"name": self.name, "categories": [_category_to_json(item) for item in self.categories]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], name: str) -> Vocabulary:
+        """Read ``{"categories": [{"id", "name", "synonyms"?, "isthing"?, "official"?}, ...]}``.
+
+        Other keys are ignored, so the category list of a COCO annotation file is read too; there classes
+        without ``isthing`` are things, as in COCO's detection format. Names are taken whole: a comma
+        does not split them.
+
+        Raises:
+            VocabularyError: something is missing or of the wrong type.
+        """
+        items = data.get("categories") if isinstance(data, Mapping) else None
+        if not isinstance(items, list):
+            raise VocabularyError(f"vocabulary '{name}': expected an object with a list 'categories'")
+        return cls(name, tuple(_category_from_json(item, index, name) for index, item in enumerate(items)))
+
+
+def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str | None = None) -> Vocabulary:
+    """Read a vocabulary from wherever it is.
+
+    Args:
+        source: one of
+
+            * the name of a packaged vocabulary, see :func:`packaged_vocabularies`;
+            * a ``.json`` file, see :meth:`Vocabulary.from_json`;
+            * a text file with one class a line, ``name,synonym,...`` or OpenSeg's ``id:name,synonym,...``;
+            * a sequence of such lines, where a class may also be a list of its names:
+              ``["dog,puppy", ["park bench", "bench"], "grass:stuff"]``;
+            * the same sequence as one string, ``'[dog, "park bench"]'``;
+            * a vocabulary, which is returned as it is.
+
+            Classes of lines are things unless the line ends in ``:stuff``, and their ids count from 0 unless
+            the lines give them.
+        name: the vocabulary's name; by default the packaged name, the file's, or "custom".
+
+    Raises:
+        VocabularyError: it is not found, cannot be read, or is not valid.
+    """
+    if isinstance(source, Vocabulary):
+        return source
+    if isinstance(source, str) and source.lstrip().startswith("["):
+        source = _parse_list(source)
+    if isinstance(source, str | Path):
+        return _from_file(_find_file(source), name)
+    return _from_entries(source, name or "custom")
+
+
+def packaged_vocabularies() -> tuple[str, ...]:
+    """The names of the vocabularies that come with the package."""
+    return tuple(sorted(path.stem for path in _packaged_directory().glob("*.json")))
+
+
+def _packaged_directory() -> Path:
+    installed = Path(__file__).parent / "_vocabularies"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "data" / "vocabularies"
+
+
+def _find_file(source: str | Path) -> Path:
+    packaged = _packaged_directory() / f"{source}.json"
+    if isinstance(source, str) and source in packaged_vocabularies():
+        return packaged
+    if not Path(source).is_file():
+        raise VocabularyError(
+            f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
+            f'({", ".join(packaged_vocabularies())}); a list of names is written [dog, "park bench"]'
+        )
+    return Path(source)
+
+
+def _from_file(path: Path, name: str | None) -> Vocabulary:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return _from_entries([line for line in text.splitlines() if line.strip()], name or path.stem)
+        return Vocabulary.from_json(json.loads(text), name or path.stem)
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VocabularyError(f"{path}: cannot be read as a vocabulary: {error}") from error
+
+
+def _parse_list(text: str) -> Sequence[Any]:
+    try:
+        return list(OmegaConf.create(text))
+    except Exception as error:  # YAML, OmegaConf and interpolation each have their own family of errors
+        raise VocabularyError(f"cannot read the list of class names {text}: {error}") from error
+
+
+def _from_entries(entries: Iterable[Any], name: str) -> Vocabulary:
+    parsed = [_parse_entry(entry, name) for entry in entries]
+    numbered = sum(identifier is not None for identifier, _, _ in parsed)
+    if numbered not in (0, len(parsed)):
+        raise VocabularyError(
+            f"vocabulary '{name}': {numbered} of {len(parsed)} classes have an id; give all or none"
+        )
+    return Vocabulary(
+        name,
+        tuple(
+            Category(index if identifier is None else identifier, names[0], names[1:], isthing)
+            for index, (identifier, names, isthing) in enumerate(parsed)
+            if _UNUSED_ID not in names
+        ),
+    )
+
+
+def _parse_entry(entry: Any, vocabulary: str) -> tuple[int | None, tuple[str, ...], bool]:
+    """Id (None if not given), names and thing flag of a line or of a list of names."""
+    parts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Sequence) else None
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise VocabularyError(
+            f"vocabulary '{vocabulary}': {entry!r} is neither a name nor a list of names (quote words "
+            f"such as 'on', 'off' and numbers)"
+        )
+    match = _ENTRY.fullmatch(",".join(parts).strip())
+    assert match is not None  # every part of the expression may be empty
+    names = _distinct(name.strip() for name in match["names"].split(","))
+    if "" in names:
+        raise VocabularyError(f"vocabulary '{vocabulary}': {entry!r} has an empty name")
+    return int(match["id"]) if match["id"] else None, names, match["kind"] != "stuff"
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _comparable(category: Category) -> set[str]:
+    names = (*category.names, category.official) if category.official else category.names
+    return {_normalised(name) for name in names}
+
+
+def _category_to_json(category: Category) -> dict[str, Any]:
+    data: dict[str, Any] = {"id": category.id, "name": category.name}
+    if category.synonyms:
+        data["synonyms"] = list(category.synonyms)
+    if category.official:
+        data["official"] = category.official
+    return data | {"isthing": category.isthing}
+
+
+def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
+    def field(key: str, default: Any, expected: type, description: str) -> Any:
+        value = data.get(key, default) if isinstance(data, Mapping) else None
+        if not isinstance(value, expected):
+            raise VocabularyError(f"{what} has {key} {value!r}, expected {description}")
+        return value
+
+    what = f"vocabulary '{vocabulary}': class {index}"
+    name = field("name", None, str, "text").strip()
+    synonyms = field("synonyms", [], list, "a list of names")
+    if not all(isinstance(synonym, str) for synonym in synonyms):
+        raise VocabularyError(f"{what}, '{name}', has synonyms that are not text")
+    return Category(
+        id=field("id", None, int, "a whole number"),
+        name=name,
+        synonyms=tuple(synonym for synonym in _distinct(map(str.strip, synonyms)) if synonym != name),
+        isthing=bool(field("isthing", True, int, "true or false")),
+        official=field("official", "", str, "text"),
+    )

@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from odise_pl.vocabulary import (
+    Category,
+    Vocabulary,
+    VocabularyError,
+    load_vocabulary,
+    packaged_vocabularies,
+)
+
+PACKAGED = {  # classes, things
+    "ade20k_150": (150, 100),
+    "ade20k_847": (847, 0),
+    "coco_panoptic": (133, 80),
+    "lvis_1203": (1203, 1203),
+    "pascal_context_459": (459, 0),
+    "pascal_context_59": (59, 0),
+    "pascal_voc_21": (21, 0),
+}
+
+
+def vocabulary(*names: str) -> Vocabulary:
+    return Vocabulary("test", tuple(Category(10 * i, name) for i, name in enumerate(names)))
+
+
+def test_all_packaged_vocabularies_are_listed() -> None:
+    assert packaged_vocabularies() == tuple(sorted(PACKAGED))
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_vocabulary(name: str) -> None:
+    loaded = load_vocabulary(name)
+    assert loaded.name == name
+    assert (len(loaded), sum(loaded.isthing)) == PACKAGED[name]
+    assert len(set(loaded.names)) == len(loaded)
+    assert all(
+        text == " ".join(text.split()) and "," not in text for label in loaded.labels for text in label
+    )
+    assert all(len(set(label)) == len(label) for label in loaded.labels)
+    assert [loaded.index_of(category.id) for category in loaded.categories] == list(range(len(loaded)))
+    assert Vocabulary.from_json(json.loads(json.dumps(loaded.to_json())), name) == loaded
+
+
+def test_coco_names_are_english_and_keep_the_official_spelling() -> None:
+    coco = load_vocabulary("coco_panoptic")
+    wall = coco.categories[coco.index_of(199)]
+    assert (wall.name, wall.official, wall.isthing) == ("wall", "wall-other-merged", False)
+    assert not [name for label in coco.labels for name in label if "-" in name]
+    strings = [name for label in coco.labels for name in label]
+    assert len(set(strings)) == len(strings), "a name of two classes cannot be told apart"
+    assert coco.names[0] == "person"
+    assert coco.index_of(200) == 132
+
+
+def test_ade_entries_are_split_into_synonyms() -> None:
+    small, full = load_vocabulary("ade20k_150"), load_vocabulary("ade20k_847")
+    assert small.labels[small.index_of(6)] == ("road", "route")
+    assert small.names[8] == "window"
+    assert full.labels[1] == ("building", "edifice")
+    assert full.index_of(312) == 1
+    # Three published entries begin with "bag"; each keeps all its names but leads with its own.
+    bags = {label[0]: set(label) for label in full.labels if "bag" in label}
+    assert set(bags) == {"bag", "traveling bag", "handbag"}
+    assert bags["handbag"] == {"bag", "handbag", "pocketbook", "purse"}
+
+
+def test_overlap_is_equality_of_any_name_up_to_case_and_spacing() -> None:
+    training = Vocabulary("training", (Category(1, "couch", ("sofa",)), Category(2, "Dog")))
+    test = Vocabulary(
+        "test",
+        (
+            Category(1, "settee", (" Sofa ",)),
+            Category(2, "dog"),
+            Category(3, "dogs"),
+            Category(4, "hot dog"),
+        ),
+    )
+    assert test.overlap(training) == (True, True, False, False)
+    assert training.overlap(test) == (True, True)
+
+
+def test_overlap_counts_the_official_spelling() -> None:
+    raw = vocabulary("wall-other-merged", "spaceship")
+    coco = load_vocabulary("coco_panoptic")
+    assert raw.overlap(coco) == (True, False)
+    assert sum(coco.overlap(raw)) == 1
+
+
+def test_overlap_of_the_benchmarks_with_coco() -> None:
+    coco = load_vocabulary("coco_panoptic")
+    assert all(coco.overlap(coco))
+    voc = load_vocabulary("pascal_voc_21")
+    assert all(voc.overlap(coco)), "every class of VOC occurs in COCO"
+    ade = load_vocabulary("ade20k_150")
+    known = dict(zip(ade.names, ade.overlap(coco), strict=True))
+    assert known["sofa"]
+    assert known["sidewalk"]
+    assert not known["chandelier"]
+
+
+def test_a_list_of_names() -> None:
+    loaded = load_vocabulary(["dog,puppy", ["park bench", "bench"], "grass:stuff"])
+    assert loaded.name == "custom"
+    assert loaded.labels == (("dog", "puppy"), ("park bench", "bench"), ("grass",))
+    assert loaded.isthing == (True, True, False)
+    assert [category.id for category in loaded.categories] == [0, 1, 2]
+
+
+def test_a_list_as_typed_by_a_user() -> None:
+    assert load_vocabulary('[dog, "park bench", [sky:stuff], [cat, kitten]]', name="mine") == load_vocabulary(
+        ["dog", "park bench", "sky:stuff", "cat,kitten"], name="mine"
+    )
+
+
+def test_text_file(tmp_path: Path) -> None:
+    file = tmp_path / "farm.txt"
+    file.write_text("cow, cattle\n\nhay bale\nmeadow:stuff\n", encoding="utf-8")
+    loaded = load_vocabulary(file)
+    assert loaded.name == "farm"
+    assert loaded.labels == (("cow", "cattle"), ("hay bale",), ("meadow",))
+    assert loaded.isthing == (True, True, False)
+    assert load_vocabulary(str(file)) == loaded
+
+
+def test_openseg_file(tmp_path: Path) -> None:
+    file = tmp_path / "openseg.txt"
+    file.write_text("0:invalid_class_id\n1:person,child\n3:car\n", encoding="utf-8")
+    loaded = load_vocabulary(file)
+    assert [category.id for category in loaded.categories] == [1, 3]
+    assert loaded.labels == (("person", "child"), ("car",))
+
+
+def test_coco_annotation_file(tmp_path: Path) -> None:
+    file = tmp_path / "instances.json"
+    categories = [
+        {"id": 3, "name": "gear", "supercategory": "machine"},
+        {"id": 7, "name": "oil", "isthing": 0, "synonyms": ["oil", "grease", "grease"]},
+    ]
+    file.write_text(json.dumps({"images": [], "categories": categories}), encoding="utf-8")
+    loaded = load_vocabulary(file)
+    assert loaded.labels == (("gear",), ("oil", "grease"))
+    assert loaded.isthing == (True, False)
+    assert loaded.index_of(7) == 1
+
+
+def test_a_vocabulary_is_returned_as_it_is() -> None:
+    given = vocabulary("dog")
+    assert load_vocabulary(given) is given
+
+
+def test_unknown_id() -> None:
+    with pytest.raises(VocabularyError, match="vocabulary 'test' has no class with id 3"):
+        vocabulary("dog", "cat").index_of(3)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ((), "'test' has no classes"),
+        ((Category(1, "dog"), Category(2, " DOG")), r"0 \('dog', id 1\) and 1 .* same name"),
+        ((Category(1, "dog"), Category(1, "cat")), r"0 \('dog', id 1\) and 1 \('cat', id 1\).* same id"),
+        ((Category(1, " "),), r"class 0 \(id 1\) has no name"),
+        ((Category(1, "dog", ("",)),), "'dog', has an empty synonym"),
+        ((Category(-1, "dog"),), "must not be negative"),
+    ],
+)
+def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        Vocabulary("test", categories)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("coco", r"no vocabulary 'coco'.*coco_panoptic.*\[dog"),
+        ("missing.json", "no vocabulary 'missing.json'"),
+        ([], "'custom' has no classes"),
+        (["dog", "dog"], "same name"),
+        (["dog", ""], "'' has an empty name"),
+        (["dog,,puppy"], "'dog,,puppy' has an empty name"),
+        (["dog", 3], "3 is neither a name"),
+        (["dog", []], r"\[\] is neither a name"),
+        ("[dog, on]", "True is neither a name.*quote"),
+        ("[dog", r"cannot read the list of class names \[dog"),
+        (["1:dog", "cat"], "1 of 2 classes have an id"),
+    ],
+)
+def test_unreadable_source(source: str | list[object], message: str) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        load_vocabulary(source)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "expected an object with a list 'categories'"),
+        ('{"categories": ["dog"]}', "class 0 has name None, expected text"),
+        ('{"categories": [{"id": "1", "name": "dog"}]}', "class 0 has id '1', expected a whole number"),
+        (
+            '{"categories": [{"id": 1, "name": "dog", "isthing": "no"}]}',
+            "isthing 'no', expected true or false",
+        ),
+        ('{"categories": [{"id": 1, "name": "dog", "synonyms": [2]}]}', "synonyms that are not text"),
+    ],
+)
+def test_invalid_json_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(VocabularyError, match=f"bad.json: .*{message}"):
+        load_vocabulary(file)
+
+
+def test_vocabularies_do_not_need_torch() -> None:
+    code = "import sys, odise_pl.vocabulary; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
