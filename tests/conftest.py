@@ -1,4 +1,14 @@
+import os
+
 import pytest
+from hypothesis import settings
+
+# The suite needs no network; a test that would ask for it must fail, here as on a machine that has none.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+# A loaded machine is no failure, and a failure must come back when the test is run again.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,55 @@
+# The environment is made on the first call of any target that needs it, and again when pyproject.toml or
+# requirements.lock change. Override variables on the command line: make test PYTEST_ARGS="-k vocabulary"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+COVERAGE ?= 85
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := odise_pl tests $(wildcard *.py)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install lint format test lock clean distclean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Make the environment in .venv (the other targets do it by themselves)
+
+lint: $(STAMP)  ## Check style, types and the layers
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy odise_pl $(wildcard *.py)
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code and fix what can be fixed by itself
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+test: $(STAMP)  ## Run the tests; fails below the wanted coverage
+	$(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
+
+lock: $(STAMP)  ## Write requirements.lock anew from pyproject.toml, keeping pins that still fit
+	$(BIN)/uv pip compile pyproject.toml --extra dev --output-file requirements.lock --quiet \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--no-header --no-annotate --no-emit-index-url
+
+clean:  ## Remove caches and build products
+	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove the environment too
+	rm -rf $(VENV)
+
+# The pip of $(PYTHON) installs uv, so that systems whose Python comes without ensurepip need nothing more.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	test -x $(BIN)/uv || $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --requirements requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	@touch $@

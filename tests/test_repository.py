@@ -1,0 +1,109 @@
+"""What has to hold of the repository as a whole."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+# Spelt with brackets so that this file does not match itself.
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.])/(?:[w]ork|[r]oot|[h]ome)/",
+    "the address of a registry": r"[p]ypi\.org|[p]ythonhosted\.org|[d]ownload\.pytorch\.org|[a]naconda\.org",
+    "a user name in an address": r"[a-z]+://[^\s/@\"']+:[^\s/@\"']+@",
+}
+
+IMPORT_ALL = """
+import importlib, pkgutil, socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError(f"the network was asked for at import: {args[1:]}")
+
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+import odise_pl
+for module in pkgutil.walk_packages(odise_pl.__path__, "odise_pl."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+import torch
+assert not torch.cuda.is_initialized(), "the GPU was taken at import"
+"""
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: nothing says which files are tracked")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def pins() -> dict[str, Version]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    exact = [re.fullmatch(r"([A-Za-z0-9._-]+)==([^\s;]+)", line) for line in lines]
+    assert lines
+    assert all(exact), "the lock holds nothing but exact pins"
+    return {canonicalize_name(match[1]): Version(match[2]) for match in exact if match}
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [line for group in project["optional-dependencies"].values() for line in group]
+    return [Requirement(line) for line in project["dependencies"] + optional]
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_tracked_file_knows_a_machine(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = []
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
+    assert not found, f"{what}: {found}"
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_the_lock_satisfies_the_ranges(requirement: Requirement) -> None:
+    version = pins()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version), f"{version} is not {requirement.specifier}"
+
+
+def test_the_conda_environment_is_the_lock() -> None:
+    environment = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yml"))
+    assert isinstance(environment, dict)
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+
+
+def test_the_pipeline_runs_lint_and_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert {"set -euo pipefail", "make lint", "make test"} <= set(
+        script.read_text(encoding="utf-8").splitlines()
+    )
+
+
+def test_every_module_imports_without_network() -> None:
+    subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, check=True)
+
+
+def test_the_package_itself_does_not_import_torch() -> None:
+    code = "import sys, odise_pl; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_layers_hold_for_every_module() -> None:
+    """The contract is exhaustive: it names each module, so that none escapes it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = settings["contracts"]
+    placed = {name.strip(" ()") for layer in contract["layers"] for name in layer.split("|")}
+    there = {path.stem for path in (ROOT / "odise_pl").iterdir() if not path.name.startswith("_")}
+    assert contract["exhaustive"]
+    assert there <= placed, f"no layer for {there - placed}"
