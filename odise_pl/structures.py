@@ -36,10 +36,10 @@ class TensorStruct:
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         """The same structure with every tensor on ``device``; dtypes stay."""
-        return self.map(lambda t: t.to(device, non_blocking=non_blocking))  # type: ignore[attr-defined,no-any-return]
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))  # type: ignore[attr-defined]
 
     def pin_memory(self: _T) -> _T:
-        return self.map(lambda t: t.pin_memory())  # type: ignore[attr-defined,no-any-return]
+        return self.map(lambda t: t.pin_memory())  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
