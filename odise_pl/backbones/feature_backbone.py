@@ -1,0 +1,65 @@
+"""Images to a feature pyramid: windows, captioner, frozen diffusion features, projections."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from odise_pl.backbones.captioners import Conditioning
+from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.backbones.pyramid import STRIDES, FeaturePyramid
+from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
+
+
+class DiffusionBackbone(nn.Module):
+    """The published backbone (section 3.2 of the paper).
+
+    Args:
+        features: the frozen diffusion model.
+        captioner: images [N, 3, S, S] to :class:`Conditioning`.
+        pyramid: the trainable projections.
+        input_size: side in pixels to which windows are resized for the diffusion model.
+        train_window: largest window side in training; at inference the window is the shorter image side.
+        window_batch: windows per forward pass; 0 takes all windows of the batch at once.
+    """
+
+    def __init__(
+        self,
+        features: LatentDiffusionFeatures,
+        captioner: nn.Module,
+        pyramid: FeaturePyramid,
+        input_size: int = 512,
+        train_window: int = 512,
+        window_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        multiple = features.input_multiple
+        if input_size % multiple:
+            raise ValueError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
+        if window_batch < 0:
+            raise ValueError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
+        self.features, self.captioner, self.pyramid = features, captioner, pyramid
+        self.input_size, self.train_window, self.window_batch = input_size, train_window, window_batch
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The pyramid s2..s5.
+
+        Args:
+            images: [B, 3, H, W] in 0..1, sides multiples of 64.
+
+        Returns:
+            four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
+        """
+        height, width = images.shape[-2:]
+        side = min(height, width, self.train_window) if self.training else min(height, width)
+        windows = plan_windows(height, width, side)
+        cuts = cut_windows(images, windows, self.input_size)
+        chunks = cuts.split(self.window_batch or len(cuts))
+        levels = [
+            torch.cat(parts) for parts in zip(*(self._window_pyramid(c, side) for c in chunks), strict=True)
+        ]
+        return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
+
+    def _window_pyramid(self, cuts: Tensor, side: int) -> list[Tensor]:
+        condition: Conditioning = self.captioner(cuts)
+        return self.pyramid(self.features(cuts, condition.context, condition.time), side)

@@ -1,0 +1,61 @@
+"""Cutting images into square windows and putting window features together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square cut: rows ``top`` to ``top + side``, columns ``left`` to ``left + side``, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+def plan_windows(height: int, width: int, side: int) -> list[Window]:
+    """Windows of ``side`` pixels, one beside the other, the last of a row or column shifted back to fit."""
+    return [Window(top, left, side) for top in _starts(height, side) for left in _starts(width, side)]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    if side > length:
+        raise ValueError(f"a window of {side} pixels does not fit in {length}")
+    return sorted({min(start, length - side) for start in range(0, length, side)})
+
+
+def cut_windows(images: Tensor, windows: Sequence[Window], size: int) -> Tensor:
+    """All windows of all images, window by window, resized (bicubic) to ``size``: [W * B, 3, size, size]."""
+    cuts = torch.cat([images[..., w.top : w.top + w.side, w.left : w.left + w.side] for w in windows])
+    return F.interpolate(cuts, (size, size), mode="bicubic", align_corners=False)
+
+
+def merge_windows(parts: Tensor, windows: Sequence[Window], size: tuple[int, int], stride: int) -> Tensor:
+    """Put features of windows in their places; where windows overlap, the mean.
+
+    Args:
+        parts: [W * B, C, side / stride, side / stride], ordered as :func:`cut_windows` returns them.
+        windows: the plan.
+        size: height and width of the images in pixels.
+        stride: pixels per feature cell.
+
+    Returns:
+        [B, C, height / stride, width / stride].
+    """
+    chunks = parts.chunk(len(windows))
+    height, width = size[0] // stride, size[1] // stride
+    merged = parts.new_zeros(chunks[0].shape[0], parts.shape[1], height, width)
+    count = parts.new_zeros(1, 1, height, width)
+    for window, chunk in zip(windows, chunks, strict=True):
+        side = window.side // stride
+        rows = slice(window.top // stride, window.top // stride + side)
+        columns = slice(window.left // stride, window.left // stride + side)
+        merged[..., rows, columns] += chunk
+        count[..., rows, columns] += 1
+    return merged / count

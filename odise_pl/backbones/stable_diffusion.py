@@ -1,0 +1,202 @@
+"""The frozen text-to-image diffusion model: how it is built and where its weights come from.
+
+Three kinds of source give identical weights: an original single-file checkpoint (LDM names), a
+diffusers folder, a hub id. ``random`` draws weights, for tests and for work without the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import single_file_utils as ldm
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
+
+TOKENS = 77
+END_OF_TEXT = 49407
+
+
+@dataclass(frozen=True)
+class DiffusionArchitecture:
+    """Sizes of a Stable Diffusion model; the defaults are SD 1.x.
+
+    Attributes:
+        unet_channels: width of each UNet level; every level but the last has cross-attention.
+        heads: attention heads of each level, or one number for all.
+        context_dim: width of the text conditioning.
+        linear_projection: transformer blocks enter and leave by Linear (SD 2) or 1x1 conv (SD 1).
+        vae_channels: width of each VAE level.
+        text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
+            (SD 2 takes the penultimate of 24 layers: 23 here).
+        text_pad: token that fills up the 77 (SD 1: end of text; SD 2: 0).
+        prediction: what the UNet predicts, ``epsilon`` or ``v_prediction``. Features do not depend on it.
+    """
+
+    unet_channels: Sequence[int] = (320, 640, 1280, 1280)
+    heads: int | Sequence[int] = 8
+    context_dim: int = 768
+    linear_projection: bool = False
+    vae_channels: Sequence[int] = (128, 256, 512, 512)
+    text_width: int = 768
+    text_mlp: int = 3072
+    text_layers: int = 12
+    text_heads: int = 12
+    text_activation: str = "quick_gelu"
+    text_pad: int = END_OF_TEXT
+    prediction: str = "epsilon"
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the UNet's time embedding."""
+        return 4 * self.unet_channels[0]
+
+
+@dataclass(frozen=True)
+class DiffusionModels:
+    """The three frozen networks of one diffusion model."""
+
+    # typed Any: diffusers' classes do not declare their modules and configuration
+    unet: Any
+    vae: Any
+    text_encoder: CLIPTextModel
+
+
+def build_diffusion(architecture: DiffusionArchitecture) -> DiffusionModels:
+    """The networks with weights drawn from the global generator."""
+    return DiffusionModels(_unet(architecture), _vae(architecture), _text_encoder(architecture))
+
+
+def load_diffusion(weights: str, architecture: DiffusionArchitecture | None = None) -> DiffusionModels:
+    """Build the networks and fill them.
+
+    Args:
+        weights: ``random``; a diffusers folder; an original ``.ckpt`` or ``.safetensors``; else a hub id.
+        architecture: needed for ``random`` and single files (SD 1.x by default); folders and the hub bring
+            their own configuration.
+
+    Raises:
+        WeightsError: nothing there, damaged, or of another architecture.
+    """
+    architecture = architecture or DiffusionArchitecture()
+    path = Path(weights)
+    if weights == "random":
+        models = build_diffusion(architecture)
+    elif path.is_dir():
+        models = _load_folder(weights, local=True)
+    elif path.is_file():
+        models = _load_single_file(path, architecture)
+    elif path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~")):
+        raise WeightsError(
+            f"diffusion weights not found: {weights}; set backbone.weights to a file or folder"
+        )
+    else:
+        models = _load_folder(weights, local=False)
+    return models
+
+
+def _unet(a: DiffusionArchitecture) -> UNet2DConditionModel:
+    levels = len(a.unet_channels)
+    # diffusers' attention_head_dim means the number of heads in SD configurations
+    heads = a.heads if isinstance(a.heads, int) else tuple(a.heads)
+    return UNet2DConditionModel(
+        block_out_channels=tuple(a.unet_channels),
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        layers_per_block=2,
+        cross_attention_dim=a.context_dim,
+        attention_head_dim=heads,
+        use_linear_projection=a.linear_projection,
+    )
+
+
+def _vae(a: DiffusionArchitecture) -> AutoencoderKL:
+    levels = len(a.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=tuple(a.vae_channels),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+
+
+def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=a.text_width,
+            intermediate_size=a.text_mlp,
+            num_hidden_layers=a.text_layers,
+            num_attention_heads=a.text_heads,
+            hidden_act=a.text_activation,
+            max_position_embeddings=TOKENS,
+            projection_dim=a.text_width,
+        )
+    )
+
+
+def _load_folder(source: str, local: bool) -> DiffusionModels:
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    try:
+        parts = {
+            name: kind.from_pretrained(source, subfolder=name, local_files_only=local)
+            for name, kind in kinds.items()
+        }
+    except (OSError, ValueError) as error:
+        where = "folder" if local else "hub id"
+        raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
+    return DiffusionModels(**parts)
+
+
+def _load_single_file(path: Path, architecture: DiffusionArchitecture) -> DiffusionModels:
+    tensors = tensors_of(read_checkpoint(path))
+    _require_parts(tensors, path)
+    models = build_diffusion(architecture)
+    unet = ldm.convert_ldm_unet_checkpoint(dict(tensors), models.unet.config)
+    vae = ldm.convert_ldm_vae_checkpoint(dict(tensors), models.vae.config)
+    load_exactly(models.unet, unet, str(path))
+    load_exactly(models.vae, vae, str(path))
+    load_exactly(models.text_encoder, _convert_text(models.text_encoder, tensors), str(path), _TEXT_BUFFERS)
+    return models
+
+
+_TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids", "text_projection.weight")
+
+
+def _require_parts(tensors: dict[str, Tensor], path: Path) -> None:
+    for prefix in ("model.diffusion_model.", "first_stage_model.", "cond_stage_model."):
+        if not any(name.startswith(prefix) for name in tensors):
+            raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: it has no {prefix}*")
+
+
+def _convert_text(model: CLIPTextModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if any(name.startswith("cond_stage_model.transformer.text_model") for name in tensors):
+        named = ldm.convert_ldm_clip_checkpoint(dict(tensors))
+    else:
+        named = ldm.convert_open_clip_checkpoint(model, dict(tensors))
+    # transformers dropped the "text_model." level in version 5
+    nested = any(name.startswith("text_model.") for name in model.state_dict())
+    return named if nested else {name.removeprefix("text_model."): value for name, value in named.items()}
+
+
+def tokenize(texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
+    """CLIP byte-pair tokens, int64 [len(texts), 77]: start, text cut to 75 tokens, end, then ``pad``."""
+    rows = torch.as_tensor(SimpleTokenizer(context_length=TOKENS)(list(texts)))
+    after_end = torch.cumsum(rows == END_OF_TEXT, dim=1) - (rows == END_OF_TEXT).long() > 0
+    return rows.masked_fill(after_end, pad)
+
+
+@torch.no_grad()
+def encode_prompts(text_encoder: nn.Module, texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
+    """Conditioning of the UNet for each text: [len(texts), 77, context_dim]."""
+    device = next(text_encoder.parameters()).device
+    output: Tensor = text_encoder(tokenize(texts, pad).to(device)).last_hidden_state
+    return output

@@ -1,0 +1,42 @@
+"""Small pieces that the heads share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """``layers`` linear layers with ReLU between them."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, layers: int = 3) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden] * (layers - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *inner, last = self.layers
+        for layer in inner:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, GroupNorm over 32 groups and, if asked, ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, bias: bool = False, relu: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+        self.norm = nn.GroupNorm(32, out_channels)
+        self.relu = relu
+        nn.init.xavier_uniform_(self.conv.weight)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu(x) if self.relu else x

@@ -1,0 +1,10 @@
+"""The one error of the losses."""
+
+DIVERGED = (
+    "training has diverged: lower optimizer.lr, or set trainer.precision=32-true, "
+    "and resume from the last checkpoint"
+)
+
+
+class NonFiniteError(FloatingPointError):
+    """A cost or loss is NaN or infinite; the message names the images and the term."""
