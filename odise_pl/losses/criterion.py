@@ -118,7 +118,7 @@ class SetCriterion:
     def _mask_losses(
         self, logits: Tensor, masks: Tensor, uniform: Uniform, count: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Losses of matched pairs, summed and divided by ``count``: logits [N, 1, h, w], masks bool [N, H, W]."""
+        """Losses of matched pairs over ``count``: logits [N, 1, h, w], masks bool [N, H, W]."""
         if not len(masks):
             nothing = logits.sum() * 0
             return nothing, nothing
