@@ -14,8 +14,11 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
         masks: bool [B, Q, H, W].
 
     Returns:
-        [B, Q, C].
+        [B, Q, C] in the precision of ``features``.
     """
-    weights = masks.to(features.dtype)
-    total = weights.sum(dim=(2, 3)).unsqueeze(2) + 1e-8
-    return torch.einsum("bchw,bqhw->bqc", features, weights / total.unsqueeze(3))
+    # float16 neither counts the cells of a large mask nor holds one share of them
+    with torch.autocast(features.device.type, enabled=False):
+        exact = features.to(torch.promote_types(features.dtype, torch.float32))
+        weights = masks.to(exact.dtype)
+        total = weights.sum(dim=(2, 3), keepdim=True) + 1e-8
+        return torch.einsum("bchw,bqhw->bqc", exact, weights / total).to(features.dtype)
