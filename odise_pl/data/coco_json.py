@@ -1,0 +1,150 @@
+"""Entries of COCO annotation files, read so that every fault of an entry is kept. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from odise_pl.data import fields
+from odise_pl.data.records import DataError, SegmentRecord
+from odise_pl.data.validate import shown
+from odise_pl.vocabulary import Vocabulary, VocabularyError
+
+_LARGEST_ID = 2**24 - 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An entry of ``images``.
+
+    Attributes:
+        where: the entry's place in the file, for messages.
+        id: None if it is unreadable.
+        file_name: empty if it is unreadable.
+        size: height and width, zeros if unreadable.
+        faults: what is wrong with the entry.
+    """
+
+    where: str
+    id: int | None
+    file_name: str
+    size: tuple[int, int]
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AnnotationEntry:
+    """An entry of ``annotations``: the PNG of an image and its segments; fields as in :class:`ImageEntry`."""
+
+    where: str
+    image_id: int | None
+    file_name: str
+    segments: tuple[SegmentRecord, ...]
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CaptionEntry:
+    """An entry of ``annotations`` in a caption file; fields as in :class:`ImageEntry`."""
+
+    where: str
+    image_id: int | None
+    caption: str
+    faults: tuple[str, ...]
+
+
+class _Faults(list[str]):
+    """Turns the first fault of each field into text, so that the next field is read too."""
+
+    def read(self, default: _T, read: Callable[..., _T], *arguments: Any) -> _T:
+        try:
+            return read(*arguments)
+        except DataError as error:
+            self.append(str(error))
+            return default
+
+
+def image_entries(items: Iterable[Any]) -> Iterator[ImageEntry]:
+    """Read the list ``images``."""
+    for index, item in enumerate(items):
+        faults = _Faults()
+        size = tuple(faults.read(0, fields.positive, item, side) for side in ("height", "width"))
+        yield ImageEntry(
+            f"images[{index}]",
+            faults.read(None, fields.integer, item, "id"),
+            faults.read("", fields.text, item, "file_name"),
+            (size[0], size[1]),
+            _distinct(faults),
+        )
+
+
+def annotation_entries(items: Iterable[Any], vocabulary: Vocabulary) -> Iterator[AnnotationEntry]:
+    """Read the list ``annotations`` of a panoptic file."""
+    for index, item in enumerate(items):
+        faults = _Faults()
+        image_id = faults.read(None, fields.integer, item, "image_id")
+        file_name = faults.read("", fields.text, item, "file_name")
+        segments = _segments(faults.read([], fields.sequence, item, "segments_info"), vocabulary, faults)
+        yield AnnotationEntry(f"annotations[{index}]", image_id, file_name, segments, _distinct(faults))
+
+
+def caption_entries(items: Iterable[Any]) -> Iterator[CaptionEntry]:
+    """Read the list ``annotations`` of a caption file."""
+    for index, item in enumerate(items):
+        faults = _Faults()
+        image_id = faults.read(None, fields.integer, item, "image_id")
+        caption = faults.read("", fields.string, item, "caption").strip()
+        yield CaptionEntry(f"annotations[{index}]", image_id, caption, _distinct(faults))
+
+
+def _segments(items: list[Any], vocabulary: Vocabulary, faults: _Faults) -> tuple[SegmentRecord, ...]:
+    segments = []
+    for index, item in enumerate(items):
+        own = _Faults()
+        segment = _segment(item, vocabulary, own)
+        faults.extend(f"segments_info[{index}] {fault}" for fault in _distinct(own))
+        segments.append(segment)
+    repeated = _repeated(segment.id for segment in segments)
+    if repeated:
+        faults.append(f"segments_info has ids twice: {shown(repeated)}")
+    return tuple(segments)
+
+
+def _segment(item: Any, vocabulary: Vocabulary, faults: _Faults) -> SegmentRecord:
+    category = faults.read(None, fields.integer, item, "category_id")
+    index = 0 if category is None else faults.read(0, _index_of, vocabulary, category)
+    return SegmentRecord(
+        id=faults.read(0, _segment_id, item),
+        category=index,
+        isthing=vocabulary.isthing[index],
+        iscrowd=faults.read(False, fields.flag, item, "iscrowd", False),
+        area=faults.read(0.0, fields.number, item, "area"),
+        bbox=faults.read((), fields.box, item, "bbox"),
+    )
+
+
+def _segment_id(item: Any) -> int:
+    value = fields.integer(item, "id")
+    if not 1 <= value <= _LARGEST_ID:
+        raise DataError(f"has id {value}; ids of segments are 1 to {_LARGEST_ID}")
+    return value
+
+
+def _index_of(vocabulary: Vocabulary, category_id: int) -> int:
+    try:
+        return vocabulary.index_of(category_id)
+    except VocabularyError as error:
+        raise DataError(f"has category_id {category_id}, which categories lacks") from error
+
+
+def _repeated(values: Iterable[int]) -> set[int]:
+    times = Counter(values)
+    return {value for value, count in times.items() if value and count > 1}
+
+
+def _distinct(faults: Iterable[str]) -> tuple[str, ...]:
+    # An entry that is no object gives the same fault for each of its fields.
+    return tuple(dict.fromkeys(faults))

@@ -1,0 +1,228 @@
+"""``dataset.json``, the description beside a set of shards. Imports no torch, so it is quick to check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from odise_pl.data.records import DataError
+from odise_pl.vocabulary import Vocabulary, VocabularyError
+
+FILE_NAME = "dataset.json"
+FORMAT = 1
+_TIMEOUT = 20  # seconds to wait for a remote dataset.json
+_PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split train2017 --out"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its file name beside ``dataset.json``, what it holds, and its checksum."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Totals of a shard set.
+
+    Attributes:
+        samples: images.
+        segments: annotated segments, crowds included.
+        captions: captions of all images.
+        left_out: entries of the source that were left out because of problems.
+        problems: what was wrong with them; ``problems.json`` lists it.
+    """
+
+    samples: int
+    segments: int
+    captions: int
+    left_out: int
+    problems: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a shard set comes from: format, split, and the annotation file with its checksum."""
+
+    dataset: str
+    split: str
+    annotations: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``dataset.json``.
+
+    Attributes:
+        name: name of the shard set.
+        vocabulary: the classes; segments in the shards hold indices into it.
+        counts: totals.
+        shards: the tar files in order.
+        source: what it was made from.
+        max_shard_bytes: the limit that the samples were distributed by.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    counts: Counts
+    shards: tuple[Shard, ...]
+    source: Origin
+    max_shard_bytes: int
+
+    def to_bytes(self) -> bytes:
+        """The file's content; equal manifests give equal bytes."""
+        data = {
+            "format": FORMAT,
+            "name": self.name,
+            "source": asdict(self.source),
+            "counts": asdict(self.counts),
+            "max_shard_bytes": self.max_shard_bytes,
+            "shards": [asdict(shard) for shard in self.shards],
+            "vocabulary": self.vocabulary.to_json(),
+        }
+        return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, location: str) -> Manifest:
+        """Read the file's content.
+
+        Raises:
+            DataError: it is no ``dataset.json``, or of another version.
+        """
+        try:
+            data = json.loads(content)
+            if data["format"] != FORMAT:
+                raise DataError(
+                    f"{location}: format {data['format']}, this version reads {FORMAT}; prepare it anew"
+                )
+            return cls._from_json(data)
+        except (KeyError, TypeError, ValueError, AttributeError, VocabularyError) as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{location}: is not the description of a shard set ({reason})") from error
+
+    @classmethod
+    def _from_json(cls, data: dict[str, Any]) -> Manifest:
+        return cls(
+            name=data["name"],
+            vocabulary=Vocabulary.from_json(data["vocabulary"], data["vocabulary"]["name"]),
+            counts=Counts(**data["counts"]),
+            shards=tuple(Shard(**shard) for shard in data["shards"]),
+            source=Origin(**data["source"]),
+            max_shard_bytes=data["max_shard_bytes"],
+        )
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A manifest and where it was found.
+
+    Attributes:
+        location: path or URL of ``dataset.json``.
+        manifest: its content.
+    """
+
+    location: str
+    manifest: Manifest
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Path or URL of each shard, for WebDataset."""
+        return tuple(beside(self.location, shard.name) for shard in self.manifest.shards)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(shard.samples for shard in self.manifest.shards)
+
+
+def locate(source: str | Path) -> str:
+    """Path or URL of the ``dataset.json`` of a shard set that is named by it or by its folder."""
+    text = str(source)
+    if not is_local(text):
+        return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
+    path = Path(_local_path(text)).expanduser()
+    return str(path if path.suffix == ".json" else path / FILE_NAME)
+
+
+def is_local(url: str) -> bool:
+    """Whether ``url`` is a path or ``file:`` URL."""
+    return urlparse(url).scheme in ("", "file")
+
+
+def _local_path(url: str) -> str:
+    return urlparse(url).path if url.startswith("file:") else url
+
+
+def beside(location: str, name: str) -> str:
+    """The URL of a file in the folder of ``dataset.json``; a ``pipe:`` command gets the other name."""
+    head, found, tail = location.rpartition(FILE_NAME)
+    if found:
+        return f"{head}{name}{tail}"
+    return str(Path(location).with_name(name))
+
+
+def check_shards(source: str | Path) -> ShardSet:
+    """Find a shard set and check that it can be streamed; local sets are checked file by file.
+
+    Raises:
+        DataError: there is no ``dataset.json``, it is unusable, or none of its shards is there; the message
+            names the path and the command that makes it.
+    """
+    location = locate(source)
+    shard_set = ShardSet(location, Manifest.from_bytes(_read(location), location))
+    if not shard_set.manifest.counts.samples:
+        raise DataError(f"{location}: the shard set is empty; {_make(location)}")
+    if is_local(location) and not any(Path(url).is_file() for url in shard_set.urls):
+        first = shard_set.urls[0]
+        raise DataError(
+            f"{location}: none of its shards is there (the first would be {first}); {_make(location)}"
+        )
+    return shard_set
+
+
+def missing_shards(shard_set: ShardSet) -> tuple[str, ...]:
+    """Shards of a local set that are not there or not of the recorded size."""
+    pairs = zip(shard_set.urls, shard_set.manifest.shards, strict=True)
+    return tuple(url for url, shard in pairs if not _has_size(Path(url), shard.bytes))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _make(location: str) -> str:
+    return f"make it with: {_PREPARE} {Path(location).parent if is_local(location) else 'DIR'}"
+
+
+def _read(location: str) -> bytes:
+    try:
+        return _fetch(location)
+    except FileNotFoundError as error:
+        raise DataError(f"no shard set at {location}; {_make(location)}") from error
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise DataError(f"{location}: cannot be read ({error}); {_make(location)}") from error
+
+
+def _fetch(location: str) -> bytes:
+    scheme = urlparse(location).scheme
+    if is_local(location):
+        return Path(location).read_bytes()
+    if scheme in ("http", "https"):
+        with urllib.request.urlopen(location, timeout=_TIMEOUT) as response:
+            return bytes(response.read())
+    if scheme == "pipe":  # a shell command, as WebDataset defines it
+        command = location.removeprefix("pipe:")
+        return subprocess.run(command, shell=True, check=True, capture_output=True, timeout=_TIMEOUT).stdout
+    from webdataset.gopen import gopen  # imports torch, so only for the schemes that need it
+
+    with gopen(location) as stream:
+        return bytes(stream.read())

@@ -1,0 +1,133 @@
+"""What a data set module hands to the shard writer, and what can be wrong with it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from odise_pl.errors import UserError
+from odise_pl.vocabulary import Vocabulary
+
+# The members of a sample in a shard: KEY.jpg, KEY.panoptic.png, KEY.json.
+IMAGE = "jpg"
+PANOPTIC = "panoptic.png"
+RECORD = "json"
+
+
+class DataError(UserError):
+    """Data that is missing, damaged or does not fit; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """One segment of a panoptic PNG.
+
+    Attributes:
+        id: R + 256 G + 65536 B of the segment's pixels, never 0.
+        category: contiguous class index.
+        isthing: countable object (True) or stuff (False).
+        iscrowd: a group that is not split into instances.
+        area: pixels, as annotated.
+        bbox: x, y, width, height in pixels, as annotated.
+    """
+
+    id: int
+    category: int
+    isthing: bool
+    iscrowd: bool
+    area: float
+    bbox: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One image of a data set before it is packed.
+
+    Attributes:
+        key: unique name in the shard set, without dots.
+        root: folder that the file names are relative to.
+        image: the image file.
+        panoptic: the panoptic PNG, or what the data set module makes one from.
+        image_id: the data set's id.
+        size: annotated height and width.
+        segments: what the ids of the PNG mean.
+        captions: may be empty.
+    """
+
+    key: str
+    root: Path
+    image: str
+    panoptic: str
+    image_id: int
+    size: tuple[int, int]
+    segments: tuple[SegmentRecord, ...]
+    captions: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every source file of the sample."""
+        return (self.root / self.image, self.root / self.panoptic)
+
+    def record(self) -> bytes:
+        """The sample's JSON member; equal samples give equal bytes."""
+        height, width = self.size
+        data = {
+            "image_id": self.image_id,
+            "height": height,
+            "width": width,
+            "segments_info": [asdict(segment) for segment in self.segments],
+            "captions": list(self.captions),
+        }
+        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a sample cannot be used.
+
+    Attributes:
+        sample: the sample's image file, or the nearest thing to it that the data set names.
+        file: the file at fault, relative to the data set's root.
+        cause: what is wrong with it.
+    """
+
+    sample: str
+    file: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, read but with its images and PNGs still unopened.
+
+    Attributes:
+        dataset: name of the data set's format, "coco".
+        split: name of the split, "train2017".
+        annotations: name of the annotation file.
+        sha256: of the annotation file.
+        vocabulary: the classes; segments refer to them by index.
+        samples: those that the annotation file describes without fault.
+        problems: the faults found so far; their samples are not among ``samples``.
+        notes: what a user should know but which leaves no sample out.
+        check: opens the files of a sample and returns what is wrong with them.
+        members: reads the files of a sample: the content of each member by its suffix.
+    """
+
+    dataset: str
+    split: str
+    annotations: str
+    sha256: str
+    vocabulary: Vocabulary
+    samples: tuple[SourceSample, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    check: Callable[[SourceSample], list[Problem]]
+    members: Callable[[SourceSample], Mapping[str, bytes]]
+
+
+def verbatim_members(sample: SourceSample) -> dict[str, bytes]:
+    """The sample's files exactly as they are on disk, and its record."""
+    image, panoptic = sample.files
+    return {IMAGE: image.read_bytes(), PANOPTIC: panoptic.read_bytes(), RECORD: sample.record()}

@@ -1,0 +1,73 @@
+"""What can be wrong with the files of a panoptic sample. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from odise_pl.data.images import decode_ids, open_image, orientation, unique_ids
+from odise_pl.data.records import DataError, Problem, SourceSample
+
+_SHOWN = 5
+
+
+def check_sample(sample: SourceSample) -> list[Problem]:
+    """Open both files of a sample and compare them with its annotation; every fault is returned."""
+    checks = {sample.image: _image_faults(sample), sample.panoptic: _panoptic_faults(sample)}
+    return [Problem(sample.image, file, cause) for file, causes in checks.items() for cause in causes]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError("is missing") from error
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})") from error
+
+
+def _image_faults(sample: SourceSample) -> Iterator[str]:
+    try:
+        image = open_image(_read(sample.files[0]))
+    except DataError as error:
+        yield str(error)
+        return
+    if image.format not in ("JPEG", "MPO"):  # MPO: several JPEGs in one file, the first is the image
+        yield f"is a {image.format} file; shards hold JPEG, convert it"
+    if (image.height, image.width) != sample.size:
+        yield _wrong_size("the image", (image.height, image.width), sample.size) + _exif_hint(image)
+
+
+def _exif_hint(image: Image.Image) -> str:
+    turned = orientation(image)
+    if turned == 1:
+        return ""
+    return f" (its EXIF orientation {turned} is not applied: annotations are of the stored pixels)"
+
+
+def _panoptic_faults(sample: SourceSample) -> Iterator[str]:
+    try:
+        ids = decode_ids(_read(sample.files[1]))
+    except DataError as error:
+        yield str(error)
+        return
+    if ids.shape != sample.size:
+        yield _wrong_size("the PNG", (ids.shape[0], ids.shape[1]), sample.size)
+    painted = set(unique_ids(ids).tolist()) - {0}
+    listed = {segment.id for segment in sample.segments}
+    if painted - listed:
+        yield f"has pixels of ids that segments_info lacks: {shown(painted - listed)}"
+    if listed - painted:
+        yield f"has no pixel of ids that segments_info lists: {shown(listed - painted)}"
+
+
+def _wrong_size(what: str, actual: tuple[int, int], annotated: tuple[int, int]) -> str:
+    return f"{what} has {actual[1]}x{actual[0]} pixels, the annotation says {annotated[1]}x{annotated[0]}"
+
+
+def shown(values: set[int]) -> str:
+    """The first values of a set for a message."""
+    some = ", ".join(str(value) for value in sorted(values)[:_SHOWN])
+    return some if len(values) <= _SHOWN else f"{some} and {len(values) - _SHOWN} more"

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import pack
+from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
+from PIL import Image
+
+from odise_pl.data.coco import read_coco
+from odise_pl.data.manifest import check_shards
+from odise_pl.data.prepare import PROBLEMS
+from odise_pl.data.records import DataError
+from odise_pl.vocabulary import load_vocabulary
+
+IMAGE, PNG = "000000000002.jpg", "000000000002.png"
+
+
+def missing_image(coco: MiniCoco) -> None:
+    (coco.images / IMAGE).unlink()
+
+
+def missing_png(coco: MiniCoco) -> None:
+    (coco.pngs / PNG).unlink()
+
+
+def truncated_image(coco: MiniCoco) -> None:
+    content = (coco.images / IMAGE).read_bytes()
+    (coco.images / IMAGE).write_bytes(content[: len(content) // 2])
+
+
+def truncated_png(coco: MiniCoco) -> None:
+    content = (coco.pngs / PNG).read_bytes()
+    (coco.pngs / PNG).write_bytes(content[: len(content) // 2])
+
+
+def empty_image(coco: MiniCoco) -> None:
+    (coco.images / IMAGE).write_bytes(b"")
+
+
+def text_for_image(coco: MiniCoco) -> None:
+    (coco.images / IMAGE).write_text("<html>404 not found</html>")
+
+
+def image_is_png(coco: MiniCoco) -> None:
+    Image.open(coco.images / IMAGE).save(coco.images / IMAGE, format="png")
+
+
+def grey_png(coco: MiniCoco) -> None:
+    Image.open(coco.pngs / PNG).convert("L").save(coco.pngs / PNG)
+
+
+def id_without_segment(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"].pop()
+
+
+def segment_without_pixel(coco: MiniCoco) -> None:
+    segments = coco.annotation["annotations"][1]["segments_info"]
+    segments.append({**segments[0], "id": 12345})
+
+
+def wrong_size_in_annotation(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["height"] += 1
+
+
+def wrong_size_of_png(coco: MiniCoco) -> None:
+    image = Image.open(coco.pngs / PNG)
+    image.crop((0, 0, image.width - 1, image.height)).save(coco.pngs / PNG)
+
+
+def turned_by_exif(coco: MiniCoco) -> None:
+    image = Image.open(coco.images / IMAGE)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.rotate(90, expand=True).save(coco.images / IMAGE, exif=exif)
+    coco.annotation["images"][1]["width"] = image.width
+    if image.width == image.height:
+        image.crop((0, 0, image.width, image.height - 1)).save(coco.images / IMAGE, exif=exif)
+
+
+def unknown_category(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0]["category_id"] = 55
+
+
+def same_image_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = 1
+
+
+def same_image_file(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["file_name"] = "000000000001.jpg"
+
+
+def same_key(coco: MiniCoco) -> None:
+    (coco.images / IMAGE).rename(coco.images / "000000000001.jpeg")
+    coco.annotation["images"][1]["file_name"] = "000000000001.jpeg"
+
+
+def same_segment_id(coco: MiniCoco) -> None:
+    segments = coco.annotation["annotations"][1]["segments_info"]
+    segments[1]["id"] = segments[0]["id"]
+
+
+def two_annotations(coco: MiniCoco) -> None:
+    coco.annotation["annotations"].append(coco.annotation["annotations"][1])
+
+
+def no_annotation(coco: MiniCoco) -> None:
+    del coco.annotation["annotations"][1]
+
+
+def no_image_entry(coco: MiniCoco) -> None:
+    del coco.annotation["images"][1]
+
+
+def unlisted_image(coco: MiniCoco) -> None:
+    Image.new("RGB", (8, 8)).save(coco.images / "extra.jpg")
+
+
+def unlisted_png(coco: MiniCoco) -> None:
+    Image.new("RGB", (8, 8)).save(coco.pngs / "extra.png")
+
+
+def image_without_width(coco: MiniCoco) -> None:
+    del coco.annotation["images"][1]["width"]
+
+
+def negative_height(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["height"] = -3
+
+
+def text_for_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = "2"
+
+
+def annotation_without_segments(coco: MiniCoco) -> None:
+    del coco.annotation["annotations"][1]["segments_info"]
+
+
+def segment_without_area(coco: MiniCoco) -> None:
+    del coco.annotation["annotations"][1]["segments_info"][0]["area"]
+
+
+def short_box(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0]["bbox"] = [1, 2]
+
+
+def segment_id_zero(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0]["id"] = 0
+
+
+def segment_is_list(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0] = [1, 2]
+
+
+def caption_without_text(coco: MiniCoco) -> None:
+    del coco.captions["annotations"][3]["caption"]
+
+
+PROBLEM_CAUSES = [
+    (missing_image, f"train2017/{IMAGE}", "is missing"),
+    (missing_png, f"annotations/panoptic_train2017/{PNG}", "is missing"),
+    (truncated_image, f"train2017/{IMAGE}", "cannot be decoded (image file is truncated"),
+    (truncated_png, f"annotations/panoptic_train2017/{PNG}", "cannot be decoded ("),
+    (empty_image, f"train2017/{IMAGE}", "the file is empty"),
+    (text_for_image, f"train2017/{IMAGE}", "not an image of a known format"),
+    (image_is_png, f"train2017/{IMAGE}", "is a PNG file; shards hold JPEG"),
+    (grey_png, f"annotations/panoptic_train2017/{PNG}", "PNG of mode L"),
+    (id_without_segment, f"annotations/panoptic_train2017/{PNG}", "pixels of ids that segments_info lacks"),
+    (segment_without_pixel, f"annotations/panoptic_train2017/{PNG}", "segments_info lists: 12345"),
+    (wrong_size_in_annotation, f"train2017/{IMAGE}", "the annotation says"),
+    (wrong_size_in_annotation, f"annotations/panoptic_train2017/{PNG}", "the annotation says"),
+    (wrong_size_of_png, f"annotations/panoptic_train2017/{PNG}", "the PNG has"),
+    (turned_by_exif, f"train2017/{IMAGE}", "EXIF orientation 6 is not applied"),
+    (unknown_category, "", "segments_info[0] has category_id 55, which categories lacks"),
+    (same_image_id, "", "has the id 1 of another image"),
+    (same_image_file, "", "has the file_name 000000000001.jpg of another image"),
+    (same_key, "", "gives the key of another image"),
+    (same_segment_id, "", "segments_info has ids twice"),
+    (two_annotations, "", "2 annotations have image_id 2"),
+    (no_annotation, "", "no annotation has image_id 2"),
+    (no_image_entry, "", "annotations[1] has image_id 2, which images lacks"),
+    (no_image_entry, f"train2017/{IMAGE}", "no entry of images"),
+    (unlisted_image, "train2017/extra.jpg", "no entry of images in panoptic_train2017.json names it"),
+    (unlisted_png, "annotations/panoptic_train2017/extra.png", "no entry of annotations"),
+    (image_without_width, "", "images[1] has no width"),
+    (negative_height, "", "images[1] has height -3"),
+    (text_for_id, "", "images[1] has id '2', expected a whole number"),
+    (annotation_without_segments, "", "annotations[1] has no segments_info"),
+    (segment_without_area, "", "segments_info[0] has no area"),
+    (short_box, "", "segments_info[0] has bbox [1, 2], expected four numbers"),
+    (segment_id_zero, "", "segments_info[0] has id 0; ids of segments are 1 to 16777215"),
+    (segment_is_list, "", "segments_info[0] is [1, 2], expected an object"),
+    (caption_without_text, "annotations/captions_train2017.json", "annotations[3] has no caption"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "file", "cause"), PROBLEM_CAUSES)
+def test_problem(tmp_path: Path, spoil: Callable[[MiniCoco], None], file: str, cause: str) -> None:
+    coco = make_coco(tmp_path / "coco", 4)
+    spoil(coco)
+    coco.save()
+    assert pack(coco.root, tmp_path / "out") == 1
+    problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())["problems"]
+    file = file or "annotations/panoptic_train2017.json"
+    assert [p for p in problems if p["file"] == file and cause in p["cause"]], problems
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PROBLEMS]
+    assert pack(coco.root, tmp_path / "out", "--skip-bad") == 0
+    samples = check_shards(tmp_path / "out").manifest.counts.samples
+    both = {same_image_id, same_image_file, same_key}
+    whole = {unlisted_image, unlisted_png, caption_without_text}
+    assert samples == (2 if spoil in both else 4 if spoil in whole else 3)
+
+
+def test_every_fault_of_a_sample_is_collected(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    segments = coco.annotation["annotations"][0]["segments_info"]
+    segments[0]["category_id"] = 55
+    segments[1]["bbox"] = None
+    del coco.annotation["images"][0]["height"]
+    truncated_image(coco)
+    missing_png(coco)
+    coco.save()
+    assert pack(coco.root, tmp_path / "out") == 1
+    problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())
+    causes = [problem["cause"] for problem in problems["problems"]]
+    assert len(causes) == 5
+    assert problems["left_out"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "archive"),
+    [
+        ("", "--root"),
+        ("train2017", "train2017.zip"),
+        ("annotations/panoptic_train2017.json", "panoptic_annotations_trainval2017.zip"),
+        ("annotations/panoptic_train2017", "panoptic_train2017.zip"),
+    ],
+)
+def test_missing_part_is_named_with_its_download(
+    tmp_path: Path, path: str, archive: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    target = coco.root / path
+    target.rename(tmp_path / "elsewhere")
+    assert pack(coco.root, tmp_path / "out") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert str(target) in error
+    assert archive in error
+    assert "cocodataset.org" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [', "is not JSON"),
+        ("[]", "list 'categories'"),
+        (json.dumps({"categories": CATEGORIES, "annotations": []}), "list 'images'"),
+        (json.dumps({"categories": CATEGORIES, "images": []}), "list 'annotations'"),
+        (json.dumps({"categories": [], "images": [], "annotations": []}), "no classes"),
+        (json.dumps({"categories": [{"id": 1}], "images": [], "annotations": []}), "name"),
+    ],
+)
+def test_unusable_annotation_file(tmp_path: Path, content: str, message: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.json.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_coco(coco.root, "train2017")
+    assert str(coco.json) in str(error.value)
+
+
+def test_captions_are_optional_and_those_of_other_images_are_counted(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    coco.captions["annotations"] += [
+        {"id": 90, "image_id": 77, "caption": "elsewhere"},
+        {"id": 91, "image_id": 1, "caption": " "},
+    ]
+    coco.save()
+    source = read_coco(coco.root, "train2017")
+    assert [note.split(" captions")[0] for note in source.notes] == ["1", "1"]
+    assert source.samples[0].captions == ("caption 0 of image 1", "caption 1 of image 1")
+    (coco.root / "annotations" / "captions_train2017.json").unlink()
+    assert read_coco(coco.root, "train2017").samples[0].captions == ()
+
+
+def test_an_image_of_void_only_is_fine(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    image, annotation = coco.annotation["images"][0], coco.annotation["annotations"][0]
+    annotation["segments_info"] = []
+    colours(np.zeros((image["height"], image["width"]), dtype=np.int64)).save(
+        coco.pngs / annotation["file_name"]
+    )
+    coco.save()
+    assert pack(coco.root, tmp_path / "out") == 0
+
+
+def test_keys_have_no_dots_and_no_folders(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    (coco.images / "cam.1").mkdir()
+    (coco.images / "000000000001.jpg").rename(coco.images / "cam.1" / "frame.01.jpg")
+    coco.annotation["images"][0]["file_name"] = "cam.1/frame.01.jpg"
+    coco.save()
+    source = read_coco(coco.root, "train2017")
+    assert not source.problems
+    assert source.samples[0].key == "cam_1_frame_01"
+    assert pack(coco.root, tmp_path / "out") == 0
+
+
+def official_categories() -> list[dict[str, object]]:
+    categories = load_vocabulary("coco_panoptic").categories
+    return [{"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)} for c in categories]
+
+
+def test_vocabulary_is_the_packaged_one_only_for_exactly_its_categories(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    assert read_coco(coco.root, "train2017").vocabulary.names == ("square", "disc", "ground")
+    annotation = coco.annotation["annotations"][0]
+    for segment, category in zip(annotation["segments_info"], (1, 7, 200), strict=True):
+        segment["category_id"] = category
+    coco.annotation["categories"] = official_categories()
+    coco.save()
+    source = read_coco(coco.root, "train2017")
+    assert source.vocabulary.name == "coco_panoptic"
+    assert [segment.category for segment in source.samples[0].segments] == [0, 6, 132]
+    own = read_coco(coco.root, "train2017", "annotation").vocabulary
+    assert (own.name, own.names[-1]) == ("coco_train2017", "rug-merged")
+    coco.annotation["categories"][0]["name"] = "robot"
+    coco.save()
+    assert read_coco(coco.root, "train2017").vocabulary.name == "coco_train2017"
+
+
+def test_a_named_vocabulary_must_agree(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    with pytest.raises(DataError, match=r"category 1 is thing 'square', but .* has thing 'person'"):
+        read_coco(coco.root, "train2017", "coco_panoptic")
+    with pytest.raises(DataError, match="no vocabulary 'nonsense'"):
+        read_coco(coco.root, "train2017", "nonsense")
+    path = tmp_path / "mine.json"
+    mine = [
+        {"id": 5, "name": "more"},
+        *({**category, "isthing": bool(category["isthing"])} for category in CATEGORIES),
+    ]
+    path.write_text(json.dumps({"categories": mine}))
+    source = read_coco(coco.root, "train2017", str(path))
+    assert [segment.category for segment in source.samples[0].segments] == [1, 2, 3]
+    path.write_text(json.dumps({"categories": mine[:3]}))
+    with pytest.raises(DataError, match=r"category 90 is stuff 'ground'.* has no such id"):
+        read_coco(coco.root, "train2017", str(path))
