@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from panoptic_maps import ISTHING, perfect_instances, read_coco_mini, segmentation, shifted
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from odise_pl.metrics.mask_ap import MaskAP, MaskAPResult
+from odise_pl.structures import Instances, PanopticSegmentation, Segment
+
+Truths = dict[int, PanopticSegmentation]
+Found = dict[int, Instances]
+
+
+def score(found: Found, truths: Truths, isthing: tuple[bool, ...] = ISTHING) -> MaskAPResult:
+    metric = MaskAP(isthing)
+    metric.update(list(found.values()), list(truths.values()), list(truths))
+    return metric.compute()
+
+
+def encode(mask: torch.Tensor) -> dict[str, object]:
+    return coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+
+
+def pycocotools_stats(found: Found, truths: Truths, isthing: tuple[bool, ...]) -> list[float]:
+    """COCO's own twelve numbers, from the pycocotools used directly."""
+    truth, annotations, results = COCO(), [], []
+    for image_id, panoptic in truths.items():
+        for s in panoptic.segments:
+            if s.isthing:
+                mask = panoptic.ids == s.id
+                annotation = {"image_id": image_id, "category_id": s.category, "iscrowd": int(s.iscrowd)}
+                annotation |= {
+                    "id": len(annotations) + 1,
+                    "segmentation": encode(mask),
+                    "area": int(mask.sum()),
+                }
+                annotations.append(annotation)
+        instances = found[image_id]
+        for label, confidence, mask in zip(
+            instances.labels.tolist(), instances.scores.tolist(), instances.masks, strict=True
+        ):
+            result = {"image_id": image_id, "category_id": label, "score": confidence}
+            results.append(result | {"segmentation": encode(mask)})
+    truth.dataset = {
+        "images": [{"id": i, "height": t.ids.shape[0], "width": t.ids.shape[1]} for i, t in truths.items()],
+        "annotations": annotations,
+        "categories": [{"id": c} for c, thing in enumerate(isthing) if thing],
+        "info": {},
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [max(float(value), 0.0) for value in evaluation.stats[:6]]
+
+
+def six(result: MaskAPResult) -> list[float]:
+    return [result.ap, result.ap50, result.ap75, result.ap_small, result.ap_medium, result.ap_large]
+
+
+def random_scene(rng: np.random.Generator, count: int) -> tuple[Truths, Found]:
+    """Truth of blocks with crowds and stuff; detections are blocks moved, doubled, relabelled, missing."""
+    truths, found = {}, {}
+    things = [c for c, thing in enumerate(ISTHING) if thing]
+    for image_id in rng.choice(10_000, count, replace=False).tolist():
+        scale = int(rng.choice([6, 40, 110]))
+        ids = np.kron(rng.integers(0, 7, (3, 3)), np.ones((scale, scale), dtype=np.int64)) * 100_003
+        segments = []
+        for value in np.unique(ids[ids > 0]).tolist():
+            category = int(rng.integers(len(ISTHING)))
+            segments.append(Segment(value, category, ISTHING[category], iscrowd=bool(rng.random() < 0.2)))
+        truths[image_id] = segmentation(ids, segments)
+        masks, labels = [np.zeros(ids.shape, dtype=bool)], [things[0]]
+        for segment in segments:
+            for _ in range(int(rng.integers(0, 3))):
+                move = rng.integers(0, max(scale // 3, 1), 2)
+                masks.append(np.roll(ids == segment.id, tuple(move), (0, 1)))
+                labels.append(segment.category if segment.isthing else int(rng.choice(things)))
+        found[image_id] = Instances(
+            labels=torch.tensor(labels),
+            scores=torch.from_numpy(rng.integers(0, 12, len(labels)) / 11),  # with ties
+            masks=torch.from_numpy(np.stack(masks)),
+        )
+    return truths, found
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_equals_pycocotools_on_random_scenes(seed: int) -> None:
+    truths, found = random_scene(np.random.default_rng(seed), 3)
+    expected = pycocotools_stats(found, dict(sorted(truths.items())), ISTHING)
+    assert six(score(found, truths)) == pytest.approx(expected, abs=1e-9, rel=0)
+
+
+def test_per_class_averages_to_the_mean_and_marks_absent_classes() -> None:
+    truths, found = random_scene(np.random.default_rng(1), 6)
+    result = score(found, truths)
+    present = {s.category for t in truths.values() for s in t.segments if s.isthing and not s.iscrowd}
+    assert {c for c in range(len(ISTHING)) if not result.per_class[c].isnan()} == present
+    assert float(result.per_class.nanmean()) == pytest.approx(result.ap, abs=1e-12)
+    assert result.num_classes == len(present)
+    assert 0 < result.ap < 1
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    truths, found = random_scene(np.random.default_rng(2), 5)
+    backwards = score(dict(reversed(found.items())), dict(reversed(truths.items())))
+    assert six(backwards) == six(score(found, truths))
+
+
+TRUTH = segmentation(
+    np.array([[7, 7, 8], [7, 7, 9]]), [Segment(7, 0, True), Segment(8, 1, True), Segment(9, 2, False)]
+)
+NONE = Instances(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 2, 3, dtype=torch.bool))
+
+
+def test_perfect_empty_and_nothing() -> None:
+    perfect = score({1: perfect_instances(TRUTH)}, {1: TRUTH})
+    assert (perfect.ap, perfect.ap50, perfect.ap75, perfect.ap_small) == (1.0, 1.0, 1.0, 1.0)
+    empty = score({1: NONE}, {1: TRUTH})
+    assert six(empty) == [0.0] * 6
+    assert empty.per_class[:2].tolist() == [0.0, 0.0]
+    nothing = MaskAP(ISTHING)
+    nothing.update([], [], [])
+    assert six(nothing.compute()) == [0.0] * 6
+    no_truth = score({1: perfect_instances(TRUTH)}, {1: replace(TRUTH, ids=TRUTH.ids * 0, segments=())})
+    assert (no_truth.ap, no_truth.num_classes) == (0.0, 0)
+    assert score({1: NONE}, {1: replace(TRUTH, segments=())}, (False,)).per_class.isnan().all()
+
+
+def test_a_detection_on_a_crowd_costs_nothing() -> None:
+    crowd = segmentation(np.array([[7, 7, 8, 8]]), [Segment(7, 0, True), Segment(8, 0, True, iscrowd=True)])
+    masks = torch.tensor([[[0, 0, 1, 1]], [[1, 1, 0, 0]]], dtype=torch.bool)
+    found = Instances(torch.tensor([0, 0]), torch.tensor([0.9, 0.8]), masks)
+    assert score({1: found}, {1: crowd}).ap == 1.0
+    plain = replace(crowd, segments=tuple(replace(s, category=i) for i, s in enumerate(crowd.segments)))
+    assert score({1: found}, {1: plain}).ap < 1.0
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    score({1: perfect_instances(TRUTH)}, {1: TRUTH})
+    assert capfd.readouterr().out == ""
+
+
+def _instances(labels: list[int], scores: list[float], height: int = 2) -> Instances:
+    masks = torch.ones(1, height, 3, dtype=torch.bool)
+    return Instances(torch.tensor(labels), torch.tensor(scores), masks)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (_instances([0], [0.5], height=4), r"image 17 has size \(4, 3\), its truth \(2, 3\)"),
+        (_instances([0, 1], [0.5]), r"image 17.*\[2\], \[1\], \[1, 2, 3\]"),
+        (_instances([0], [float("nan")]), "image 17 have a score that is not finite"),
+        (_instances([5], [0.5]), "image 17: 5 is not one of the 5 classes"),
+        (_instances([2], [0.5]), "image 17: class 2 is stuff"),
+        (
+            replace(_instances([0], [0.5]), masks=torch.ones(1, 2, 3)),
+            "masks must be bool, found torch.float32",
+        ),
+    ],
+)
+def test_bad_input_is_named(found: Instances, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score({17: found}, {17: TRUTH})
+
+
+def test_an_image_that_comes_twice_is_refused() -> None:
+    metric = MaskAP(ISTHING)
+    metric.update([NONE, NONE], [TRUTH, TRUTH], [3, 4])
+    metric.update([NONE], [TRUTH], [4])
+    with pytest.raises(ValueError, match="image 4 was scored more than once"):
+        metric.compute()
+
+
+def test_real_maps_equal_pycocotools() -> None:
+    coco = read_coco_mini(24)
+    truths = dict(sorted(coco.truths.items()))
+    perfect = score({i: perfect_instances(t) for i, t in truths.items()}, truths, coco.isthing)
+    assert perfect.ap == perfect.ap50 == perfect.ap_small == perfect.ap_large == 1.0
+    moved = {i: perfect_instances(shifted(t, 2, 3)) for i, t in truths.items()}
+    result = score(moved, truths, coco.isthing)
+    assert six(result) == pytest.approx(pycocotools_stats(moved, truths, coco.isthing), abs=1e-9, rel=0)
+    assert 0.1 < result.ap < 0.9

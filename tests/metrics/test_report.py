@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from panoptic_maps import perfect_instances, segmentation, semantic_map
+from rich.console import Console
+
+from odise_pl.metrics import report
+from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
+from odise_pl.structures import Prediction, Segment
+
+NAMES = ("cat", "grass", "a|b", "sky")
+
+
+@pytest.fixture
+def result() -> EvaluationResult:
+    """The cat is found with an IoU of 3/4, the grass missed, the other classes are absent."""
+    truth = segmentation(np.array([[7, 7, 7, 7, 9, 9]]), [Segment(7, 0, True), Segment(9, 1, False)])
+    panoptic = segmentation(np.array([[3, 3, 3, 0, 0, 0]]), [Segment(3, 0, True)])
+    metrics = SegmentationMetrics((True, False, True, False), NAMES)
+    prediction = Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic, fill=1))
+    metrics.update([prediction], [truth], [1])
+    return metrics.compute()
+
+
+ROW = ["37.50", "37.50", "50.00", "75.00", "0.00", "60.00", "100.00", "70.83"]
+
+
+def test_markdown(result: EvaluationResult) -> None:
+    lines = report.markdown({"tiny|world": result, "again": result}).splitlines()
+    assert lines[0] == "| data | PQ | SQ | RQ | PQ_th | PQ_st | mAP | AP50 | mIoU |"
+    assert lines[2] == "| tiny\\|world | " + " | ".join(ROW) + " |"
+    assert lines[3] == "| again | " + " | ".join(ROW) + " |"
+    assert "again: 1 images; PQ is averaged over 2 of 4 classes." in lines
+
+
+def test_terminal_table(result: EvaluationResult) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.terminal_table({"tiny": result}))
+    text = console.export_text()
+    assert all(cell in text for cell in ["tiny", *ROW, *report.COLUMNS])
+
+
+def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult) -> None:
+    content = json.loads(json.dumps(report.as_dict(result, "tiny"), allow_nan=False))
+    assert content["data"] == "tiny"
+    assert content["panoptic"]["all"] == {"pq": 0.375, "sq": 0.375, "rq": 0.5, "classes": 2}
+    assert content["panoptic"]["stuff"]["classes"] == 1
+    assert content["instances"]["ap50"] == 1.0
+    cat, grass, other, _ = content["per_class"]
+    assert cat == {
+        "class": "cat", "isthing": True, "pq": 0.75, "sq": 0.75, "rq": 1.0, "tp": 1, "fp": 0, "fn": 0,
+        "ap": pytest.approx(0.6), "iou": 0.75,
+    }  # fmt: skip
+    assert (grass["pq"], grass["fn"], grass["ap"]) == (0.0, 1, None)
+    assert (other["class"], other["pq"], other["ap"], other["iou"]) == ("a|b", None, None, None)
+
+
+def test_files_are_written_whole_and_replaced(result: EvaluationResult, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    report.write_report(result, folder, "first")
+    report.write_report(result, folder, "second")
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results.md"]
+    assert json.loads((folder / "results.json").read_text()) == report.as_dict(result, "second")
+    assert (folder / "results.md").read_text() == report.markdown({"second": result})
+
+
+def test_a_failed_write_leaves_the_old_report(
+    result: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.write_report(result, tmp_path, "first")
+    before = (tmp_path / "results.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(report.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        report.write_report(result, tmp_path, "second")
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_scalars_are_plain_fractions(result: EvaluationResult) -> None:
+    scalars = result.scalars()
+    assert all(isinstance(value, float) and 0 <= value <= 1 for value in scalars.values())
+    assert not any(isinstance(value, torch.Tensor) for value in scalars.values())
+    assert list(scalars) == list(report.COLUMNS.values())

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from panoptic_maps import perfect_instances, read_coco_mini, segmentation, semantic_map, shifted
+
+from odise_pl.metrics.report import as_dict
+from odise_pl.metrics.suite import SegmentationMetrics
+from odise_pl.structures import PanopticSegmentation, Prediction, Segment
+
+ISTHING = (True, False, True, False)
+NAMES = ("cat", "grass", "dog", "sky")
+# Which images the two ranks have: uneven, one empty, and nothing on either.
+SPLITS = {"uneven": ((4, 0, 5, 2, 1), (3, 6)), "empty rank": ((), (6, 5, 4, 3, 2, 1, 0)), "nothing": ((), ())}
+
+
+def predict(panoptic: PanopticSegmentation) -> Prediction:
+    """A whole prediction that says the same in its three parts."""
+    return Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic))
+
+
+def scene(seed: int) -> tuple[Prediction, PanopticSegmentation]:
+    """Truth with crowds and void, and a noisy prediction of it."""
+    rng = np.random.default_rng(seed)
+    ids = np.kron(rng.integers(0, 7, (4, 5)), np.ones((9, 11), dtype=np.int64)) * 65_537
+    segments = []
+    for value in np.unique(ids[ids > 0]).tolist():
+        label = int(rng.integers(len(ISTHING)))
+        segments.append(Segment(value, label, ISTHING[label], iscrowd=bool(rng.random() < 0.2)))
+    truth = segmentation(ids, segments)
+    prediction = predict(shifted(truth, *rng.integers(0, 5, 2).tolist()))
+    prediction.instances.scores[:] = torch.from_numpy(rng.random(len(prediction.instances.scores)))
+    return prediction, truth
+
+
+def evaluate(seeds: tuple[int, ...]) -> str:
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    for seed in seeds:
+        prediction, truth = scene(seed)
+        metrics.update([prediction], [truth], [100 + seed])
+    return json.dumps(as_dict(metrics.compute(), "scenes"))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {name: evaluate(split[rank]) for name, split in SPLITS.items()}
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_two_ranks_give_exactly_the_result_of_one(tmp_path: Path) -> None:
+    # Forked, since importing torchmetrics anew takes longer than all the rest.
+    mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second, "every rank gets the whole result"
+    alone = evaluate(tuple(range(7)))
+    assert 0 < json.loads(alone)["panoptic"]["all"]["pq"] < 1
+    assert 0 < json.loads(alone)["instances"]["ap"] < 1
+    assert first["uneven"] == first["empty rank"] == alone, "to the last digit"
+    assert first["nothing"] == evaluate(())
+
+
+def test_the_order_and_batches_of_images_do_not_matter() -> None:
+    pairs = [scene(seed) for seed in range(5)]
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    metrics.update([p for p, _ in pairs[3:]], [t for _, t in pairs[3:]], [103, 104])
+    metrics.update([p for p, _ in pairs[:3]], [t for _, t in pairs[:3]], [100, 101, 102])
+    assert json.dumps(as_dict(metrics.compute(), "scenes")) == evaluate((0, 1, 2, 3, 4))
+
+
+def test_reset_and_states_outside_the_checkpoint() -> None:
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    prediction, truth = scene(0)
+    metrics.update([prediction], [truth], [1])
+    first = as_dict(metrics.compute(), "scenes")
+    metrics.reset()
+    metrics.update([prediction], [truth], [1])
+    assert as_dict(metrics.compute(), "scenes") == first
+    assert metrics.state_dict() == {}
+
+
+def test_a_single_class_keeps_its_dimension() -> None:
+    truth = segmentation(np.array([[5, 5, 0]]), [Segment(5, 0, True)])
+    metrics = SegmentationMetrics((True,), ("cat",))
+    metrics.update([predict(truth)], [truth], [1])
+    result = metrics.compute()
+    assert (
+        result.panoptic.pq.shape
+        == result.instances.per_class.shape
+        == result.semantic.per_class.shape
+        == (1,)
+    )
+    assert set(result.scalars().values()) == {1.0, 0.0}, "no stuff, all else perfect"
+    assert result.scalars()["pq_stuff"] == 0.0
+
+
+def test_names_and_flags_must_agree() -> None:
+    with pytest.raises(ValueError, match="3 class names for 4 thing flags"):
+        SegmentationMetrics(ISTHING, NAMES[:3])
+
+
+def test_a_perfect_prediction_of_real_maps_is_perfect() -> None:
+    coco = read_coco_mini(12)
+    metrics = SegmentationMetrics(coco.isthing, coco.names)
+    for image_id, truth in coco.truths.items():
+        metrics.update([predict(truth)], [truth], [image_id])
+    assert set(metrics.compute().scalars().values()) == {1.0}
