@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -19,6 +20,7 @@ from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+TEXT_VOCABULARY = 49408  # of the tokenizer in encode_text
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,26 @@ def _from_open_clip(weights: str) -> open_clip.CLIP:
         raise WeightsError(
             f"CLIP weights not found: {weights}; set clip.weights to a file or to MODEL:TAG of open_clip"
         )
+    if not _is_plain_vit(open_clip.get_model_config(name)):
+        raise WeightsError(
+            f"CLIP {weights} is no vision transformer with a class token and CLIP's own text encoder, which "
+            "masked CLIP needs; set clip.weights to one, e.g. ViT-L-14-336:openai"
+        )
     try:
         return open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
     except Exception as error:  # whatever the network stack raises
         raise WeightsError(f"cannot fetch CLIP {weights}: {error}") from error
+
+
+def _is_plain_vit(config: dict[str, Any]) -> bool:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    built_otherwise = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
+    return (
+        isinstance(vision.get("layers"), int)
+        and not built_otherwise
+        and not config.get("custom_text")
+        and text.get("vocab_size") == TEXT_VOCABULARY
+    )
 
 
 class FrozenCLIP(nn.Module):

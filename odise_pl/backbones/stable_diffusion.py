@@ -146,14 +146,22 @@ def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
 def _load_folder(source: str, local: bool) -> DiffusionModels:
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
-        parts = {
-            name: kind.from_pretrained(source, subfolder=name, local_files_only=local)
-            for name, kind in kinds.items()
-        }
-    except (OSError, ValueError) as error:
+        parts = {name: _load_network(kind, name, source, local) for name, kind in kinds.items()}
+    except (OSError, ValueError, RuntimeError) as error:
         where = "folder" if local else "hub id"
         raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
     return DiffusionModels(**parts)
+
+
+def _load_network(kind: Any, name: str, source: str, local: bool) -> nn.Module:
+    """One network in float32; the libraries would only warn of tensors that are not there."""
+    network, report = kind.from_pretrained(
+        source, subfolder=name, local_files_only=local, output_loading_info=True
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
+    return network.float()
 
 
 def _load_single_file(path: Path, architecture: DiffusionArchitecture) -> DiffusionModels:

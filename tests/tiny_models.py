@@ -1,0 +1,120 @@
+"""Whole models with random weights that run in a fraction of a second."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
+from odise_pl.build import (
+    BackboneSettings,
+    ClipSettings,
+    HeadSettings,
+    build_odise,
+    implicit_captioner,
+)
+from odise_pl.inference import InferenceSettings
+from odise_pl.odise import ClassifierSettings, Odise
+from odise_pl.vocabulary import Category, Vocabulary
+
+_SIZES: dict[str, Any] = {
+    "unet_channels": (32, 32, 64, 64),
+    "context_dim": 32,
+    "vae_channels": (32, 32, 64, 64),
+    "text_width": 32,
+    "text_mlp": 64,
+    "text_layers": 1,
+    "text_heads": 2,
+}
+# What differs between the generations of Stable Diffusion: heads per level, how transformers are entered.
+SD1 = DiffusionArchitecture(heads=4, **_SIZES)
+SD2 = DiffusionArchitecture(
+    heads=(1, 2, 4, 4),
+    linear_projection=True,
+    text_activation="gelu",
+    text_pad=0,
+    prediction="v_prediction",
+    **_SIZES,
+)
+CLIP = CLIPArchitecture(
+    image_size=56,
+    vision_width=64,
+    vision_layers=2,
+    vision_head_width=32,
+    text_width=32,
+    text_layers=1,
+    text_heads=2,
+    embed_dim=32,
+)
+HEAD = HeadSettings(
+    channels=32,
+    mask_channels=32,
+    embed_dim=32,
+    pixel_feedforward=64,
+    pixel_layers=1,
+    queries=10,
+    layers=3,
+    heads=4,
+    feedforward=64,
+)
+
+
+def stir(module: nn.Module, seed: int = 0, size: float = 0.1) -> nn.Module:
+    """Move every floating parameter, so that nothing that starts at zero or one is left out of a test."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+@cache
+def clip() -> FrozenCLIP:
+    """A CLIP model of 4 x 4 patches; shared, so leave it as it is."""
+    torch.manual_seed(1)
+    return FrozenCLIP(build_clip(CLIP))
+
+
+@cache
+def diffusion(architecture: DiffusionArchitecture = SD1) -> DiffusionModels:
+    """Diffusion networks for inputs of 64 pixels; shared, so leave them as they are."""
+    torch.manual_seed(2)
+    models = build_diffusion(architecture)
+    for network in (models.unet, models.vae, models.text_encoder):
+        network.eval().requires_grad_(False)
+    return models
+
+
+def odise(
+    supervision: str = "label",
+    classifier: ClassifierSettings | None = None,
+    inference: InferenceSettings | None = None,
+    published_quirks: bool = False,
+    **backbone: Any,
+) -> Odise:
+    """A network of its own, whose windows are 64 pixels in training."""
+    torch.manual_seed(3)
+    settings = {"architecture": SD1, "input_size": 64, "train_window": 64, "channels": 128} | backbone
+    model = build_odise(
+        BackboneSettings(**settings),
+        ClipSettings(architecture=CLIP),
+        implicit_captioner(),
+        HEAD,
+        classifier or ClassifierSettings(),
+        inference or InferenceSettings(),
+        supervision,
+        published_quirks,
+    )
+    return model.eval()
+
+
+def vocabulary(*labels: tuple[str, ...], things: int = 1) -> Vocabulary:
+    """Classes with their synonyms; the first ``things`` of them are things."""
+    return Vocabulary(
+        "tiny",
+        tuple(Category(i, names[0], names[1:], isthing=i < things) for i, names in enumerate(labels)),
+    )
