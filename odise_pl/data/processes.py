@@ -44,7 +44,7 @@ def run(
 
 
 def _obey_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed; a pool's worker would wait for tasks for ever."""
+    """Leave Ctrl-C to the parent, and end when it is killed (a pool's worker would wait for ever)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

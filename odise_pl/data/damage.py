@@ -1,0 +1,77 @@
+"""What becomes of samples that cannot be read: a report, and in training another sample in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from odise_pl.data.decoding import DecodedSample, decode
+from odise_pl.data.reading import Damage, Item, RawSample, read_shard
+from odise_pl.data.records import DataError
+
+_RESERVE_SIZE = 64
+
+
+class Reports:
+    """Decodes items; keeps what was damaged until a batch takes it along, each thing once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._new: list[str] = []
+
+    def decoded(self, item: Item) -> DecodedSample | None:
+        """The decoded item, or None if it is damaged."""
+        if isinstance(item, Damage):
+            self._report(item.text)
+            return None
+        try:
+            return decode(item)
+        except DataError as error:
+            self._report(str(error))
+            return None
+
+    def take(self) -> tuple[str, ...]:
+        """What was damaged since the last call."""
+        new, self._new = tuple(self._new), []
+        return new
+
+    def _report(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._new.append(text)
+
+
+class Reserve:
+    """Samples of one shard, read when the first substitute is needed.
+
+    Which shard and which of its samples depends on ``random`` alone, so a resumed run draws the same ones.
+
+    Args:
+        urls: the shards.
+        sizes: samples per shard.
+        random: decides about the reserve.
+    """
+
+    def __init__(self, urls: Sequence[str], sizes: Sequence[int], random: np.random.Generator) -> None:
+        self._urls, self._sizes, self._random = urls, sizes, random
+        self._samples: list[RawSample] = []
+
+    def draw(self, random: np.random.Generator) -> DecodedSample:
+        """A sample of the reserve.
+
+        Raises:
+            DataError: no shard of the set holds a sample that can be read.
+        """
+        self._samples = self._samples or self._read()
+        return decode(self._samples[random.integers(len(self._samples))])
+
+    def _read(self) -> list[RawSample]:
+        reports = Reports()
+        for shard in self._random.permutation(np.flatnonzero(self._sizes)):
+            chosen = self._random.permutation(self._sizes[shard])[:_RESERVE_SIZE]
+            items = read_shard(self._urls[shard], np.sort(chosen).tolist())
+            good = [item for item in items if reports.decoded(item) and isinstance(item, RawSample)]
+            if good:
+                return good
+        raise DataError(f"no sample of {len(self._urls)} shards can be read: {reports.take()[0]}")

@@ -1,0 +1,85 @@
+"""From the bytes of a sample to its image, its id map and what the ids mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from odise_pl.data.images import decode_ids, decode_rgb, unique_ids
+from odise_pl.data.reading import RawSample
+from odise_pl.data.records import IMAGE, PANOPTIC, RECORD, DataError
+from odise_pl.structures import Segment, Size
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class DecodedSample:
+    """A sample before any transform.
+
+    Attributes:
+        key: the sample's key in its shard.
+        image: RGB.
+        ids: int32 [H, W], the segment of each pixel, 0 for void.
+        segments: what the ids mean, crowds included.
+        image_id: the data set's id.
+        captions: may be empty.
+    """
+
+    key: str
+    image: Image.Image
+    ids: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+    image_id: int
+    captions: tuple[str, ...]
+
+    @property
+    def size(self) -> Size:
+        """Height and width."""
+        return self.image.height, self.image.width
+
+
+def decode(raw: RawSample) -> DecodedSample:
+    """Decode a sample.
+
+    Raises:
+        DataError: a member is damaged or the members do not fit together; the message names the sample.
+    """
+    image = _member(raw, IMAGE, decode_rgb)
+    ids = _member(raw, PANOPTIC, decode_ids)
+    record = _member(raw, RECORD, _record)
+    if ids.shape != (image.height, image.width):
+        raise DataError(f"{raw.name}: image of {image.size}, panoptic map of {ids.shape[::-1]} pixels")
+    segments = record["segments"]
+    unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in segments}
+    if unknown:
+        raise DataError(f"{raw.name}: {PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
+    return DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"])
+
+
+def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
+    try:
+        return read(raw.members[suffix])
+    except DataError as error:
+        raise DataError(f"{raw.name}: member {suffix} {error}") from error
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+        return {
+            "image_id": int(record["image_id"]),
+            "captions": tuple(record["captions"]),
+            "segments": tuple(
+                Segment(int(s["id"]), int(s["category"]), bool(s["isthing"]), bool(s["iscrowd"]))
+                for s in record["segments_info"]
+            ),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"is not the record of a sample ({type(error).__name__}: {error})") from error

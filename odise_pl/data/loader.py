@@ -1,0 +1,141 @@
+"""Loaders: a DataLoader around a stream, and the place in the series of training batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from odise_pl.data.records import DataError
+from odise_pl.data.stream import EvalStream, TrainStream
+from odise_pl.structures import Batch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are made.
+
+    Attributes:
+        num_workers: processes beside the training process; 0: the training process itself.
+        prefetch_factor: batches that each of them keeps ready.
+        pin_memory: put batches into page-locked memory; None: if there is a GPU.
+    """
+
+    num_workers: int = 4
+    prefetch_factor: int = 2
+    pin_memory: bool | None = None
+
+    @property
+    def workers(self) -> int:
+        """Into how many parts a rank's samples are split."""
+        return max(self.num_workers, 1)
+
+    def batches(self, stream: IterableDataset[Batch]) -> Iterator[Batch]:
+        """Run a stream; its workers end with the iterator."""
+        pin = torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
+        return iter(
+            DataLoader(
+                stream,
+                batch_size=None,  # streams make whole batches
+                num_workers=self.num_workers,
+                prefetch_factor=self.prefetch_factor if self.num_workers else None,
+                pin_memory=pin,
+                generator=torch.Generator(),  # else every epoch would draw from the global random state
+            )
+        )
+
+
+@dataclass
+class DamageLog:
+    """Warns of each damaged shard or sample once."""
+
+    told: set[str] = field(default_factory=set)
+
+    def report(self, batch: Batch) -> None:
+        for text in batch.skipped:
+            if text not in self.told:
+                self.told.add(text)
+                _log.warning("left out: %s", text)
+
+
+class TrainLoader:
+    """The training batches of a rank, epoch after epoch.
+
+    Each iteration goes from the current place to the end of its epoch, and the place is asked for when the
+    first batch is wanted. So a resumed run continues with the batch after the last one it finished.
+
+    Args:
+        make: the stream of an epoch from a batch on.
+        batches: batches per epoch.
+        options: how batches are made.
+        place: how many batches were used since the start of training, over all epochs; None: as many as this
+            loader has given.
+        damage: where damage is reported.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, int], TrainStream],
+        batches: int,
+        options: LoaderOptions,
+        place: Callable[[], int] | None = None,
+        damage: DamageLog | None = None,
+    ) -> None:
+        self._make, self._batches, self._options = make, batches, options
+        self._place = place
+        self._damage = damage or DamageLog()
+        self.used = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, whatever the place."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._place is not None:
+            self.used = self._place()
+        for batch in self._options.batches(self._make(*divmod(self.used, self._batches))):
+            self._damage.report(batch)
+            self.used += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches used since the start of training."""
+        return {"used": self.used}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after as many batches."""
+        self.used = state["used"]
+
+
+class EvalLoader:
+    """Every sample of a rank once.
+
+    Args:
+        stream: the samples.
+        batches: how many batches the stream makes if nothing is damaged.
+        options: how batches are made.
+        damage: where damage is reported.
+    """
+
+    def __init__(
+        self, stream: EvalStream, batches: int, options: LoaderOptions, damage: DamageLog | None = None
+    ) -> None:
+        self._stream, self._batches, self._options = stream, batches, options
+        self._damage = damage or DamageLog()
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        made = 0
+        for batch in self._options.batches(self._stream):
+            made += 1
+            self._damage.report(batch)
+            yield batch
+        if self._batches and not made:
+            raise DataError(f"no sample can be read: {self._stream.urls[0]} and the other shards are damaged")

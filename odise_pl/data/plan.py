@@ -1,0 +1,197 @@
+"""Which sample is read where and when: index arithmetic on the numbers of samples per shard.
+
+Training is an endless series of passes over the data. In a pass the shards come in random order and the
+samples of a shard are dealt in random order; what a pass deals is cut into consecutive pieces for ranks,
+within a rank for loader workers, and within a worker for batches. So no sample is dealt twice in a pass,
+whatever the numbers of shards, ranks and workers. A piece is read in the order of the tar files and
+shuffled in a buffer; as that order is known beforehand, reading can start at any batch without opening the
+shards that are done. Everything follows from the seed, the epoch, the rank and the numbers of ranks and
+workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odise_pl.data.records import DataError
+
+Indices = NDArray[np.int64]
+# Keep the random streams of shards, of a shard's samples, and of the buffer apart.
+_SHARDS, _SAMPLES, _BUFFER = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one worker reads.
+
+    Attributes:
+        shards: shard of each sample, in reading order; samples of a shard follow one another.
+        indices: place of each sample in its shard; rises within a shard.
+        order: the order of use: positions in the two lists above.
+    """
+
+    shards: Indices
+    indices: Indices
+    order: Indices
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+def limited(sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
+    """Samples per shard when only the first ``limit`` samples of the set are used."""
+    if limit is None:
+        return tuple(sizes)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return tuple(max(0, min(size, limit - start)) for size, start in zip(sizes, starts.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """The order of training samples.
+
+    Attributes:
+        sizes: samples per shard.
+        batch_size: images per batch of a rank.
+        world_size: number of ranks.
+        seed: of everything random.
+        buffer: samples that the shuffle buffer holds; 0 or 1 for tar order.
+        epoch_length: samples of an epoch over all ranks, rounded down to whole batches of all ranks. None:
+            one pass, without the last samples that do not fill a batch on every rank; they differ from
+            pass to pass. Otherwise epochs follow one another in the endless series of whole passes: every
+            sample is dealt before any is dealt again, and an epoch may be longer or shorter than a pass.
+
+    Raises:
+        DataError: an epoch would hold no batch.
+    """
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    world_size: int = 1
+    seed: int = 0
+    buffer: int = 512
+    epoch_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            samples = f"a set of {sum(self.sizes)} samples"
+            what = samples if self.epoch_length is None else f"epoch_length {self.epoch_length}"
+            raise DataError(
+                f"{what} gives no batch of {self.batch_size} images on each of {self.world_size} ranks; "
+                f"raise epoch_length or lower batch_size"
+            )
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        length = self.epoch_length if self.epoch_length is not None else sum(self.sizes)
+        return length // (self.batch_size * self.world_size) if sum(self.sizes) else 0
+
+    def piece(self, epoch: int, rank: int, worker: int, workers: int) -> Piece:
+        """What a worker reads in an epoch: batches ``worker``, ``worker + workers``, ... of its rank."""
+        own = [_share(self.batches, w, workers) * self.batch_size for w in range(worker + 1)]
+        start = (epoch * self.world_size + rank) * self.batches * self.batch_size + sum(own[:-1])
+        parts = [self._part(*bounds) for bounds in self._passes(start, start + own[-1])]
+        return _joined(parts)
+
+    @property
+    def _pass_length(self) -> int:
+        if self.epoch_length is None:
+            return self.batches * self.batch_size * self.world_size
+        return sum(self.sizes)
+
+    def _passes(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a stretch of the endless series at the ends of passes: (pass, start, stop within the pass)."""
+        length = self._pass_length
+        while start < stop:
+            number, first = divmod(start, length)
+            last = min(length, first + stop - start)
+            yield number, first, last
+            start += last - first
+
+    def _part(self, number: int, start: int, stop: int) -> Piece:
+        """Samples ``start`` to ``stop`` of a pass."""
+        shards, indices = [], []
+        begin = 0
+        for shard in self._random(_SHARDS, number).permutation(len(self.sizes)):
+            low, high = max(start - begin, 0), min(stop - begin, self.sizes[shard])
+            begin += self.sizes[shard]
+            if low < high:
+                dealt = self._random(_SAMPLES, number, int(shard)).permutation(self.sizes[shard])[low:high]
+                indices.append(np.sort(dealt))
+                shards.append(np.full(high - low, shard))
+        order = buffered_order(stop - start, self.buffer, self._random(_BUFFER, number, start))
+        return Piece(np.concatenate(shards), np.concatenate(indices), order)
+
+    def _random(self, *keys: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *keys])
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """Every sample exactly once, in order, in nearly equal consecutive pieces for ranks and their workers.
+
+    Attributes:
+        sizes: samples per shard.
+        batch_size: images per batch.
+        world_size: number of ranks; they may get one sample more or less than others.
+    """
+
+    sizes: tuple[int, ...]
+    batch_size: int = 1
+    world_size: int = 1
+
+    def batches(self, rank: int, workers: int) -> int:
+        """Batches of a rank; the last of each worker may be smaller."""
+        lengths = [len(self.piece(rank, worker, workers)) for worker in range(workers)]
+        return sum(-(-length // self.batch_size) for length in lengths)
+
+    def piece(self, rank: int, worker: int, workers: int) -> Piece:
+        """What ``worker`` of ``rank`` reads."""
+        number, parts = rank * workers + worker, self.world_size * workers
+        total = sum(self.sizes)
+        chosen = np.arange(total * number // parts, total * (number + 1) // parts)
+        ends = np.cumsum(self.sizes)
+        shards = np.searchsorted(ends, chosen, side="right")
+        indices = chosen - (ends - np.asarray(self.sizes))[shards]
+        return Piece(shards, indices, np.arange(len(chosen)))
+
+
+def buffered_order(length: int, buffer: int, random: np.random.Generator) -> Indices:
+    """The order in which a shuffle buffer of this size gives away a sequence: a random one is always the
+    next.
+
+    At most ``buffer`` samples are read ahead: ``order[i] < i + buffer``.
+    """
+    if buffer <= 1:
+        return np.arange(length)
+    if length <= buffer:
+        return random.permutation(length)
+    held = list(range(buffer))
+    order = np.empty(length, dtype=np.int64)
+    for i, slot in enumerate(random.integers(buffer, size=length - buffer)):
+        order[i] = held[slot]
+        held[slot] = buffer + i
+    order[length - buffer :] = random.permutation(held)
+    return order
+
+
+def _share(count: int, worker: int, workers: int) -> int:
+    """How many of ``count`` items go to ``worker`` when they are dealt in turn."""
+    return (count - worker + workers - 1) // workers
+
+
+def _joined(parts: Sequence[Piece]) -> Piece:
+    if not parts:
+        empty = np.empty(0, dtype=np.int64)
+        return Piece(empty, empty, empty)
+    starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    return Piece(
+        np.concatenate([part.shards for part in parts]),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.order + start for part, start in zip(parts, starts, strict=True)]),
+    )

@@ -1,0 +1,130 @@
+"""Reading samples from shards by their place; damage is returned, never raised."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from webdataset.gopen import gopen
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from odise_pl.data.plan import Piece
+from odise_pl.data.records import IMAGE, PANOPTIC, RECORD
+
+_MEMBERS = (IMAGE, PANOPTIC, RECORD)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it lies in a shard.
+
+    Attributes:
+        key: its key.
+        name: shard and key, for messages.
+        members: content by suffix; jpg, panoptic.png and json are there.
+    """
+
+    key: str
+    name: str
+    members: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Why a sample could not be had: the damaged shard or sample by name, and the cause."""
+
+    text: str
+
+
+Item = RawSample | Damage
+
+
+def read_piece(urls: tuple[str, ...], piece: Piece, first: int = 0) -> Iterator[Item]:
+    """The samples of a piece in its order of use, from number ``first`` on.
+
+    Shards that hold none of these are not opened. At most as many samples are held as the order reads ahead.
+    """
+    wanted = np.zeros(len(piece), dtype=bool)
+    wanted[piece.order[first:]] = True
+    reader = _in_reading_order(urls, piece, wanted)
+    held: dict[int, Item] = {}
+    for number in piece.order[first:].tolist():
+        while number not in held:
+            place, item = next(reader)
+            held[place] = item
+        yield held.pop(number)
+
+
+def _in_reading_order(urls: tuple[str, ...], piece: Piece, wanted: np.ndarray) -> Iterator[tuple[int, Item]]:
+    places = np.flatnonzero(wanted)
+    # A new run begins where the shard changes, or where the same shard is read again in the next pass.
+    changes = (np.diff(piece.shards[places]) != 0) | (np.diff(piece.indices[places]) <= 0)
+    for run in np.split(places, np.flatnonzero(changes) + 1):
+        if len(run):
+            items = read_shard(urls[int(piece.shards[run[0]])], piece.indices[run].tolist())
+            yield from zip(run.tolist(), items, strict=True)
+
+
+def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
+    """The samples at these rising places of a shard, one item for each."""
+    errors: list[Exception] = []
+    waiting = list(reversed(indices))
+    with closing(_samples(url, errors)) as samples:
+        for index, sample in enumerate(samples):
+            if index == waiting[-1]:
+                waiting.pop()
+                yield _checked(sample, url, errors)
+            if not waiting:
+                return
+    cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
+    lost = len(waiting)
+    yield from [Damage(f"{url}: damaged or unreadable shard, {lost} samples left out ({cause})")] * lost
+
+
+def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:
+    """WebDataset's samples of one shard; what goes wrong is put into ``errors`` and ends the shard."""
+
+    def note(error: Exception) -> bool:
+        errors.append(error)
+        return False
+
+    try:
+        stream = gopen(url)
+    except Exception as error:  # every scheme has its own way of failing
+        errors.append(error)
+        return
+    with _closing(stream, errors):
+        files = tar_file_expander([{"url": url, "stream": stream}], handler=note)
+        yield from group_by_keys(files, handler=note)
+
+
+@contextmanager
+def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        try:
+            stream.close()
+        except OSError as error:
+            # Often the real reason of a short shard. But a command that is not read to its end is killed by
+            # the closed pipe and calls that a failure too, so it counts only if samples are missing.
+            errors.append(error)
+
+
+def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
+    name = f"{url}/{sample['__key__']}"
+    absent = [suffix for suffix in _MEMBERS if suffix not in sample]
+    if absent:
+        cause = f" ({_reason(errors[-1])})" if errors else ""
+        return Damage(f"{name}: member {absent[0]} is missing{cause}")
+    return RawSample(sample["__key__"], name, {suffix: sample[suffix] for suffix in _MEMBERS})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # WebDataset appends the stream and the URL to the arguments of an error.
+    return str(error.args[0]).split(" @ ")[0] if error.args else type(error).__name__

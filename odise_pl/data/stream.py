@@ -1,0 +1,130 @@
+"""Streams of batches from a shard set, for one rank; a DataLoader runs them in its workers."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from odise_pl.data.collate import collate
+from odise_pl.data.damage import Reports, Reserve
+from odise_pl.data.decoding import DecodedSample
+from odise_pl.data.plan import EvalPlan, TrainPlan
+from odise_pl.data.reading import read_piece
+from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets, no_targets
+from odise_pl.structures import Batch, PanopticSegmentation, Sample
+
+# Keep these random streams apart from each other and from those of the plan.
+_AUGMENTATION, _SUBSTITUTE, _RESERVE = 10, 11, 12
+_log = logging.getLogger(__name__)
+
+
+def worker_place() -> tuple[int, int]:
+    """Number of this loader worker and of all of them; (0, 1) outside of one."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+class TrainStream(IterableDataset[Batch]):
+    """The batches of an epoch from number ``first`` on.
+
+    Batch ``b`` of a rank is made by worker ``b`` modulo the number of workers, as a DataLoader asks its
+    workers in turn. The place of a damaged sample is taken by another one, drawn at random from a shard
+    drawn at random, so the number of batches and all other places stay as they are.
+
+    Args:
+        urls: the shards.
+        plan: the order of samples.
+        transform: augmentation.
+        rank: which rank's batches.
+        epoch: which epoch.
+        first: batches that were used already.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        plan: TrainPlan,
+        transform: Transform,
+        rank: int = 0,
+        epoch: int = 0,
+        first: int = 0,
+    ) -> None:
+        self.urls, self.plan, self.transform = urls, plan, transform
+        self.rank, self.epoch, self.first = rank, epoch, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        number, workers = worker_place()
+        worker = (self.first + number) % workers  # the loader's first worker makes the first batch
+        start = self.first + number
+        size = self.plan.batch_size
+        piece = self.plan.piece(self.epoch, self.rank, worker, workers)
+        items = read_piece(self.urls, piece, start // workers * size)
+        reports = Reports()
+        reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker))
+        for index in range(start, self.plan.batches, workers):
+            samples = []
+            for place, item in enumerate(itertools.islice(items, size)):
+                decoded = reports.decoded(item)
+                if decoded is None:
+                    decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
+                samples.append(self._sample(decoded, self._random(_AUGMENTATION, index, place)))
+            yield collate(samples, reports.take())
+
+    def _sample(self, decoded: DecodedSample, random: np.random.Generator) -> Sample:
+        image, ids = self.transform(decoded.image, decoded.ids, random)
+        return Sample(
+            image=image_tensor(image),
+            targets=make_targets(ids, decoded.segments),
+            image_id=decoded.image_id,
+            key=decoded.key,
+            original_size=decoded.size,
+            captions=decoded.captions,
+        )
+
+    def _random(self, purpose: int, *keys: int) -> np.random.Generator:
+        return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
+
+
+class EvalStream(IterableDataset[Batch]):
+    """Every sample of a rank once, in order, with its truth; damaged ones are left out.
+
+    Training targets are empty: evaluation compares with :attr:`Sample.truth`, at the original size.
+    """
+
+    def __init__(self, urls: tuple[str, ...], plan: EvalPlan, resize: EvalResize, rank: int = 0) -> None:
+        self.urls, self.plan, self.resize, self.rank = urls, plan, resize, rank
+
+    def __iter__(self) -> Iterator[Batch]:
+        piece = self.plan.piece(self.rank, *worker_place())
+        reports = Reports()
+        waiting: list[Sample] = []  # one batch is held back, so that the last one can carry every report
+        samples: list[Sample] = []
+        for number, item in enumerate(read_piece(self.urls, piece), start=1):
+            decoded = reports.decoded(item)
+            if decoded is not None:
+                samples.append(self._sample(decoded))
+            if number % self.plan.batch_size == 0 or number == len(piece):
+                if samples and waiting:
+                    yield collate(waiting, reports.take())
+                waiting, samples = samples or waiting, []
+        if waiting:
+            yield collate(waiting, reports.take())
+        for text in reports.take():  # no batch could take them along
+            _log.warning("left out: %s", text)
+
+    def _sample(self, decoded: DecodedSample) -> Sample:
+        image = image_tensor(self.resize.image(decoded.image))
+        return Sample(
+            image=image,
+            targets=no_targets((image.shape[1], image.shape[2])),
+            image_id=decoded.image_id,
+            key=decoded.key,
+            original_size=decoded.size,
+            captions=decoded.captions,
+            truth=PanopticSegmentation(torch.from_numpy(decoded.ids), decoded.segments),
+        )

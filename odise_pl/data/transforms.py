@@ -1,0 +1,135 @@
+"""Augmentation and resizing of an image together with its id map.
+
+A transform is called with an RGB image, an id map int32 [H, W] and a random generator, and returns both
+changed. Images are resized bilinearly with antialiasing (as PIL does), id maps to the nearest pixel centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from odise_pl.data.images import unique_ids
+from odise_pl.structures import Segment, Size, Targets
+
+Ids = NDArray[np.int32]
+VOID = 0
+_PADDING = (128, 128, 128)
+
+
+class Transform(Protocol):
+    """Changes an image and its id map alike."""
+
+    def __call__(
+        self, image: Image.Image, ids: Ids, random: np.random.Generator
+    ) -> tuple[Image.Image, Ids]: ...
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Large-scale jitter as published for panoptic segmentation on COCO.
+
+    The image is flipped with probability one half and resized, keeping its shape, so that it just fits into a
+    square of ``scale * size`` pixels, with ``scale`` uniform in ``scale_range``. A random ``size`` x ``size``
+    crop is taken; what is missing to the right and below is grey (128) and void.
+
+    Attributes:
+        size: height and width of the result.
+        scale_range: smallest and largest scale.
+    """
+
+    size: int = 1024
+    scale_range: tuple[float, float] = (0.1, 2.0)
+
+    def __call__(self, image: Image.Image, ids: Ids, random: np.random.Generator) -> tuple[Image.Image, Ids]:
+        if random.random() < 0.5:
+            image, ids = ImageOps.mirror(image), ids[:, ::-1]
+        target = random.uniform(*self.scale_range) * self.size
+        scaled = fitted((image.height, image.width), target)
+        top, left = (self._offset(side, random) for side in scaled)
+        bottom, right = min(top + self.size, scaled[0]), min(left + self.size, scaled[1])
+        crop = resize_image(image, scaled).crop((left, top, right, bottom))
+        return self._padded(crop, resize_ids(ids, scaled)[top:bottom, left:right])
+
+    def _offset(self, side: int, random: np.random.Generator) -> int:
+        return round(random.random() * max(side - self.size, 0))
+
+    def _padded(self, image: Image.Image, ids: Ids) -> tuple[Image.Image, Ids]:
+        canvas = Image.new("RGB", (self.size, self.size), _PADDING)
+        canvas.paste(image, (0, 0))
+        full = np.full((self.size, self.size), VOID, dtype=np.int32)
+        full[: ids.shape[0], : ids.shape[1]] = ids
+        return canvas, full
+
+
+@dataclass(frozen=True)
+class EvalResize:
+    """Resize so that the shorter side has ``short_side`` pixels, but the longer one at most ``long_side``.
+
+    Attributes:
+        short_side: wanted shorter side.
+        long_side: limit of the longer side.
+    """
+
+    short_side: int = 1024
+    long_side: int = 2560
+
+    def size(self, size: Size) -> Size:
+        """The size after resizing."""
+        scale = min(self.short_side / min(size), self.long_side / max(size))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """Resize an image alone."""
+        return resize_image(image, self.size((image.height, image.width)))
+
+    def __call__(self, image: Image.Image, ids: Ids, random: np.random.Generator) -> tuple[Image.Image, Ids]:
+        return self.image(image), resize_ids(ids, self.size((image.height, image.width)))
+
+
+def fitted(size: Size, target: float) -> Size:
+    """The size of the same shape that just fits into a square of ``target`` pixels; at least 1."""
+    scale = target / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def resize_image(image: Image.Image, size: Size) -> Image.Image:
+    """Bilinear with antialiasing; ``size`` is height, width."""
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def resize_ids(ids: Ids, size: Size) -> Ids:
+    """Nearest pixel centre; ``size`` is height, width."""
+    rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
+    return ids[rows[:, None], columns]
+
+
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """RGB as float32 [3, H, W] in 0..1."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def make_targets(ids: Ids, segments: tuple[Segment, ...]) -> Targets:
+    """Labels [N] and masks [N, H, W] of the segments that have a pixel, crowds left out."""
+    present = set(unique_ids(ids).tolist())
+    kept = [segment for segment in segments if segment.id in present and not segment.iscrowd]
+    labels = torch.tensor([segment.category for segment in kept], dtype=torch.int64)
+    wanted = torch.tensor([segment.id for segment in kept], dtype=torch.int32)
+    return Targets(labels, torch.from_numpy(np.ascontiguousarray(ids)) == wanted[:, None, None])
+
+
+def no_targets(size: Size) -> Targets:
+    """Targets of an image that is only evaluated: none."""
+    return Targets(torch.empty(0, dtype=torch.int64), torch.empty((0, *size), dtype=torch.bool))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from odise_pl.data.transforms import (
+    EvalResize,
+    LargeScaleJitter,
+    fitted,
+    image_tensor,
+    make_targets,
+    resize_ids,
+    resize_image,
+)
+from odise_pl.structures import Segment
+
+
+def scene(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
+    """Blocks of 8 x 8 pixels; the id of a block is 1 + its grey value, so image and map show the same."""
+    rows, columns = np.arange(height) // 8, np.arange(width) // 8
+    grey = (rows[:, None] * 37 + columns * 11) % 60 * 4
+    return Image.fromarray(np.repeat(grey[..., None], 3, -1).astype(np.uint8)), (grey + 1).astype(np.int32)
+
+
+@given(st.integers(40, 90), st.integers(40, 90), st.integers(0, 10_000))
+def test_jitter_keeps_image_and_map_together(height: int, width: int, seed: int) -> None:
+    image, ids = scene(height, width)
+    jitter = LargeScaleJitter(64, (0.8, 2.0))
+    changed, changed_ids = jitter(image, ids, np.random.default_rng(seed))
+    assert changed.size == (64, 64)
+    assert changed_ids.shape == (64, 64)
+    shown = np.asarray(changed)[..., 0].astype(int)
+    void = changed_ids == 0
+    assert (shown[void] == 128).all()
+    # Inside a block of the map the image has the block's grey; only at edges is it interpolated.
+    inner = np.zeros_like(void)
+    inner[2:-2, 2:-2] = ~void[2:-2, 2:-2]
+    for dy in (-2, -1, 0, 1, 2):
+        for dx in (-2, -1, 0, 1, 2):
+            inner[2:-2, 2:-2] &= changed_ids[2 + dy : 62 + dy, 2 + dx : 62 + dx] == changed_ids[2:-2, 2:-2]
+    assert np.abs(shown - (changed_ids - 1))[inner].max(initial=0) <= 1
+
+
+@given(st.integers(8, 80), st.integers(8, 80), st.integers(0, 10_000))
+def test_jitter_fills_from_the_top_left_corner(height: int, width: int, seed: int) -> None:
+    image, ids = scene(height, width)
+    _, changed = LargeScaleJitter(64, (0.1, 0.9))(image, ids, np.random.default_rng(seed))
+    valid = changed != 0
+    rows, columns = valid.any(1).sum(), valid.any(0).sum()
+    assert valid[:rows, :columns].all()
+    assert not valid[rows:].any()
+    assert not valid[:, columns:].any()
+    assert max(rows, columns) <= 58
+    assert max(rows, columns) >= 6
+    assert rows == pytest.approx(max(rows, columns) * height / max(height, width), abs=1)
+    assert columns == pytest.approx(max(rows, columns) * width / max(height, width), abs=1)
+
+
+def test_jitter_flips_half_of_the_images_and_covers_its_range() -> None:
+    ids = np.ones((32, 64), dtype=np.int32)
+    ids[:, 32:] = 2
+    image = Image.new("RGB", (64, 32))
+    jitter = LargeScaleJitter(64, (0.1, 1.0))
+    maps = [jitter(image, ids, np.random.default_rng(seed))[1] for seed in range(300)]
+    assert 0.4 < np.mean([m[0, 0] == 2 for m in maps]) < 0.6
+    widths = np.array([(m[0] != 0).sum() for m in maps])
+    assert widths.min() < 10
+    assert widths.max() > 60
+    assert np.quantile(widths, 0.5) == pytest.approx(64 * 0.55, abs=5)
+
+
+def test_jitter_crops_anywhere() -> None:
+    image, _ = scene(64, 64)
+    ids = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) + 1
+    corners = {
+        int(LargeScaleJitter(32, (2.0, 2.0))(image, ids, np.random.default_rng(seed))[1].min() - 1)
+        for seed in range(400)
+    }
+    rows, columns = {corner // 64 for corner in corners}, {corner % 64 for corner in corners}
+    assert rows == columns == set(range(33))
+
+
+def test_jitter_depends_on_its_generator_only() -> None:
+    image, ids = scene(50, 40)
+    first, second = (LargeScaleJitter(64)(image, ids, np.random.default_rng(5)) for _ in range(2))
+    assert first[0].tobytes() == second[0].tobytes()
+    assert (first[1] == second[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (1024, 1365)),
+        ((640, 480), (1365, 1024)),
+        ((100, 1000), (256, 2560)),
+        ((2048, 2048), (1024, 1024)),
+    ],
+)
+def test_evaluation_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    resize = EvalResize(1024, 2560)
+    assert resize.size(size) == expected
+    image, ids = resize(Image.new("RGB", size[::-1]), np.ones(size, np.int32), np.random.default_rng(0))
+    assert (image.height, image.width) == ids.shape == expected
+
+
+def test_extreme_shapes_keep_a_pixel() -> None:
+    assert fitted((1, 1000), 10) == (1, 10)
+    assert EvalResize(10, 20).size((1, 1000)) == (1, 20)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
+def test_id_maps_are_resized_as_pil_does(height: int, width: int, new_height: int, new_width: int) -> None:
+    ids = np.random.default_rng(0).integers(0, 2**24, (height, width)).astype(np.int32)
+    expected = np.asarray(Image.fromarray(ids).resize((new_width, new_height), Image.Resampling.NEAREST))
+    resized = resize_ids(ids, (new_height, new_width))
+    # Where a centre falls exactly on the border of two pixels PIL's rounding decides.
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old % (2 * new) != 0
+        for old, new in ((height, new_height), (width, new_width))
+    )
+    assert resized.shape == expected.shape
+    assert (resized == expected)[rows][:, columns].all()
+
+
+def test_images_are_resized_with_antialiasing() -> None:
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(np.asarray(resize_image(Image.fromarray(stripes), (16, 16))).astype(int) - 127).max() < 20
+
+
+def test_image_tensor() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    tensor = image_tensor(Image.fromarray(pixels))
+    assert tensor.shape == (3, 5, 7)
+    assert tensor.dtype == torch.float32
+    assert tensor.is_contiguous()
+    assert torch.equal(tensor, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+
+
+def test_targets_leave_out_crowds_and_what_has_no_pixel() -> None:
+    ids = np.zeros((4, 6), dtype=np.int32)
+    ids[:2], ids[2, :3], ids[3, 3:] = 9, 70000, 8
+    segments = (
+        Segment(9, 4, True),
+        Segment(70000, 1, False),
+        Segment(8, 4, True, iscrowd=True),
+        Segment(5, 2, True),
+    )
+    targets = make_targets(ids[:, ::-1], segments)
+    assert targets.labels.tolist() == [4, 1]
+    assert targets.masks.dtype == torch.bool
+    assert targets.masks.shape == (2, 4, 6)
+    assert torch.equal(targets.masks[1], torch.from_numpy((ids[:, ::-1] == 70000).copy()))
+    empty = make_targets(np.zeros((4, 6), np.int32), segments)
+    assert empty.labels.shape == (0,)
+    assert empty.labels.dtype == torch.int64
+    assert empty.masks.shape == (0, 4, 6)
+    assert empty.masks.dtype == torch.bool
