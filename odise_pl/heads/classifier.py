@@ -13,8 +13,15 @@ from torch.nn import functional as F
 
 
 def cosine_logits(mask_embed: Tensor, text_embed: Tensor, scale: Tensor | float) -> Tensor:
-    """Scaled cosine similarities: [B, Q, D] and [T, D] to [B, Q, T]."""
-    return scale * F.normalize(mask_embed, dim=-1) @ F.normalize(text_embed, dim=-1).T
+    """Scaled cosine similarities: [B, Q, D] and [T, D] to [B, Q, T], in float32 or better."""
+    # times a scale of up to 100, bfloat16 would round a logit to the next half
+    with torch.autocast(mask_embed.device.type, enabled=False):
+        masks, texts = (F.normalize(_at_least_float32(x), dim=-1) for x in (mask_embed, text_embed))
+        return scale * masks @ texts.T
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def max_over_synonyms(logits: Tensor, counts: Sequence[int]) -> Tensor:
@@ -95,8 +102,9 @@ def squash(maps: Tensor, view: tuple[float, float], size: int) -> Tensor:
         size: side of the result.
 
     Returns:
-        [B, C, size, size].
+        [B, C, size, size], in float32 or better.
     """
+    maps = _at_least_float32(maps)  # coordinates have the precision of the maps
     if view == (1.0, 1.0):
         return F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
     high, wide = view
