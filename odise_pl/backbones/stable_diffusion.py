@@ -153,7 +153,7 @@ def _load_folder(source: str, local: bool) -> DiffusionModels:
     return DiffusionModels(**parts)
 
 
-def _load_network(kind: Any, name: str, source: str, local: bool) -> nn.Module:
+def _load_network(kind: Any, name: str, source: str, local: bool) -> Any:
     """One network in float32; the libraries would only warn of tensors that are not there."""
     network, report = kind.from_pretrained(
         source, subfolder=name, local_files_only=local, output_loading_info=True
