@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(manifest: Manifest, folder: Path) -> str:
     size = sum(shard.bytes for shard in manifest.shards) / _MEGABYTE
     text = (
-        f"{folder}: {manifest.counts.samples} samples in {len(manifest.shards)} shards, {size:.1f} MB, "
+        f"{folder}: {manifest.counts.samples} samples, shards: {len(manifest.shards)}, {size:.1f} MB, "
         f"vocabulary {manifest.vocabulary.name}"
     )
     if not manifest.counts.left_out:

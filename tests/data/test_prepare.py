@@ -178,7 +178,7 @@ def test_skip_bad_writes_the_rest_and_counts(tmp_path: Path, capsys: pytest.Capt
     assert "--skip-bad" in error
     assert [path.name for path in out.iterdir()] == [PROBLEMS]
     assert pack(coco.root, out, "--skip-bad") == 0
-    assert "3 samples in 1 shards" in (report := capsys.readouterr().out)
+    assert "3 samples, shards: 1" in (report := capsys.readouterr().out)
     assert "2 entries were left out" in report
     packed = members(out / "train2017-000000.tar")
     assert {name.split(".")[0] for name in packed} == {f"{number:012d}" for number in (1, 3, 5)}
