@@ -163,15 +163,23 @@ class MaskDecoder(nn.Module):
 
     def _hidden(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
         """Where a query must not look: bool [B * heads, Q, L]. A query hidden everywhere looks everywhere."""
-        resized = F.interpolate(mask_logits.detach(), tuple(size), mode="bilinear", align_corners=False)
-        hidden = (resized.sigmoid() < 0.5).flatten(2)
+        hidden = self.hidden_cells(mask_logits.detach(), size).flatten(2)
         hidden &= ~hidden.all(dim=2, keepdim=True)
         return hidden.repeat_interleave(self.heads, dim=0)
+
+    def hidden_cells(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
+        """Where the mask, resized to a level, is off: bool [B, Q, *size]."""
+        resized = F.interpolate(mask_logits, tuple(size), mode="bilinear", align_corners=False)
+        return resized.sigmoid() < 0.5
+
+    def pooled_cells(self, mask_logits: Tensor) -> Tensor:
+        """Where the mask is on, so that its features are pooled: bool, as ``mask_logits``."""
+        return mask_logits.sigmoid() > 0.5
 
     def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:
         x = self.norm(x)
         mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
-        pooled = masked_mean(mask_features, mask_logits.detach().sigmoid() > 0.5)
+        pooled = masked_mean(mask_features, self.pooled_cells(mask_logits.detach()))
         objects = None if self.object_head is None else self.object_head(x)
         mask_embed, joined = self.embedding(x, pooled)
         return DecoderOutput(mask_logits, mask_embed, joined, self.embedding.scale, objects)
