@@ -22,6 +22,7 @@ from odise_pl.backbones.stable_diffusion import (
     encode_prompts,
     load_diffusion,
 )
+from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import TextProjection
 from odise_pl.heads.mask_decoder import MaskDecoder
 from odise_pl.heads.pixel_decoder import PixelDecoder
@@ -44,6 +45,7 @@ class BackboneSettings:
         window_batch: windows per forward pass; 0 takes all at once.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
+        source: the command that fetches the weights, for messages.
     """
 
     weights: str = "random"
@@ -54,13 +56,15 @@ class BackboneSettings:
     window_batch: int = 0
     channels: int = 512
     checkpoint_activations: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The shared CLIP model, see :func:`load_clip`."""
+    """The shared CLIP model, see :func:`load_clip`; ``source`` as above."""
 
     weights: str = "random"
+    source: str = ""
     architecture: CLIPArchitecture = field(default_factory=CLIPArchitecture)
 
 
@@ -125,10 +129,10 @@ def build_odise(
 
     Raises:
         WeightsError: frozen weights are missing or do not fit.
-        ValueError: a setting is out of range; the message names it.
+        SettingError: a setting is out of range; the message names it.
     """
     if supervision not in SUPERVISION:
-        raise ValueError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
+        raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
     check_timesteps(backbone.timesteps)
     frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture))
     caption = supervision == "caption"

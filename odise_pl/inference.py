@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
 
 
@@ -33,9 +34,9 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         for name in ("object_threshold", "overlap_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"inference.{name}={getattr(self, name)} must lie in 0..1")
+                raise SettingError(f"inference.{name}={getattr(self, name)} must lie in 0..1")
         if self.top_k < 1:
-            raise ValueError(f"inference.top_k={self.top_k} must be 1 or more")
+            raise SettingError(f"inference.top_k={self.top_k} must be 1 or more")
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:

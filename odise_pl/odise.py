@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.clip import FrozenCLIP
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import (
     TextProjection,
     cosine_logits,
@@ -50,10 +51,13 @@ class ClassifierSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
+            raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
         for name in ("seen_share", "unseen_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"classifier.{name}={getattr(self, name)} must lie in 0..1")
+                raise SettingError(f"classifier.{name}={getattr(self, name)} must lie in 0..1")
+        for name in ("mask_prompt", "clip_prompt"):
+            if "{}" not in getattr(self, name):
+                raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs a {{}} where names go")
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Odise(nn.Module):
 
     def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
         """Embed the names of each class, ``prompt`` around every name."""
-        texts = [prompt.format(name) for names in labels for name in names]
+        texts = [prompt.replace("{}", name) for names in labels for name in names]
         return TextClasses(self.clip.encode_text(texts), tuple(len(names) for names in labels))
 
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:

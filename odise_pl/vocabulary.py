@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from odise_pl.errors import UserError
 
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours.
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>.*?)(?::\s*(?P<kind>thing|stuff))?", re.DOTALL)
@@ -22,7 +24,7 @@ _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>.*?)(?::\s*(?P<kind>thing|st
 _UNUSED_ID = "invalid_class_id"
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError, ValueError):
     """A vocabulary that cannot be found, read or used."""
 
 
@@ -301,3 +303,29 @@ def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
         isthing=bool(field("isthing", True, int, "true or false")),
         official=field("official", "", str, "text"),
     )
+
+
+def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
+    """The classes of a data set under other names.
+
+    Args:
+        vocabulary: the data set's own.
+        source: anything :func:`load_vocabulary` reads, the same classes in the same order; None keeps all.
+
+    Raises:
+        VocabularyError: the number of classes differs.
+    """
+    if source is None:
+        return vocabulary
+    names = load_vocabulary(source)
+    if len(names) != len(vocabulary):
+        raise VocabularyError(
+            f"vocabulary '{names.name}' has {len(names)} classes, the data set '{vocabulary.name}' has "
+            f"{len(vocabulary)}: give every class of the data set its names, in the same order"
+        )
+    pairs = zip(vocabulary.categories, names.categories, strict=True)
+    renamed = tuple(
+        replace(own, name=new.name, synonyms=new.synonyms, official=own.official or own.name)
+        for own, new in pairs
+    )
+    return Vocabulary(names.name, renamed)

@@ -9,6 +9,7 @@ from odise_pl.backbones.captioners import Conditioning
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
+from odise_pl.errors import SettingError
 
 
 class DiffusionBackbone(nn.Module):
@@ -21,6 +22,9 @@ class DiffusionBackbone(nn.Module):
         input_size: side in pixels to which windows are resized for the diffusion model.
         train_window: largest window side in training; at inference the window is the shorter image side.
         window_batch: windows per forward pass; 0 takes all windows of the batch at once.
+
+    Raises:
+        SettingError: sizes that do not fit the strides, or a negative window batch.
     """
 
     def __init__(
@@ -34,10 +38,12 @@ class DiffusionBackbone(nn.Module):
     ) -> None:
         super().__init__()
         multiple = features.input_multiple
-        if input_size % multiple:
-            raise ValueError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
+        if input_size < multiple or input_size % multiple:
+            raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
+        if train_window < STRIDES[-1] or train_window % STRIDES[-1]:
+            raise SettingError(f"backbone.train_window={train_window} must be a multiple of {STRIDES[-1]}")
         if window_batch < 0:
-            raise ValueError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
+            raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.train_window, self.window_batch = input_size, train_window, window_batch
 
@@ -49,8 +55,13 @@ class DiffusionBackbone(nn.Module):
 
         Returns:
             four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
+
+        Raises:
+            ValueError: a side is no multiple of 32, so that strides would not fit.
         """
         height, width = images.shape[-2:]
+        if height % STRIDES[-1] or width % STRIDES[-1]:
+            raise ValueError(f"images of {height}x{width} must be padded to multiples of {STRIDES[-1]} first")
         side = min(height, width, self.train_window) if self.training else min(height, width)
         windows = plan_windows(height, width, side)
         cuts = cut_windows(images, windows, self.input_size)

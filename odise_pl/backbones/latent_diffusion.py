@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from odise_pl.backbones.stable_diffusion import DiffusionModels
+from odise_pl.errors import SettingError
 
 NOISE_SEED = 42
 STEPS = 1000
@@ -131,7 +132,8 @@ class LatentDiffusionFeatures(nn.Module):
                 x = down(x)
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
         mean = self.vae.quant_conv(x).chunk(2, dim=1)[0]
-        return mean * self.latent_scale, features
+        # the attention leaves a channels-last layout, in which GroupNorm on the CPU is ten times less exact
+        return (mean * self.latent_scale).contiguous(), features
 
     def add_noise(self, latent: Tensor, timestep: int) -> Tensor:
         """The forward process q(x_t | x_0) with the fixed noise, resized (bicubic) when sizes differ."""
@@ -221,12 +223,12 @@ def check_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
     """Diffusion steps as a tuple.
 
     Raises:
-        ValueError: an empty list, a repeated step, or one outside 0..999.
+        SettingError: an empty list, a repeated step, or one outside 0..999.
     """
     steps = tuple(timesteps)
     bad = [t for t in steps if not isinstance(t, int) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
-        raise ValueError(
+        raise SettingError(
             f"backbone.timesteps={list(steps)}: give different whole numbers in 0..{STEPS - 1}, e.g. [0]"
         )
     return steps

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.backbones.latent_diffusion import Tap
+from odise_pl.errors import SettingError
 
 STRIDES = (4, 8, 16, 32)
 
@@ -55,7 +56,7 @@ class FeaturePyramid(nn.Module):
         self.strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
         missing = sorted(set(STRIDES) - set(self.strides))
         if missing:
-            raise ValueError(
+            raise SettingError(
                 f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}"
             )
         self.channels = channels

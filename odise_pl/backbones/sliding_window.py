@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
+
 
 @dataclass(frozen=True)
 class Window:
@@ -26,7 +28,7 @@ def plan_windows(height: int, width: int, side: int) -> list[Window]:
 
 def _starts(length: int, side: int) -> list[int]:
     if side > length:
-        raise ValueError(f"a window of {side} pixels does not fit in {length}")
+        raise SettingError(f"a window of {side} pixels does not fit in {length}")
     return sorted({min(start, length - side) for start in range(0, length, side)})
 
 

@@ -20,7 +20,7 @@ class DataError(UserError):
     """Data that is missing, damaged or does not fit; the message is one line for the user."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SegmentRecord:
     """One segment of a panoptic PNG.
 

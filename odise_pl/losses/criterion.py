@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.losses.point_losses import paired_cross_entropy, paired_dice, sample_masks
@@ -49,6 +51,9 @@ class SetCriterion:
         no_object_weight: weight of the no-object class in the cross-entropy.
         num_points: points per mask.
         oversample, importance: of the importance sampling, see :func:`uncertain_points`.
+
+    Raises:
+        SettingError: points, oversample or importance are out of range.
     """
 
     def __init__(
@@ -62,6 +67,13 @@ class SetCriterion:
     ) -> None:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
+        for name, low, high in (
+            ("num_points", 1, math.inf),
+            ("oversample", 1, math.inf),
+            ("importance", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise SettingError(f"criterion.{name}={getattr(self, name)} must lie in {low}..{high}")
 
     def __call__(
         self,
@@ -73,7 +85,7 @@ class SetCriterion:
         """Weighted losses of every output, in order.
 
         Args:
-            outputs: the decoder's predictions, the last one first in order of depth.
+            outputs: the decoder's predictions, in order of depth.
             targets: truth of each image on the canvas.
             uniform: source of random numbers for points.
             image_ids: named in errors.

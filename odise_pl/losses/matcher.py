@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from odise_pl.errors import SettingError
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.point_losses import pairwise_cross_entropy, pairwise_dice, sample_masks
 from odise_pl.ops.points import Uniform, point_sample
@@ -44,7 +45,7 @@ class HungarianMatcher:
         self, classification: float = 2.0, mask: float = 5.0, dice: float = 5.0, num_points: int = 12544
     ) -> None:
         if classification == mask == dice == 0:
-            raise ValueError("all weights of the matching cost are 0; give one of them a value")
+            raise SettingError("all weights of the matching cost are 0; give one of them a value")
         self.classification, self.mask, self.dice = classification, mask, dice
         self.num_points = num_points
 

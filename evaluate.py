@@ -1,0 +1,70 @@
+"""Evaluate: ``python evaluate.py ckpt=PATH [data=NAME] [KEY=VALUE] ...`` prints and saves the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from odise_pl.configuration import adopt, check_evaluation, check_weights, checkpoint_path, clear_errors
+
+
+def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Score a checkpoint on every evaluation set; returns fractions by set and metric.
+
+    Args:
+        config: composed from ``conf/evaluate.yaml``.
+        overrides: the command line, whose explicit choices win over what the checkpoint says of itself.
+    """
+    from odise_pl.lightning_module import describe
+
+    path = checkpoint_path(config)
+    description = describe(path)
+    if description.record is not None:
+        config = adopt(config, description.record, overrides)
+    check_weights(config)
+
+    import lightning
+    from hydra.utils import instantiate
+
+    from odise_pl.callbacks import ResultReport
+    from odise_pl.checkpoint import load_weights
+    from odise_pl.lightning_module import OdiseModule
+    from odise_pl.optimization import OptimizerSettings
+    from odise_pl.vocabulary import rename
+
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data)
+    model = instantiate(config.model)
+    load_weights(model, path)
+    training = description.vocabulary or data.vocabulary("train")
+    module = OdiseModule(
+        model,
+        instantiate(config.criterion),
+        OptimizerSettings(),
+        training,
+        {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
+        global_batch=1,
+    )
+    trainer: lightning.Trainer = instantiate(
+        config.trainer,
+        callbacks=[ResultReport(f"{config.run_dir}/evaluation"), instantiate(config.progress)],
+        logger=False,
+        default_root_dir=config.run_dir,
+    )
+    trainer.validate(module, data, verbose=False)
+    return {name: result.scalars() for name, result in module.results.items()}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Check first, then evaluate."""
+    with clear_errors():
+        check_evaluation(config)
+        evaluate(config, HydraConfig.get().overrides.task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Composed configurations: clear errors, checks before anything heavy loads, and what checkpoints keep.
+
+Imports no torch: a run that lacks data or weights ends in a second or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
+
+from odise_pl.data.manifest import check_shards
+from odise_pl.errors import SettingError, UserError
+
+# What describes a trained network; a checkpoint keeps these sections, evaluation takes them from there.
+MODEL_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
+DATA_KEYS = ("eval_short_side", "eval_long_side")
+_WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the program with the message alone when the user can put right what is wrong."""
+    try:
+        yield
+    except Exception as error:
+        known = _user_error(error)
+        if known is None:
+            raise
+        raise SystemExit(f"error: {known}") from error
+
+
+def _user_error(error: BaseException | None) -> BaseException | None:
+    """The user error in a chain of causes; libraries wrap what our constructors raise."""
+    while error is not None:
+        if isinstance(error, UserError | MissingMandatoryValue):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def check_training(config: DictConfig) -> None:
+    """Everything that training reads is there, and nothing finished would be overwritten.
+
+    Raises:
+        UserError: lists all that is missing, each with the command that gets it.
+    """
+    problems = [*_missing_weights(config), *_missing_shards(config, ("train", "val"))]
+    last = Path(config.run_dir, "checkpoints", "last.ckpt")
+    if config.ckpt is None and last.exists():
+        problems.append(f"run {config.run} exists: add ckpt=last to resume it, or run=NAME to start another")
+    if config.ckpt is not None and not checkpoint_path(config).is_file():
+        problems.append(
+            f"ckpt={config.ckpt}: {checkpoint_path(config)} is not there; leave ckpt out to start anew"
+        )
+    if config.init_from is not None and not Path(config.init_from).is_file():
+        problems.append(f"init_from={config.init_from} is not there")
+    _raise(problems)
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """The checkpoint and the evaluation set are there; errors as :func:`check_training`."""
+    path = checkpoint_path(config)
+    problems = [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
+    _raise([*problems, *_missing_shards(config, ("val",))])
+
+
+def check_weights(config: DictConfig) -> None:
+    """The frozen weights are there; errors as :func:`check_training`."""
+    _raise(_missing_weights(config))
+
+
+def checkpoint_path(config: DictConfig) -> Path:
+    """The file that ``ckpt`` names; ``last`` is the newest of this run."""
+    return Path(config.run_dir, "checkpoints", "last.ckpt") if config.ckpt == "last" else Path(config.ckpt)
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise SettingError("\n  - ".join(["cannot start:", *problems]))
+
+
+def _missing_weights(config: DictConfig) -> list[str]:
+    return [
+        f"{section}.weights={config[section].weights} is not there; get it with: {config[section].source}\n"
+        f"    or set {section}.weights to another file, or random to try things without"
+        for section in ("backbone", "clip")
+        if _names_file(config[section].weights) and not Path(config[section].weights).exists()
+    ]
+
+
+def _names_file(weights: str) -> bool:
+    return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("/", "./", "../", "~"))
+
+
+def _missing_shards(config: DictConfig, names: Sequence[str]) -> list[str]:
+    problems = []
+    for name in names:
+        for source in _sources(config.data[name]):
+            try:
+                check_shards(source)
+            except UserError as error:
+                problems.append(f"data.{name}: {error}")
+    return problems
+
+
+def _sources(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(v) for v in value.values()] if isinstance(value, DictConfig) else [str(value)]
+
+
+def record(config: DictConfig) -> dict[str, Any]:
+    """What a checkpoint keeps of the configuration, as plain values; references stay references."""
+    sections = {name: OmegaConf.to_container(config[name], resolve=False) for name in MODEL_SECTIONS}
+    return {"config": sections, "data": {key: config.data[key] for key in DATA_KEYS}}
+
+
+def adopt(config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """A configuration with the network that a checkpoint describes.
+
+    Args:
+        config: composed from the command line.
+        recorded: what :func:`record` kept.
+        overrides: the command line's ``KEY=VALUE``; what it names explicitly wins over the checkpoint.
+
+    Returns:
+        a new configuration.
+    """
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    merged = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert not isinstance(merged, ListConfig)
+    with open_dict(merged):
+        for section, values in recorded["config"].items():
+            if section not in named:
+                merged[section] = values
+        for key, value in recorded["data"].items():
+            merged.data[key] = value
+        for key in named:
+            if "." in key and OmegaConf.select(config, key.partition(".")[0]) is not None:
+                OmegaConf.update(merged, key, OmegaConf.select(config, key), force_add=True)
+    return merged

@@ -1,0 +1,62 @@
+"""Train: ``python train.py [GROUP=CHOICE] [KEY=VALUE] ...``; the defaults are the published COCO run."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Build everything the configuration names and fit; returns the last metrics in percent."""
+    import lightning
+    from hydra.utils import instantiate
+
+    from odise_pl.lightning_module import OdiseModule
+    from odise_pl.optimization import accumulation_steps
+    from odise_pl.vocabulary import rename
+
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data)
+    callbacks = [instantiate(node) for node in config.callbacks.values()]
+    trainer: lightning.Trainer = instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=instantiate(config.logger),
+        default_root_dir=config.run_dir,
+    )
+    steps = accumulation_steps(config.global_batch, config.data.batch_size, trainer.world_size)
+    trainer.accumulate_grad_batches = steps
+    trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
+
+    model = instantiate(config.model)
+    if config.init_from is not None:
+        from odise_pl.checkpoint import load_weights
+
+        load_weights(model, config.init_from)
+    module = OdiseModule(
+        model,
+        instantiate(config.criterion),
+        instantiate(config.optimizer),
+        rename(data.vocabulary("train"), config.vocabulary.train),
+        {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
+        config.global_batch,
+        config.seed,
+        record(config),
+    )
+    resume = None if config.ckpt is None else str(checkpoint_path(config))
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Check first, then train."""
+    with clear_errors():
+        check_training(config)
+        train(config)
+
+
+if __name__ == "__main__":
+    main()
