@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,6 +26,7 @@ def scene(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.repeat(grey[..., None], 3, -1).astype(np.uint8)), (grey + 1).astype(np.int32)
 
 
+@settings(deadline=None)
 @given(st.integers(40, 90), st.integers(40, 90), st.integers(0, 10_000))
 def test_jitter_keeps_image_and_map_together(height: int, width: int, seed: int) -> None:
     image, ids = scene(height, width)
@@ -45,6 +46,7 @@ def test_jitter_keeps_image_and_map_together(height: int, width: int, seed: int)
     assert np.abs(shown - (changed_ids - 1))[inner].max(initial=0) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(8, 80), st.integers(8, 80), st.integers(0, 10_000))
 def test_jitter_fills_from_the_top_left_corner(height: int, width: int, seed: int) -> None:
     image, ids = scene(height, width)
@@ -112,6 +114,7 @@ def test_extreme_shapes_keep_a_pixel() -> None:
     assert EvalResize(10, 20).size((1, 1000)) == (1, 20)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
 def test_id_maps_are_resized_as_pil_does(height: int, width: int, new_height: int, new_width: int) -> None:
     ids = np.random.default_rng(0).integers(0, 2**24, (height, width)).astype(np.int32)
