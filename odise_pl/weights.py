@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} is damaged or not a weights file ({first}); fetch it again") from error
-    except Exception as error:  # UnpicklingError and its kin: the many ways of not being a pickle
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path} holds objects that cannot be read without running their code; "
+                "store its tensors alone, as .safetensors"
+            ) from error
+        raise WeightsError(f"{path} is not a weights file; fetch it again") from error
+    except Exception as error:  # the many ways of not being a pickle
         raise WeightsError(f"{path} is not a weights file ({type(error).__name__})") from error
 
 
