@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from torch import Tensor
+
+from odise_pl.backbones.captioners import ImplicitCaptioner
+from odise_pl.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.backbones.pyramid import FeaturePyramid
+from odise_pl.backbones.sliding_window import plan_windows
+
+
+@cache
+def parts() -> tuple[LatentDiffusionFeatures, ImplicitCaptioner, FeaturePyramid]:
+    torch.manual_seed(0)
+    features = LatentDiffusionFeatures(tiny_models.diffusion(), (0,))
+    captioner = ImplicitCaptioner(tiny_models.clip(), torch.randn(1, 77, 32), 128)
+    with torch.no_grad():
+        captioner.alpha_cond.fill_(1)
+    return features, captioner, FeaturePyramid(features.taps, 128)
+
+
+def backbone(**settings: Any) -> DiffusionBackbone:
+    return DiffusionBackbone(*parts(), **{"input_size": 128, "train_window": 64} | settings).eval()
+
+
+def images(height: int, width: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * b.abs().max().item())
+
+
+@torch.no_grad()
+def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tensor]:
+    """Every window of every image alone, and a loop that puts the features in their places."""
+    features, captioner, pyramid = parts()
+    height, width = batch.shape[-2:]
+    results = []
+    for level, stride in enumerate((4, 8, 16, 32)):
+        total = torch.zeros(len(batch), 128, height // stride, width // stride)
+        count = torch.zeros(height // stride, width // stride)
+        cells = side // stride
+        for w in plan_windows(height, width, side):
+            rows = slice(w.top // stride, w.top // stride + cells)
+            columns = slice(w.left // stride, w.left // stride + cells)
+            for b in range(len(batch)):
+                cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
+                cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
+                said = captioner(cut)
+                total[b, :, rows, columns] += pyramid(features(cut, said.context, said.time), side)[level][0]
+            count[rows, columns] += 1
+        results.append(total / count)
+    return results
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 160), (96, 64)])
+def test_windows_together_are_windows_one_by_one(size: tuple[int, int]) -> None:
+    model, batch = backbone(), images(*size)
+    with torch.no_grad():
+        close(model(batch), one_by_one(model, batch, min(size)))
+
+
+def test_training_caps_the_window_and_inference_takes_the_shorter_side() -> None:
+    model, batch = backbone(), images(96, 128, 1)
+    with torch.no_grad():
+        close(model.eval()(batch), one_by_one(model, batch, 96))
+        close(model.train()(batch), one_by_one(model, batch, 64))
+    assert not model.features.unet.training
+
+
+@pytest.mark.parametrize("window_batch", [1, 3, 100])
+def test_the_window_batch_does_not_change_the_result(window_batch: int) -> None:
+    batch = images(64, 160)
+    with torch.no_grad():
+        close(backbone(window_batch=window_batch)(batch), backbone()(batch))
+
+
+def test_no_more_windows_than_asked_for_run_at_once() -> None:
+    model = backbone(window_batch=2)
+    sizes: list[int] = []
+    handle = model.features.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        model(images(64, 160))
+    handle.remove()
+    assert sizes == [2, 2, 2]
+
+
+def test_gradients_of_chunks_add_up() -> None:
+    gradients = []
+    for window_batch in (0, 1):
+        model = backbone(window_batch=window_batch).train()
+        model.zero_grad()
+        sum(x.square().mean() for x in model(images(64, 96, 1))).backward()
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        assert {n for n, p in trained if p.grad is None} == set()
+        gradients.append([p.grad.clone() for _, p in trained if p.grad is not None])
+        model.zero_grad()
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3 * max(a.abs().max().item(), 1e-3))
+
+
+@pytest.mark.parametrize("size", [(64, 72), (80, 64), (100, 100)])
+def test_images_that_the_strides_do_not_divide_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"images of {size[0]}x{size[1]} must be padded to multiples of 32"):
+        backbone()(images(*size))
+
+
+@pytest.mark.parametrize(("setting", "value", "message"), [
+    ("input_size", 96, "backbone.input_size=96 must be a multiple of 64"),
+    ("input_size", 0, "backbone.input_size=0 must be a multiple of 64"),
+    ("train_window", 500, "backbone.train_window=500 must be a multiple of 32"),
+    ("train_window", 0, "backbone.train_window=0 must be a multiple of 32"),
+    ("window_batch", -1, "backbone.window_batch=-1 must be 0 .all. or more"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone(**{setting: value})

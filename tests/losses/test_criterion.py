@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.nn import functional as F
+
+from odise_pl.losses.criterion import LossWeights, MaskLosses, SetCriterion, average_over_ranks
+from odise_pl.losses.errors import NonFiniteError
+from odise_pl.losses.matcher import HungarianMatcher, Match
+from odise_pl.ops.points import Uniform
+from odise_pl.structures import MaskPredictions, Targets
+
+CLASSES, QUERIES = 3, 5
+
+
+def seeded(seed: int = 0) -> Uniform:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *size: torch.rand(*size, generator=generator)
+
+
+def prediction(images: int = 2, seed: int = 0) -> MaskPredictions:
+    generator = torch.Generator().manual_seed(seed)
+    return MaskPredictions(
+        torch.randn(images, QUERIES, CLASSES + 1, generator=generator).requires_grad_(),
+        (3 * torch.randn(images, QUERIES, 4, 6, generator=generator)).requires_grad_(),
+        torch.zeros(images, QUERIES, 1),
+        torch.ones(()),
+    )
+
+
+def target(count: int, seed: int = 0) -> Targets:
+    generator = torch.Generator().manual_seed(seed)
+    return Targets(
+        torch.randint(0, CLASSES, (count,), generator=generator),
+        torch.rand(count, 16, 24, generator=generator) > 0.5,
+    )
+
+
+def criterion(points: int = 64, weights: LossWeights | None = None) -> SetCriterion:
+    # all points random: what is sampled does not depend on the predictions
+    matcher = HungarianMatcher(num_points=points)
+    return SetCriterion(matcher, weights or LossWeights(), num_points=points, oversample=1, importance=0)
+
+
+class Fixed(HungarianMatcher):
+    """Always the same pairs, and no random numbers spent on them."""
+
+    def __init__(self, matches: list[Match]) -> None:
+        super().__init__()
+        self.matches = matches
+
+    def __call__(self, *_: object) -> list[Match]:
+        return self.matches
+
+
+def total(losses: list[MaskLosses]) -> Tensor:
+    return torch.stack([loss.classification + loss.mask + loss.dice for loss in losses]).sum()
+
+
+def test_losses_are_those_of_a_loop() -> None:
+    p, targets = prediction(), [target(2), target(3, 1)]
+    matches = [Match(torch.tensor([1, 4]), torch.tensor([1, 0])),
+               Match(torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1]))]  # fmt: skip
+    loss = SetCriterion(
+        Fixed(matches), LossWeights(2, 5, 7), no_object_weight=0.1, num_points=40, oversample=1, importance=0
+    )([p], targets, seeded(3), [0, 1])[0]
+
+    draw = seeded(3)
+    draw(5, 40, 2)  # the candidates, of which none are wanted
+    points = draw(5, 40, 2)
+    mask, dice, ce, weights, pair = 0.0, 0.0, 0.0, 0.0, 0
+    for b in range(2):
+        wanted = [CLASSES] * QUERIES
+        for q, j in zip(matches[b].queries.tolist(), matches[b].targets.tolist(), strict=True):
+            wanted[q] = int(targets[b].labels[j])
+            grid = (2 * points[pair] - 1)[None, :, None]
+            x = F.grid_sample(p.mask_logits[b, q][None, None], grid, align_corners=False).flatten()
+            t = F.grid_sample(targets[b].masks[j].float()[None, None], grid, align_corners=False).flatten()
+            mask += F.binary_cross_entropy_with_logits(x, t)
+            s = x.sigmoid()
+            dice += 1 - (2 * (s * t).sum() + 1) / (s.sum() + t.sum() + 1)
+            pair += 1
+        for q in range(QUERIES):
+            weight = 0.1 if wanted[q] == CLASSES else 1.0
+            ce += -weight * p.class_logits[b, q].log_softmax(0)[wanted[q]]
+            weights += weight
+    torch.testing.assert_close(loss.mask, 5 * mask / 5)
+    torch.testing.assert_close(loss.dice, 7 * dice / 5)
+    torch.testing.assert_close(loss.classification, 2 * ce / weights)
+
+
+def test_every_output_has_its_losses_in_order() -> None:
+    outputs = [prediction(seed=i) for i in range(3)]
+    targets = [target(2), target(1)]
+    losses = criterion()(outputs, targets, seeded(), [0, 1])
+    alone = criterion()(outputs[:1], targets, seeded(), [0, 1])
+    assert len(losses) == 3
+    torch.testing.assert_close(total(losses[:1]), total(alone))
+    total(losses).backward()
+    for output in outputs:
+        for logits in (output.class_logits, output.mask_logits):
+            assert logits.grad is not None
+            assert logits.grad.abs().sum() > 0
+
+
+def test_importance_sampling_looks_where_masks_are_undecided() -> None:
+    # left half undecided and right, right half sure and wrong: only sure points cost much
+    logits = torch.full((1, 1, 4, 4), 0.1)
+    logits[..., 2:] = 20.0
+    p = MaskPredictions(torch.zeros(1, 1, 2), logits, torch.zeros(1, 1, 1), torch.ones(()))
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[..., :2] = True
+    matcher = Fixed([Match(torch.tensor([0]), torch.tensor([0]))])
+    costs = [
+        SetCriterion(matcher, LossWeights(), num_points=64, oversample=3, importance=share)(
+            [p], [Targets(torch.tensor([0]), masks)], seeded(), [0]
+        )[0].mask.item()
+        for share in (0.0, 1.0)
+    ]
+    assert costs[1] < costs[0] / 5
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
+def test_images_without_targets_keep_the_graph_whole(counts: tuple[int, int]) -> None:
+    p = prediction()
+    loss = criterion()([p], [target(n) for n in counts], seeded(), [0, 1])[0]
+    if counts == (0, 0):
+        assert loss.mask.item() == loss.dice.item() == 0
+    (loss.classification + loss.mask + loss.dice).backward()
+    assert p.class_logits.grad is not None
+    assert p.mask_logits.grad is not None
+    assert p.mask_logits.grad[0].abs().sum() == 0
+    assert p.mask_logits.grad.isfinite().all()
+
+
+def test_a_batch_of_nothing_but_background_learns_that() -> None:
+    p = prediction()
+    loss = criterion()([p], [target(0), target(0)], seeded(), [0, 1])[0]
+    expected = -2 * p.class_logits.log_softmax(-1)[..., -1].mean()
+    torch.testing.assert_close(loss.classification, expected)
+
+
+def test_more_targets_than_queries_are_matched_as_far_as_they_go() -> None:
+    losses = criterion()([prediction()], [target(9), target(1)], seeded(), [0, 1])
+    assert total(losses).isfinite()
+
+
+def test_the_error_names_the_output_the_loss_and_the_images() -> None:
+    outputs = [prediction(seed=i) for i in range(3)]
+    with torch.no_grad():
+        outputs[1].class_logits[0, 3] = float("nan")
+    matches = [Match(torch.tensor([0]), torch.tensor([0]))] * 2
+    with pytest.raises(NonFiniteError) as info:
+        SetCriterion(Fixed(matches), LossWeights(), num_points=8)(
+            outputs, [target(1), target(1)], seeded(), [139, 785]
+        )
+    message = str(info.value)
+    assert "images [139, 785]" in message
+    assert "the classification loss of decoder output 1 is NaN or infinite" in message
+    assert "optimizer.lr" in message
+
+
+def test_half_precision_predictions_are_judged_in_full() -> None:
+    p, targets = prediction(), [target(2), target(1)]
+    exact = criterion()([p], targets, seeded(), [0, 1])[0]
+    low = MaskPredictions(p.class_logits.bfloat16(), p.mask_logits.bfloat16(), p.mask_embed, p.logit_scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = criterion()([low], targets, seeded(), [0, 1])[0]
+    for name, value in vars(exact).items():
+        assert getattr(rough, name).dtype == torch.float32
+        torch.testing.assert_close(getattr(rough, name), value, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("num_points", 0), ("oversample", 0.5), ("importance", 1.5), ("importance", -0.1)]
+)
+def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{setting}={value}"):
+        SetCriterion(HungarianMatcher(), LossWeights(), **{setting: value})
+
+
+def test_the_count_of_masks_is_at_least_one_and_needs_no_group() -> None:
+    device = torch.device("cpu")
+    assert average_over_ranks(0, device).item() == 1
+    assert average_over_ranks(6, device).item() == 6
+
+
+def _average(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    averages = [average_over_ranks(count[rank], torch.device("cpu")).item() for count in ((3, 8), (1, 0))]
+    Path(folder, f"rank{rank}").write_text(repr(averages))
+    distributed.destroy_process_group()
+
+
+def test_the_count_of_masks_is_averaged_over_ranks(tmp_path: Path) -> None:
+    multiprocessing.spawn(_average, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        assert (tmp_path / f"rank{rank}").read_text() == "[5.5, 1.0]"
