@@ -27,6 +27,14 @@ def test_runs_and_pixels_count_what_a_loop_counts(data: st.DataObject) -> None:
     assert np.array_equal(_count_pixels(first, second, listed, listed), expected)
 
 
+@pytest.mark.parametrize("step", [1, 2**14, 2**20 + 3])
+def test_values_that_share_their_low_bits_are_told_apart(step: int) -> None:
+    values = [5 + step * number for number in (3, 0, 2, 1)]
+    labels = torch.tensor([[*values, 5 + 4 * step, values[1]]])
+    counts = count_overlaps(labels, labels, values, values)
+    assert counts.diagonal().tolist() == [1, 2, 1, 1, 1]
+
+
 def test_noise_without_runs_and_rows_that_continue_each_other() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(0, 4, (2, 30, 40), generator=generator)
