@@ -99,7 +99,24 @@ def load_diffusion(weights: str, architecture: DiffusionArchitecture | None = No
         )
     else:
         models = _load_folder(weights, local=False)
+    _check_fit(models, weights)
     return models
+
+
+def _check_fit(models: DiffusionModels, source: str) -> None:
+    """Inpainting models, SDXL and others load as well, and would fail in the middle of a forward pass."""
+    unet, vae, text = models.unet.config, models.vae.config, models.text_encoder.config
+    for what, found, wanted in (
+        ("the UNet's input channels", unet.in_channels, 4),
+        ("the VAE's latent channels", vae.latent_channels, 4),
+        ("the VAE's levels", len(vae.block_out_channels), 4),
+        ("the width of the UNet's context", unet.cross_attention_dim, text.hidden_size),
+    ):
+        if found != wanted:
+            raise WeightsError(
+                f"{source}: {what} should be {wanted} and is {found}; use a text-to-image model of "
+                "Stable Diffusion 1.x or 2.x, or set backbone.architecture to sizes that fit together"
+            )
 
 
 def _unet(a: DiffusionArchitecture) -> UNet2DConditionModel:

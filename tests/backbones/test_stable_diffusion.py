@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from odise_pl.backbones.clip import CLIPArchitecture, build_clip
 from odise_pl.backbones.stable_diffusion import (
+    _TEXT_BUFFERS,
     END_OF_TEXT,
     DiffusionArchitecture,
     DiffusionModels,
+    _convert_text,
     build_diffusion,
     encode_prompts,
     load_diffusion,
     tokenize,
 )
-from odise_pl.weights import WeightsError
+from odise_pl.weights import WeightsError, load_exactly
 
 GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -104,6 +110,23 @@ def test_a_file_that_is_no_stable_diffusion_checkpoint_is_refused_by_name(tmp_pa
         load_diffusion(str(path), tiny_models.SD1)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"vae_channels": (32, 32, 64)}, "the VAE's levels should be 4 and is 3"),
+    ({"context_dim": 64}, "the width of the UNet's context should be 32 and is 64"),
+])  # fmt: skip
+def test_sizes_that_do_not_fit_together_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightsError, match=f"random: {message}.*backbone.architecture"):
+        load_diffusion("random", replace(tiny_models.SD1, **change))
+
+
+def test_an_inpainting_model_is_refused_by_name(tmp_path: Path) -> None:
+    save_folder(tiny_models.diffusion(), tmp_path)
+    wider = dict(tiny_models.diffusion().unet.config) | {"in_channels": 9, "_use_default_values": []}
+    UNet2DConditionModel.from_config(wider).save_pretrained(tmp_path / "unet")
+    with pytest.raises(WeightsError, match=f"{tmp_path}: the UNet's input channels should be 4 and is 9"):
+        load_diffusion(str(tmp_path))
+
+
 def test_random_weights_come_from_the_global_generator() -> None:
     torch.manual_seed(5)
     first = load_diffusion("random", tiny_models.SD1)
@@ -139,6 +162,24 @@ def test_prompts_are_encoded_by_the_last_layer_and_its_norm(architecture: Diffus
     torch.testing.assert_close(encoded, normed, rtol=1e-4, atol=1e-4)
     assert encoded.shape == (2, 77, 32)
     assert not encoded.requires_grad
+
+
+def test_text_weights_of_stable_diffusion_2_are_open_clips_without_its_last_layer() -> None:
+    """An original SD 2 checkpoint holds an OpenCLIP text tower of 24 layers; 23 of them are used."""
+    torch.manual_seed(0)
+    sizes = {"vision_layers": 1, "text_layers": 24, "quick_gelu": False}
+    clip = build_clip(CLIPArchitecture(**{**vars(tiny_models.CLIP), **sizes}))
+    tower = {n: t for n, t in clip.state_dict().items() if not n.startswith("visual")}
+    named = {f"cond_stage_model.model.{n}": t for n, t in tower.items()}
+    encoder = build_diffusion(replace(tiny_models.SD2, text_layers=23, text_mlp=128)).text_encoder.eval()
+    load_exactly(encoder, _convert_text(encoder, named), "test", ignore=_TEXT_BUFFERS)
+
+    texts = ["", "a photo of a dog"]
+    with torch.no_grad():
+        x = clip.token_embedding(tokenize(texts, 0)) + clip.positional_embedding
+        for block in clip.transformer.resblocks[:-1]:
+            x = block(x, attn_mask=clip.attn_mask)
+        torch.testing.assert_close(encode_prompts(encoder, texts, 0), clip.ln_final(x), rtol=1e-4, atol=1e-4)
 
 
 def test_the_defaults_are_stable_diffusion_1() -> None:

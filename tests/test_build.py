@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from torch import nn
+from transformers import CLIPTextModel
+
+from odise_pl.backbones.captioners import EmptyCaptioner
+from odise_pl.build import (
+    BackboneSettings,
+    ClipSettings,
+    HeadSettings,
+    build_odise,
+    empty_captioner,
+    implicit_captioner,
+)
+from odise_pl.inference import InferenceSettings
+from odise_pl.odise import ClassifierSettings, Odise
+from odise_pl.weights import WeightsError
+
+
+def build(supervision: str = "label", captioner: Any = None, **changes: Any) -> Odise:
+    """A tiny network; ``changes`` are settings of the backbone."""
+    settings = {"architecture": tiny_models.SD1, "input_size": 64, "train_window": 64, "channels": 128}
+    return build_odise(
+        BackboneSettings(**settings | changes),
+        ClipSettings(architecture=tiny_models.CLIP),
+        captioner or implicit_captioner(),
+        tiny_models.HEAD,
+        ClassifierSettings(),
+        InferenceSettings(),
+        supervision,
+    )
+
+
+def full_size(supervision: str) -> Odise:
+    """The published sizes, without memory for the weights."""
+    with torch.device("meta"):
+        return build_odise(
+            BackboneSettings(),
+            ClipSettings(),
+            implicit_captioner(),
+            HeadSettings(),
+            ClassifierSettings(),
+            InferenceSettings(),
+            supervision,
+        )
+
+
+def trainable(*modules: nn.Module | nn.Parameter | None) -> int:
+    parameters = {
+        id(p): p
+        for m in modules
+        if m is not None
+        for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())
+        if p.requires_grad
+    }
+    return sum(p.numel() for p in parameters.values())
+
+
+@pytest.mark.parametrize(("supervision", "total"), [("label", 28_067_009), ("caption", 28_066_755)])
+def test_the_published_model_has_the_published_number_of_parameters(supervision: str, total: int) -> None:
+    model = full_size(supervision)
+    backbone, decoder, text = model.backbone, model.mask_decoder, model.text_projection
+    layers = list(decoder.layers)
+    counts = {
+        "captioner": trainable(backbone.captioner),
+        "feature projections": trainable(backbone.pyramid),
+        "pixel decoder": trainable(model.pixel_decoder),
+        "self-attention": trainable(*[m for x in layers for m in (x.self_attention, x.self_norm)]),
+        "cross-attention": trainable(*[m for x in layers for m in (x.cross_attention, x.cross_norm)]),
+        "feed-forward": trainable(*[m for x in layers for m in (x.linear1, x.linear2, x.feedforward_norm)]),
+        "queries": trainable(decoder.query_feat, decoder.query_embed, decoder.level_embed, decoder.norm),
+        "mask MLP": trainable(decoder.mask_mlp),
+        "mask embedding": trainable(decoder.embedding),
+        "text projection": trainable(text.proj),
+        "null embedding": trainable(text.null_embed),
+        "object head": trainable(decoder.object_head),
+    }
+    assert counts == {
+        "captioner": 1_695_744,
+        "feature projections": 5_873_664,
+        "pixel decoder": 5_577_152,
+        "self-attention": 2_373_120,
+        "cross-attention": 2_373_120,
+        "feed-forward": 9_462_528,
+        "queries": 52_480,
+        "mask MLP": 197_376,
+        "mask embedding": 264_193,
+        "text projection": 196_864,
+        "null embedding": 768 if supervision == "label" else 0,
+        "object head": 514 if supervision == "caption" else 0,
+    }
+    assert trainable(model) == sum(counts.values()) == total
+
+
+def test_the_published_models_frozen_networks_are_held_once() -> None:
+    model = full_size("label")
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    # the diffusion model's text encoder has done its work at construction
+    assert frozen == 859_520_964 + 83_653_863 + 427_944_193
+    assert not any(isinstance(module, CLIPTextModel) for module in model.modules())
+
+
+def test_the_published_taps() -> None:
+    taps = full_size("label").backbone.features.taps
+    assert [(tap.channels, tap.stride) for tap in taps] == [
+        (512, 4), (512, 8), (2560, 64), (1920, 32), (960, 16), (640, 8), (512, 8), (512, 4)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("supervision", ["label", "caption"])
+def test_a_tiny_model_of_each_supervision_builds_and_runs(supervision: str) -> None:
+    model = build(supervision)
+    outputs = model(torch.rand(1, 3, 64, 64), model.encode_classes((("a",), ("b", "c"))))
+    assert outputs[-1].class_logits.shape[2] == (3 if supervision == "label" else 2)
+    assert (model.mask_decoder.object_head is None) == (supervision == "label")
+    assert (model.text_projection.null_embed is None) == (supervision == "caption")
+
+
+def test_the_null_embedding_starts_at_the_empty_text() -> None:
+    model = build()
+    assert model.text_projection.null_embed is not None
+    torch.testing.assert_close(model.text_projection.null_embed.data, model.clip.encode_text([""]))
+    assert model.text_projection.null_embed.requires_grad
+
+
+def test_the_captioner_starts_at_the_empty_prompt_of_the_diffusion_model() -> None:
+    torch.manual_seed(0)
+    one = build()
+    torch.manual_seed(0)
+    other = build(captioner=empty_captioner())
+    assert isinstance(other.backbone.captioner, EmptyCaptioner)
+    assert one.backbone.captioner.uncond.shape == (1, 77, 32)
+    assert torch.equal(one.backbone.captioner.uncond, other.backbone.captioner.uncond)
+
+
+def test_a_captioner_without_learnable_time() -> None:
+    model = build(captioner=implicit_captioner(learnable_time=False))
+    assert model.backbone.captioner.time_project is None
+
+
+def test_every_step_has_its_own_projections_and_times() -> None:
+    model = build(timesteps=(0, 100, 200))
+    assert len(model.backbone.pyramid.projections) == 2 + 3 * 4 + 2
+    assert model.backbone.captioner.time_project.positional_embedding.shape[1] == 3
+    outputs = model(torch.rand(1, 3, 64, 64), model.encode_classes((("a",),)))
+    assert outputs[-1].mask_logits.isfinite().all()
+
+
+def test_stable_diffusion_2_builds_and_runs() -> None:
+    model = build(architecture=tiny_models.SD2)
+    outputs = model(torch.rand(1, 3, 64, 64), model.encode_classes((("a",),)))
+    assert outputs[-1].mask_logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"supervision": "boxes"}, "model.supervision=boxes: choose one of label, caption"),
+    ({"timesteps": (1000,)}, r"backbone.timesteps=\[1000\]"),
+    ({"input_size": 100}, "backbone.input_size=100 must be a multiple of 64"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_missing_weights_are_named() -> None:
+    with pytest.raises(WeightsError, match=r"nowhere\.ckpt"):
+        build(weights="nowhere.ckpt")
