@@ -48,7 +48,11 @@ def check_training(config: DictConfig) -> None:
     Raises:
         UserError: lists all that is missing, each with the command that gets it.
     """
-    problems = [*_missing_weights(config), *_missing_shards(config, ("train", "val"))]
+    problems = [
+        *_missing_weights(config),
+        *_unnamed(config, "train"),
+        *_missing_shards(config, ("train", "val")),
+    ]
     last = Path(config.run_dir, "checkpoints", "last.ckpt")
     if config.ckpt is None and last.exists():
         problems.append(f"run {config.run} exists: add ckpt=last to resume it, or run=NAME to start another")
@@ -65,7 +69,7 @@ def check_evaluation(config: DictConfig) -> None:
     """The checkpoint and the evaluation set are there; errors as :func:`check_training`."""
     path = checkpoint_path(config)
     problems = [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
-    _raise([*problems, *_missing_shards(config, ("val",))])
+    _raise([*problems, *_unnamed(config, "val"), *_missing_shards(config, ("val",))])
 
 
 def check_weights(config: DictConfig) -> None:
@@ -94,6 +98,15 @@ def _missing_weights(config: DictConfig) -> list[str]:
 
 def _names_file(weights: str) -> bool:
     return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("/", "./", "../", "~"))
+
+
+def _unnamed(config: DictConfig, name: str) -> list[str]:
+    named = config.data[name] is not None
+    return (
+        []
+        if named
+        else [f"data.{name} names no shard set: add data.{name}=DIR, or choose a data set, data=coco"]
+    )
 
 
 def _missing_shards(config: DictConfig, names: Sequence[str]) -> list[str]:

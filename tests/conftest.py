@@ -1,7 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from scenes import make_scenes
 
 # The suite needs no network; a test that would ask for it must fail, here as on a machine that has none.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
@@ -22,3 +24,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of eight generated scenes; not to be changed."""
+    from odise_pl.data.prepare import main as prepare
+
+    folder = tmp_path_factory.mktemp("scenes")
+    make_scenes(folder / "coco", 8)
+    arguments = ["coco", "--root", str(folder / "coco"), "--split", "train2017", "--workers", "1"]
+    assert prepare([*arguments, "--out", str(folder / "shards")]) == 0
+    return folder / "shards"

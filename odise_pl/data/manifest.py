@@ -16,7 +16,7 @@ from odise_pl.vocabulary import Vocabulary, VocabularyError
 FILE_NAME = "dataset.json"
 FORMAT = 1
 _TIMEOUT = 20  # seconds to wait for a remote dataset.json
-_PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split train2017 --out"
+_PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _make(location: str) -> str:
-    return f"make it with: {_PREPARE} {Path(location).parent if is_local(location) else 'DIR'}"
+    folder = Path(location).parent
+    split = "val2017" if "val" in folder.name else "train2017"
+    return f"make it with: {_PREPARE.format(split=split, folder=folder if is_local(location) else 'DIR')}"
 
 
 def _read(location: str) -> bytes:

@@ -1,0 +1,77 @@
+"""Every choice in conf/ is real: it composes, and every _target_ in it instantiates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
+# Loading published weights is not for tests; everything else about a network is built small.
+RANDOM = ["backbone.weights=random", "clip.weights=random"]
+TINY = ["backbone=tiny", "clip=tiny"]
+
+
+def composed(tmp_path: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = ["data.train=somewhere", "data.val=somewhere"]
+        return compose("train", ["run=test", f"run_dir={tmp_path}", *overrides, *data])
+
+
+def targets(node: Any) -> Iterator[DictConfig]:
+    """Every node with a _target_, at any depth."""
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield node
+        for key in node:
+            yield from targets(node[key])
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
+    small = () if choice.startswith("experiment") else (*RANDOM, *TINY, "trainer=cpu")
+    config = composed(tmp_path, *small, choice)
+    group = choice.partition("=")[0]
+    sections = {"model": ("model", "criterion"), "vocabulary": (), "experiment": tuple(config)}
+    nodes = [config[name] for name in sections.get(group, (group,))]
+    for target in (found for node in nodes for found in targets(node)):
+        assert instantiate(target) is not None
+
+
+def test_defaults_are_the_published_run(tmp_path: Path) -> None:
+    config = composed(tmp_path)
+    assert config.global_batch == 64
+    assert config.trainer.max_steps == 92188
+    assert config.model.supervision == "label"
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm) == (
+        1e-4,
+        0.05,
+        0.01,
+    )
+    assert (config.criterion.num_points, config.criterion.oversample, config.criterion.importance) == (
+        12544,
+        3,
+        0.75,
+    )
+    assert (config.data.image_size, list(config.data.scale_range)) == (1024, [0.1, 2.0])
+    assert (config.data.eval_short_side, config.data.eval_long_side) == (1024, 2560)
+    settings = instantiate(config.backbone)
+    assert tuple(settings.timesteps) == (0,)
+    assert settings.input_size == settings.train_window == settings.channels == 512
+
+
+def test_no_target_is_misspelt() -> None:
+    lines = [line for file in CONF.rglob("*.yaml") for line in file.read_text().splitlines()]
+    names = {line.split("_target_:")[1].strip() for line in lines if "_target_:" in line}
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if attribute.endswith("_captioner") or attribute.startswith("build_"):
+            assert callable(getattr(__import__(module, fromlist=[attribute]), attribute))
+        else:
+            assert isinstance(get_class(name), type)

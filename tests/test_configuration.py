@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from odise_pl.configuration import adopt, check_training, clear_errors, record
+from odise_pl.errors import SettingError
+
+
+def config(tmp_path: Path, **changes: object) -> OmegaConf:
+    base = {
+        "run": "mine",
+        "run_dir": str(tmp_path / "run"),
+        "ckpt": None,
+        "init_from": None,
+        "model": {"supervision": "label", "backbone": "${backbone}"},
+        "fusion": {"seen_share": 0.3},
+        "backbone": {"weights": "random", "timesteps": [0], "source": "hf download it"},
+        "clip": {"weights": "random", "source": "hf download that"},
+        "captioner": {"learnable_time": True},
+        "data": {"train": "${oc.env:SCENES}", "val": None, "eval_short_side": 64, "eval_long_side": 128},
+    }
+    return OmegaConf.merge(base, changes)
+
+
+@pytest.fixture(autouse=True)
+def _data(scene_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCENES", str(scene_shards))
+
+
+def test_nothing_missing_passes(tmp_path: Path) -> None:
+    check_training(config(tmp_path))
+
+
+def test_data_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"data\.train names no shard set: add data\.train=DIR"):
+        check_training(config(tmp_path, data={"train": None}))
+
+
+def test_all_that_is_missing_is_listed_at_once(tmp_path: Path) -> None:
+    wanting = config(
+        tmp_path,
+        backbone={"weights": f"{tmp_path}/sd.ckpt"},
+        clip={"weights": f"{tmp_path}/clip.safetensors"},
+        data={"train": f"{tmp_path}/shards", "val": {"one": f"{tmp_path}/one", "two": f"{tmp_path}/two"}},
+        ckpt=f"{tmp_path}/old.ckpt",
+        init_from=f"{tmp_path}/official.pth",
+    )
+    with pytest.raises(SettingError) as error:
+        check_training(wanting)
+    text = str(error.value)
+    for word in (
+        "sd.ckpt",
+        "hf download it",
+        "hf download that",
+        "data.train",
+        "one",
+        "two",
+        "old.ckpt",
+        "official.pth",
+    ):
+        assert word in text
+
+
+def test_names_of_a_hub_are_not_taken_for_files(tmp_path: Path) -> None:
+    check_training(
+        config(
+            tmp_path, backbone={"weights": "someone/stable-diffusion"}, clip={"weights": "ViT-L-14:openai"}
+        )
+    )
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    with pytest.raises(SettingError, match="ckpt=last"):
+        check_training(config(tmp_path))
+    check_training(config(tmp_path, ckpt="last"))
+
+
+def test_a_checkpoint_brings_its_network_and_the_command_line_wins(tmp_path: Path) -> None:
+    trained = config(
+        tmp_path, backbone={"timesteps": [100]}, data={"eval_short_side": 32}, fusion={"seen_share": 0.1}
+    )
+    now = config(tmp_path, backbone={"weights": "elsewhere"}, data={"eval_long_side": 999})
+    merged = adopt(
+        now, record(trained), ["backbone.weights=elsewhere", "data=coco", "data.eval_long_side=999"]
+    )
+    assert list(merged.backbone.timesteps) == [100]
+    assert merged.model.backbone.weights == "elsewhere"
+    assert merged.fusion.seen_share == 0.1
+    assert (merged.data.eval_short_side, merged.data.eval_long_side) == (32, 999)
+    assert list(adopt(now, record(trained), ["backbone=tiny"]).backbone.timesteps) == [0]
+
+
+def test_user_errors_end_in_one_message() -> None:
+    def library() -> None:
+        try:
+            raise SettingError("there is no such thing")
+        except SettingError as cause:
+            raise RuntimeError("wrapped") from cause
+
+    with pytest.raises(SystemExit, match="error: there is no such thing"), clear_errors():
+        library()
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), clear_errors():
+        _ = 1 / 0
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, odise_pl.configuration; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,200 @@
+"""The entry points, run for real on generated scenes with a small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from odise_pl.weights import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "experiment=laptop",
+    "data.num_workers=0",
+    "data.augment=none",
+    "data.eval_short_side=64",
+    "data.eval_long_side=64",
+    "backbone.input_size=64",
+    "model.head.queries=12",
+    "criterion.num_points=1024",
+    "trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(scene_shards: Path) -> Path:
+    return scene_shards
+
+
+def options(shards: Path, *more: str) -> list[str]:
+    return [*SMALL, f"data.train={shards}", f"data.val={shards}", *more]
+
+
+def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        # the run's name and folder ask Hydra for what only a program has
+        return compose(name, ["run=test", f"run_dir={run_dir}", *overrides])
+
+
+def run(script: str, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / script), f"hydra.run.dir={run_dir}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_it_learns(shards: Path, tmp_path: Path) -> None:
+    """A random frozen backbone and a fresh head fit four generated images, and evaluate.py says so."""
+    import evaluate
+    import train
+
+    fit = ["data.limit_samples=4", "data.epoch_length=400", "trainer.max_steps=100", "validate_every=90"]
+    train.train(composed("train", tmp_path, options(shards, *fit)))
+    ckpt = tmp_path / "checkpoints" / "last.ckpt"
+    overrides = [
+        f"data.val={shards}",
+        "data=shards",
+        "data.limit_samples=4",
+        "data.num_workers=0",
+        "trainer=cpu",
+        f"ckpt={ckpt}",
+    ]
+    result = evaluate.evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"]
+    assert result["pq"] >= 0.7, result
+    assert result["miou"] >= 0.7, result
+    written = json.loads((tmp_path / "evaluation" / "val" / "results.json").read_text())
+    assert written["panoptic"]["all"]["pq"] == pytest.approx(result["pq"])
+
+
+@pytest.fixture(scope="module")
+def short_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of 6 steps in epochs of 4, validated once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("train.py", folder, *options(shards, *SHORT))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+SHORT = [
+    "data.batch_size=2",
+    "global_batch=2",
+    "trainer.max_steps=6",
+    "validate_every=5",
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "data.num_workers=1",
+    "data.augment=lsj",
+    "data.image_size=64",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def test_what_a_run_leaves(short_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(short_run / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    layers = ["", "_0", "_1", "_2"]
+    wanted = {f"train/loss_{t}{n}" for t in ("classification", "mask", "dice") for n in layers}
+    wanted |= {"train/loss", "train/gradient_norm", "speed/images_per_second", "speed/data_wait_share"}
+    wanted |= {"memory/resident_gib", "data/skipped", "val/pq", "val/map", "val/miou"}
+    assert wanted <= scalars
+    assert any(name.startswith("lr-AdamW") for name in scalars)
+    assert len(events.Tags()["images"]) == 4
+    assert (short_run / "results" / "val" / "results.md").is_file()
+
+
+def test_checkpoints_hold_what_is_trained(short_run: Path) -> None:
+    checkpoint = read_checkpoint(short_run / "checkpoints" / "last.ckpt")
+    names = set(checkpoint["state_dict"])
+    assert names
+    assert not [n for n in names if ".features." in n or ".clip." in n]
+    assert "model.mask_decoder.query_feat.weight" in names
+    assert checkpoint["odise"]["vocabulary"]["categories"][0]["name"] == "ball"
+
+
+def test_killed_and_resumed_is_as_undisturbed(shards: Path, short_run: Path, tmp_path: Path) -> None:
+    arguments = options(shards, *SHORT)
+    _kill_after_steps(arguments, tmp_path, steps=2)
+    stopped = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"]
+    assert 2 <= stopped < 6
+    refused = run("train.py", tmp_path, *arguments)
+    assert refused.returncode == 1
+    assert "add ckpt=last to resume" in refused.stderr
+    done = run("train.py", tmp_path, *arguments, "ckpt=last")
+    assert done.returncode == 0, done.stderr
+    one, other = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (short_run, tmp_path))
+    assert one["global_step"] == other["global_step"] == 6
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    for a, b in zip(_moments(one), _moments(other), strict=True):
+        assert torch.equal(a, b)
+
+
+def _kill_after_steps(arguments: list[str], folder: Path, steps: int) -> None:
+    """SIGKILL a run in mid-epoch, when the checkpoint of so many steps is there."""
+    command = [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        limit = time.monotonic() + 120
+        while not any((folder / "checkpoints").glob(f"step_{steps}.ckpt")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        # last.ckpt may be the one of this step or of the step before
+        while not (folder / "checkpoints" / "last.ckpt").exists() or not _at_least(folder, steps):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _at_least(folder: Path, steps: int) -> bool:
+    try:
+        return bool(read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= steps)
+    except (RuntimeError, KeyError):  # being written
+        return False
+
+
+def _moments(checkpoint: dict) -> list[torch.Tensor]:
+    state = checkpoint["optimizer_states"][0]["state"]
+    return [state[i][name] for i in sorted(state) for name in ("exp_avg", "exp_avg_sq")]
+
+
+def test_without_anything_it_says_what_is_missing(tmp_path: Path) -> None:
+    done = run("train.py", tmp_path, f"paths.weights={tmp_path}/w", f"paths.shards={tmp_path}/s")
+    assert done.returncode == 1
+    for hint in ("hf download CompVis", "clip", "odise_pl.data.prepare coco", "data.val"):
+        assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_check_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        f"import runpy, sys; sys.argv = ['train.py', 'hydra.run.dir={tmp_path}', 'paths.shards=/nowhere']\n"
+        "try:\n    runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit:\n    sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluate_names_a_missing_checkpoint(shards: Path, tmp_path: Path) -> None:
+    done = run("evaluate.py", tmp_path, "ckpt=nothing.ckpt", "data=shards", f"data.val={shards}")
+    assert done.returncode == 1
+    assert "nothing.ckpt is not there" in done.stderr
+
+
+def test_a_bad_setting_is_one_line(shards: Path, tmp_path: Path) -> None:
+    done = run("train.py", tmp_path, *options(shards, "backbone.timesteps=[1000]"))
+    assert done.returncode == 1
+    assert "error: backbone.timesteps=[1000]" in done.stderr
+    assert "Traceback" not in done.stderr
