@@ -5,19 +5,26 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 COVERAGE ?= 85
 PYTEST_ARGS ?=
+ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := odise_pl tests $(wildcard *.py)
+CODE := odise_pl tests scripts $(wildcard *.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint format test lock clean distclean
+.PHONY: help install train evaluate lint format test lock clean distclean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make the environment in .venv (the other targets do it by themselves)
+
+train: $(STAMP)  ## Run train.py, options in ARGS: make train ARGS="trainer.devices=8"
+	$(BIN)/python train.py $(ARGS)
+
+evaluate: $(STAMP)  ## Run evaluate.py: make evaluate ARGS="ckpt=PATH data=NAME"
+	$(BIN)/python evaluate.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, types and the layers
 	$(BIN)/ruff check $(CODE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import hydra
 from omegaconf import DictConfig
 
 from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
+
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -17,6 +20,8 @@ def train(config: DictConfig) -> dict[str, float]:
     from odise_pl.optimization import accumulation_steps
     from odise_pl.vocabulary import rename
 
+    # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
     callbacks = [instantiate(node) for node in config.callbacks.values()]
