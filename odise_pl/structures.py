@@ -99,6 +99,8 @@ class Sample(TensorStruct):
         original_size: size before the transform.
         captions: every caption the data set has for the image, may be empty.
         truth: panoptic truth at the original size; None in training.
+        words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
+        labelled: False if nobody has said what is in the image: no target is then no statement.
     """
 
     image: Tensor
@@ -108,6 +110,8 @@ class Sample(TensorStruct):
     original_size: Size
     captions: tuple[str, ...] = ()
     truth: PanopticSegmentation | None = None
+    words: tuple[str, ...] = ()
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Batch(TensorStruct):
         original_sizes: size before the transform: what predictions are resized to.
         truths: panoptic truth at the original size, None in training.
         skipped: names of damaged samples that were left out since the last batch.
+        words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
+        labelled: whether the targets say what is in each image; empty stands for all.
     """
 
     images: Tensor
@@ -132,6 +138,15 @@ class Batch(TensorStruct):
     original_sizes: tuple[Size, ...]
     truths: tuple[PanopticSegmentation | None, ...]
     skipped: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
+    labelled: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        # frozen, so that defaults of the right length have to be set this way
+        if not self.words:
+            object.__setattr__(self, "words", ((),) * len(self.image_ids))
+        if not self.labelled:
+            object.__setattr__(self, "labelled", (True,) * len(self.image_ids))
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -27,6 +27,8 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), multiple: in
         original_sizes=tuple(sample.original_size for sample in samples),
         truths=tuple(sample.truth for sample in samples),
         skipped=tuple(skipped),
+        words=tuple(sample.words for sample in samples),
+        labelled=tuple(sample.labelled for sample in samples),
     )
 
 

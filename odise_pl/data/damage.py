@@ -23,12 +23,12 @@ class Reports:
     def decoded(self, item: Item) -> DecodedSample | None:
         """The decoded item, or None if it is damaged."""
         if isinstance(item, Damage):
-            self._report(item.text)
+            self.report(item.text)
             return None
         try:
             return decode(item)
         except DataError as error:
-            self._report(str(error))
+            self.report(str(error))
             return None
 
     def take(self) -> tuple[str, ...]:
@@ -36,7 +36,8 @@ class Reports:
         new, self._new = tuple(self._new), []
         return new
 
-    def _report(self, text: str) -> None:
+    def report(self, text: str) -> None:
+        """Say why a sample is left out."""
         if text not in self._told:
             self._told.add(text)
             self._new.append(text)

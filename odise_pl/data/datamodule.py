@@ -52,6 +52,8 @@ class PanopticDataModule(LightningDataModule):
         limit_samples: use only the first samples of each set.
         prefetch_factor: batches that each loader process keeps ready.
         pin_memory: page-locked batches; None: if there is a GPU.
+        words: noun phrases drawn, with replacement, from one random caption of each training image; the
+            caption model needs them.
 
     Raises:
         DataError: an option is unknown; later, if a shard set is missing or too small.
@@ -75,15 +77,18 @@ class PanopticDataModule(LightningDataModule):
         limit_samples: int | None = None,
         prefetch_factor: int = 2,
         pin_memory: bool | None = None,
+        words: int = 0,
     ) -> None:
         super().__init__()
         if augment not in AUGMENTATIONS:
             raise DataError(f"augment is {augment!r}; there are {', '.join(AUGMENTATIONS)}")
+        if words < 0:
+            raise DataError(f"data.words is {words}; give 0 (no words) or more, 8 as published")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
         self.train, self.val = train, _named(val)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
-        self.limit_samples = limit_samples
+        self.limit_samples, self.words = limit_samples, words
         self.resize = EvalResize(eval_short_side, eval_long_side)
         jitter = LargeScaleJitter(image_size, (float(scale_range[0]), float(scale_range[1])))
         self.transform: Transform = jitter if augment == "lsj" else self.resize
@@ -137,7 +142,8 @@ class PanopticDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """The training batches of this device."""
         plan = self.train_plan()
-        make = partial(TrainStream, self.shards("train").urls, plan, self.transform, self._place()[0])
+        urls, rank = self.shards("train").urls, self._place()[0]
+        make = partial(TrainStream, urls, plan, self.transform, rank, words=self.words)
         place = None if self.trainer is None else self._finished_batches
         loader = TrainLoader(make, plan.batches, self.options, place, self._damage)
         loader.used = self._used
@@ -174,6 +180,7 @@ class PanopticDataModule(LightningDataModule):
             "epoch_length": self.epoch_length,
             "limit_samples": self.limit_samples,
             "transform": repr(self.transform),
+            "words": self.words,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

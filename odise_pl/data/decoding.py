@@ -30,6 +30,7 @@ class DecodedSample:
         segments: what the ids mean, crowds included.
         image_id: the data set's id.
         captions: may be empty.
+        labelled: False if the record has no segments_info: then everything is void.
     """
 
     key: str
@@ -38,6 +39,7 @@ class DecodedSample:
     segments: tuple[Segment, ...]
     image_id: int
     captions: tuple[str, ...]
+    labelled: bool = True
 
     @property
     def size(self) -> Size:
@@ -52,11 +54,14 @@ def decode(raw: RawSample) -> DecodedSample:
         DataError: a member is damaged or the members do not fit together; the message names the sample.
     """
     image = _member(raw, IMAGE, decode_rgb)
-    ids = _member(raw, PANOPTIC, decode_ids)
     record = _member(raw, RECORD, _record)
+    segments, labelled = record["segments"] or (), record["segments"] is not None
+    if not labelled:
+        ids = np.zeros((image.height, image.width), dtype=np.int32)
+        return DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"], labelled)
+    ids = _member(raw, PANOPTIC, decode_ids)
     if ids.shape != (image.height, image.width):
         raise DataError(f"{raw.name}: image of {image.size}, panoptic map of {ids.shape[::-1]} pixels")
-    segments = record["segments"]
     unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in segments}
     if unknown:
         raise DataError(f"{raw.name}: {PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
@@ -64,6 +69,8 @@ def decode(raw: RawSample) -> DecodedSample:
 
 
 def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
+    if suffix not in raw.members:
+        raise DataError(f"{raw.name}: member {suffix} is missing")
     try:
         return read(raw.members[suffix])
     except DataError as error:
@@ -76,10 +83,15 @@ def _record(data: bytes) -> dict[str, Any]:
         return {
             "image_id": int(record["image_id"]),
             "captions": tuple(record["captions"]),
-            "segments": tuple(
-                Segment(int(s["id"]), int(s["category"]), bool(s["isthing"]), bool(s["iscrowd"]))
-                for s in record["segments_info"]
-            ),
+            "segments": _segments(record.get("segments_info")),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"is not the record of a sample ({type(error).__name__}: {error})") from error
+
+
+def _segments(items: list[dict[str, Any]] | None) -> tuple[Segment, ...] | None:
+    if items is None:
+        return None
+    return tuple(
+        Segment(int(s["id"]), int(s["category"]), bool(s["isthing"]), bool(s["iscrowd"])) for s in items
+    )

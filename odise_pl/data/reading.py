@@ -24,7 +24,7 @@ class RawSample:
     Attributes:
         key: its key.
         name: shard and key, for messages.
-        members: content by suffix; jpg, panoptic.png and json are there.
+        members: content by suffix; jpg and json are there, panoptic.png unless the image is unlabelled.
     """
 
     key: str
@@ -117,10 +117,11 @@ def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
 def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     name = f"{url}/{sample['__key__']}"
     absent = [suffix for suffix in _MEMBERS if suffix not in sample]
-    if absent:
+    # an image may have no labels; only its record says so, and a shard that breaks off says nothing
+    if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(sample["__key__"], name, {suffix: sample[suffix] for suffix in _MEMBERS})
+    return RawSample(sample["__key__"], name, {s: sample[s] for s in _MEMBERS if s in sample})
 
 
 def _reason(error: Exception) -> str:

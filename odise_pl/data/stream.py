@@ -16,10 +16,11 @@ from odise_pl.data.decoding import DecodedSample
 from odise_pl.data.plan import EvalPlan, TrainPlan
 from odise_pl.data.reading import read_piece
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets, no_targets
+from odise_pl.data.words import draw_words
 from odise_pl.structures import Batch, PanopticSegmentation, Sample
 
 # Keep these random streams apart from each other and from those of the plan.
-_AUGMENTATION, _SUBSTITUTE, _RESERVE = 10, 11, 12
+_AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ class TrainStream(IterableDataset[Batch]):
         rank: which rank's batches.
         epoch: which epoch.
         first: batches that were used already.
+        words: noun phrases drawn from a random caption of each image.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class TrainStream(IterableDataset[Batch]):
         rank: int = 0,
         epoch: int = 0,
         first: int = 0,
+        words: int = 0,
     ) -> None:
         self.urls, self.plan, self.transform = urls, plan, transform
-        self.rank, self.epoch, self.first = rank, epoch, first
+        self.rank, self.epoch, self.first, self.words = rank, epoch, first, words
 
     def __iter__(self) -> Iterator[Batch]:
         number, workers = worker_place()
@@ -72,11 +75,12 @@ class TrainStream(IterableDataset[Batch]):
                 decoded = reports.decoded(item)
                 if decoded is None:
                     decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
-                samples.append(self._sample(decoded, self._random(_AUGMENTATION, index, place)))
+                samples.append(self._sample(decoded, index, place))
             yield collate(samples, reports.take())
 
-    def _sample(self, decoded: DecodedSample, random: np.random.Generator) -> Sample:
-        image, ids = self.transform(decoded.image, decoded.ids, random)
+    def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
+        augmentation = self._random(_AUGMENTATION, index, place)
+        image, ids = self.transform(decoded.image, decoded.ids, augmentation)
         return Sample(
             image=image_tensor(image),
             targets=make_targets(ids, decoded.segments),
@@ -84,6 +88,8 @@ class TrainStream(IterableDataset[Batch]):
             key=decoded.key,
             original_size=decoded.size,
             captions=decoded.captions,
+            words=draw_words(decoded.captions, self.words, self._random(_WORDS, index, place)),
+            labelled=decoded.labelled,
         )
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
@@ -91,7 +97,7 @@ class TrainStream(IterableDataset[Batch]):
 
 
 class EvalStream(IterableDataset[Batch]):
-    """Every sample of a rank once, in order, with its truth; damaged ones are left out.
+    """Every sample of a rank once, in order, with its truth; damaged and unlabelled ones are left out.
 
     Training targets are empty: evaluation compares with :attr:`Sample.truth`, at the original size.
     """
@@ -106,8 +112,10 @@ class EvalStream(IterableDataset[Batch]):
         samples: list[Sample] = []
         for number, item in enumerate(read_piece(self.urls, piece), start=1):
             decoded = reports.decoded(item)
-            if decoded is not None:
+            if decoded is not None and decoded.labelled:
                 samples.append(self._sample(decoded))
+            elif decoded is not None:
+                reports.report(f"{decoded.key}: it has no labels to compare with")
             if number % self.plan.batch_size == 0 or number == len(piece):
                 if samples and waiting:
                     yield collate(waiting, reports.take())
