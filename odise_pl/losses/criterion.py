@@ -42,6 +42,19 @@ class MaskLosses:
         )
 
 
+@dataclass(frozen=True)
+class Denominators:
+    """What sums over a batch are divided by, means over all ranks: scalars.
+
+    Attributes:
+        masks: number of targets.
+        weight: weight of all queries in the classification loss.
+    """
+
+    masks: Tensor
+    weight: Tensor
+
+
 class SetCriterion:
     """Match, then classification, point cross-entropy and dice losses.
 
@@ -81,22 +94,42 @@ class SetCriterion:
         targets: Sequence[Targets],
         uniform: Uniform,
         image_ids: Sequence[int],
+        labelled: Sequence[bool] | None = None,
     ) -> list[MaskLosses]:
         """Weighted losses of every output, in order.
+
+        The losses of all ranks have the mean that one rank would have with the batches of all.
 
         Args:
             outputs: the decoder's predictions, in order of depth.
             targets: truth of each image on the canvas.
             uniform: source of random numbers for points.
             image_ids: named in errors.
+            labelled: which images count; their queries without a target are taken for "no object". By
+                default all do.
 
         Raises:
             NonFiniteError: a cost or a loss is NaN or infinite.
         """
-        count = average_over_ranks(sum(len(t.labels) for t in targets), outputs[0].mask_logits.device)
-        losses = [self._one(output, targets, uniform, image_ids, count) for output in outputs]
+        kept = [i for i in range(len(targets)) if labelled is None or labelled[i]]
+        shown = [targets[i] for i in kept]
+        sums = self._denominators(shown, outputs[0])
+        if kept:
+            outputs = outputs if len(kept) == len(targets) else [_select(o, kept) for o in outputs]
+            ids = [image_ids[i] for i in kept]
+            losses = [self._one(output, shown, uniform, ids, sums) for output in outputs]
+        else:
+            losses = [_nothing(output) for output in outputs]
         self._check(losses, image_ids)
         return losses
+
+    def _denominators(self, targets: Sequence[Targets], output: MaskPredictions) -> Denominators:
+        queries, device = output.class_logits.shape[1], output.class_logits.device
+        masks = sum(len(target.labels) for target in targets)
+        matched = sum(min(len(target.labels), queries) for target in targets)
+        weight = matched + self.no_object_weight * (len(targets) * queries - matched)
+        # no labelled image on any rank: nothing is divided, by whatever
+        return Denominators(average_over_ranks(masks, device), average_over_ranks(weight, device, 1e-6))
 
     def _one(
         self,
@@ -104,28 +137,38 @@ class SetCriterion:
         targets: Sequence[Targets],
         uniform: Uniform,
         image_ids: Sequence[int],
-        count: Tensor,
+        sums: Denominators,
     ) -> MaskLosses:
         matches = self.matcher(output, targets, uniform, image_ids)
         device = output.mask_logits.device
         with torch.autocast(device.type, enabled=False):
-            classification = self.classification_loss(output.class_logits.float(), targets, matches)
+            classification = self.classification_loss(
+                output.class_logits.float(), targets, matches, sums.weight
+            )
             logits = _gather(output.mask_logits, [m.queries for m in matches]).float()
             masks = torch.cat([t.masks[m.targets.to(device)] for t, m in zip(targets, matches, strict=True)])
-            mask, dice = self._mask_losses(logits[:, None], masks, uniform, count)
+            mask, dice = self._mask_losses(logits[:, None], masks, uniform, sums.masks)
         return MaskLosses(classification, mask, dice).weighted(self.weights)
 
     def classification_loss(
-        self, logits: Tensor, targets: Sequence[Targets], matches: Sequence[Match]
+        self,
+        logits: Tensor,
+        targets: Sequence[Targets],
+        matches: Sequence[Match],
+        total_weight: Tensor | None = None,
     ) -> Tensor:
-        """Weighted cross-entropy over all queries: logits [B, Q, K + 1]."""
+        """Weighted cross-entropy over all queries: logits [B, Q, K + 1].
+
+        It is divided by ``total_weight``, by default the weights of these queries.
+        """
         classes = logits.shape[2] - 1
         wanted = torch.full(logits.shape[:2], classes, dtype=torch.int64, device=logits.device)
         for row, target, match in zip(wanted, targets, matches, strict=True):
             row[match.queries.to(row.device)] = target.labels[match.targets.to(row.device)]
         weight = torch.ones(classes + 1, device=logits.device)
         weight[-1] = self.no_object_weight
-        return F.cross_entropy(logits.transpose(1, 2), wanted, weight)
+        total_weight = weight[wanted].sum() if total_weight is None else total_weight
+        return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum") / total_weight
 
     def _mask_losses(
         self, logits: Tensor, masks: Tensor, uniform: Uniform, count: Tensor
@@ -155,10 +198,23 @@ def _gather(maps: Tensor, queries: Sequence[Tensor]) -> Tensor:
     return torch.cat([image[index.to(image.device)] for image, index in zip(maps, queries, strict=True)])
 
 
-def average_over_ranks(number: int, device: torch.device) -> Tensor:
-    """Mean of a count over all ranks, at least 1, so that the gradients' mean is that of the global batch."""
+def _select(output: MaskPredictions, images: Sequence[int]) -> MaskPredictions:
+    kept = list(images)
+    return MaskPredictions(
+        output.class_logits[kept], output.mask_logits[kept], output.mask_embed[kept], output.logit_scale
+    )
+
+
+def _nothing(output: MaskPredictions) -> MaskLosses:
+    """No loss, of which every prediction is still a part: data-parallel training waits for all gradients."""
+    masks = output.mask_logits.float().sum() * 0
+    return MaskLosses(output.class_logits.float().sum() * 0, masks, masks)
+
+
+def average_over_ranks(number: float, device: torch.device, least: float = 1) -> Tensor:
+    """Mean over all ranks, so that the gradients' mean is that of the global batch; at least ``least``."""
     total = torch.tensor(float(number), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
         total = total / distributed.get_world_size()
-    return total.clamp(min=1)
+    return total.clamp(min=least)
