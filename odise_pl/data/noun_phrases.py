@@ -6,17 +6,14 @@ people") are a phrase too. Articles and numbers belong to none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 
-from nltk import RegexpParser, Tree
 from textblob.en import tag as pattern_tag
+
+from odise_pl.data.chunking import chunks
 
 # A text as (token, Penn Treebank tag).
 Tagged = Sequence[tuple[str, str]]
-
-_PHRASE = "NBAR: {<NN.*|JJ>*<NN.*>}"
-_JOINED = "JOINED: {<NBAR><IN><NBAR>}"
 
 
 def tag(text: str) -> list[tuple[str, str]]:
@@ -51,10 +48,10 @@ def noun_phrases(tagged: Tagged, joined: bool = False, published_quirks: bool = 
         published_quirks: as the release does it: a phrase is noted when a token follows it that belongs to
             none, so one that ends the text is lost; and one that was noted before sticks to the next.
     """
-    chunks = list(_chunks(tagged, joined))
+    found = list(chunks(tagged, joined))
     if published_quirks:
-        return _noted_when_followed(chunks)
-    return list(dict.fromkeys(chunk for chunk in chunks if chunk is not None))
+        return _noted_when_followed(found)
+    return list(dict.fromkeys(chunk for chunk in found if chunk is not None))
 
 
 def _noted_when_followed(chunks: Sequence[str | None]) -> list[str]:
@@ -67,16 +64,3 @@ def _noted_when_followed(chunks: Sequence[str | None]) -> list[str]:
             noted.append(" ".join(pending))
             pending = []
     return noted
-
-
-def _chunks(tagged: Tagged, joined: bool) -> Iterator[str | None]:
-    """Each phrase, and None for each token outside."""
-    if not tagged:
-        return
-    for node in _parser(joined).parse(list(tagged)):
-        yield " ".join(token for token, _ in node.leaves()) if isinstance(node, Tree) else None
-
-
-@cache
-def _parser(joined: bool) -> RegexpParser:
-    return RegexpParser(f"{_PHRASE}\n{_JOINED}" if joined else _PHRASE)
