@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
 
 
-
 def train(config: DictConfig) -> dict[str, float]:
     """Build everything the configuration names and fit; returns the last metrics in percent."""
     import lightning
@@ -49,6 +48,8 @@ def train(config: DictConfig) -> dict[str, float]:
         config.global_batch,
         config.seed,
         record(config),
+        instantiate(config.grounding),
+        config.data.words,
     )
     resume = None if config.ckpt is None else str(checkpoint_path(config))
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)

@@ -53,6 +53,8 @@ def check_training(config: DictConfig) -> None:
         *_unnamed(config, "train"),
         *_missing_shards(config, ("train", "val")),
     ]
+    if config.grounding is not None and config.data.words < 1:
+        problems.append(f"data.words={config.data.words}: captions supervise by their words; 8 are published")
     last = Path(config.run_dir, "checkpoints", "last.ckpt")
     if config.ckpt is None and last.exists():
         problems.append(f"run {config.run} exists: add ckpt=last to resume it, or run=NAME to start another")

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from odise_pl.checkpoint import load_trainable_state, trainable_names
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
+from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.odise import InferenceClasses, Odise, TextClasses
 from odise_pl.ops.points import Uniform
 from odise_pl.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
-from odise_pl.structures import Batch, Prediction
+from odise_pl.structures import Batch, Prediction, Targets
 from odise_pl.vocabulary import Vocabulary
 from odise_pl.weights import read_checkpoint
 
@@ -32,6 +33,29 @@ class CheckpointDescription:
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Weighted losses of every decoder output, in order; ``grounding`` is empty for the label model."""
+
+    masks: list[MaskLosses]
+    grounding: list[Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum."""
+        terms = [term for loss in self.masks for term in vars(loss).values()]
+        return torch.stack([*terms, *self.grounding]).sum()
+
+    def named(self) -> dict[str, Tensor]:
+        """Detached, by name; the number of the output is left out of the last one's names."""
+        last, values = len(self.masks) - 1, {}
+        for layer, loss in enumerate(self.masks):
+            terms = vars(loss) | ({"grounding": self.grounding[layer]} if self.grounding else {})
+            suffix = "" if layer == last else f"_{layer}"
+            values |= {f"{name}{suffix}": term.detach() for name, term in terms.items()}
+        return values
 
 
 def describe(path: str | Path) -> CheckpointDescription:
@@ -55,6 +79,8 @@ class OdiseModule(lightning.LightningModule):
         global_batch: images per optimiser step over all devices.
         seed: of the random points; a step's points depend on nothing else but its number and rank.
         record: plain values kept in checkpoints so that they describe themselves.
+        grounding: loss of the words; the caption model trains with it, the label model without.
+        words: places for words per image, the same on every rank.
     """
 
     def __init__(
@@ -67,9 +93,12 @@ class OdiseModule(lightning.LightningModule):
         global_batch: int,
         seed: int = 0,
         record: Mapping[str, Any] | None = None,
+        grounding: GroundingCriterion | None = None,
+        words: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.criterion, self.optimizer_settings = model, criterion, optimizer
+        self.grounding, self.words = grounding, words
         self.vocabulary, self.evaluations = vocabulary, dict(evaluations)
         self.global_batch, self.seed, self.record = global_batch, seed, dict(record or {})
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
@@ -85,13 +114,22 @@ class OdiseModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Total loss of a batch; raises NonFiniteError with the image ids when it has none."""
-        outputs = self.model(batch.images, self._classes_for_training())
-        uniform = self._uniform(batch_idx)
-        losses = self.criterion(outputs, batch.targets, uniform, batch.image_ids)
-        total: Tensor = torch.stack([term for loss in losses for term in vars(loss).values()]).sum()
+        losses = self.losses(batch, self._uniform(batch_idx))
+        total = losses.total
         self._log_losses(losses, total, len(batch))
         self._note_skipped(batch)
         return total
+
+    def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
+        """All losses of a batch, with random points from ``uniform``."""
+        outputs = self.model(batch.images, self._classes_for_training())
+        if self.grounding is None:
+            masks = self.criterion(outputs, batch.targets, uniform, batch.image_ids, batch.labelled)
+            return StepLosses(masks, [])
+        objects = [Targets(torch.zeros_like(t.labels), t.masks) for t in batch.targets]
+        masks = self.criterion(outputs, objects, uniform, batch.image_ids, batch.labelled)
+        embeddings, valid = self.model.embed_words(batch.words, self.words)
+        return StepLosses(masks, self.grounding(outputs, embeddings, valid, batch.image_ids))
 
     def _classes_for_training(self) -> TextClasses:
         # frozen text embeddings: computed once, on the device that trains
@@ -105,18 +143,17 @@ class OdiseModule(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1)[0]))
         return lambda *size: torch.rand(*size, generator=generator, device=self.device)
 
-    def _log_losses(self, losses: list[MaskLosses], total: Tensor, images: int) -> None:
-        values = {"train/loss": total.detach()}
-        last = len(losses) - 1
-        for layer, loss in enumerate(losses):
-            suffix = "" if layer == last else f"_{layer}"
-            values |= {f"train/loss_{name}{suffix}": term.detach() for name, term in vars(loss).items()}
-        self.log_dict(values, batch_size=images)
+    def _log_losses(self, losses: StepLosses, total: Tensor, images: int) -> None:
+        values = {f"train/loss_{name}": term for name, term in losses.named().items()}
+        self.log_dict({"train/loss": total.detach()} | values, batch_size=images)
         self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=images)
 
     def _note_skipped(self, batch: Batch) -> None:
         self._skipped += len(batch.skipped)
         self.log("data/skipped", float(self._skipped), batch_size=len(batch))
+        if self.grounding is not None:
+            without = sum(not words for words in batch.words) / len(batch)
+            self.log("data/without_words", without, batch_size=len(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, stepped at every optimiser step."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.clip import FrozenCLIP
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.backbones.text_cache import TextCache
 from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import (
     TextProjection,
@@ -29,6 +30,7 @@ from odise_pl.vocabulary import Vocabulary
 
 CANVAS_MULTIPLE = 64
 MODES = ("both", "diffusion", "discriminative")
+WORD_PROMPT = "a photo of a {}."
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Odise(nn.Module):
         self.classifier = classifier or ClassifierSettings()
         self.inference = inference or InferenceSettings()
         self.published_quirks = published_quirks
+        self._texts = TextCache()
 
     def decode(self, images: Tensor) -> list[DecoderOutput]:
         """All decoder outputs for images [B, 3, H, W] in 0..1, sides multiples of 64."""
@@ -144,6 +147,27 @@ class Odise(nn.Module):
         """Embed the names of each class, ``prompt`` around every name."""
         texts = [prompt.replace("{}", name) for names in labels for name in names]
         return TextClasses(self.clip.encode_text(texts), tuple(len(names) for names in labels))
+
+    def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
+        """Embed the words of each image's caption as the mask embeddings are compared with.
+
+        Args:
+            words: of each image, possibly none.
+            places: how many words there is room for; by default for the longest list, and for one at least.
+
+        Returns:
+            embeddings [B, places, D], zero where there is no word, and which places have one, bool
+            [B, places]. Gradients flow to the projection.
+        """
+        places = max([places or 1, *map(len, words)])
+        prompts = [WORD_PROMPT.replace("{}", word) for some in words for word in some]
+        count = torch.tensor([len(some) for some in words], device=self.clip.mean.device)
+        valid = torch.arange(places, device=count.device) < count[:, None]
+        text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
+        if prompts:
+            text[valid] = self._texts.embed(prompts, self.clip.encode_text, text.device).to(text)
+        # projected and hidden again, so that the projection has a gradient on ranks without any word
+        return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
         """Embed a vocabulary for :meth:`predict`; classes sharing a name with ``training`` count as seen."""

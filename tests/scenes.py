@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,24 @@ CATEGORIES = [
 COLOURS = {1: (220, 60, 50), 3: (60, 60, 210), 90: (150, 200, 240), 91: (70, 160, 60)}
 
 
-def make_scenes(root: Path, count: int, split: str = "train2017", size: int = 64, seed: int = 0) -> Path:
-    """Sky over a field with two balls and a box, ``size`` pixels square, annotated; returns ``root``."""
+CAPTIONS = (
+    "Two red balls and a blue box are under a bright sky.",
+    "A blue box lies on a green field near a red ball.",
+)
+
+
+def make_scenes(
+    root: Path,
+    count: int,
+    split: str = "train2017",
+    size: int = 64,
+    seed: int = 0,
+    captions: Sequence[Sequence[str]] = (),
+) -> Path:
+    """Sky over a field with two balls and a box, ``size`` pixels square, annotated; returns ``root``.
+
+    ``captions`` are those of the first image, the second, ...; images beyond have none.
+    """
     random = np.random.default_rng(seed)
     folders = [root / split, root / "annotations" / f"panoptic_{split}"]
     for folder in folders:
@@ -35,6 +52,13 @@ def make_scenes(root: Path, count: int, split: str = "train2017", size: int = 64
         annotations.append({"image_id": number, "file_name": f"{number:06d}.png", "segments_info": segments})
     data = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(data))
+    written = [
+        {"id": 10 * number + i, "image_id": number, "caption": caption}
+        for number, some in enumerate(captions, start=1)
+        for i, caption in enumerate(some)
+    ]
+    if written:
+        (root / "annotations" / f"captions_{split}.json").write_text(json.dumps({"annotations": written}))
     return root
 
 
