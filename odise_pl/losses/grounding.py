@@ -7,6 +7,7 @@ the other images do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -23,9 +24,28 @@ def gather_batch(x: Tensor) -> Tensor:
     """[B, ...] of every rank to [ranks * B, ...], with gradients; every rank has the same shape."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
 
-    return torch.cat(all_gather(x.contiguous()))
+
+class _Gather(torch.autograd.Function):
+    # torch's own differentiable gather mixes up gradients that do not lie contiguously in memory under gloo
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_ranks())]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(_ranks())[distributed.get_rank()]
+
+
+def _ranks() -> int:
+    return distributed.get_world_size()
 
 
 def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Tensor:
