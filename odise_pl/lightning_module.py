@@ -144,9 +144,11 @@ class OdiseModule(lightning.LightningModule):
         return lambda *size: torch.rand(*size, generator=generator, device=self.device)
 
     def _log_losses(self, losses: StepLosses, total: Tensor, images: int) -> None:
-        values = {f"train/loss_{name}": term for name, term in losses.named().items()}
-        self.log_dict({"train/loss": total.detach()} | values, batch_size=images)
-        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=images)
+        terms = losses.named()
+        logged = {f"train/loss_{name}": term for name, term in terms.items()}
+        self.log_dict({"train/loss": total.detach()} | logged, batch_size=images)
+        last = {name: term for name, term in terms.items() if not name[-1].isdigit()}
+        self.log_dict({"loss": total.detach()} | last, prog_bar=True, logger=False, batch_size=images)
 
     def _note_skipped(self, batch: Batch) -> None:
         self._skipped += len(batch.skipped)
@@ -201,7 +203,9 @@ class OdiseModule(lightning.LightningModule):
             metrics.reset()  # type: ignore[operator]
             self.results[name] = result
             prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
-            self.log_dict({f"{prefix}/{key}": 100 * value for key, value in result.scalars().items()})
+            self.log_dict(
+                {f"{prefix}/{key}": 100 * value for key, value in result.scalars().items()}, sync_dist=True
+            )
 
     # Checkpoints
 

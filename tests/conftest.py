@@ -8,6 +8,9 @@ from scenes import make_scenes
 # The suite needs no network; a test that would ask for it must fail, here as on a machine that has none.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
+# The models here are so small that threads cost more than they bring: many times as much on a loaded machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A loaded machine is no failure, and a failure must come back when the test is run again.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")

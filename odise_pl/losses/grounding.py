@@ -24,28 +24,25 @@ def gather_batch(x: Tensor) -> Tensor:
     """[B, ...] of every rank to [ranks * B, ...], with gradients; every rank has the same shape."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)
+    gathered: Tensor = _AllGather.apply(x)
     return gathered
 
 
-class _Gather(torch.autograd.Function):
-    # torch's own differentiable gather mixes up gradients that do not lie contiguously in memory under gloo
+class _AllGather(torch.autograd.Function):
+    """The ranks' tensors behind one another; each gets back the sum of what all ranks say about its part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_ranks())]
-        distributed.all_gather(parts, x.contiguous())
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, x)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
-        return total.chunk(_ranks())[distributed.get_rank()]
-
-
-def _ranks() -> int:
-    return distributed.get_world_size()
+        return total.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Tensor:
@@ -129,7 +126,7 @@ class GroundingCriterion:
         bad = [layer for layer, loss in enumerate(losses) if not loss.isfinite()]
         if bad:
             raise NonFiniteError(
-                f"images {list(image_ids)}: the grounding loss of decoder output {bad[0]} is NaN or infinite; "
-                + DIVERGED
+                f"images {list(image_ids)}: grounding loss of decoder output {bad[0]} is NaN or infinite; "
+                f"{DIVERGED}"
             )
         return losses

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, multiprocessing
+
+from odise_pl.losses.errors import NonFiniteError
+from odise_pl.losses.grounding import GroundingCriterion, gather_batch, grounding_loss, pair_similarity
+from odise_pl.structures import MaskPredictions
+
+RECORD = Path(__file__).parents[1] / "fixtures" / "isolated_grounding.safetensors"
+SCALE = torch.tensor(14.3)
+
+
+def embeddings(batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randn(batch, 5, 6, generator=generator)
+    return masks, torch.randn(batch, 3, 6, generator=generator)
+
+
+def all_valid(words: Tensor) -> Tensor:
+    return torch.ones(words.shape[:2], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("name", ["valid_all", "valid_partial"])
+def test_it_is_the_recorded_loss(name: str) -> None:
+    held = load_file(RECORD)
+    valid = held["valid_mask"] if name == "valid_partial" else torch.ones_like(held["valid_mask"])
+    loss = grounding_loss(
+        held["outputs/mask_embed"], held["outputs/word_embed"], valid, held["outputs/logit_scale"]
+    )
+    torch.testing.assert_close(loss, held[f"{name}/loss_mask_word"], rtol=1e-6, atol=0)
+
+
+def test_similarity_is_a_softmax_weighted_mean_worked_out_by_hand() -> None:
+    masks = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])  # two masks at a right angle
+    words = torch.tensor([[[2.0, 0.0]]])  # says what the first one is
+    found = pair_similarity(masks, words, torch.tensor(2.0))
+    # similarities 2 and 0, weights e^2 : 1
+    expected = 2 * math.exp(2) / (math.exp(2) + 1)
+    torch.testing.assert_close(found, torch.tensor([[expected]]))
+
+
+def test_the_loss_is_that_of_a_loop() -> None:
+    masks, words = embeddings()
+    valid = all_valid(words)
+    valid[1] = False
+    pairs = [
+        [float(pair_similarity(masks[i : i + 1], words[j : j + 1], SCALE)) for j in range(4)]
+        for i in range(4)
+    ]
+    images, captions = [], []
+    for i in (0, 2, 3):
+        images.append(math.log(sum(math.exp(x) for x in pairs[i])) - pairs[i][i])
+        captions.append(math.log(sum(math.exp(pairs[j][i]) for j in range(4))) - pairs[i][i])
+    expected = (sum(images) / 3 + sum(captions) / 4) / 2
+    assert float(grounding_loss(masks, words, valid, SCALE)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_words_that_fit_cost_less_than_words_that_fit_elsewhere() -> None:
+    words = torch.eye(6)[:4, None].expand(-1, 3, -1)
+    masks = torch.eye(6)[:4, None].expand(-1, 5, -1)
+    fitting = grounding_loss(masks, words, all_valid(words), SCALE)
+    turned = grounding_loss(masks.roll(1, 0), words, all_valid(words), SCALE)
+    assert fitting < 0.01
+    assert turned > 10
+
+
+def test_images_without_words_ask_for_nothing() -> None:
+    masks, words = embeddings(3)
+    loss = grounding_loss(masks, words, torch.zeros(3, 3, dtype=torch.bool), SCALE)
+    assert float(loss) == 0
+    masks.requires_grad_()
+    grounding_loss(masks, words, torch.zeros(3, 3, dtype=torch.bool), SCALE).backward()
+    assert masks.grad is not None
+    assert not masks.grad.any()
+
+
+def test_one_image_is_no_choice() -> None:
+    masks, words = embeddings(1)
+    assert float(grounding_loss(masks, words, all_valid(words), SCALE)) == 0
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    masks, words = embeddings()
+    exact = grounding_loss(masks.bfloat16().float(), words.bfloat16().float(), all_valid(words), SCALE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = grounding_loss(masks.bfloat16(), words.bfloat16(), all_valid(words), SCALE)
+    torch.testing.assert_close(rough, exact)
+
+
+def outputs(count: int = 2) -> list[MaskPredictions]:
+    nothing = torch.zeros(())
+    return [MaskPredictions(nothing, nothing, embeddings(seed=i)[0], SCALE) for i in range(count)]
+
+
+def test_the_criterion_weighs_the_loss_of_every_output() -> None:
+    _, words = embeddings(seed=9)
+    losses = GroundingCriterion(weight=0.5)(outputs(), words, all_valid(words), range(4))
+    expected = [
+        0.5 * grounding_loss(output.mask_embed, words, all_valid(words), SCALE) for output in outputs()
+    ]
+    assert [float(loss) for loss in losses] == [float(loss) for loss in expected]
+
+
+def test_a_loss_that_is_not_finite_names_images_and_output() -> None:
+    _, words = embeddings()
+    bad = outputs()
+    bad[1].mask_embed[2, 0, 0] = float("nan")
+    with pytest.raises(
+        NonFiniteError, match=r"images \[7, 8, 9, 10\]: grounding loss of decoder output 1 is"
+    ):
+        GroundingCriterion()(bad, words, all_valid(words), [7, 8, 9, 10])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def one_rank(rank: int, port: int, found: Any) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    masks, words = (x[2 * rank : 2 * rank + 2].requires_grad_() for x in embeddings())
+    valid = all_valid(words)
+    valid[0] = bool(rank)  # the first image of the first rank has no words
+    scale = SCALE.clone().requires_grad_()
+    loss = grounding_loss(masks, words, valid, scale)
+    loss.backward()
+    found[rank] = [x.detach().numpy() for x in (loss, masks.grad, words.grad, scale.grad)]
+    torch.distributed.destroy_process_group()
+
+
+def test_over_two_ranks_it_is_the_loss_of_the_global_batch_and_so_is_its_gradient() -> None:
+    with multiprocessing.Manager() as manager:
+        found = manager.dict()
+        multiprocessing.spawn(one_rank, (free_port(), found), nprocs=2)
+        parts = [[torch.from_numpy(x) for x in found[rank]] for rank in range(2)]
+    masks, words = (x.requires_grad_() for x in embeddings())
+    valid = all_valid(words)
+    valid[0] = False
+    scale = SCALE.clone().requires_grad_()
+    loss = grounding_loss(masks, words, valid, scale)
+    loss.backward()
+    for part in parts:
+        torch.testing.assert_close(part[0], loss.detach())
+    # data-parallel training averages gradients over the ranks, so those of the samples are doubled here
+    for i, whole in ((1, masks.grad), (2, words.grad)):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]) / 2, whole)
+    torch.testing.assert_close((parts[0][3] + parts[1][3]) / 2, scale.grad)
+
+
+def test_without_processes_nothing_is_gathered() -> None:
+    x = torch.rand(2, 3)
+    assert gather_batch(x) is x
