@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import hydra
@@ -33,13 +34,14 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     from odise_pl.checkpoint import load_weights
     from odise_pl.lightning_module import OdiseModule
     from odise_pl.optimization import OptimizerSettings
-    from odise_pl.vocabulary import rename
+    from odise_pl.vocabulary import load_vocabulary, rename
 
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
     model = instantiate(config.model)
     load_weights(model, path)
-    training = description.vocabulary or data.vocabulary("train")
+    training = description.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
     module = OdiseModule(
         model,
         instantiate(config.criterion),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import hydra
 from omegaconf import DictConfig
 
 from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
-
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -22,6 +22,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
     # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
     callbacks = [instantiate(node) for node in config.callbacks.values()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import psutil
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
@@ -32,18 +33,16 @@ class Throughput(Callback):
 
     def __init__(self, every: int = 20) -> None:
         self.every = every
-        self._images, self._waiting = 0, 0.0
-        self._since = self._batch_ended = 0.0
+        self._reset()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._reset()
 
-    # validation is no training time
-    on_validation_end = on_train_start
+    on_validation_end = on_train_start  # validation is no training time
 
     def _reset(self) -> None:
         self._since = self._batch_ended = time.perf_counter()
-        self._images, self._waiting = 0, 0.0
+        self._images, self._batches, self._waiting = 0, 0, 0.0
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -62,7 +61,8 @@ class Throughput(Callback):
         """Count, and log when it is time."""
         self._batch_ended = time.perf_counter()
         self._images += len(batch)
-        if (batch_idx + 1) % self.every:
+        self._batches += 1
+        if self._batches < self.every:
             return
         elapsed = self._batch_ended - self._since
         images = self._images * trainer.world_size / elapsed
@@ -77,6 +77,42 @@ def memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         values["memory/device_peak_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
     return values
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's checkpoints, and one at the end of training whatever the interval."""
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the last step."""
+        super().on_train_end(trainer, pl_module)
+        if self.save_last and self.dirpath is not None:
+            path = Path(self.dirpath, self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
+            trainer.save_checkpoint(path, weights_only=False)
+
+
+class RunProgress(RichProgressBar):
+    """Lightning's bar counts an epoch; this one adds the step of the run and the time that is left of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started, self._first = 0.0, 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Remember where the run starts or resumes."""
+        super().on_train_start(trainer, pl_module)
+        self._started, self._first = time.monotonic(), trainer.global_step
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The losses, step and time left."""
+        metrics = super().get_metrics(trainer, pl_module)
+        done = trainer.global_step - self._first
+        if trainer.training and done > 0 and trainer.max_steps > 0:
+            seconds = (time.monotonic() - self._started) / done * (trainer.max_steps - trainer.global_step)
+            metrics["step"] = f"{trainer.global_step}/{trainer.max_steps}"
+            metrics["left"] = str(timedelta(seconds=round(seconds)))
+        return metrics
 
 
 class PanopticPictures(Callback):

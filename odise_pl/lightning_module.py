@@ -112,7 +112,8 @@ class OdiseModule(lightning.LightningModule):
             suffix = "" if layer == last else f"_{layer}"
             values |= {f"train/loss_{name}{suffix}": term.detach() for name, term in vars(loss).items()}
         self.log_dict(values, batch_size=images)
-        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=images)
+        shown = {"loss": total.detach()} | {n: term.detach() for n, term in vars(losses[last]).items()}
+        self.log_dict(shown, prog_bar=True, logger=False, batch_size=images)
 
     def _note_skipped(self, batch: Batch) -> None:
         self._skipped += len(batch.skipped)
@@ -164,7 +165,9 @@ class OdiseModule(lightning.LightningModule):
             metrics.reset()  # type: ignore[operator]
             self.results[name] = result
             prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
-            self.log_dict({f"{prefix}/{key}": 100 * value for key, value in result.scalars().items()})
+            self.log_dict(
+                {f"{prefix}/{key}": 100 * value for key, value in result.scalars().items()}, sync_dist=True
+            )
 
     # Checkpoints
 

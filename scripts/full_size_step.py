@@ -9,7 +9,9 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -66,15 +68,14 @@ def build(supervision: str = "label", checkpoint_activations: bool = False) -> O
 def parameters_by_part(model: Odise) -> dict[str, int]:
     """Number of trainable parameters of each part; together all of them."""
     decoder, text = model.mask_decoder, model.text_projection
-    parts: dict[str, list[nn.Module | nn.Parameter | None]] = {
+    layers: list[Any] = list(decoder.layers)
+    parts: dict[str, Sequence[nn.Module | nn.Parameter | None]] = {
         "captioner": [model.backbone.captioner],
         "feature projections": [model.backbone.pyramid],
         "pixel decoder": [model.pixel_decoder],
-        "decoder self-attention": [m for x in decoder.layers for m in (x.self_attention, x.self_norm)],
-        "decoder cross-attention": [m for x in decoder.layers for m in (x.cross_attention, x.cross_norm)],
-        "decoder feed-forward": [
-            m for x in decoder.layers for m in (x.linear1, x.linear2, x.feedforward_norm)
-        ],
+        "decoder self-attention": [m for x in layers for m in (x.self_attention, x.self_norm)],
+        "decoder cross-attention": [m for x in layers for m in (x.cross_attention, x.cross_norm)],
+        "decoder feed-forward": [m for x in layers for m in (x.linear1, x.linear2, x.feedforward_norm)],
         "queries, levels, norm": [decoder.query_feat, decoder.query_embed, decoder.level_embed, decoder.norm],
         "mask MLP": [decoder.mask_mlp],
         "mask-embedding head": [decoder.embedding],

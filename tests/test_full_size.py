@@ -54,10 +54,7 @@ def test_a_training_step_at_full_size_fits_in_16_gib_and_leaves_frozen_weights_a
     assert torch.tensor(report.losses).isfinite().all()
     assert report.gradient_norm > 0
     # the captioner's gates start closed: nothing behind them has a gradient yet, and biases do not decay
-    captioner = "backbone.captioner"
-    assert report.unmoved == [
-        f"{captioner}.clip_project.linear.bias",
-        f"{captioner}.time_project.linear.bias",
-    ]
+    closed = ("clip_project", "time_project")
+    assert report.unmoved == [f"backbone.captioner.{name}.linear.bias" for name in closed]
     assert {n: p.double().sum().item() for n, p in model.named_parameters() if n in frozen} == frozen
     assert report.peak_gib < 16

@@ -141,9 +141,10 @@ def test_it_runs_on_the_meta_device() -> None:
     assert layer(queries, reference, memory, SHAPES).shape == (2, 5, 8)
 
 
-def test_it_compiles_without_a_break_in_the_graph() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_without_a_break_in_the_graph(backend: str) -> None:
     layer, queries, reference, memory = example(torch.float32)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     torch.testing.assert_close(
         compiled(queries, reference, memory, SHAPES), layer(queries, reference, memory, SHAPES)
     )
