@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.backbones.stable_diffusion import build_diffusion
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
@@ -75,3 +78,18 @@ def test_no_target_is_misspelt() -> None:
             assert callable(getattr(__import__(module, fromlist=[attribute]), attribute))
         else:
             assert isinstance(get_class(name), type)
+
+
+@pytest.mark.parametrize(("choice", "size", "prediction"), [
+    ("stable_diffusion_v2", 512, "epsilon"),
+    ("stable_diffusion_v2_768", 768, "v_prediction"),
+])  # fmt: skip
+def test_stable_diffusion_2_has_its_published_sizes(
+    choice: str, size: int, prediction: str, tmp_path: Path
+) -> None:
+    settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
+    assert (settings.input_size, settings.architecture.prediction) == (size, prediction)
+    with torch.device("meta"):
+        models = build_diffusion(settings.architecture)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]
+    assert sizes == [865_910_724, 340_387_840]
