@@ -93,3 +93,13 @@ def test_stable_diffusion_2_has_its_published_sizes(
         models = build_diffusion(settings.architecture)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]
     assert sizes == [865_910_724, 340_387_840]
+
+
+def test_a_sweep_on_slurm_starts_a_process_for_each_device() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer.devices=8", "trainer.num_nodes=2"]
+        config = compose("train", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher["_target_"].endswith("SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
