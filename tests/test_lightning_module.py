@@ -1,0 +1,92 @@
+"""The Lightning module alone; what it does in a Trainer is in test_train.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import odise, vocabulary
+
+from odise_pl.lightning_module import OdiseModule, describe
+from odise_pl.losses.criterion import LossWeights, SetCriterion
+from odise_pl.losses.errors import NonFiniteError
+from odise_pl.losses.matcher import HungarianMatcher
+from odise_pl.optimization import OptimizerSettings
+from odise_pl.structures import Batch, Targets
+from odise_pl.weights import WeightsError
+
+CLASSES = vocabulary(("dog", "puppy"), ("grass",))
+
+
+def module(**changes: Any) -> OdiseModule:
+    criterion = SetCriterion(HungarianMatcher(num_points=32), LossWeights(), num_points=32)
+    settings = {"vocabulary": CLASSES, "evaluations": {"val": CLASSES}, "global_batch": 2} | changes
+    made = OdiseModule(odise(), criterion, OptimizerSettings(), **settings)
+    made.log = made.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+    return made
+
+
+def batch() -> Batch:
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :30], masks[1, 30:] = True, True
+    targets = Targets(torch.tensor([0, 1]), masks)
+    return Batch(
+        images=torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        valid_sizes=((64, 64), (64, 64)),
+        targets=(targets, targets),
+        image_ids=(7, 8),
+        keys=("a", "b"),
+        captions=((), ()),
+        original_sizes=((64, 64), (64, 64)),
+        truths=(None, None),
+        skipped=("shard 3: cut off",),
+    )
+
+
+def test_a_step_draws_the_same_points_again() -> None:
+    one, other = module(seed=1), module(seed=2)
+    assert torch.equal(one._uniform(5)(3, 2), one._uniform(5)(3, 2))
+    assert not torch.equal(one._uniform(5)(3, 2), one._uniform(6)(3, 2))
+    assert not torch.equal(one._uniform(5)(3, 2), other._uniform(5)(3, 2))
+
+
+def test_the_loss_trains_what_is_trainable_and_nothing_else() -> None:
+    trained = module()
+    trained.train()
+    trained.training_step(batch(), 0).backward()
+    for name, parameter in trained.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert trained._skipped == 1
+
+
+def test_diverged_training_stops_with_the_images() -> None:
+    broken = module()
+    with torch.no_grad():
+        broken.model.mask_decoder.query_feat.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"image 7.*optimizer\.lr"):
+        broken.training_step(batch(), 0)
+
+
+def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
+    saved = module(record={"config": {"backbone": {"timesteps": [0]}}, "data": {}})
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    described = describe(tmp_path / "a.ckpt")
+    assert described.vocabulary == CLASSES
+    assert described.record is not None
+    assert described.record["config"]["backbone"]["timesteps"] == [0]
+    torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "b.pth")
+    assert describe(tmp_path / "b.pth").record is None
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused() -> None:
+    saved = module()
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved.on_save_checkpoint(checkpoint)
+    saved.on_load_checkpoint(checkpoint)
+    del checkpoint["state_dict"]["model.mask_decoder.query_feat.weight"]
+    with pytest.raises(WeightsError, match="query_feat"):
+        saved.on_load_checkpoint(checkpoint)
