@@ -3,20 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_blip
 import tiny_models
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipTextConfig,
-    BlipVisionConfig,
-    PreTrainedTokenizerFast,
-)
 
 from odise_pl.backbones.captioners import TextCaptioner
 from odise_pl.backbones.sentences import NameRanking, PromptEncoder, load_blip
@@ -25,7 +16,6 @@ from odise_pl.errors import SettingError
 from odise_pl.weights import WeightsError
 
 NAMES = ("dog", "cat", "grass", "sky")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *(f"word{i}" for i in range(27))]
 
 
 def images(count: int = 3) -> Tensor:
@@ -99,34 +89,19 @@ def test_bad_settings_are_refused_by_name(changes: dict, message: str) -> None:
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BLIP of a few thousand weights with a tokenizer of 32 words."""
     folder = tmp_path_factory.mktemp("blip")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": 4, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3}
-    text = BlipTextConfig(**sizes, encoder_hidden_size=16, vocab_size=32, **special)
-    vision = BlipVisionConfig(**sizes, image_size=32, patch_size=16)
-    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    model = BlipForConditionalGeneration(config)
-    tiny_models.stir(model, size=0.5)
-    model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        bos_token="[DEC]",
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    return tiny_blip.save(folder)
 
 
 def test_blip_captions_are_the_most_likely_words(blip: Path) -> None:
     sentences = load_blip(str(blip), max_tokens=4)
     captions = sentences(images())
     assert captions == sentences(images())
-    assert all(set(caption.split()) <= set(WORDS[5:]) | {"[UNK]"} for caption in captions)
+    assert all(set(caption.split()) <= set(tiny_blip.WORDS[5:]) | {"[UNK]"} for caption in captions)
     first = sentences.model(
         pixel_values=_pixels(images()), input_ids=torch.full((3, 1), 4)
     ).logits[:, -1].argmax(-1)  # fmt: skip
     spoken = [caption.split()[0] if caption else "" for caption in captions]
-    assert spoken == [WORDS[i] if i > 4 else "" for i in first.tolist()]
+    assert spoken == [tiny_blip.WORDS[i] if i > 4 else "" for i in first.tolist()]
     assert not any(p.requires_grad for p in sentences.parameters())
 
 
