@@ -40,7 +40,7 @@ test: $(STAMP)  ## Run the tests; fails below the wanted coverage
 	$(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
 
 lock: $(STAMP)  ## Write requirements.lock anew from pyproject.toml, keeping pins that still fit
-	$(BIN)/uv pip compile pyproject.toml --extra dev --output-file requirements.lock --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --output-file requirements.lock --quiet \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-header --no-annotate --no-emit-index-url
 

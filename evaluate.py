@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from odise_pl.configuration import adopt, check_evaluation, check_weights, checkpoint_path, clear_errors
+from odise_pl.runs import digest_of, in_sweep, is_finished, mark_finished, settings_of
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -21,7 +25,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     """
     from odise_pl.lightning_module import describe
 
-    path = checkpoint_path(config)
+    path, digest = checkpoint_path(config), _digest(config)
     description = describe(path)
     if description.record is not None:
         config = adopt(config, description.record, overrides)
@@ -57,7 +61,20 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
         default_root_dir=config.run_dir,
     )
     trainer.validate(module, data, verbose=False)
-    return {name: result.scalars() for name, result in module.results.items()}
+    scores = {name: result.scalars() for name, result in module.results.items()}
+    if trainer.is_global_zero:
+        mark_finished(_folder(config), settings_of(config), scores, digest)
+    return scores
+
+
+def _folder(config: DictConfig) -> Path:
+    return Path(config.run_dir, "evaluation")
+
+
+def _digest(config: DictConfig) -> str:
+    """Another checkpoint, or a later one of the same name, is another evaluation."""
+    path = checkpoint_path(config)
+    return digest_of(config, str(path.resolve()), str(path.stat().st_mtime_ns))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -65,6 +82,9 @@ def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
     with clear_errors():
         check_evaluation(config)
+        if in_sweep() and is_finished(_folder(config), _digest(config)):
+            _log.info("%s is finished: skipped", _folder(config))
+            return
         evaluate(config, HydraConfig.get().overrides.task)
 
 

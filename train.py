@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
+from odise_pl.runs import digest_of, in_sweep, is_finished, mark_finished, resume, settings_of
+
+_log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -53,8 +57,15 @@ def train(config: DictConfig) -> dict[str, float]:
         instantiate(config.grounding),
         config.data.words,
     )
-    resume = None if config.ckpt is None else str(checkpoint_path(config))
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    checkpoint = None if config.ckpt is None else str(checkpoint_path(config))
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted or trainer.global_step < trainer.max_steps:
+        return {}
+    if not module.results or trainer.global_step % config.validate_every:
+        trainer.validate(module, data, verbose=False)  # the last step's results are the run's results
+    if trainer.is_global_zero:
+        scores = {name: result.scalars() for name, result in module.results.items()}
+        mark_finished(Path(config.run_dir), settings_of(config), scores, digest_of(config))
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -62,6 +73,11 @@ def train(config: DictConfig) -> dict[str, float]:
 def main(config: DictConfig) -> None:
     """Check first, then train."""
     with clear_errors():
+        if in_sweep():
+            if is_finished(Path(config.run_dir), digest_of(config)):
+                _log.info("%s is finished: skipped", config.run_dir)
+                return
+            resume(config)
         check_training(config)
         train(config)
 

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from odise_pl.backbones.captioners import EmptyCaptioner, ImplicitCaptioner
+from odise_pl.backbones.captioners import EmptyCaptioner, ImplicitCaptioner, TextCaptioner
 from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
-from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures, check_timesteps
+from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import FeaturePyramid
+from odise_pl.backbones.sentences import NameRanking, PromptEncoder, load_blip
 from odise_pl.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
     encode_prompts,
     load_diffusion,
 )
+from odise_pl.backbones.timesteps import check_timesteps, learns_time
 from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import TextProjection
 from odise_pl.heads.mask_decoder import MaskDecoder
 from odise_pl.heads.pixel_decoder import PixelDecoder
 from odise_pl.inference import InferenceSettings
 from odise_pl.odise import ClassifierSettings, Odise
+from odise_pl.vocabulary import load_vocabulary
 
 SUPERVISION = ("label", "caption")
 
@@ -39,7 +42,8 @@ class BackboneSettings:
     Attributes:
         weights: see :func:`load_diffusion`.
         architecture: sizes, for ``random`` and single files.
-        timesteps: diffusion steps whose features are used.
+        timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a time embedding that
+            every captioner learns, whatever its own ``learnable_time`` says.
         input_size: side to which windows are resized.
         train_window: largest window side in training.
         window_batch: windows per forward pass; 0 takes all at once.
@@ -50,7 +54,7 @@ class BackboneSettings:
 
     weights: str = "random"
     architecture: DiffusionArchitecture = field(default_factory=DiffusionArchitecture)
-    timesteps: Sequence[int] = (0,)
+    timesteps: Sequence[int] | str = (0,)
     input_size: int = 512
     train_window: int = 512
     window_batch: int = 0
@@ -70,13 +74,29 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class CaptionerParts:
-    """What a captioner may be made of."""
+    """What a captioner may be made of.
+
+    Attributes:
+        models: the diffusion model; its text encoder is not kept by anything else.
+        clip: the shared frozen CLIP.
+        uncond: [1, 77, context_dim], the encoded empty text.
+        time_dim: width of the time embedding.
+        steps: number of diffusion steps that are read.
+        text_pad: token that fills up a text.
+        learns_time: whether the backbone's setting asks for a learned time embedding.
+    """
 
     models: DiffusionModels
     clip: FrozenCLIP
-    uncond: torch.Tensor
+    uncond: Tensor
     time_dim: int
     steps: int
+    text_pad: int
+    learns_time: bool
+
+    def time(self, learnable: bool) -> int | None:
+        """Width of the time embedding if it is learned, by the captioner's setting or the backbone's."""
+        return self.time_dim if learnable or self.learns_time else None
 
 
 @dataclass(frozen=True)
@@ -96,17 +116,65 @@ class HeadSettings:
 
 def implicit_captioner(learnable_time: bool = True) -> Callable[[CaptionerParts], nn.Module]:
     """The published captioner (section 3.3); ``learnable_time`` also conditions the time embedding."""
+    return lambda parts: ImplicitCaptioner(parts.clip, parts.uncond, parts.time(learnable_time), parts.steps)
+
+
+def empty_captioner(learnable_time: bool = False) -> Callable[[CaptionerParts], nn.Module]:
+    """The empty text for every image; ``learnable_time`` as in :func:`implicit_captioner`."""
+    return lambda parts: EmptyCaptioner(parts.clip, parts.uncond, parts.time(learnable_time), parts.steps)
+
+
+def heuristic_captioner(
+    vocabulary: str | Sequence[Any] = "coco_panoptic",
+    top: int = 5,
+    template: str = "a photo of {}.",
+    prompt: str = "a photo of a {}.",
+    remember: int = 256,
+    learnable_time: bool = False,
+) -> Callable[[CaptionerParts], nn.Module]:
+    """The names of a vocabulary that CLIP finds most like the image, see :class:`NameRanking`.
+
+    Args:
+        vocabulary: see :func:`load_vocabulary`; the main name of every class is ranked.
+        top, template, prompt: see :class:`NameRanking`.
+        remember: encoded sentences that are kept, see :class:`PromptEncoder`.
+        learnable_time: as in :func:`implicit_captioner`.
+    """
 
     def build(parts: CaptionerParts) -> nn.Module:
-        time_dim = parts.time_dim if learnable_time else None
-        return ImplicitCaptioner(parts.clip, parts.uncond, time_dim, parts.steps)
+        ranking = NameRanking(parts.clip, load_vocabulary(vocabulary).names, top, template, prompt)
+        return _text_captioner(parts, ranking, remember, learnable_time)
 
     return build
 
 
-def empty_captioner() -> Callable[[CaptionerParts], nn.Module]:
-    """The empty text for every image."""
-    return lambda parts: EmptyCaptioner(parts.uncond)
+def blip_captioner(
+    weights: str = "Salesforce/blip-image-captioning-base",
+    max_tokens: int = 20,
+    remember: int = 256,
+    learnable_time: bool = False,
+    source: str = "",
+) -> Callable[[CaptionerParts], nn.Module]:
+    """A caption by BLIP, made when the image is seen.
+
+    Args:
+        weights, max_tokens: see :func:`load_blip`.
+        remember: encoded sentences that are kept, see :class:`PromptEncoder`.
+        learnable_time: as in :func:`implicit_captioner`.
+        source: the command that fetches the weights, for messages.
+    """
+
+    def build(parts: CaptionerParts) -> nn.Module:
+        return _text_captioner(parts, load_blip(weights, max_tokens), remember, learnable_time)
+
+    return build
+
+
+def _text_captioner(
+    parts: CaptionerParts, describe: Callable[[Tensor], list[str]], remember: int, learnable_time: bool
+) -> TextCaptioner:
+    encode = PromptEncoder(parts.models.text_encoder, parts.text_pad, remember)
+    return TextCaptioner(parts.clip, describe, encode, parts.time(learnable_time), parts.steps)
 
 
 def build_odise(
@@ -173,7 +241,15 @@ def build_backbone(
     features = LatentDiffusionFeatures(models, settings.timesteps, settings.checkpoint_activations)
     uncond = encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad)
     time_dim = 4 * models.unet.config["block_out_channels"][0]
-    parts = CaptionerParts(models, clip, uncond, time_dim, len(features.timesteps))
+    parts = CaptionerParts(
+        models,
+        clip,
+        uncond,
+        time_dim,
+        len(features.timesteps),
+        settings.architecture.text_pad,
+        learns_time(settings.timesteps),
+    )
     return DiffusionBackbone(
         features,
         captioner(parts),

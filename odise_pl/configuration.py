@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
 
+from odise_pl.backbones.timesteps import check_timesteps
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 
@@ -49,6 +50,7 @@ def check_training(config: DictConfig) -> None:
         UserError: lists all that is missing, each with the command that gets it.
     """
     problems = [
+        *_bad_timesteps(config),
         *_missing_weights(config),
         *_unnamed(config, "train"),
         *_missing_shards(config, ("train", "val")),
@@ -75,8 +77,8 @@ def check_evaluation(config: DictConfig) -> None:
 
 
 def check_weights(config: DictConfig) -> None:
-    """The frozen weights are there; errors as :func:`check_training`."""
-    _raise(_missing_weights(config))
+    """Diffusion steps are possible, frozen weights there; errors as :func:`check_training`."""
+    _raise([*_bad_timesteps(config), *_missing_weights(config)])
 
 
 def checkpoint_path(config: DictConfig) -> Path:
@@ -89,17 +91,32 @@ def _raise(problems: Sequence[str]) -> None:
         raise SettingError("\n  - ".join(["cannot start:", *problems]))
 
 
+def _bad_timesteps(config: DictConfig) -> list[str]:
+    try:
+        check_timesteps(config.backbone.timesteps)
+    except SettingError as error:
+        return [str(error)]
+    return []
+
+
 def _missing_weights(config: DictConfig) -> list[str]:
-    return [
-        f"{section}.weights={config[section].weights} is not there; get it with: {config[section].source}\n"
-        f"    or set {section}.weights to another file, or random to try things without"
-        for section in ("backbone", "clip")
-        if _names_file(config[section].weights) and not Path(config[section].weights).exists()
+    missing = [
+        name
+        for name in ("backbone", "clip", "captioner")
+        if _names_file(config, config[name].get("weights", "")) and not Path(config[name].weights).exists()
     ]
+    return [
+        f"{name}.weights={config[name].weights} is not there; get it with: {config[name].source}\n    or "
+        + ("choose another captioner" if name == "captioner" else
+           f"set {name}.weights to another file, or random to try things without")
+        for name in missing
+    ]  # fmt: skip
 
 
-def _names_file(weights: str) -> bool:
-    return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("/", "./", "../", "~"))
+def _names_file(config: DictConfig, weights: str) -> bool:
+    folder = OmegaConf.select(config, "paths.weights")
+    inside = folder is not None and weights.startswith(f"{folder}/")
+    return inside or weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("/", "./", "../", "~"))
 
 
 def _unnamed(config: DictConfig, name: str) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from odise_pl.build import (
     BackboneSettings,
     ClipSettings,
     HeadSettings,
+    blip_captioner,
     build_odise,
     empty_captioner,
+    heuristic_captioner,
     implicit_captioner,
 )
 from odise_pl.inference import InferenceSettings
@@ -101,6 +104,49 @@ def test_every_step_has_its_own_projections_and_times() -> None:
     assert model.backbone.captioner.time_project.positional_embedding.shape[1] == 3
     outputs = model(torch.rand(1, 3, 64, 64), model.encode_classes((("a",),)))
     assert outputs[-1].mask_logits.isfinite().all()
+
+
+CAPTIONERS = {
+    "implicit": implicit_captioner,
+    "empty": empty_captioner,
+    "heuristic": partial(heuristic_captioner, ("dog", "cat", "grass"), top=2),
+}
+TIMESTEPS = [(0,), (100,), (500,), (0, 100, 200), "learnable"]
+
+
+@pytest.mark.parametrize("timesteps", TIMESTEPS, ids=str)
+@pytest.mark.parametrize("learnable", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("captioner", CAPTIONERS)
+def test_every_captioner_conditions_every_step(captioner: str, learnable: bool, timesteps: Any) -> None:
+    """Forward at each setting; what is trained in front of the UNet receives gradients through it."""
+    torch.manual_seed(0)
+    model = build(captioner=CAPTIONERS[captioner](learnable_time=learnable), timesteps=timesteps)
+    features = model.backbone(torch.rand(1, 3, 64, 64))
+    sum(level.square().mean() for level in features).backward()
+    gates = {n: p for n, p in model.backbone.captioner.named_parameters() if n.startswith("alpha")}
+    learned = learnable or timesteps == "learnable"
+    assert ("alpha_time" in gates, "alpha_cond" in gates) == (learned, captioner == "implicit")
+    for name, gate in gates.items():
+        assert gate.grad is not None, name
+        assert gate.grad.abs().sum() > 0, name
+
+
+def test_the_text_encoder_stays_only_where_sentences_differ() -> None:
+    encoders = {
+        name: [m for m in build(captioner=make()).modules() if isinstance(m, CLIPTextModel)]
+        for name, make in CAPTIONERS.items()
+    }
+    assert {name: len(found) for name, found in encoders.items()} == {
+        "implicit": 0,
+        "empty": 0,
+        "heuristic": 1,
+    }
+    assert not any(p.requires_grad for p in encoders["heuristic"][0].parameters())
+
+
+def test_a_missing_blip_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"captioner\.weights=nobody/nothing"):
+        build(captioner=blip_captioner("nobody/nothing"))
 
 
 def test_stable_diffusion_2_builds_and_runs() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.backbones.stable_diffusion import build_diffusion
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
@@ -35,7 +38,8 @@ def targets(node: Any) -> Iterator[DictConfig]:
 
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
-    small = () if choice.startswith("experiment") else (*RANDOM, *TINY, "trainer=cpu")
+    own_sizes = choice in ("experiment=laptop", "experiment=overfit")
+    small = () if own_sizes else (*RANDOM, *TINY, "trainer=cpu")
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
     sections = {"model": ("model", "criterion", "grounding"), "vocabulary": (), "experiment": tuple(config)}
@@ -75,3 +79,28 @@ def test_no_target_is_misspelt() -> None:
             assert callable(getattr(__import__(module, fromlist=[attribute]), attribute))
         else:
             assert isinstance(get_class(name), type)
+
+
+@pytest.mark.parametrize(("choice", "size", "prediction"), [
+    ("stable_diffusion_v2", 512, "epsilon"),
+    ("stable_diffusion_v2_768", 768, "v_prediction"),
+])  # fmt: skip
+def test_stable_diffusion_2_has_its_published_sizes(
+    choice: str, size: int, prediction: str, tmp_path: Path
+) -> None:
+    settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
+    assert (settings.input_size, settings.architecture.prediction) == (size, prediction)
+    with torch.device("meta"):
+        models = build_diffusion(settings.architecture)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]
+    assert sizes == [865_910_724, 340_387_840]
+
+
+def test_a_sweep_on_slurm_starts_a_process_for_each_device() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer.devices=8", "trainer.num_nodes=2"]
+        config = compose("train", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher["_target_"].endswith("SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)

@@ -66,6 +66,28 @@ def test_all_that_is_missing_is_listed_at_once(tmp_path: Path) -> None:
         assert word in text
 
 
+@pytest.mark.parametrize("steps", [[1000], [], [0, 0], "learned"], ids=str)
+def test_steps_that_cannot_be_are_refused_before_anything_loads(tmp_path: Path, steps: object) -> None:
+    bad = config(tmp_path)
+    bad.backbone.timesteps = steps
+    with pytest.raises(
+        SettingError, match=r"backbone\.timesteps=.*0\.\.999 as a list, e\.g\. \[0\], or learnable"
+    ):
+        check_training(bad)
+    bad.backbone.timesteps = "learnable"
+    check_training(bad)
+
+
+def test_a_missing_captioning_model_is_named(tmp_path: Path) -> None:
+    wanting = config(
+        tmp_path,
+        paths={"weights": "weights"},
+        captioner={"weights": "weights/no-such-blip", "source": "hf download a captioner"},
+    )
+    with pytest.raises(SettingError, match=r"captioner\.weights=weights/no-such-blip .*download a captioner"):
+        check_training(wanting)
+
+
 def test_names_of_a_hub_are_not_taken_for_files(tmp_path: Path) -> None:
     check_training(
         config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,41 @@ class PositionalLinear(nn.Module):
         return self.linear(x).unsqueeze(1) + self.positional_embedding
 
 
-class ImplicitCaptioner(nn.Module):
+class Captioner(nn.Module):
+    """Base of all captioners: the learnable time embedding, ``tanh(alpha) * (W clip(x) + p)``.
+
+    alpha starts at zero: training begins at the fixed time embedding.
+
+    Args:
+        clip: the shared frozen CLIP.
+    """
+
+    def __init__(self, clip: FrozenCLIP) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def learn_time(self, time_dim: int | None, steps: int) -> None:
+        """Add the time embedding's parameters.
+
+        Args:
+            time_dim: width of the UNet's time embedding; None leaves the time embedding as it is.
+            steps: number of diffusion steps that are read.
+        """
+        self.time_project = PositionalLinear(self.clip.embed_dim, time_dim, steps) if time_dim else None
+        self.alpha_time = nn.Parameter(torch.zeros(time_dim)) if time_dim else None
+
+    def time(self, embedding: Tensor) -> Tensor | None:
+        """[N, steps, time_dim] from CLIP's image embeddings [N, embed_dim]; None if time is fixed."""
+        if self.time_project is None or self.alpha_time is None:
+            return None
+        return torch.tanh(self.alpha_time) * self.time_project(embedding)
+
+    def time_of_images(self, images: Tensor) -> Tensor | None:
+        """:meth:`time` of images [N, 3, H, W]; CLIP does not run when time is fixed."""
+        return None if self.time_project is None else self.time(self.clip.encode_image(images))
+
+
+class ImplicitCaptioner(Captioner):
     """The image's CLIP embedding, projected to pseudo-words: ``uncond + tanh(alpha) * (W clip(x) + p)``.
 
     alphas start at zero: training begins at the unconditional model.
@@ -46,40 +81,69 @@ class ImplicitCaptioner(nn.Module):
     Args:
         clip: the shared frozen CLIP.
         uncond: [1, tokens, context_dim], the conditioning of the empty text.
-        time_dim: width of the UNet's time embedding; None leaves the time embedding as it is.
-        steps: number of diffusion steps that are read.
+        time_dim, steps: see :meth:`Captioner.learn_time`.
     """
 
     uncond: Tensor
 
     def __init__(self, clip: FrozenCLIP, uncond: Tensor, time_dim: int | None = None, steps: int = 1) -> None:
-        super().__init__()
+        super().__init__(clip)
         _, tokens, context_dim = uncond.shape
-        self.clip = clip
         self.register_buffer("uncond", uncond.detach().clone(), persistent=False)
         self.clip_project = PositionalLinear(clip.embed_dim, context_dim, tokens)
         self.alpha_cond = nn.Parameter(torch.zeros(1, tokens, context_dim))
-        self.time_project = PositionalLinear(clip.embed_dim, time_dim, steps) if time_dim else None
-        self.alpha_time = nn.Parameter(torch.zeros(time_dim)) if time_dim else None
+        self.learn_time(time_dim, steps)
 
     def forward(self, images: Tensor) -> Conditioning:
         """Conditioning for images [N, 3, H, W] in 0..1."""
         embedding = self.clip.encode_image(images)
         context = self.uncond + torch.tanh(self.alpha_cond) * self.clip_project(embedding)
-        if self.time_project is None or self.alpha_time is None:
-            return Conditioning(context, None)
-        return Conditioning(context, torch.tanh(self.alpha_time) * self.time_project(embedding))
+        return Conditioning(context, self.time(embedding))
 
 
-class EmptyCaptioner(nn.Module):
-    """The conditioning of the empty text for every image."""
+class EmptyCaptioner(Captioner):
+    """The conditioning of the empty text for every image.
+
+    Args:
+        clip: the shared frozen CLIP.
+        uncond: [1, tokens, context_dim], the conditioning of the empty text.
+        time_dim, steps: see :meth:`Captioner.learn_time`.
+    """
 
     uncond: Tensor
 
-    def __init__(self, uncond: Tensor) -> None:
-        super().__init__()
+    def __init__(self, clip: FrozenCLIP, uncond: Tensor, time_dim: int | None = None, steps: int = 1) -> None:
+        super().__init__(clip)
         self.register_buffer("uncond", uncond.detach().clone(), persistent=False)
+        self.learn_time(time_dim, steps)
 
     def forward(self, images: Tensor) -> Conditioning:
         """Conditioning for images [N, 3, H, W]."""
-        return Conditioning(self.uncond.expand(len(images), -1, -1), None)
+        return Conditioning(self.uncond.expand(len(images), -1, -1), self.time_of_images(images))
+
+
+class TextCaptioner(Captioner):
+    """A sentence about every image, encoded by the diffusion model's own text encoder.
+
+    Args:
+        clip: the shared frozen CLIP.
+        describe: images [N, 3, H, W] in 0..1 to N sentences.
+        encode: N different sentences to [N, tokens, context_dim].
+        time_dim, steps: see :meth:`Captioner.learn_time`.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        describe: Callable[[Tensor], list[str]],
+        encode: Callable[[Sequence[str]], Tensor],
+        time_dim: int | None = None,
+        steps: int = 1,
+    ) -> None:
+        super().__init__(clip)
+        self.describe, self.encode = describe, encode
+        self.learn_time(time_dim, steps)
+
+    def forward(self, images: Tensor) -> Conditioning:
+        """Conditioning for images [N, 3, H, W] in 0..1."""
+        return Conditioning(self.encode(self.describe(images)), self.time_of_images(images))

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from odise_pl.backbones.stable_diffusion import DiffusionModels
-from odise_pl.errors import SettingError
+from odise_pl.backbones.timesteps import STEPS, check_timesteps
 
 NOISE_SEED = 42
-STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class LatentDiffusionFeatures(nn.Module):
 
     Args:
         models: the frozen networks. The text encoder is not kept.
-        timesteps: diffusion steps t in 0..999 at which the UNet is read.
+        timesteps: diffusion steps t in 0..999 at which the UNet is read, or ``learnable``; see
+            :func:`~odise_pl.backbones.timesteps.check_timesteps`.
         checkpoint_activations: recompute UNet blocks in the backward pass instead of keeping them.
     """
 
@@ -60,7 +60,10 @@ class LatentDiffusionFeatures(nn.Module):
     vae: Any
 
     def __init__(
-        self, models: DiffusionModels, timesteps: Sequence[int] = (0,), checkpoint_activations: bool = False
+        self,
+        models: DiffusionModels,
+        timesteps: Sequence[int] | str = (0,),
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.timesteps = check_timesteps(timesteps)
@@ -217,18 +220,3 @@ class LatentDiffusionFeatures(nn.Module):
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(function, *tensors, use_reentrant=False)
         return function(*tensors)
-
-
-def check_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
-    """Diffusion steps as a tuple.
-
-    Raises:
-        SettingError: an empty list, a repeated step, or one outside 0..999.
-    """
-    steps = tuple(timesteps)
-    bad = [t for t in steps if not isinstance(t, int) or not 0 <= t < STEPS]
-    if not steps or bad or len(set(steps)) != len(steps):
-        raise SettingError(
-            f"backbone.timesteps={list(steps)}: give different whole numbers in 0..{STEPS - 1}, e.g. [0]"
-        )
-    return steps

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.latent_diffusion import (
     LatentDiffusionFeatures,
-    check_timesteps,
     fixed_noise,
     noise_schedule,
 )
 from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
+from odise_pl.backbones.timesteps import check_timesteps
 
 GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
 
@@ -233,6 +233,16 @@ def test_constants_stay_out_of_the_state_dict() -> None:
 def test_steps_that_cannot_be_are_refused_by_name(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"backbone\.timesteps=\[.*0\.\.999"):
         check_timesteps(steps)
+
+
+@pytest.mark.parametrize("word", ["learned", "", 100])
+def test_other_words_and_bare_numbers_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=rf"backbone\.timesteps={word}: .*\[0\], or learnable"):
+        check_timesteps(word)
+
+
+def test_the_learnable_step_starts_from_step_0() -> None:
+    assert check_timesteps("learnable") == (0,)
 
 
 def test_bfloat16_autocast_gives_nearly_the_same_features() -> None:

@@ -8,10 +8,12 @@ import pytest
 import tiny_models
 import torch
 from diffusers import UNet2DConditionModel
+from ldm_names import unet_tensors, vae_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from odise_pl.backbones.clip import CLIPArchitecture, build_clip
+from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.stable_diffusion import (
     _TEXT_BUFFERS,
     END_OF_TEXT,
@@ -188,3 +190,50 @@ def test_the_defaults_are_stable_diffusion_1() -> None:
     sizes = [sum(p.numel() for p in getattr(models, name).parameters()) for name in NETWORKS]
     assert sizes == [859_520_964, 83_653_863, 123_060_480]
     assert DiffusionArchitecture().time_dim == 1280
+
+
+def original_file(models: DiffusionModels, text: dict[str, Tensor], path: Path) -> Path:
+    """A single-file checkpoint as the authors of Stable Diffusion write it."""
+    tensors = unet_tensors(models.unet) | vae_tensors(models.vae) | text
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path
+
+
+def test_an_original_file_of_stable_diffusion_1_gives_back_its_networks(tmp_path: Path) -> None:
+    models = tiny_models.diffusion(tiny_models.SD1)
+    names = {n.removeprefix("text_model."): t for n, t in models.text_encoder.state_dict().items()}
+    text = {f"cond_stage_model.transformer.text_model.{n}": t for n, t in names.items()}
+    path = original_file(models, text, tmp_path / "sd1.safetensors")
+    loaded = load_diffusion(str(path), tiny_models.SD1)
+    assert all(same(getattr(loaded, name), getattr(models, name)) for name in NETWORKS)
+
+
+def test_an_original_file_of_stable_diffusion_2_gives_back_its_networks(tmp_path: Path) -> None:
+    """Text by OpenCLIP, heads per level, Linear around transformers, v-prediction: all by configuration."""
+    architecture = replace(tiny_models.SD2, text_layers=23, text_mlp=128)
+    assert architecture.prediction == "v_prediction"
+    torch.manual_seed(0)
+    sizes = {"vision_layers": 1, "text_layers": 24, "quick_gelu": False}
+    clip = build_clip(CLIPArchitecture(**{**vars(tiny_models.CLIP), **sizes}))
+    tower = {n: t for n, t in clip.state_dict().items() if not n.startswith("visual")}
+    models = build_diffusion(architecture)
+    text = {f"cond_stage_model.model.{n}": t for n, t in tower.items()}
+    path = original_file(models, text, tmp_path / "sd2.safetensors")
+    loaded = load_diffusion(str(path), architecture)
+    assert same(loaded.unet, models.unet)
+    assert same(loaded.vae, models.vae)
+    with torch.no_grad():
+        x = clip.token_embedding(tokenize(["a dog"], 0)) + clip.positional_embedding
+        for block in clip.transformer.resblocks[:-1]:
+            x = block(x, attn_mask=clip.attn_mask)
+        encoded = encode_prompts(loaded.text_encoder.eval(), ["a dog"], 0)
+        torch.testing.assert_close(encoded, clip.ln_final(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_prediction_type_does_not_change_features() -> None:
+    """Features are read before the UNet's output, whatever it stands for."""
+    kinds = [replace(tiny_models.SD2, prediction=kind) for kind in ("epsilon", "v_prediction")]
+    one, other = (tiny_models.diffusion(kind) for kind in kinds)
+    images, context = torch.rand(1, 3, 64, 64), torch.rand(1, 77, 32)
+    features = [LatentDiffusionFeatures(models, (100,))(images, context) for models in (one, other)]
+    assert all(torch.equal(a, b) for a, b in zip(*features, strict=True))

@@ -1,0 +1,172 @@
+"""What a finished run leaves behind, so that a sweep skips it and a report finds it. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.errors import SettingError, UserError
+
+MARKER = "finished.json"
+# Where a run lies and how it was resumed change nothing of what it computes.
+_ELSEWHERE = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths")
+# So do these within their sections: where and how fast it is computed.
+_NO_MATTER = {
+    "trainer": (
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "log_every_n_steps",
+        "enable_progress_bar",
+    ),
+    "data": ("num_workers", "prefetch_factor", "pin_memory"),
+}
+
+
+class RunError(UserError, ValueError):
+    """A folder does not hold what a run leaves."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the ablations of the paper vary, in words.
+
+    Attributes:
+        model: ``label`` or ``caption``.
+        timesteps: ``0``, ``0+100+200``, ``learnable``.
+        learnable_time: whether the time embedding is learned.
+        captioner: ``implicit``, ``empty``, ``heuristic``, ``blip``, or the name of another function.
+        classifier: ``both``, ``diffusion``, ``discriminative``.
+    """
+
+    model: str
+    timesteps: str
+    learnable_time: bool
+    captioner: str
+    classifier: str
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end.
+
+    Attributes:
+        folder: of the run.
+        settings: what it was.
+        scores: of each evaluation set by metric (``pq``, ``map``, ``miou``), as fractions.
+        digest: of the whole configuration.
+    """
+
+    folder: Path
+    settings: RunSettings
+    scores: Mapping[str, Mapping[str, float]]
+    digest: str
+
+
+def settings_of(config: DictConfig) -> RunSettings:
+    """The settings that a configuration names."""
+    steps = config.backbone.timesteps
+    words = steps if isinstance(steps, str) else "+".join(str(step) for step in steps)
+    captioner = config.captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
+    learned = words == "learnable" or bool(config.captioner.get("learnable_time", False))
+    return RunSettings(config.model.supervision, words, learned, captioner, config.classifier.mode)
+
+
+def digest_of(config: DictConfig, *inputs: str) -> str:
+    """Changes with every setting, and every one of ``inputs``, that changes what a run computes."""
+    plain: dict[Any, Any] = {
+        name: OmegaConf.to_container(config[name], resolve=True)
+        for name in config
+        if name not in _ELSEWHERE and OmegaConf.is_config(config[name])
+    }
+    plain |= {name: config[name] for name in config if name not in {*_ELSEWHERE, *plain}}
+    for section, names in _NO_MATTER.items():
+        plain[section] = {k: v for k, v in plain.get(section, {}).items() if k not in names}
+    text = json.dumps([plain, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def in_sweep() -> bool:
+    """Whether Hydra runs this program for one of several settings."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def resume(config: DictConfig) -> None:
+    """Let a training run that was stopped in the middle go on: for sweeps, which nobody resumes by hand."""
+    if config.ckpt is None and Path(config.run_dir, "checkpoints", "last.ckpt").exists():
+        config.ckpt = "last"
+
+
+def mark_finished(
+    folder: Path, settings: RunSettings, scores: Mapping[str, Mapping[str, float]], digest: str
+) -> None:
+    """Write ``finished.json``: the last thing that a run does, whole or not at all.
+
+    Args:
+        folder: of the run.
+        settings: what it was.
+        scores: of each evaluation set by metric, as fractions.
+        digest: from :func:`digest_of`.
+    """
+    known = {name: {k: v for k, v in by.items() if math.isfinite(v)} for name, by in scores.items()}
+    content = {"settings": asdict(settings), "digest": digest, "scores": known}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{MARKER}.part"
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / MARKER)
+
+
+def is_finished(folder: Path, digest: str) -> bool:
+    """Whether this very run, with the same settings, came to its end in its folder.
+
+    Raises:
+        SettingError: a run with other settings came to its end there.
+        RunError: the folder's marker is damaged.
+    """
+    if not (folder / MARKER).exists():
+        return False
+    if read_run(folder).digest != digest:
+        raise SettingError(
+            f"{folder} holds a finished run with other settings; name another with run=NAME, or delete it"
+        )
+    return True
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """What a finished run says of itself.
+
+    Raises:
+        RunError: there is no marker, or it is damaged.
+    """
+    path = folder / MARKER
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = RunSettings(**content["settings"])
+        scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
+        return FinishedRun(folder, settings, scores, str(content["digest"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); run {folder} again into another folder") from error
+
+
+def find_runs(folder: Path) -> list[FinishedRun]:
+    """All finished runs at or below a folder, by path.
+
+    Raises:
+        RunError: there is none, or a marker is damaged.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.rglob(MARKER))]
+    if not runs:
+        raise RunError(
+            f"{folder} holds no finished run (no {MARKER} at any depth); a run writes it at its end"
+        )
+    return runs

@@ -1,0 +1,84 @@
+"""Diffusion networks under the names of an original Stable Diffusion checkpoint."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def unet_tensors(unet: nn.Module) -> dict[str, Tensor]:
+    """``model.diffusion_model.*`` of a UNet of four levels."""
+    fixed = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
+    for level in range(4):
+        for i in range(2):
+            place = f"input_blocks.{1 + 3 * level + i}"
+            fixed[f"down_blocks.{level}.resnets.{i}"] = f"{place}.0"
+            fixed[f"down_blocks.{level}.attentions.{i}"] = f"{place}.1"
+        fixed[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{3 + 3 * level}.0.op"
+        for i in range(3):
+            place = f"output_blocks.{3 * level + i}"
+            fixed[f"up_blocks.{level}.resnets.{i}"] = f"{place}.0"
+            fixed[f"up_blocks.{level}.attentions.{i}"] = f"{place}.1"
+        # the coarsest level has no attention before its upsampler
+        fixed[f"up_blocks.{level}.upsamplers.0.conv"] = (
+            f"output_blocks.{3 * level + 2}.{2 if level else 1}.conv"
+        )
+    return {
+        f"model.diffusion_model.{_renamed(name, fixed, _RESNET)}": value
+        for name, value in unet.state_dict().items()
+    }
+
+
+def vae_tensors(vae: nn.Module) -> dict[str, Tensor]:
+    """``first_stage_model.*`` of a VAE of four levels."""
+    fixed = {}
+    for half in ("encoder", "decoder"):
+        fixed |= {f"{half}.mid_block.resnets.{i}": f"{half}.mid.block_{i + 1}" for i in range(2)}
+        fixed[f"{half}.mid_block.attentions.0"] = f"{half}.mid.attn_1"
+        fixed[f"{half}.conv_norm_out"] = f"{half}.norm_out"
+    for level in range(4):
+        down, up = f"encoder.down.{level}", f"decoder.up.{3 - level}"
+        fixed |= {f"encoder.down_blocks.{level}.resnets.{i}": f"{down}.block.{i}" for i in range(2)}
+        fixed |= {f"decoder.up_blocks.{level}.resnets.{i}": f"{up}.block.{i}" for i in range(3)}
+        fixed[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"{down}.downsample.conv"
+        fixed[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"{up}.upsample.conv"
+    tensors = {}
+    for name, value in vae.state_dict().items():
+        inner = _ATTENTION if ".attentions." in name else {"conv_shortcut": "nin_shortcut"}
+        # attention was written as 1x1 convolutions
+        conv = inner is _ATTENTION and value.ndim == 2
+        tensors[f"first_stage_model.{_renamed(name, fixed, inner)}"] = (
+            value[..., None, None] if conv else value
+        )
+    return tensors
+
+
+def _renamed(name: str, outer: dict[str, str], inner: dict[str, str]) -> str:
+    prefix = next((old for old in outer if name.startswith(f"{old}.")), None)
+    if prefix is None:
+        return name
+    rest = name[len(prefix) + 1 :]
+    if re.search(r"resnets|mid_block.attentions", prefix):
+        part = next((old for old in inner if rest.startswith(f"{old}.")), None)
+        rest = rest if part is None else inner[part] + rest[len(part) :]
+    return f"{outer[prefix]}.{rest}"

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.errors import SettingError
+from odise_pl.runs import (
+    RunError,
+    RunSettings,
+    digest_of,
+    find_runs,
+    in_sweep,
+    is_finished,
+    mark_finished,
+    read_run,
+    resume,
+    settings_of,
+)
+
+SETTINGS = RunSettings("caption", "0+100", False, "implicit", "both")
+
+
+def config(**changes: object) -> DictConfig:
+    base = {
+        "run_dir": "somewhere",
+        "ckpt": None,
+        "global_batch": 4,
+        "model": {"supervision": "caption"},
+        "backbone": {"timesteps": [0, 100]},
+        "captioner": {"_target_": "odise_pl.build.implicit_captioner", "learnable_time": False},
+        "classifier": {"mode": "both"},
+        "data": {"train": "here", "num_workers": 4},
+        "trainer": {"devices": 1, "max_steps": 10},
+    }
+    return OmegaConf.create(OmegaConf.merge(base, changes))
+
+
+def test_settings_in_words() -> None:
+    assert settings_of(config()) == SETTINGS
+    learned = settings_of(config(backbone={"timesteps": "learnable"}))
+    assert (learned.timesteps, learned.learnable_time) == ("learnable", True)
+
+
+def test_the_digest_changes_with_what_is_computed_only() -> None:
+    same = [
+        {"run_dir": "elsewhere"},
+        {"ckpt": "last"},
+        {"data": {"num_workers": 0}},
+        {"trainer": {"devices": 8}},
+    ]
+    other = [{"global_batch": 8}, {"data": {"train": "there"}}, {"trainer": {"max_steps": 20}}]
+    assert {digest_of(config(**change)) for change in same} == {digest_of(config())}
+    assert len({digest_of(config()), *(digest_of(config(**change)) for change in other)}) == 4
+    assert digest_of(config(), "a.ckpt") != digest_of(config(), "b.ckpt")
+
+
+def test_what_is_marked_is_found(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        mark_finished(
+            tmp_path / name, SETTINGS, {"val": {"pq": 0.25, "map": float("nan")}}, f"digest of {name}"
+        )
+    runs = find_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["a", "b"]
+    assert runs[0].settings == SETTINGS
+    assert runs[0].scores == {"val": {"pq": 0.25}}
+    assert is_finished(tmp_path / "a", "digest of a")
+    assert not is_finished(tmp_path / "c", "digest of a")
+    with pytest.raises(SettingError, match="a finished run with other settings"):
+        is_finished(tmp_path / "a", "another digest")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"model": "label"}}'])
+def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "finished.json").write_text(text)
+    with pytest.raises(RunError, match=r"finished\.json cannot be read"):
+        read_run(tmp_path)
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no finished run"):
+        find_runs(tmp_path)
+
+
+def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    one = config(run_dir=str(tmp_path))
+    resume(one)
+    assert one.ckpt is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    resume(one)
+    assert one.ckpt == "last"
+
+
+def test_outside_of_hydra_there_is_no_sweep() -> None:
+    assert not in_sweep()
