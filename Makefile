@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 COVERAGE ?= 85
 PYTEST_ARGS ?=
+WORKERS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -37,7 +38,7 @@ format: $(STAMP)  ## Format the code and fix what can be fixed by itself
 	$(BIN)/ruff format $(CODE)
 
 test: $(STAMP)  ## Run the tests; fails below the wanted coverage
-	$(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
 
 lock: $(STAMP)  ## Write requirements.lock anew from pyproject.toml, keeping pins that still fit
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --output-file requirements.lock --quiet \

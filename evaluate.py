@@ -54,9 +54,10 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
         {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
         global_batch=1,
     )
+    about = {"checkpoint": str(path), "step": description.step, "classifier": config.classifier.mode}
     trainer: lightning.Trainer = instantiate(
         config.trainer,
-        callbacks=[ResultReport(f"{config.run_dir}/evaluation"), instantiate(config.progress)],
+        callbacks=[ResultReport(f"{config.run_dir}/evaluation", about), instantiate(config.progress)],
         logger=False,
         default_root_dir=config.run_dir,
     )

@@ -9,7 +9,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record
+from odise_pl.configuration import (
+    check_training,
+    checkpoint_path,
+    clear_errors,
+    keep,
+    record,
+    refuse_changes,
+)
 from odise_pl.runs import digest_of, in_sweep, is_finished, mark_finished, resume, settings_of
 
 _log = logging.getLogger(__name__)
@@ -20,16 +27,19 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from hydra.utils import instantiate
 
-    from odise_pl.lightning_module import OdiseModule
+    from odise_pl.lightning_module import OdiseModule, describe
     from odise_pl.optimization import accumulation_steps
     from odise_pl.vocabulary import rename
 
+    if config.ckpt is not None:
+        refuse_changes(config, describe(checkpoint_path(config)).record)
     # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data)
-    callbacks = [instantiate(node) for node in config.callbacks.values()]
+    bar = config.trainer.enable_progress_bar
+    callbacks = [instantiate(node) for name, node in config.callbacks.items() if bar or name != "progress"]
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -57,6 +67,8 @@ def train(config: DictConfig) -> dict[str, float]:
         instantiate(config.grounding),
         config.data.words,
     )
+    if trainer.is_global_zero:
+        keep(config)
     checkpoint = None if config.ckpt is None else str(checkpoint_path(config))
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted or trainer.global_step < trainer.max_steps:

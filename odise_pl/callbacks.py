@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,11 @@ class ResultReport(Callback):
 
     Args:
         folder: where ``SET/results.json`` and ``SET/results.md`` go.
+        about: what was evaluated, kept in the JSON beside the step.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, about: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.about = Path(folder), dict(about or {})
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Report what the module measured, once."""
@@ -179,4 +181,4 @@ class ResultReport(Callback):
         assert isinstance(pl_module, OdiseModule)
         Console().print(terminal_table(pl_module.results))
         for name, result in pl_module.results.items():
-            write_report(result, self.folder / name, name)
+            write_report(result, self.folder / name, name, {"step": trainer.global_step, **self.about})

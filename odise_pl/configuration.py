@@ -15,10 +15,12 @@ from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, 
 from odise_pl.backbones.timesteps import check_timesteps
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
+from odise_pl.vocabulary import load_vocabulary
 
 # What describes a trained network; a checkpoint keeps these sections, evaluation takes them from there.
 MODEL_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
 DATA_KEYS = ("eval_short_side", "eval_long_side")
+_COUNTS = ("data.batch_size", "data.eval_batch_size")
 _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -50,7 +52,9 @@ def check_training(config: DictConfig) -> None:
         UserError: lists all that is missing, each with the command that gets it.
     """
     problems = [
+        *_bad_numbers(config, *_COUNTS, "global_batch", "validate_every"),
         *_bad_timesteps(config),
+        *_bad_vocabularies(config),
         *_missing_weights(config),
         *_unnamed(config, "train"),
         *_missing_shards(config, ("train", "val")),
@@ -64,6 +68,13 @@ def check_training(config: DictConfig) -> None:
         problems.append(
             f"ckpt={config.ckpt}: {checkpoint_path(config)} is not there; leave ckpt out to start anew"
         )
+    elsewhere = config.ckpt is not None and checkpoint_path(config).resolve().parent != last.parent.resolve()
+    if elsewhere and last.exists():
+        problems.append(
+            f"run {config.run} has checkpoints of its own: add run=NAME to continue {config.ckpt}"
+        )
+    if config.init_from is not None and config.ckpt is not None:
+        problems.append("init_from starts a new run and ckpt resumes one: give one of them")
     if config.init_from is not None and not Path(config.init_from).is_file():
         problems.append(f"init_from={config.init_from} is not there")
     _raise(problems)
@@ -73,7 +84,8 @@ def check_evaluation(config: DictConfig) -> None:
     """The checkpoint and the evaluation set are there; errors as :func:`check_training`."""
     path = checkpoint_path(config)
     problems = [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
-    _raise([*problems, *_unnamed(config, "val"), *_missing_shards(config, ("val",))])
+    problems += [*_bad_numbers(config, *_COUNTS), *_bad_vocabularies(config), *_unnamed(config, "val")]
+    _raise([*problems, *_missing_shards(config, ("val",))])
 
 
 def check_weights(config: DictConfig) -> None:
@@ -89,6 +101,40 @@ def checkpoint_path(config: DictConfig) -> Path:
 def _raise(problems: Sequence[str]) -> None:
     if problems:
         raise SettingError("\n  - ".join(["cannot start:", *problems]))
+
+
+def _bad_numbers(config: DictConfig, *keys: str) -> list[str]:
+    """Values that must be whole numbers above 0, and ranges that must be two numbers."""
+    values = {key: OmegaConf.select(config, key) for key in keys}
+    problems = [
+        f"{key}={value} must be a whole number, 1 or more"
+        for key, value in values.items()
+        if value is not None and (not isinstance(value, int) or value < 1)
+    ]
+    scales = OmegaConf.select(config, "data.scale_range")
+    if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
+        problems.append(f"data.scale_range={list(scales)} must be [SMALLEST,LARGEST], above 0")
+    head = OmegaConf.select(config, "model.head")
+    if head is not None and (head.channels % 32 or head.channels % head.heads):
+        problems.append(
+            f"model.head.channels={head.channels} must be a multiple of 32 and of heads={head.heads}"
+        )
+    width = OmegaConf.select(config, "backbone.channels")
+    if width is not None and width % 128:
+        problems.append(f"backbone.channels={width} must be a multiple of 128")
+    return problems
+
+
+def _bad_vocabularies(config: DictConfig) -> list[str]:
+    problems = []
+    for name in ("train", "eval"):
+        source = OmegaConf.select(config, f"vocabulary.{name}")
+        try:
+            if source is not None:
+                load_vocabulary(source)
+        except UserError as error:
+            problems.append(f"vocabulary.{name}: {error}")
+    return problems
 
 
 def _bad_timesteps(config: DictConfig) -> list[str]:
@@ -148,7 +194,49 @@ def _sources(value: Any) -> list[str]:
 def record(config: DictConfig) -> dict[str, Any]:
     """What a checkpoint keeps of the configuration, as plain values; references stay references."""
     sections = {name: OmegaConf.to_container(config[name], resolve=False) for name in MODEL_SECTIONS}
-    return {"config": sections, "data": {key: config.data[key] for key in DATA_KEYS}}
+    return {
+        "config": sections,
+        "data": {key: config.data[key] for key in DATA_KEYS},
+        "training": _training(config),
+    }
+
+
+def _training(config: DictConfig) -> dict[str, Any]:
+    return {
+        "optimizer": OmegaConf.to_container(config.optimizer, resolve=True),
+        "global_batch": config.global_batch,
+    }
+
+
+def refuse_changes(config: DictConfig, recorded: Mapping[str, Any] | None) -> None:
+    """A resumed run keeps its optimiser, whose state is in the checkpoint: do not pretend otherwise.
+
+    Raises:
+        SettingError: the optimiser's settings or the global batch differ from the checkpoint's.
+    """
+    before, now = (recorded or {}).get("training"), _training(config)
+    if before is None or before == now:
+        return
+    changes = [
+        f"optimizer.{key} {before['optimizer'].get(key)} -> {value}"
+        for key, value in now["optimizer"].items()
+        if before["optimizer"].get(key) != value
+    ]
+    if before["global_batch"] != now["global_batch"]:
+        changes.append(f"global_batch {before['global_batch']} -> {now['global_batch']}")
+    raise SettingError(
+        f"ckpt={config.ckpt}: a resumed run keeps its optimiser ({', '.join(changes)}); leave these options "
+        f"as they were, or start a new run from the weights with init_from={checkpoint_path(config)}"
+    )
+
+
+def keep(config: DictConfig) -> None:
+    """Write the configuration into the run's folder; that of a resumed run beside the earlier ones."""
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.glob("config*.yaml")))
+    path = folder / (f"config_{number}.yaml" if number else "config.yaml")
+    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
 
 
 def adopt(config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:

@@ -29,10 +29,11 @@ PREFIX = "model."
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """What a checkpoint says of itself: the run's record and training classes; None where it is silent."""
+    """What a checkpoint says of itself: the run's record, training classes, steps; None if silent."""
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class StepLosses:
 
     def named(self) -> dict[str, Tensor]:
         """Detached, by name; the number of the output is left out of the last one's names."""
-        last, values = len(self.masks) - 1, {}
+        last = len(self.masks) - 1
+        values: dict[str, Tensor] = {}
         for layer, loss in enumerate(self.masks):
             terms = vars(loss) | ({"grounding": self.grounding[layer]} if self.grounding else {})
             suffix = "" if layer == last else f"_{layer}"
@@ -60,11 +62,12 @@ class StepLosses:
 
 def describe(path: str | Path) -> CheckpointDescription:
     """Read the description in a checkpoint; official checkpoints have none."""
-    kept = read_checkpoint(path).get("odise")
+    checkpoint = read_checkpoint(path)
+    kept, step = checkpoint.get("odise"), checkpoint.get("global_step", checkpoint.get("iteration"))
     if kept is None:
-        return CheckpointDescription(None, None)
+        return CheckpointDescription(None, None, step)
     vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-    return CheckpointDescription(kept["record"] or None, vocabulary)
+    return CheckpointDescription(kept["record"] or None, vocabulary, step)
 
 
 class OdiseModule(lightning.LightningModule):
@@ -181,6 +184,7 @@ class OdiseModule(lightning.LightningModule):
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[Prediction]]:
         """Predict, score, and hand the predictions to the callbacks."""
+        self._skipped += len(batch.skipped)
         predictions = self.predict_batch(batch, dataloader_idx)
         truths = [truth for truth in batch.truths if truth is not None]
         metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]

@@ -51,7 +51,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _read_archive(path)
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path} is damaged or not a weights file ({first}); fetch it again") from error
+        raise WeightsError(
+            f"{path} is damaged or not a weights file ({first}); fetch it again, or take an earlier one"
+        ) from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
     except pickle.UnpicklingError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from odise_pl.configuration import adopt, check_training, clear_errors, record
+from odise_pl.configuration import adopt, check_training, clear_errors, keep, record, refuse_changes
 from odise_pl.errors import SettingError
 
 
@@ -22,6 +22,9 @@ def config(tmp_path: Path, **changes: object) -> OmegaConf:
         "backbone": {"weights": "random", "timesteps": [0], "source": "hf download it"},
         "clip": {"weights": "random", "source": "hf download that"},
         "captioner": {"learnable_time": True},
+        "optimizer": {"lr": 1e-4, "milestones": [0.9]},
+        "global_batch": 4,
+        "grounding": None,
         "data": {"train": "${oc.env:SCENES}", "val": None, "eval_short_side": 64, "eval_long_side": 128},
     }
     return OmegaConf.merge(base, changes)
@@ -139,3 +142,45 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_importing_it_loads_no_torch() -> None:
     code = "import sys, odise_pl.configuration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_and_vocabularies_are_checked_at_once(tmp_path: Path) -> None:
+    bad = {
+        "data": {"batch_size": 0, "eval_batch_size": "two", "scale_range": [2.0]},
+        "validate_every": 0,
+        "vocabulary": {"eval": "nofile.txt", "train": None},
+        "model": {"head": {"channels": 100, "heads": 8}},
+    }
+    with pytest.raises(SettingError) as error:
+        check_training(config(tmp_path, **bad))
+    names = ("data.batch_size=0", "data.eval_batch_size=two", "validate_every=0", "data.scale_range=[2.0]")
+    for word in (*names, "vocabulary.eval", "nofile.txt", "model.head.channels=100"):
+        assert word in str(error.value)
+
+
+def test_another_runs_checkpoint_does_not_replace_this_runs(tmp_path: Path) -> None:
+    last, other = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    other.touch()
+    with pytest.raises(SettingError, match="checkpoints of its own"):
+        check_training(config(tmp_path, ckpt=str(other)))
+    with pytest.raises(SettingError, match="give one of them"):
+        check_training(config(tmp_path, ckpt="last", init_from=str(other)))
+
+
+def test_a_resumed_run_keeps_its_optimiser(tmp_path: Path) -> None:
+    before = record(config(tmp_path))
+    refuse_changes(config(tmp_path, ckpt="last"), before)
+    refuse_changes(config(tmp_path, ckpt="last"), None)
+    with pytest.raises(SettingError, match=r"optimizer\.lr 0\.0001 -> 0\.1.*init_from="):
+        refuse_changes(config(tmp_path, ckpt="last", optimizer={"lr": 0.1}), before)
+    with pytest.raises(SettingError, match="global_batch 4 -> 8"):
+        refuse_changes(config(tmp_path, ckpt="last", global_batch=8), before)
+
+
+def test_configurations_of_a_run_are_kept_beside_each_other(tmp_path: Path) -> None:
+    keep(config(tmp_path))
+    keep(config(tmp_path, global_batch=8))
+    kept = {path.name: OmegaConf.load(path).global_batch for path in (tmp_path / "run").iterdir()}
+    assert kept == {"config.yaml": 4, "config_1.yaml": 8}

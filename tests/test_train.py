@@ -187,6 +187,17 @@ def test_the_check_loads_nothing_heavy(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_truncated_checkpoint_is_refused_by_name(
+    scene_shards: Path, short_run: Path, tmp_path: Path
+) -> None:
+    whole = (short_run / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    done = run("train.py", tmp_path / "run", *options(scene_shards, *SHORT), f"ckpt={tmp_path}/cut.ckpt")
+    assert done.returncode == 1
+    assert "cut.ckpt is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_evaluate_names_a_missing_checkpoint(shards: Path, tmp_path: Path) -> None:
     done = run("evaluate.py", tmp_path, "ckpt=nothing.ckpt", "data=shards", f"data.val={shards}")
     assert done.returncode == 1

@@ -152,6 +152,8 @@ def _settle_problems(source: Source, problems: list[Problem], folder: Path, skip
     }
     write_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
     if not skip_bad:
+        for shard in folder.glob("*.tar"):  # of an interrupted run, when the files were still good
+            shard.unlink()
         shutil.rmtree(folder / WORK)
         raise DataError(
             f"{_summary(problems)}; {path} lists them all. Nothing was written: mend them, or leave these "

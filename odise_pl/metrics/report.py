@@ -78,13 +78,16 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
     }
 
 
-def write_report(result: EvaluationResult, folder: Path | str, name: str) -> None:
+def write_report(
+    result: EvaluationResult, folder: Path | str, name: str, about: Mapping[str, Any] | None = None
+) -> None:
     """Write ``results.json`` and ``results.md`` into ``folder``, each whole or not at all.
 
     Args:
         result: what was measured.
         folder: made when missing; files of an earlier report are replaced.
         name: name of the data set in the report.
+        about: what was evaluated and how, kept in the JSON.
 
     Raises:
         OSError: the folder cannot be written.
@@ -92,7 +95,8 @@ def write_report(result: EvaluationResult, folder: Path | str, name: str) -> Non
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_atomically(
-        folder / "results.json", json.dumps(as_dict(result, name), indent=2, allow_nan=False) + "\n"
+        folder / "results.json",
+        json.dumps({"about": dict(about or {}), **as_dict(result, name)}, indent=2, allow_nan=False) + "\n",
     )
     _write_atomically(folder / "results.md", markdown({name: result}))
 
