@@ -1,0 +1,89 @@
+"""An evaluation case with its network and everything that is computed from its images alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from odise_pl.backbones.sliding_window import cut_windows, plan_windows
+from odise_pl.inference import InferenceSettings
+from odise_pl.odise import InferenceClasses, Odise, pad_images
+from odise_pl.parity.decisions import DecidingMaskDecoder
+from odise_pl.parity.models import flat_names, seen_shares
+from odise_pl.parity.records import Case
+from odise_pl.structures import Size
+
+REC = "rec/"
+LDM = REC + "ldm_extractor."
+PREDICTOR = REC + "predictor/0/"
+
+
+@dataclass
+class Evaluation:
+    """One case with its network and prepared inputs."""
+
+    case: Case
+    model: Odise
+
+    def held(self, name: str) -> Tensor | None:
+        """A recorded tensor, None where it was not kept."""
+        return self.case.tensors.get(name)
+
+    @cached_property
+    def canvas(self) -> tuple[Tensor, list[Size]]:
+        """The padded images and their sizes."""
+        return pad_images(self.case.images())
+
+    @cached_property
+    def windows(self) -> list[Tensor]:
+        """Every window of all images at the diffusion model's size: [B, 3, S, S] each."""
+        height, width = self.canvas[0].shape[-2:]
+        plan = plan_windows(height, width, min(height, width))
+        return list(cut_windows(self.canvas[0], plan, self.model.backbone.input_size).chunk(len(plan)))
+
+    @cached_property
+    def classes(self) -> InferenceClasses:
+        """The embedded test labels."""
+        test, settings = flat_names(self.case.fact("test_labels")), self.model.classifier
+        train = flat_names(self.case.facts.get("train_labels", []))
+        things = set(self.case.facts.get("thing_ids", []))
+        return InferenceClasses(
+            self.model.encode_classes(test, settings.mask_prompt),
+            self.model.encode_classes(test, settings.clip_prompt),
+            seen_shares(self.model, test, train),
+            tuple(i in things for i in range(len(test))),
+        )
+
+    def output_size(self, index: int) -> Size:
+        """Size of an image's results."""
+        facts, valid = self.case.facts, self.canvas[1][index]
+        place = f"inputs/{index}"
+        return int(facts.get(f"{place}/height", valid[0])), int(facts.get(f"{place}/width", valid[1]))
+
+    @cached_property
+    def decoder(self) -> DecidingMaskDecoder:
+        """The model's mask decoder."""
+        assert isinstance(self.model.mask_decoder, DecidingMaskDecoder)
+        return self.model.mask_decoder
+
+    @property
+    def settings(self) -> InferenceSettings:
+        """Thresholds of the results: the published ones unless the case names others."""
+        facts, usual = self.case.facts, InferenceSettings()
+        return InferenceSettings(
+            facts.get("object_mask_threshold", usual.object_threshold),
+            facts.get("overlap_threshold", usual.overlap_threshold),
+            facts.get("topk", usual.top_k),
+        )
+
+    @cached_property
+    def isthing(self) -> tuple[bool, ...]:
+        """Per test class."""
+        return self.classes.isthing
+
+
+def output_place(index: int, last: int) -> str:
+    """Where the record keeps the decoder's prediction ``index`` of ``last`` + 1."""
+    return PREDICTOR if index == last else f"{PREDICTOR}aux_outputs/{index}/"

@@ -1,0 +1,149 @@
+"""Panoptic maps, instances and semantic scores against recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from odise_pl.inference import InferenceSettings, instances, panoptic, semantic_scores
+from odise_pl.parity.checks import Check, agree_where_decided, compare, equal, near, relative
+from odise_pl.structures import Instances, PanopticSegmentation
+
+
+def result_checks(
+    stage: str,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    isthing: Sequence[bool],
+    settings: InferenceSettings,
+    recorded: Mapping[str, Any],
+    tolerance: float,
+) -> list[Check]:
+    """All results of one image.
+
+    Args:
+        stage: put before the checks' names.
+        class_logits: [Q, K + 1].
+        mask_logits: [Q, H, W] at the size of the results.
+        isthing: per class.
+        settings: thresholds.
+        recorded: tensors ``panoptic_seg``, ``sem_seg``, ``inst_*``; ``segments``: (id, category, isthing).
+        tolerance: of scores, and of the margin that makes a decision a close one.
+    """
+    semantic = semantic_scores(class_logits, mask_logits)
+    checks = compare(f"{stage}: semantic scores", semantic, recorded.get("sem_seg"), tolerance)
+    if "sem_seg" in recorded and recorded["sem_seg"].shape == semantic.shape:
+        best = recorded["sem_seg"].argmax(0)
+        checks.append(
+            agree_where_decided(
+                f"{stage}: semantic map", semantic.argmax(0), best, _close_maximum(semantic, tolerance)
+            )
+        )
+    if "panoptic_seg" in recorded:
+        own = panoptic(class_logits, mask_logits, isthing, settings)
+        undecided = _undecided_panoptic(class_logits, mask_logits, settings, tolerance)
+        checks += _panoptic_checks(stage, own, recorded["panoptic_seg"], recorded["segments"], undecided)
+    if "inst_masks" in recorded:
+        found = instances(class_logits, mask_logits, isthing, settings)
+        spare = _close_ranks(class_logits, settings.top_k, tolerance)
+        undecided = (near(mask_logits, tolerance)).any(0)
+        checks += _instance_checks(stage, found, recorded, undecided, spare, tolerance)
+    return checks
+
+
+def segments_of(facts: Mapping[str, Any], prefix: str) -> list[tuple[int, int, bool]]:
+    """(id, category, isthing) of every recorded segment."""
+    found: list[tuple[int, int, bool]] = []
+    while f"{prefix}/{len(found)}/id" in facts:
+        place = f"{prefix}/{len(found)}"
+        found.append((facts[f"{place}/id"], facts[f"{place}/category_id"], facts[f"{place}/isthing"]))
+    return found
+
+
+def _panoptic_checks(
+    stage: str,
+    own: PanopticSegmentation,
+    ids: Tensor,
+    segments: Sequence[tuple[int, int, bool]],
+    undecided: Tensor,
+) -> list[Check]:
+    own_segments = [(s.id, s.category, s.isthing) for s in own.segments]
+    wrong = len(set(own_segments) ^ set(segments))
+    note = f"{len(segments)} segments" if not wrong else f"{own_segments}, recorded {list(segments)}"
+    return [
+        agree_where_decided(f"{stage}: panoptic map", own.ids.to(ids.dtype), ids, undecided),
+        equal(f"{stage}: segments", wrong, len(segments), note),
+    ]
+
+
+def _close_maximum(scores: Tensor, tolerance: float) -> Tensor:
+    """Where the two best of [N, H, W] are close: bool [H, W]."""
+    if len(scores) < 2:
+        return torch.zeros(scores.shape[1:], dtype=torch.bool)
+    first, second = scores.topk(2, dim=0).values
+    return first - second < tolerance * scores.abs().max()
+
+
+def _undecided_panoptic(
+    class_logits: Tensor, mask_logits: Tensor, settings: InferenceSettings, tolerance: float
+) -> Tensor:
+    """Pixels whose owner is in doubt, or whether the owner's mask covers them: bool [H, W]."""
+    scores, labels = class_logits.softmax(-1).max(-1)
+    keep = (labels != class_logits.shape[1] - 1) & (scores > settings.object_threshold)
+    if not keep.any():
+        return torch.zeros(mask_logits.shape[1:], dtype=torch.bool)
+    masks = mask_logits[keep]
+    weighted = scores[keep, None, None] * masks.sigmoid()
+    owner = weighted.argmax(0, keepdim=True)
+    return _close_maximum(weighted, tolerance) | near(masks, tolerance).gather(0, owner)[0]
+
+
+def _close_ranks(class_logits: Tensor, top_k: int, tolerance: float) -> int:
+    """How many pairs of query and class are so close to the last that is kept that they may replace it."""
+    values = class_logits.softmax(-1)[:, :-1].flatten().sort(descending=True).values
+    if len(values) <= top_k:
+        return 0
+    return int(((values - values[top_k - 1]).abs() < tolerance * values[0]).sum())
+
+
+def _instance_checks(
+    stage: str,
+    own: Instances,
+    recorded: Mapping[str, Any],
+    undecided: Tensor,
+    spare: int,
+    tolerance: float,
+) -> list[Check]:
+    """Instances have no order: each is compared with the recorded one that is most like it."""
+    labels, scores, masks = (recorded[f"inst_{name}"] for name in ("classes", "scores", "masks"))
+    pairs = _pairs(own, labels, scores, masks.bool())
+    alone = len(own.labels) + len(labels) - 2 * len(pairs)
+    note = f"{len(labels)} recorded" + (f", {alone} on the edge of the ranking" if alone else "")
+    checks = [equal(f"{stage}: instances", max(0, alone - 2 * spare), len(labels), note)]
+    if not pairs:
+        return checks
+    mine, theirs = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    difference = relative(own.scores[mine], scores[theirs])
+    spread = undecided.expand(len(mine), -1, -1)
+    return [
+        *checks,
+        Check(f"{stage}: instance scores", difference, tolerance),
+        agree_where_decided(f"{stage}: instance masks", own.masks[mine], masks[theirs].bool(), spread),
+    ]
+
+
+def _pairs(own: Instances, labels: Tensor, scores: Tensor, masks: Tensor) -> list[tuple[int, int]]:
+    """(ours, recorded) of one class, with the most similar masks and scores."""
+    if not len(own.labels) or not len(labels) or own.masks.shape[1:] != masks.shape[1:]:
+        return []
+    ours, theirs = own.masks.flatten(1).float(), masks.flatten(1).float()
+    together = ours @ theirs.T
+    differing = ours.sum(1)[:, None] + theirs.sum(1)[None] - 2 * together
+    distance = differing / ours.shape[1] + (own.scores[:, None] - scores[None]).abs()
+    other = own.labels[:, None] != labels[None]
+    rows, columns = linear_sum_assignment((distance + 1e6 * other).numpy())
+    return [(i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if not bool(other[i, j])]

@@ -1,0 +1,263 @@
+"""Training cases: losses, matches and gradients of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.checkpoint import trainable_names
+from odise_pl.losses.grounding import GroundingCriterion
+from odise_pl.odise import Odise, TextClasses, pad_images
+from odise_pl.official_names import to_official
+from odise_pl.parity.checks import (
+    END_TO_END,
+    GRADIENT,
+    LOSS,
+    UNDECIDED,
+    Check,
+    compare,
+    equal,
+    relative,
+    stacked,
+    worst,
+)
+from odise_pl.parity.decisions import DecidingMaskDecoder, threshold_check
+from odise_pl.parity.gradients import ENOUGH, find_turns
+from odise_pl.parity.inputs import REC, output_place
+from odise_pl.parity.kinks import KinkWatch, Place, Seen
+from odise_pl.parity.models import WeightFiles, flat_names, model_of
+from odise_pl.parity.points import TERMS, NotingMatcher, fixed_criterion, match_check, suffix
+from odise_pl.parity.records import Case
+from odise_pl.structures import MaskPredictions, Targets
+
+WORD_PROMPT = "a photo of a {}."
+GROUNDING = "loss_mask_word"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weighted losses by their recorded names, in order of the predictions, and what the matcher did."""
+
+    terms: Mapping[str, Tensor]
+    matcher: NotingMatcher
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Training:
+    """A training case with its network and inputs."""
+
+    def __init__(self, case: Case, model: Odise) -> None:
+        self.case, self.model = case, model.train()
+        self.images, _ = pad_images(case.images())
+        self.targets = [self._targets(i) for i in range(len(self.images))]
+        self.caption = case.fact("model") == "caption"
+        self.words = case.facts.get("words", []) if self.caption else []
+        self.classes = model.encode_classes(flat_names(case.fact("train_labels")))
+
+    def _targets(self, index: int) -> Targets:
+        tensors = self.case.tensors
+        masks, labels = tensors[f"inputs/{index}/gt_masks"].bool(), tensors[f"inputs/{index}/gt_classes"]
+        height, width = self.images.shape[-2:]
+        padded = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
+        # the caption model knows objects only
+        return Targets(torch.zeros_like(labels) if self.case.fact("model") == "caption" else labels, padded)
+
+    @property
+    def decoder(self) -> DecidingMaskDecoder:
+        """The model's mask decoder."""
+        assert isinstance(self.model.mask_decoder, DecidingMaskDecoder)
+        return self.model.mask_decoder
+
+    def word_embeddings(self) -> Tensor:
+        """Projected words of every image: [B, W, D]."""
+        texts: TextClasses = self.model.encode_classes(self.words, WORD_PROMPT)
+        return self.model.text_projection.proj(texts.embeddings).unflatten(0, (len(self.words), -1))
+
+    def forward(self) -> list[MaskPredictions]:
+        """Predictions in training mode."""
+        return self.model(self.images, self.classes)
+
+    def losses(self, outputs: Sequence[MaskPredictions], words: Tensor | None) -> Losses:
+        """All losses at the recorded points."""
+        held = self.case.tensors
+        criterion, matcher, points = fixed_criterion(held["points_matcher"], held["points_criterion"])
+        ids, last = range(len(self.images)), len(outputs) - 1
+        terms = {
+            name + suffix(i, last): getattr(losses, field)
+            for i, losses in enumerate(criterion(outputs, self.targets, points, ids))
+            for name, field in TERMS.items()
+        }
+        if words is not None:
+            valid = torch.ones(words.shape[:2], dtype=torch.bool)
+            grounding = GroundingCriterion()(outputs, words, valid, ids)
+            terms |= {GROUNDING + suffix(i, last): loss for i, loss in enumerate(grounding)}
+        return Losses(terms, matcher)
+
+    def recorded_outputs(self) -> list[MaskPredictions] | None:
+        """Recorded predictions, with class logits made from recorded embeddings; None if one is missing."""
+        last = len(self.model.mask_decoder.layers)
+        outputs = []
+        for i in range(last + 1):
+            names = ("pred_masks", "mask_embed", "logit_scale", "pred_logits")
+            held = [self.case.tensors.get(output_place(i, last) + name) for name in names]
+            masks, embed, scale, logits = held
+            if masks is None or embed is None or scale is None or logits is None:
+                return None
+            if not self.caption:
+                logits = self.model.text_projection(
+                    embed, self.classes.embeddings, self.classes.counts, scale
+                )
+            outputs.append(MaskPredictions(logits, masks, embed, scale))
+        return outputs
+
+    def recorded_matches(self, count: int) -> list[list[tuple[Tensor, Tensor]]] | None:
+        """Recorded (queries, targets) by prediction and image; the record begins with the last prediction."""
+        held, found = self.case.tensors, []
+        for call in [*range(1, count), 0]:
+            place = f"{REC}matcher.indices/{call}"
+            if f"{place}/0/0" not in held:
+                return None
+            found.append([(held[f"{place}/{b}/0"], held[f"{place}/{b}/1"]) for b in range(len(self.images))])
+        return found
+
+
+def check_training(case: Case, files: WeightFiles) -> list[Check]:
+    """All checks of a training case."""
+    run = Training(case, model_of(case, files))
+    with torch.no_grad():
+        checks = _recorded_checks(run)
+    run.decoder.recorded = recorded_masks(run)
+    outputs, losses, seen = _step(run)
+    checks += [threshold_check(run.decoder), *_output_checks(run, outputs)]
+    checks += _loss_checks(run, losses, "end to end")
+    turned = _turns(run, seen)
+    if turned:
+        run.model.zero_grad(set_to_none=True)
+        _step(run, turned)
+    return [*checks, _kink_check(len(turned), seen), *_gradient_checks(run)]
+
+
+def _step(
+    run: Training, turned: frozenset[Place] = frozenset()
+) -> tuple[list[MaskPredictions], Losses, Seen]:
+    """Forward and backward."""
+    watch = KinkWatch(run.model, turned)
+    with watch:
+        outputs = run.forward()
+        losses = run.losses(outputs, run.word_embeddings() if run.words else None)
+    losses.total.backward()
+    return outputs, losses, watch.seen
+
+
+def _turns(run: Training, seen: Seen) -> frozenset[Place]:
+    """ReLUs that decide otherwise in the record, looked for where gradients are off."""
+    supervision = run.case.fact("model")
+    names = {name: to_official(name, supervision) for name in trainable_names(run.model)}
+    held = run.case.tensors
+    recorded = {name: held[f"grads/{n}"] for name, n in names.items() if f"grads/{n}" in held}
+    off = {n: relative(_gradient(run.model.get_parameter(n)), gradient) for n, gradient in recorded.items()}
+    if all(difference <= GRADIENT for difference in off.values()):
+        return frozenset()
+    # what is small in one block may be large in another that its gradient flows through
+    odd = [name for name, difference in off.items() if not difference <= ENOUGH]
+    blocks = {block for name in odd for block in seen.calls if name.startswith(block + ".")}
+    return find_turns(run.model, seen, recorded, blocks)
+
+
+def _kink_check(turned: int, seen: Seen) -> Check:
+    note = f"{turned} undecided of {seen.decisions}" if turned else ""
+    return Check("gradients: kinks", turned / max(seen.decisions, 1), UNDECIDED, note)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def recorded_masks(run: Training) -> dict[int, Tensor]:
+    """Recorded mask logits by number of the prediction."""
+    last = len(run.model.mask_decoder.layers)
+    places = {i: output_place(i, last) + "pred_masks" for i in range(last + 1)}
+    return {i: run.case.tensors[place] for i, place in places.items() if place in run.case.tensors}
+
+
+def _recorded_checks(run: Training) -> list[Check]:
+    """Texts, and losses of recorded predictions."""
+    held, model = run.case.tensors, run.model
+    texts = model.text_projection.proj(run.classes.embeddings)
+    checks = compare("texts", texts, held.get(REC + "category_head/0/text_embed"))
+    null = model.text_projection.null_embed
+    if null is not None:
+        projected = model.text_projection.proj(null)
+        checks += compare("no-object text", projected, held.get(REC + "category_head/0/null_embed"))
+    words = run.word_embeddings() if run.words else None
+    if words is not None:
+        checks += compare("words", words, held.get(REC + "word_head/0/word_embed"))
+    outputs = run.recorded_outputs()
+    if outputs is None:
+        return checks
+    return checks + _loss_checks(run, run.losses(outputs, words), "recorded predictions")
+
+
+def _output_checks(run: Training, outputs: Sequence[MaskPredictions]) -> list[Check]:
+    held, last = run.case.tensors, len(outputs) - 1
+    checks: list[Check] = []
+    for what, field, name in (
+        ("masks", "mask_logits", "pred_masks"),
+        ("mask embeddings", "mask_embed", "mask_embed"),
+        *((("objects", "class_logits", "pred_logits"),) if run.caption else ()),
+    ):
+        pairs = [
+            (f"output {i}", getattr(output, field), held[output_place(i, last) + name])
+            for i, output in enumerate(outputs)
+            if output_place(i, last) + name in held
+        ]
+        checks += worst(f"end to end: {what}", pairs, END_TO_END)
+    return checks
+
+
+def _loss_checks(run: Training, losses: Losses, stage: str) -> list[Check]:
+    facts = run.case.facts
+    recorded = {n.removeprefix("losses/"): v for n, v in facts.items() if n.startswith("losses/")}
+    odd = recorded.keys() ^ losses.terms.keys()
+    checks = [equal(f"{stage}: names of losses", len(odd), len(recorded), ", ".join(sorted(odd)))]
+    for kind in (*TERMS, GROUNDING):
+        pairs = [
+            (name, term, stacked([recorded[name]])[0])
+            for name, term in losses.terms.items()
+            if name in recorded and name.rstrip("0123456789").rstrip("_") == kind
+        ]
+        checks += worst(f"{stage}: {kind}", pairs, LOSS)
+    if "total" in facts:
+        checks += compare(f"{stage}: total", losses.total, stacked([facts["total"]])[0], LOSS)
+    matches = run.recorded_matches(len(losses.matcher.noted))
+    if matches is not None:
+        checks.append(match_check(f"{stage}: matches", losses.matcher.noted, matches))
+    return checks
+
+
+def _gradient_checks(run: Training) -> list[Check]:
+    own = official_parameters(run.model, run.case.fact("model"))
+    found = {name: _gradient(p) for name, p in own.items()}
+    held = {n.removeprefix("grads/"): x for n, x in run.case.tensors.items() if n.startswith("grads/")}
+    facts = run.case.facts
+    norms = {n.removeprefix("grad_norm/"): x for n, x in facts.items() if n.startswith("grad_norm/")}
+    unknown = sorted((held.keys() | norms.keys()) - found.keys())
+    checks = [equal("gradients: names", len(unknown), len(held), ", ".join(unknown[:4]))]
+    checks += worst("gradients", [(n, found[n], x) for n, x in held.items() if n in found], GRADIENT)
+    pairs = [(n, found[n].norm(), stacked([x])[0]) for n, x in norms.items() if n in found]
+    return checks + worst("gradient norms", pairs, GRADIENT)
+
+
+def official_parameters(model: nn.Module, supervision: str) -> dict[str, nn.Parameter]:
+    """Trainable parameters by their official names."""
+    own = dict(model.named_parameters())
+    names = {name: to_official(name, supervision) for name in trainable_names(model)}
+    return {official: own[name] for name, official in names.items() if official is not None}
