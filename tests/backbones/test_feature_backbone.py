@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -96,15 +97,16 @@ def test_no_more_windows_than_asked_for_run_at_once() -> None:
 def test_gradients_of_chunks_add_up() -> None:
     gradients = []
     for window_batch in (0, 1):
-        model = backbone(window_batch=window_batch).train()
+        # in float64: a one-pixel norm multiplies rounding errors; a copy, as the frozen networks are shared
+        model = deepcopy(backbone(window_batch=window_batch)).double().train()
         model.zero_grad()
-        sum(x.square().mean() for x in model(images(64, 96, 1))).backward()
+        sum(x.square().mean() for x in model(images(64, 96, 1).double())).backward()
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         assert {n for n, p in trained if p.grad is None} == set()
         gradients.append([p.grad.clone() for _, p in trained if p.grad is not None])
         model.zero_grad()
     for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-3 * max(a.abs().max().item(), 1e-3))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-8 * max(a.abs().max().item(), 1e-3))
 
 
 @pytest.mark.parametrize("size", [(64, 72), (80, 64), (100, 100)])
