@@ -178,6 +178,9 @@ def _load_network(kind: Any, name: str, source: str, local: bool) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
+    for parameter in network.parameters():
+        # a copy of its own: where tensors lie in a mapped file decides how kernels round
+        parameter.data = parameter.data.float().clone()
     return network.float()
 
 
