@@ -103,11 +103,13 @@ def _undecided_panoptic(
 
 
 def _close_ranks(class_logits: Tensor, top_k: int, tolerance: float) -> int:
-    """How many pairs of query and class are so close to the last that is kept that they may replace it."""
+    """How many pairs of query and class may change places over the edge of what is kept."""
     values = class_logits.softmax(-1)[:, :-1].flatten().sort(descending=True).values
     if len(values) <= top_k:
         return 0
-    return int(((values - values[top_k - 1]).abs() < tolerance * values[0]).sum())
+    allowed = tolerance * values[0]
+    kept, left = values[:top_k], values[top_k:]
+    return min(int((kept - left[0] < allowed).sum()), int((kept[-1] - left < allowed).sum()))
 
 
 def _instance_checks(
