@@ -1,0 +1,224 @@
+"""The parity command on cases of our own making: other sizes, steps and weights than the records have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ldm_names import unet_tensors, vae_tensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from odise_pl.backbones.clip import CLIPArchitecture, build_clip
+from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
+from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_odise, implicit_captioner
+from odise_pl.checkpoint import trainable_names, trainable_state
+from odise_pl.inference import InferenceSettings
+from odise_pl.odise import ClassifierSettings, Odise, pad_images
+from odise_pl.official_names import to_official
+from odise_pl.parity.__main__ import main
+
+DIFFUSION = DiffusionArchitecture(
+    unet_channels=(32, 32, 64, 64),
+    heads=8,
+    context_dim=32,
+    vae_channels=(32, 32, 64, 64),
+    text_width=32,
+    text_mlp=48,
+    text_layers=1,
+    text_heads=2,
+)
+CLIP = CLIPArchitecture(
+    image_size=42,
+    vision_width=64,
+    vision_layers=1,
+    text_width=64,
+    text_layers=1,
+    text_heads=1,
+    embed_dim=32,
+)
+HEAD = HeadSettings(
+    channels=32,
+    mask_channels=32,
+    embed_dim=32,
+    pixel_feedforward=40,
+    pixel_layers=1,
+    queries=7,
+    layers=2,
+    heads=4,
+    feedforward=48,
+)
+LABELS = [["person", "man"], ["dog"], ["sky"], ["grass", "lawn"]]
+STEPS = [30, 400]
+
+
+def network(folder: Path) -> Odise:
+    return build_odise(
+        BackboneSettings(
+            str(folder / "sd.safetensors"), DIFFUSION, STEPS, input_size=64, train_window=64, channels=128
+        ),
+        ClipSettings(str(folder / "clip.safetensors"), architecture=CLIP),
+        implicit_captioner(),
+        HEAD,
+        ClassifierSettings(),
+        InferenceSettings(),
+        published_quirks=True,
+    ).eval()
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def write_weights(folder: Path) -> Odise:
+    """All three files; returns the network that they make."""
+    torch.manual_seed(0)
+    models = build_diffusion(DIFFUSION)
+    text = {n.removeprefix("text_model."): t for n, t in models.text_encoder.state_dict().items()}
+    named = {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
+    tensors = unet_tensors(models.unet) | vae_tensors(models.vae) | named
+    save_file(contiguous(tensors), folder / "sd.safetensors")
+    save_file(contiguous(build_clip(CLIP).state_dict()), folder / "clip.safetensors")
+    model = network(folder)
+    with torch.no_grad():
+        for name in sorted(trainable_names(model)):
+            parameter = model.get_parameter(name)
+            parameter += 0.1 * torch.randn(parameter.shape)
+    state = {to_official(n, "label"): t for n, t in trainable_state(model).items()}
+    torch.save({"model": state, "iteration": 3}, folder / "official.pth")
+    return model
+
+
+@torch.no_grad()
+def write_case(model: Odise, folder: Path, name: str) -> None:
+    """What a recording of the network would hold of an evaluation."""
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((70, 100), (90, 61))]
+    canvas, sizes = pad_images([image.float() / 255 for image in images])
+    pyramid = model.backbone(canvas)
+    features = model.pixel_decoder(pyramid)
+    last = model.mask_decoder(features)[-1]
+    tensors = {f"inputs/{i}/image": image for i, image in enumerate(images)}
+    tensors |= {f"rec/backbone.forward/0/out/s{i + 2}": level for i, level in enumerate(pyramid)}
+    tensors |= {f"rec/pixel_decoder/0/multi_scale_features/{i}": x for i, x in enumerate(features.levels)}
+    tensors |= {
+        "rec/pixel_decoder/0/mask_features": features.mask_features,
+        "rec/predictor/0/pred_masks": last.mask_logits,
+        "rec/predictor/0/mask_embed": last.mask_embed,
+        "rec/predictor/0/logit_scale": last.logit_scale,
+        "rec/clip_head.get_mask_embed/0/mask_embed": model._clip_mask_embeddings(
+            last.mask_logits, canvas, sizes
+        ),
+    }
+    save_file(contiguous(tensors), folder / f"{name}.safetensors")
+    facts: dict[str, Any] = {
+        "model": "label",
+        "weights": "official.pth",
+        "steps": STEPS,
+        "learnable_time_embed": True,
+        "backbone_in_size": [64, 64],
+        "test_labels": LABELS,
+        "train_labels": LABELS[1:3],
+        "thing_ids": [0, 1],
+        "topk": 5,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(1)
+    write_case(write_weights(folder), folder, "held_x")
+    return folder
+
+
+def test_the_network_is_read_off_the_files_and_agrees(
+    cases: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(cases)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    stages = {line[line.index("held_x") + 6 :].strip().split("  ")[0] for line in lines if "held_x" in line}
+    assert stages >= {
+        "pixel decoder (recorded pyramid): mask features",
+        "mask decoder (recorded features): masks",
+        "masked CLIP (recorded masks)",
+        "end to end: pyramid",
+        "end to end: masks",
+        "end to end: mask embeddings",
+    }
+    assert lines[-1].endswith(" s")
+    assert " 0 not ok" in lines[-1]
+
+
+def changed(cases: Path, folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> Path:
+    """The case with something else in it."""
+    for path in cases.iterdir():
+        if not path.stem.startswith("held_x"):
+            (folder / path.name).symlink_to(path)
+    tensors = load_file(cases / "held_x.safetensors")
+    facts = json.loads((cases / "held_x.json").read_text())
+    change(tensors, facts)
+    save_file(tensors, folder / "held_x.safetensors")
+    (folder / "held_x.json").write_text(json.dumps(facts))
+    return folder
+
+
+def shift(name: str, by: float) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    def change(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        tensors[name] = tensors[name] + by * tensors[name].abs().max()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("rec/backbone.forward/0/out/s3", "end to end: pyramid"),
+        ("rec/predictor/0/pred_masks", "end to end: masks"),
+        ("rec/clip_head.get_mask_embed/0/mask_embed", "masked CLIP (recorded masks)"),
+    ],
+)
+def test_a_record_that_differs_is_found_at_its_stage(
+    cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, stage: str
+) -> None:
+    assert main([str(changed(cases, tmp_path, shift(name, 2e-3)))]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if stage in line]
+    assert "NOT OK" in line
+
+
+def test_other_weights_are_found(cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = changed(cases, tmp_path, lambda tensors, facts: facts.pop("weights"))
+    data = torch.load(cases / "official.pth", weights_only=True)
+    name = "sem_seg_head.pixel_decoder.mask_features.weight"
+    data["model"][name] = data["model"][name] * 1.01
+    torch.save(data, tmp_path / "other.pth")
+    assert main([str(folder), "--weights", str(tmp_path / "other.pth")]) == 1
+    assert "NOT OK" in capsys.readouterr().out
+    assert main([str(folder), "--weights", str(cases / "official.pth")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, f: f.pop("weights"), "names no weights; name the file with --weights FILE"),
+        (lambda t, f: f.update(weights="gone.pth"), "gone.pth are not in"),
+        (lambda t, f: f.update(model="neither"), "model 'neither' is neither label nor caption"),
+        (lambda t, f: f.update(model="caption"), "does not fit this model"),
+        (lambda t, f: f.update(steps=[0]), "does not fit this model"),
+        (lambda t, f: f.update(backbone_in_size=[64, 128]), "is not square"),
+        (lambda t, f: f.pop("test_labels"), "its JSON has no 'test_labels'"),
+    ],
+)
+def test_a_case_that_cannot_be_checked_says_why(
+    cases: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Tensor], dict[str, Any]], None],
+    message: str,
+) -> None:
+    assert main([str(changed(cases, tmp_path, change))]) == 2
+    assert message in capsys.readouterr().err
