@@ -22,10 +22,12 @@ def head_checks(run: Evaluation) -> list[Check]:
     held = [x for x in pyramid if x is not None]
     if len(held) == len(pyramid):
         checks += pixel_checks(run, run.model.pixel_decoder(held), "pixel decoder (recorded pyramid)")
-    mask_features, levels = run.held(REC + "pixel_decoder/0/mask_features"), _recorded_levels(run)
-    if mask_features is None or len(levels) < len(held[1:]) or None in levels:
+    mask_features = run.held(REC + "pixel_decoder/0/mask_features")
+    recorded = _recorded_levels(run)
+    levels = [x for x in recorded if x is not None]
+    if mask_features is None or len(levels) < len(recorded):
         return checks
-    features = PixelFeatures(mask_features, [x for x in levels if x is not None])
+    features = PixelFeatures(mask_features, levels)
     outputs = settled(run, features, STAGE)
     stage = "mask decoder (recorded features)"
     return checks + mask_checks(run, outputs, stage, STAGE, STAGE)

@@ -59,7 +59,10 @@ class Training:
         self.images, _ = pad_images(case.images())
         self.targets = [self._targets(i) for i in range(len(self.images))]
         self.caption = case.fact("model") == "caption"
-        self.words = case.facts.get("words", []) if self.caption else []
+        words = case.facts.get("words", []) if self.caption else []
+        longest = max(map(len, words), default=0)
+        # a place without a word counts for nothing
+        self.words = [[*texts, *[""] * (longest - len(texts))] for texts in words]
         self.classes = model.encode_classes(flat_names(case.fact("train_labels")))
 
     def _targets(self, index: int) -> Targets:
@@ -96,7 +99,7 @@ class Training:
             for name, field in TERMS.items()
         }
         if words is not None:
-            valid = torch.ones(words.shape[:2], dtype=torch.bool)
+            valid = torch.tensor([[bool(text) for text in texts] for texts in self.words])
             grounding = GroundingCriterion()(outputs, words, valid, ids)
             terms |= {GROUNDING + suffix(i, last): loss for i, loss in enumerate(grounding)}
         return Losses(terms, matcher)
