@@ -14,7 +14,7 @@ from odise_pl.optimization import OptimizerSettings, build_optimizer
 from odise_pl.parity.checks import GRADIENT, STAGE, Check, equal, stacked, worst
 from odise_pl.parity.models import WeightFiles, model_of
 from odise_pl.parity.records import Case, RecordError
-from odise_pl.parity.training import Training, official_parameters, recorded_masks
+from odise_pl.parity.training import Losses, Training, official_parameters, settled_step
 
 
 def check_optimiser(case: Case, cases: Sequence[Case], files: WeightFiles) -> list[Check]:
@@ -59,13 +59,9 @@ def _steps(case: Case, run: Training) -> list[Check]:
     optimizer = build_optimizer(model, settings, settings.reference_batch)
     trained = [p for p in model.parameters() if p.requires_grad]
     totals, norms = list[float](), list[float]()
-    decoder = run.decoder
     for step in range(len(case.facts["total"])):
-        # the record of the training case holds the masks of the first step only
-        decoder.recorded = recorded_masks(run) if step == 0 else {}
         optimizer.zero_grad()
-        losses = run.losses(run.forward(), run.word_embeddings() if run.words else None)
-        losses.total.backward()
+        losses = _step(run, first=step == 0)
         norms.append(float(nn.utils.clip_grad_norm_(trained, settings.clip_norm)))
         totals.append(float(losses.total.detach()))
         optimizer.step()
@@ -73,6 +69,16 @@ def _steps(case: Case, run: Training) -> list[Check]:
     checks += worst("losses of the steps", _by_step(totals, case.facts["total"]), STAGE)
     recorded = case.facts.get("grad_norm")
     return checks + (worst("gradient norms", _by_step(norms, recorded), GRADIENT) if recorded else [])
+
+
+def _step(run: Training, first: bool) -> Losses:
+    """Forward and backward; the record of the training case is of the first step only."""
+    if first:
+        return settled_step(run)[1]
+    run.decoder.reset()
+    losses = run.losses(run.forward(), run.word_embeddings() if run.words else None)
+    losses.total.backward()
+    return losses
 
 
 def _by_step(ours: Sequence[float], recorded: Sequence[float]) -> list[tuple[str, Tensor, Tensor]]:

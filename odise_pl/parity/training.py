@@ -137,15 +137,21 @@ def check_training(case: Case, files: WeightFiles) -> list[Check]:
     run = Training(case, model_of(case, files))
     with torch.no_grad():
         checks = _recorded_checks(run)
-    run.decoder.recorded = recorded_masks(run)
-    outputs, losses, seen = _step(run)
+    outputs, losses, kinks = settled_step(run)
     checks += [threshold_check(run.decoder), *_output_checks(run, outputs)]
     checks += _loss_checks(run, losses, "end to end")
+    return [*checks, kinks, *_gradient_checks(run)]
+
+
+def settled_step(run: Training) -> tuple[list[MaskPredictions], Losses, Check]:
+    """Forward and backward with close decisions as they are in the record: outputs, losses, and how many."""
+    run.decoder.recorded = recorded_masks(run)
+    outputs, losses, seen = _step(run)
     turned = _turns(run, seen)
     if turned:
         run.model.zero_grad(set_to_none=True)
         _step(run, turned)
-    return [*checks, _kink_check(len(turned), seen), *_gradient_checks(run)]
+    return outputs, losses, _kink_check(len(turned), seen)
 
 
 def _step(
