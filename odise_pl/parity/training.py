@@ -147,11 +147,12 @@ def settled_step(run: Training) -> tuple[list[MaskPredictions], Losses, Check]:
     """Forward and backward with close decisions as they are in the record: outputs, losses, and how many."""
     run.decoder.recorded = recorded_masks(run)
     outputs, losses, seen = _step(run)
+    off = _differences(run)
     turned = _turns(run, seen)
     if turned:
         run.model.zero_grad(set_to_none=True)
         _step(run, turned)
-    return outputs, losses, _kink_check(len(turned), seen)
+    return outputs, losses, _kink_check(len(turned), seen, off)
 
 
 def _step(
@@ -168,11 +169,7 @@ def _step(
 
 def _turns(run: Training, seen: Seen) -> frozenset[Place]:
     """ReLUs that decide otherwise in the record, looked for where gradients are off."""
-    supervision = run.case.fact("model")
-    names = {name: to_official(name, supervision) for name in trainable_names(run.model)}
-    held = run.case.tensors
-    recorded = {name: held[f"grads/{n}"] for name, n in names.items() if f"grads/{n}" in held}
-    off = {n: relative(_gradient(run.model.get_parameter(n)), gradient) for n, gradient in recorded.items()}
+    recorded, off = _recorded_gradients(run), _differences(run)
     if all(difference <= GRADIENT for difference in off.values()):
         return frozenset()
     # what is small in one block may be large in another that its gradient flows through
@@ -181,8 +178,28 @@ def _turns(run: Training, seen: Seen) -> frozenset[Place]:
     return find_turns(run.model, seen, recorded, blocks)
 
 
-def _kink_check(turned: int, seen: Seen) -> Check:
-    note = f"{turned} undecided of {seen.decisions}" if turned else ""
+def _recorded_gradients(run: Training) -> dict[str, Tensor]:
+    supervision, held = run.case.fact("model"), run.case.tensors
+    names = {name: to_official(name, supervision) for name in trainable_names(run.model)}
+    return {name: held[f"grads/{n}"] for name, n in names.items() if f"grads/{n}" in held}
+
+
+def _differences(run: Training) -> dict[str, float]:
+    """How far each gradient is from the record as it is, before any decision is turned."""
+    return {
+        n: relative(_gradient(run.model.get_parameter(n)), g) for n, g in _recorded_gradients(run).items()
+    }
+
+
+def _kink_check(turned: int, seen: Seen, off: Mapping[str, float]) -> Check:
+    """The share of turned decisions; the note says what the gradients were without, for they are fitted."""
+    over = sum(not difference <= GRADIENT for difference in off.values())
+    note = (
+        f"{turned} of {seen.decisions} turned to fit; without, {over} of {len(off)} gradients are over "
+        f"{GRADIENT:.0e}, the worst {max(off.values()):.1e}"
+        if turned
+        else ""
+    )
     return Check("gradients: kinks", turned / max(seen.decisions, 1), UNDECIDED, note)
 
 
