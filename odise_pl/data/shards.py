@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -79,40 +79,54 @@ class _HashedFile(io.RawIOBase):
         return self._hash.hexdigest()
 
 
+Packed = tuple[str, Mapping[str, bytes]]  # key of a sample, and its members by suffix
+
+
 def write_shard(
     plan: ShardPlan,
     folder: Path,
     digest: str,
     members: Callable[[SourceSample], Mapping[str, bytes]],
 ) -> Shard:
-    """Write one shard and its note, both complete or not at all.
+    """Write one shard of a plan and its note, both complete or not at all.
 
     Raises:
         DataError: a source file cannot be read any more.
     """
-    partial = folder / WORK / (plan.name + _PARTIAL)
+    return write_packed(plan.name, _packed(plan.samples, members), folder, digest)
+
+
+def _packed(
+    samples: Iterable[SourceSample], members: Callable[[SourceSample], Mapping[str, bytes]]
+) -> Iterator[Packed]:
+    for sample in samples:
+        try:
+            contents = members(sample)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read any more ({error.strerror})") from error
+        yield sample.key, contents
+
+
+def write_packed(name: str, samples: Iterable[Packed], folder: Path, digest: str) -> Shard:
+    """Write the shard ``name`` and its note, which says by ``digest`` what it was made from."""
+    partial, count = folder / WORK / (name + _PARTIAL), 0
     with partial.open("wb") as file:
         hashed = _HashedFile(file)
         with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
-            for sample in plan.samples:
-                _add(tar, sample, members)
+            for key, contents in samples:
+                _add(tar, key, contents)
+                count += 1
         _flush(file)
-    partial.rename(folder / plan.name)
-    shard = Shard(plan.name, len(plan.samples), hashed.bytes, hashed.sha256)
+    partial.rename(folder / name)
+    shard = Shard(name, count, hashed.bytes, hashed.sha256)
     note = {"digest": digest, "shard": asdict(shard)}
-    write_file(folder / WORK / f"{plan.name}.json", json.dumps(note).encode())
+    write_file(folder / WORK / f"{name}.json", json.dumps(note).encode())
     return shard
 
 
-def _add(
-    tar: tarfile.TarFile, sample: SourceSample, members: Callable[[SourceSample], Mapping[str, bytes]]
-) -> None:
-    try:
-        contents = members(sample)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read any more ({error.strerror})") from error
+def _add(tar: tarfile.TarFile, key: str, contents: Mapping[str, bytes]) -> None:
     for suffix, content in contents.items():
-        info = tarfile.TarInfo(f"{sample.key}.{suffix}")  # owner, group and time stay zero
+        info = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time stay zero
         info.size, info.mode = len(content), 0o644
         tar.addfile(info, io.BytesIO(content))
 
@@ -131,8 +145,8 @@ def _flush(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def finished_shards(plans: Iterable[ShardPlan], folder: Path, digest: str) -> dict[str, Shard]:
-    """The shards of the plan that an interrupted run completed.
+def finished_shards(names: Iterable[str], folder: Path, digest: str) -> dict[str, Shard]:
+    """The shards of these names that an interrupted run completed.
 
     Raises:
         DataError: they were made from something else.
@@ -149,7 +163,7 @@ def finished_shards(plans: Iterable[ShardPlan], folder: Path, digest: str) -> di
             )
         if _is_complete(folder / shard.name, shard):
             finished[shard.name] = shard
-    return {plan.name: finished[plan.name] for plan in plans if plan.name in finished}
+    return {name: finished[name] for name in names if name in finished}
 
 
 def _is_complete(path: Path, shard: Shard) -> bool:

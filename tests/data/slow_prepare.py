@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from odise_pl.data.coco import read_coco
-from odise_pl.data.prepare import prepare
+from odise_pl.data.packing import prepare
 from odise_pl.data.records import SourceSample, verbatim_members
 
 SHARD_BYTES = 20_000

@@ -12,7 +12,7 @@ from PIL import Image
 
 from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import check_shards
-from odise_pl.data.prepare import PROBLEMS
+from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
 

@@ -19,7 +19,7 @@ from mini_coco import CATEGORIES, make_coco
 from slow_prepare import SHARD_BYTES
 
 from odise_pl.data.manifest import check_shards
-from odise_pl.data.prepare import PROBLEMS
+from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.shards import WORK
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,229 @@
+"""Packing a source into a shard set: check everything, then write, and go on after interruptions.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from odise_pl.data import processes
+from odise_pl.data.checks import Checked, check_chunk, chunks
+from odise_pl.data.manifest import (
+    FILE_NAME,
+    FORMAT,
+    Counts,
+    Manifest,
+    Origin,
+    Shard,
+    ShardSet,
+    check_shards,
+    missing_shards,
+)
+from odise_pl.data.records import DataError, Problem, Source, SourceSample
+from odise_pl.data.shards import WORK, ShardPlan, finished_shards, plan_shards, write_file, write_shard
+
+PROBLEMS = "problems.json"
+_SHOWN = 3
+
+
+def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, skip_bad: bool) -> Manifest:
+    """Check every sample of a source and write the shard set; an interrupted run is continued.
+
+    Args:
+        source: what is packed.
+        folder: the shard set; it is made if it does not exist.
+        workers: processes.
+        max_shard_bytes: limit of a shard's size.
+        skip_bad: leave entries with problems out instead of stopping.
+
+    Raises:
+        DataError: there are problems (``problems.json`` lists them), or the folder holds something else.
+    """
+    if (folder / FILE_NAME).exists():
+        return _finished_before(source, folder, max_shard_bytes)
+    refuse_strangers(folder)
+    with work_folder(folder), progress_bars() as progress:
+        checked = _check(source, folder, workers, progress)
+        problems = sort_problems({*source.problems, *(p for chunk in checked for p in chunk.problems)})
+        settle_problems(_origin(source), problems, folder, skip_bad)
+        good = _good(source.samples, checked)
+        if not good:
+            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack")
+        plans = plan_shards(
+            [s for s, _ in good], [size for _, size in good], max_shard_bytes, source.split.replace("/", "_")
+        )
+        digest = _digest(source, checked, max_shard_bytes)
+        shards = _write(source, plans, folder, digest, workers, progress)
+        manifest = _manifest(source, [s for s, _ in good], problems, shards, max_shard_bytes)
+        write_file(folder / FILE_NAME, manifest.to_bytes())
+    return manifest
+
+
+def _finished_before(source: Source, folder: Path, max_shard_bytes: int) -> Manifest:
+    shard_set = check_shards(folder)
+    made_from = (shard_set.manifest.source, shard_set.manifest.vocabulary, shard_set.manifest.max_shard_bytes)
+    if made_from != (_origin(source), source.vocabulary, max_shard_bytes):
+        raise DataError(
+            f"{folder} already holds the shard set '{shard_set.manifest.name}', made from another annotation "
+            f"file or with other options; delete the folder, or use another --out"
+        )
+    return whole(shard_set, folder)
+
+
+def whole(shard_set: ShardSet, folder: Path) -> Manifest:
+    """The manifest of a finished set.
+
+    Raises:
+        DataError: shards are missing or damaged.
+    """
+    missing = missing_shards(shard_set)
+    if missing:
+        raise DataError(
+            f"{missing[0]}: is missing or damaged ({len(missing)} such shards); delete {folder} and prepare "
+            f"it anew"
+        )
+    shutil.rmtree(folder / WORK, ignore_errors=True)  # left by a run that was killed at its very end
+    return shard_set.manifest
+
+
+def refuse_strangers(folder: Path) -> None:
+    """A new shard set goes into an empty folder, or continues an interrupted one."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; --out names a folder")
+    strangers = sorted(folder.glob("*.tar"))
+    if strangers and not (folder / WORK).exists():
+        raise DataError(
+            f"{folder} holds {strangers[0].name} without {FILE_NAME}; use an empty folder for --out"
+        )
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[None]:
+    """Holds notes of what is done; it stays when the run is interrupted, and a second run is kept out."""
+    work = folder / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another run is writing to {folder}; wait for it to end") from error
+        yield
+        shutil.rmtree(work)
+
+
+def progress_bars() -> Progress:
+    """On stderr, one line for each stage."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _check(source: Source, folder: Path, workers: int, progress: Progress) -> list[Checked]:
+    task = progress.add_task("checking", total=len(source.samples))
+    parts = chunks(source.samples)
+    results: dict[int, Checked] = {}
+    for index, checked in processes.run(
+        partial(check_chunk, folder=folder, check=source.check), parts, workers
+    ):
+        results[index] = checked
+        progress.advance(task, len(parts[index].samples))
+    return [results[index] for index in range(len(parts))]
+
+
+def _good(samples: Sequence[SourceSample], checked: list[Checked]) -> list[tuple[SourceSample, int]]:
+    sizes = [size for chunk in checked for size in chunk.bytes]
+    return [(sample, size) for sample, size in zip(samples, sizes, strict=True) if size is not None]
+
+
+def sort_problems(problems: set[Problem]) -> list[Problem]:
+    """In an order that depends on nothing else."""
+    return sorted(problems, key=lambda problem: (problem.sample, problem.file, problem.cause))
+
+
+def settle_problems(origin: Origin, problems: list[Problem], folder: Path, skip_bad: bool) -> None:
+    """List the problems in ``problems.json``.
+
+    Raises:
+        DataError: there are some and they may not be skipped; then nothing else is left in the folder.
+    """
+    path = folder / PROBLEMS
+    if not problems:
+        path.unlink(missing_ok=True)
+        return
+    data = {
+        "format": FORMAT,
+        "source": asdict(origin),
+        "left_out": left_out(problems),
+        "problems": [asdict(problem) for problem in problems],
+    }
+    write_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    if not skip_bad:
+        for shard in folder.glob("*.tar"):  # of an interrupted run, when the files were still good
+            shard.unlink()
+        shutil.rmtree(folder / WORK)
+        raise DataError(
+            f"{_summary(problems)}; {path} lists them all. Nothing was written: mend them, or leave these "
+            f"entries out with --skip-bad"
+        )
+
+
+def left_out(problems: list[Problem]) -> int:
+    """Entries with problems."""
+    return len({problem.sample for problem in problems})
+
+
+def _summary(problems: list[Problem]) -> str:
+    first = "; ".join(f"{problem.file}: {problem.cause}" for problem in problems[:_SHOWN])
+    more = " ..." if len(problems) > _SHOWN else ""
+    return f"{len(problems)} problems in {left_out(problems)} entries ({first}{more})"
+
+
+def _digest(source: Source, checked: list[Checked], max_shard_bytes: int) -> str:
+    facts = (asdict(_origin(source)), source.vocabulary.to_json(), max_shard_bytes)
+    return hashlib.sha256(repr((facts, [chunk.digest for chunk in checked])).encode()).hexdigest()
+
+
+def _write(
+    source: Source, plans: tuple[ShardPlan, ...], folder: Path, digest: str, workers: int, progress: Progress
+) -> list[Shard]:
+    task = progress.add_task("writing", total=sum(len(plan.samples) for plan in plans))
+    done = finished_shards([plan.name for plan in plans], folder, digest)
+    progress.advance(task, sum(shard.samples for shard in done.values()))
+    function = partial(write_shard, folder=folder, digest=digest, members=source.members)
+    for _, shard in processes.run(function, [plan for plan in plans if plan.name not in done], workers):
+        done[shard.name] = shard
+        progress.advance(task, shard.samples)
+    return [done[plan.name] for plan in plans]
+
+
+def _origin(source: Source) -> Origin:
+    return Origin(source.dataset, source.split, source.annotations, source.sha256)
+
+
+def _manifest(
+    source: Source,
+    samples: list[SourceSample],
+    problems: list[Problem],
+    shards: list[Shard],
+    max_shard_bytes: int,
+) -> Manifest:
+    counts = Counts(
+        samples=len(samples),
+        segments=sum(len(sample.segments) for sample in samples),
+        captions=sum(len(sample.captions) for sample in samples),
+        left_out=left_out(problems),
+        problems=len(problems),
+    )
+    name = f"{source.dataset}_{source.split}"
+    return Manifest(name, source.vocabulary, counts, tuple(shards), _origin(source), max_shard_bytes)
