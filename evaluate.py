@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from odise_pl.configuration import adopt, check_evaluation, check_weights, checkpoint_path, clear_errors
-from odise_pl.runs import digest_of, in_sweep, is_finished, mark_finished, settings_of
+from odise_pl.runs import (
+    digest_of,
+    evaluation_folder,
+    find_evaluation,
+    in_sweep,
+    mark_finished,
+    settings_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,21 +61,19 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
         global_batch=1,
     )
     about = {"checkpoint": str(path), "step": description.step, "classifier": config.classifier.mode}
+    folder = evaluation_folder(config, description.step, digest)
     trainer: lightning.Trainer = instantiate(
         config.trainer,
-        callbacks=[ResultReport(f"{config.run_dir}/evaluation", about), instantiate(config.progress)],
+        callbacks=[ResultReport(str(folder), about), instantiate(config.progress)],
         logger=False,
         default_root_dir=config.run_dir,
     )
     trainer.validate(module, data, verbose=False)
     scores = {name: result.scalars() for name, result in module.results.items()}
     if trainer.is_global_zero:
-        mark_finished(_folder(config), settings_of(config), scores, digest)
+        _log.info("written: %s", ", ".join(f"{folder}/{name}/results.{{json,md}}" for name in scores))
+        mark_finished(folder, settings_of(config), scores, digest)
     return scores
-
-
-def _folder(config: DictConfig) -> Path:
-    return Path(config.run_dir, "evaluation")
 
 
 def _digest(config: DictConfig) -> str:
@@ -83,8 +87,9 @@ def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
     with clear_errors():
         check_evaluation(config)
-        if in_sweep() and is_finished(_folder(config), _digest(config)):
-            _log.info("%s is finished: skipped", _folder(config))
+        finished = find_evaluation(config, _digest(config)) if in_sweep() else None
+        if finished is not None:
+            _log.info("%s is finished: skipped", finished)
             return
         evaluate(config, HydraConfig.get().overrides.task)
 

@@ -46,7 +46,7 @@ class BackboneSettings:
             every captioner learns, whatever its own ``learnable_time`` says.
         input_size: side to which windows are resized.
         train_window: largest window side in training.
-        window_batch: windows per forward pass; 0 takes all at once.
+        window_batch: windows per forward pass, see :class:`DiffusionBackbone`.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
         source: the command that fetches the weights, for messages.

@@ -154,8 +154,8 @@ class OdiseModule(lightning.LightningModule):
         self.log_dict({"loss": total.detach()} | last, prog_bar=True, logger=False, batch_size=images)
 
     def _note_skipped(self, batch: Batch) -> None:
-        self._skipped += len(batch.skipped)
-        self.log("data/skipped", float(self._skipped), batch_size=len(batch))
+        self._skipped += batch.left_out
+        self.log("data/skipped", float(self._skipped), batch_size=len(batch), sync_dist=True, reduce_fx="sum")
         if self.grounding is not None:
             without = sum(not words for words in batch.words) / len(batch)
             self.log("data/without_words", without, batch_size=len(batch))
@@ -184,10 +184,12 @@ class OdiseModule(lightning.LightningModule):
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[Prediction]]:
         """Predict, score, and hand the predictions to the callbacks."""
-        self._skipped += len(batch.skipped)
+        metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]
+        metrics.leave_out(batch.left_out)
+        if not len(batch):  # all of a loader worker's samples are damaged
+            return {"predictions": []}
         predictions = self.predict_batch(batch, dataloader_idx)
         truths = [truth for truth in batch.truths if truth is not None]
-        metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]
         metrics.update(predictions, truths, batch.image_ids)
         return {"predictions": predictions}
 
@@ -207,9 +209,9 @@ class OdiseModule(lightning.LightningModule):
             metrics.reset()  # type: ignore[operator]
             self.results[name] = result
             prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
-            self.log_dict(
-                {f"{prefix}/{key}": 100 * value for key, value in result.scalars().items()}, sync_dist=True
-            )
+            values = {key: 100 * value for key, value in result.scalars().items()}
+            values["left_out"] = float(result.left_out)
+            self.log_dict({f"{prefix}/{key}": value for key, value in values.items()}, sync_dist=True)
 
     # Checkpoints
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from odise_pl.errors import SettingError, UserError
 
 MARKER = "finished.json"
+EVALUATIONS = "evaluation"  # evaluations of a run lie side by side in this folder of it
 # Where a run lies and how it was resumed change nothing of what it computes.
 _ELSEWHERE = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths")
 # So do these within their sections: where and how fast it is computed.
@@ -142,6 +144,45 @@ def is_finished(folder: Path, digest: str) -> bool:
     return True
 
 
+def find_evaluation(config: DictConfig, digest: str) -> Path | None:
+    """The folder of this very evaluation, if it came to its end.
+
+    Raises:
+        RunError: the marker of an evaluation is damaged.
+    """
+    markers = sorted(Path(config.run_dir, EVALUATIONS).glob(f"*/{MARKER}"))
+    return next((m.parent for m in markers if read_run(m.parent).digest == digest), None)
+
+
+def evaluation_folder(config: DictConfig, step: int | None, digest: str) -> Path:
+    """Where an evaluation goes: in the place of the same one, never in that of another.
+
+    Args:
+        config: of the evaluation.
+        step: of the checkpoint, if it says so.
+        digest: of the evaluation, from :func:`digest_of`.
+
+    Returns:
+        ``evaluation/SET-CLASSIFIER-step_STEP`` in the run's folder, with a number after it where another
+        evaluation has that name.
+    """
+    name = "-".join(
+        [*_set_name(config.data.val), config.classifier.mode, *([] if step is None else [f"step_{step}"])]
+    )
+    folder, number = Path(config.run_dir, EVALUATIONS, name), 2
+    while (folder / MARKER).exists():
+        folder, number = folder.with_name(f"{name}-{number}"), number + 1
+    return find_evaluation(config, digest) or folder
+
+
+def _set_name(val: Any) -> list[str]:
+    """The last part of a shard set's path or URL; nothing for several sets, named by folders within."""
+    if not isinstance(val, str):
+        return []
+    words = re.findall(r"[\w.-]+", val.replace("/dataset.json", "").rstrip("/ -").rpartition("/")[2])
+    return words[-1:]
+
+
 def read_run(folder: Path) -> FinishedRun:
     """What a finished run says of itself.
 
@@ -159,14 +200,23 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def find_runs(folder: Path) -> list[FinishedRun]:
-    """All finished runs at or below a folder, by path.
+    """All finished runs at or below a folder, by path; of a run that was measured again the newest result.
 
     Raises:
         RunError: there is none, or a marker is damaged.
     """
-    runs = [read_run(path.parent) for path in sorted(folder.rglob(MARKER))]
+    paths = sorted(folder.rglob(MARKER), key=lambda path: path.stat().st_mtime_ns)
+    runs = [read_run(path.parent) for path in paths]
     if not runs:
         raise RunError(
             f"{folder} holds no finished run (no {MARKER} at any depth); a run writes it at its end"
         )
-    return runs
+    newest = {_what(run): run for run in runs}
+    return sorted(newest.values(), key=lambda run: run.folder)
+
+
+def _what(run: FinishedRun) -> tuple[Path, RunSettings, tuple[str, ...]]:
+    """What a trained network was measured for: training measures it, and so may several evaluations."""
+    evaluated = run.folder.parent.name == EVALUATIONS
+    home = run.folder.parent.parent if evaluated else run.folder
+    return home, run.settings, tuple(sorted(run.scores))

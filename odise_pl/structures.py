@@ -124,7 +124,8 @@ class Batch(TensorStruct):
         targets: training truth, masks on the canvas.
         original_sizes: size before the transform: what predictions are resized to.
         truths: panoptic truth at the original size, None in training.
-        skipped: names of damaged samples that were left out since the last batch.
+        skipped: what was damaged since the last batch, each damaged shard or sample once.
+        left_out: samples that were left out, or replaced in training, since the last batch.
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
         labelled: whether the targets say what is in each image; empty stands for all.
     """
@@ -140,6 +141,7 @@ class Batch(TensorStruct):
     skipped: tuple[str, ...] = ()
     words: tuple[tuple[str, ...], ...] = ()
     labelled: tuple[bool, ...] = ()
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         # frozen, so that defaults of the right length have to be set this way

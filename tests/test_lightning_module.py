@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.optimization import OptimizerSettings
-from odise_pl.structures import Batch, Targets
+from odise_pl.structures import Batch, PanopticSegmentation, Segment, Targets
 from odise_pl.weights import WeightsError
 
 CLASSES = vocabulary(("dog", "puppy"), ("grass",))
@@ -42,6 +43,7 @@ def batch() -> Batch:
         original_sizes=((64, 64), (64, 64)),
         truths=(None, None),
         skipped=("shard 3: cut off",),
+        left_out=5,
     )
 
 
@@ -58,7 +60,19 @@ def test_the_loss_trains_what_is_trainable_and_nothing_else() -> None:
     trained.training_step(batch(), 0).backward()
     for name, parameter in trained.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    assert trained._skipped == 1
+    assert trained._skipped == 5
+
+
+def test_what_evaluation_leaves_out_is_counted_in_samples() -> None:
+    evaluated = module(evaluations={"val": CLASSES}).eval()
+    nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=(), left_out=3)
+    assert evaluated.validation_step(nothing, 0) == {"predictions": []}
+    segments = tuple(Segment(i + 1, i, CLASSES.isthing[i]) for i in range(2))
+    truth = PanopticSegmentation(torch.ones(64, 64, dtype=torch.int64), segments[:1])
+    with torch.no_grad():
+        evaluated.validation_step(replace(batch(), truths=(truth, truth)), 1)
+    result = evaluated.metrics[0].compute()
+    assert (result.panoptic.num_images, result.left_out) == (2, 8)
 
 
 def test_diverged_training_stops_with_the_images() -> None:

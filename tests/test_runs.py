@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from odise_pl.runs import (
     RunError,
     RunSettings,
     digest_of,
+    evaluation_folder,
+    find_evaluation,
     find_runs,
     in_sweep,
     is_finished,
@@ -91,6 +94,39 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     resume(one)
     assert one.ckpt == "last"
+
+
+@pytest.mark.parametrize(
+    ("val", "name"),
+    [
+        ("data/shards/my_val", "my_val-both-step_5"),
+        ("https://host/my_val/dataset.json", "my_val-both-step_5"),
+        ("pipe:aws s3 cp s3://bucket/my_val/dataset.json -", "my_val-both-step_5"),
+        ({"coco": "a", "ade20k": "b"}, "both-step_5"),
+    ],
+)
+def test_evaluations_lie_side_by_side(tmp_path: Path, val: object, name: str) -> None:
+    one = config(run_dir=str(tmp_path), data={"val": val})
+    folder = evaluation_folder(one, 5, "one")
+    assert folder == tmp_path / "evaluation" / name
+    assert evaluation_folder(one, None, "one").name == name.removesuffix("-step_5")
+    assert find_evaluation(one, "one") is None
+    mark_finished(folder, SETTINGS, {}, "one")
+    assert evaluation_folder(one, 5, "one") == find_evaluation(one, "one") == folder
+    another = evaluation_folder(one, 5, "another")
+    assert another.name == f"{name}-2"
+    mark_finished(another, SETTINGS, {}, "another")
+    assert evaluation_folder(one, 5, "a third").name == f"{name}-3"
+    assert evaluation_folder(one, 5, "another") == another
+
+
+def test_of_a_network_that_is_measured_again_the_newest_result_counts(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "evaluation" / "a", tmp_path / "evaluation" / "a-2", tmp_path / "other"]
+    for pq, folder in enumerate(places):
+        mark_finished(folder, SETTINGS, {"val": {"pq": float(pq)}}, "d")
+        os.utime(folder / "finished.json", (pq, pq))
+    mark_finished(places[1].parent / "b", SETTINGS, {"ade20k": {"pq": 7.0}}, "d")
+    assert [run.folder.name for run in find_runs(tmp_path)] == ["a-2", "b", "other"]
 
 
 def test_outside_of_hydra_there_is_no_sweep() -> None:

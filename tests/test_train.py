@@ -71,8 +71,20 @@ def test_it_learns(shards: Path, tmp_path: Path) -> None:
     result = evaluate.evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"]
     assert result["pq"] >= 0.7, result
     assert result["miou"] >= 0.7, result
-    written = json.loads((tmp_path / "evaluation" / "val" / "results.json").read_text())
+    folder = tmp_path / "evaluation"
+    report = folder / f"{shards.name}-both-step_100" / "val" / "results.json"
+    written = json.loads(report.read_text())
     assert written["panoptic"]["all"]["pq"] == pytest.approx(result["pq"])
+    assert (written["images"], written["left_out"]) == (4, 0)
+    # another classifier's report lies beside it, the same one's takes its place
+    other = [*overrides, "classifier=diffusion"]
+    evaluate.evaluate(composed("evaluate", tmp_path, other), other)
+    before = report.stat().st_mtime_ns
+    evaluate.evaluate(composed("evaluate", tmp_path, overrides), overrides)
+    assert report.stat().st_mtime_ns > before
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{shards.name}-{mode}-step_100" for mode in ("both", "diffusion")
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from odise_pl.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 from odise_pl.errors import SettingError
 
+EVAL_WINDOWS = 8  # per forward pass; an image of the published 1024 x 2560 at most has three
+
 
 class DiffusionBackbone(nn.Module):
     """The published backbone (section 3.2 of the paper).
@@ -21,7 +23,8 @@ class DiffusionBackbone(nn.Module):
         pyramid: the trainable projections.
         input_size: side in pixels to which windows are resized for the diffusion model.
         train_window: largest window side in training; at inference the window is the shorter image side.
-        window_batch: windows per forward pass; 0 takes all windows of the batch at once.
+        window_batch: windows per forward pass; 0 takes all windows of the batch at once in training, and at
+            most ``EVAL_WINDOWS`` at inference, where a flat image has dozens of windows.
 
     Raises:
         SettingError: sizes that do not fit the strides, or a negative window batch.
@@ -65,7 +68,7 @@ class DiffusionBackbone(nn.Module):
         side = min(height, width, self.train_window) if self.training else min(height, width)
         windows = plan_windows(height, width, side)
         cuts = cut_windows(images, windows, self.input_size)
-        chunks = cuts.split(self.window_batch or len(cuts))
+        chunks = cuts.split(self.window_batch or (len(cuts) if self.training else EVAL_WINDOWS))
         levels = [
             torch.cat(parts) for parts in zip(*(self._window_pyramid(c, side) for c in chunks), strict=True)
         ]

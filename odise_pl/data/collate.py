@@ -11,7 +11,9 @@ from odise_pl.structures import Batch, Sample, Size, Targets
 MULTIPLE = 64  # the coarsest features have stride 32 of an image that is encoded at stride 2
 
 
-def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), multiple: int = MULTIPLE) -> Batch:
+def collate(
+    samples: Sequence[Sample], skipped: Sequence[str] = (), left_out: int = 0, multiple: int = MULTIPLE
+) -> Batch:
     """Put samples on a canvas that holds the largest, rounded up to a multiple of ``multiple``.
 
     Images are padded with zeros and masks with False, to the right and below.
@@ -29,12 +31,13 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), multiple: in
         skipped=tuple(skipped),
         words=tuple(sample.words for sample in samples),
         labelled=tuple(sample.labelled for sample in samples),
+        left_out=left_out,
     )
 
 
 def canvas_size(sizes: Sequence[Size], multiple: int = MULTIPLE) -> Size:
-    """The smallest canvas for images of these sizes whose sides are multiples of ``multiple``."""
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    """The smallest canvas for images of these sizes with sides of ``multiple`` times one or more."""
+    height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 

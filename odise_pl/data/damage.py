@@ -14,11 +14,12 @@ _RESERVE_SIZE = 64
 
 
 class Reports:
-    """Decodes items; keeps what was damaged until a batch takes it along, each thing once."""
+    """Decodes items; keeps what was damaged, each thing once, and how many samples, for the next batch."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
         self._new: list[str] = []
+        self._left_out = 0
 
     def decoded(self, item: Item) -> DecodedSample | None:
         """The decoded item, or None if it is damaged."""
@@ -31,13 +32,15 @@ class Reports:
             self.report(str(error))
             return None
 
-    def take(self) -> tuple[str, ...]:
-        """What was damaged since the last call."""
-        new, self._new = tuple(self._new), []
-        return new
+    def take(self) -> tuple[tuple[str, ...], int]:
+        """What was damaged since the last call, and how many samples were left out for it."""
+        new, count = tuple(self._new), self._left_out
+        self._new, self._left_out = [], 0
+        return new, count
 
     def report(self, text: str) -> None:
-        """Say why a sample is left out."""
+        """Say why a sample is left out; a damaged shard says so for each of its samples."""
+        self._left_out += 1
         if text not in self._told:
             self._told.add(text)
             self._new.append(text)
@@ -75,4 +78,4 @@ class Reserve:
             good = [item for item in items if reports.decoded(item) and isinstance(item, RawSample)]
             if good:
                 return good
-        raise DataError(f"no sample of {len(self._urls)} shards can be read: {reports.take()[0]}")
+        raise DataError(f"no sample of {len(self._urls)} shards can be read: {reports.take()[0][0]}")

@@ -134,7 +134,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         made = 0
         for batch in self._options.batches(self._stream):
-            made += 1
+            made += len(batch)
             self._damage.report(batch)
             yield batch
         if self._batches and not made:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +20,6 @@ from odise_pl.structures import Batch, PanopticSegmentation, Sample
 
 # Keep these random streams apart from each other and from those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
-_log = logging.getLogger(__name__)
 
 
 def worker_place() -> tuple[int, int]:
@@ -76,7 +74,7 @@ class TrainStream(IterableDataset[Batch]):
                 if decoded is None:
                     decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
                 samples.append(self._sample(decoded, index, place))
-            yield collate(samples, reports.take())
+            yield collate(samples, *reports.take())
 
     def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
         augmentation = self._random(_AUGMENTATION, index, place)
@@ -97,7 +95,7 @@ class TrainStream(IterableDataset[Batch]):
 
 
 class EvalStream(IterableDataset[Batch]):
-    """Every sample of a rank once, in order, with its truth; damaged and unlabelled ones are left out.
+    """Every sample of a rank once, in order, with its truth; damaged and unlabelled ones are only counted.
 
     Training targets are empty: evaluation compares with :attr:`Sample.truth`, at the original size.
     """
@@ -118,12 +116,10 @@ class EvalStream(IterableDataset[Batch]):
                 reports.report(f"{decoded.key}: it has no labels to compare with")
             if number % self.plan.batch_size == 0 or number == len(piece):
                 if samples and waiting:
-                    yield collate(waiting, reports.take())
+                    yield collate(waiting, *reports.take())
                 waiting, samples = samples or waiting, []
-        if waiting:
-            yield collate(waiting, reports.take())
-        for text in reports.take():  # no batch could take them along
-            _log.warning("left out: %s", text)
+        if len(piece):
+            yield collate(waiting, *reports.take())  # without an image if none of the piece can be read
 
     def _sample(self, decoded: DecodedSample) -> Sample:
         image = image_tensor(self.resize.image(decoded.image))

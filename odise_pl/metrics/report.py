@@ -27,11 +27,12 @@ COLUMNS = {
     "AP50": "ap50",
     "mIoU": "miou",
 }
+AP_NOTE = "mAP and AP50 are of masks, against the thing segments of the panoptic truth, which do not overlap."
 
 
 def terminal_table(results: Mapping[str, EvaluationResult]) -> Table:
     """One row a data set, in percent, for ``rich`` to print."""
-    table = Table(title="Evaluation (%)")
+    table = Table(title="Evaluation (%)", caption="\n".join(_notes(results)), caption_justify="left")
     table.add_column("data")
     for column in COLUMNS:
         table.add_column(column, justify="right")
@@ -44,12 +45,17 @@ def markdown(results: Mapping[str, EvaluationResult]) -> str:
     """The same table in Markdown, with a line that says on how many images and classes it rests."""
     lines = [_markdown_row(["data", *COLUMNS]), "|---|" + "---:|" * len(COLUMNS)]
     lines += [_markdown_row([name, *_percentages(result)]) for name, result in results.items()]
-    lines += ["", "In percent."]
-    for name, result in results.items():
-        quality = result.panoptic.all
-        counted = f"{quality.num_classes} of {len(result.names)} classes"
-        lines.append(f"{name}: {result.panoptic.num_images} images; PQ is averaged over {counted}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "In percent.", *_notes(results)]) + "\n"
+
+
+def _notes(results: Mapping[str, EvaluationResult]) -> list[str]:
+    """On how many images and classes the numbers rest, and what AP is measured against."""
+    notes = [
+        f"{name}: {result.panoptic.num_images} images, {result.left_out} left out (damaged or without labels)"
+        f"; PQ is averaged over {result.panoptic.all.num_classes} of {len(result.names)} classes."
+        for name, result in results.items()
+    ]
+    return [*notes, AP_NOTE]
 
 
 def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
@@ -58,8 +64,10 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
     return {
         "data": name,
         "images": panoptic.num_images,
+        "left_out": result.left_out,
         "panoptic": {part: _quality(getattr(panoptic, part)) for part in ("all", "things", "stuff")},
         "instances": {
+            "note": AP_NOTE,
             "ap": instances.ap,
             "ap50": instances.ap50,
             "ap75": instances.ap75,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torchmetrics.aggregation import SumMetric
 
 from odise_pl.metrics.mask_ap import MaskAP, MaskAPResult
 from odise_pl.metrics.mean_iou import MeanIoU, MeanIoUResult
@@ -23,6 +24,7 @@ class EvaluationResult:
         semantic: mean IoU of class maps.
         names: name of each class.
         isthing: per class, whether it is a thing.
+        left_out: samples that were not scored, because they are damaged or without labels.
     """
 
     panoptic: PanopticQualityResult
@@ -30,6 +32,7 @@ class EvaluationResult:
     semantic: MeanIoUResult
     names: tuple[str, ...]
     isthing: tuple[bool, ...]
+    left_out: int = 0
 
     def scalars(self) -> dict[str, float]:
         """The headline numbers as fractions, by the names that logs carry."""
@@ -70,6 +73,7 @@ class SegmentationMetrics(nn.Module):
         self.panoptic = PanopticQuality(self.isthing)
         self.instances = MaskAP(self.isthing)
         self.semantic = MeanIoU(len(self.isthing))
+        self.left_out = SumMetric()
 
     def update(
         self,
@@ -81,6 +85,11 @@ class SegmentationMetrics(nn.Module):
         self.panoptic.update([p.panoptic for p in predictions], truths, image_ids)
         self.instances.update([p.instances for p in predictions], truths, image_ids)
         self.semantic.update([p.semantic for p in predictions], truths, image_ids)
+        self.leave_out(0)  # the sum has been asked for, even if nothing is left out
+
+    def leave_out(self, samples: int) -> None:
+        """Count samples that cannot be scored."""
+        self.left_out.update(float(samples))
 
     def compute(self) -> EvaluationResult:
         """The result over everything seen since the last reset, on all ranks."""
@@ -90,9 +99,10 @@ class SegmentationMetrics(nn.Module):
             semantic=self.semantic.compute(),
             names=self.names,
             isthing=self.isthing,
+            left_out=int(self.left_out.compute()),
         )
 
     def reset(self) -> None:
         """Forget everything."""
-        for metric in (self.panoptic, self.instances, self.semantic):
+        for metric in (self.panoptic, self.instances, self.semantic, self.left_out):
             metric.reset()

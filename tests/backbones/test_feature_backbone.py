@@ -77,9 +77,9 @@ def test_training_caps_the_window_and_inference_takes_the_shorter_side() -> None
     assert not model.features.unet.training
 
 
-@pytest.mark.parametrize("window_batch", [1, 3, 100])
-def test_the_window_batch_does_not_change_the_result(window_batch: int) -> None:
-    batch = images(64, 160)
+@pytest.mark.parametrize(("window_batch", "width"), [(1, 160), (3, 160), (100, 160), (100, 576)])
+def test_the_window_batch_does_not_change_the_result(window_batch: int, width: int) -> None:
+    batch = images(64, width)
     with torch.no_grad():
         close(backbone(window_batch=window_batch)(batch), backbone()(batch))
 
@@ -92,6 +92,17 @@ def test_no_more_windows_than_asked_for_run_at_once() -> None:
         model(images(64, 160))
     handle.remove()
     assert sizes == [2, 2, 2]
+
+
+def test_inference_bounds_the_windows_of_flat_images() -> None:
+    model = backbone()
+    sizes: list[int] = []
+    handle = model.features.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        for training in (True, False):
+            model.train(training)(images(64, 576))
+    handle.remove()
+    assert sizes == [18, 8, 8, 2]
 
 
 def test_gradients_of_chunks_add_up() -> None:

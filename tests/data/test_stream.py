@@ -281,6 +281,7 @@ def test_a_damaged_sample_is_named_once_and_replaced(
     evaluated = list(data(copied, num_workers=workers).val_dataloader())
     assert len(keys(evaluated)) == 22
     assert [cause in text for batch in evaluated for text in batch.skipped] == [True]
+    assert sum(batch.left_out for batch in evaluated) == 1
 
 
 def truncate(shard: Path) -> None:
@@ -331,6 +332,7 @@ def test_a_damaged_shard_is_named_and_the_rest_goes_on(
     if damage is not truncate:
         assert good == {f"{number:012d}" for number in range(1, 24)} - lost
     assert any("samples left out" in text for batch in evaluated for text in batch.skipped)
+    assert sum(len(batch) + batch.left_out for batch in evaluated) == 23
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -343,6 +345,16 @@ def test_resuming_with_damage_gives_the_same_batches(copied: Path, workers: int)
         resumed = data(copied, num_workers=workers, shuffle_buffer=4)
         resumed.set_position(0, first)
         assert [fingerprint(batch) for batch in resumed.train_dataloader()] == whole[first:]
+
+
+def test_samples_of_a_worker_that_reads_nothing_are_counted_too(copied: Path) -> None:
+    sizes, good = check_shards(str(copied)).sizes, 3
+    for number in range(good, len(sizes)):
+        no_tar(copied / f"train2017-{number:06d}.tar")
+    batches = list(data(copied, num_workers=2).val_dataloader())
+    assert any(not len(batch) for batch in batches)
+    assert sum(batch.left_out for batch in batches) == sum(sizes[good:])
+    assert sum(map(len, batches)) == sum(sizes[:good])
 
 
 def test_nothing_readable_ends_with_one_message(copied: Path) -> None:

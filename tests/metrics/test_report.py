@@ -25,6 +25,8 @@ def result() -> EvaluationResult:
     metrics = SegmentationMetrics((True, False, True, False), NAMES)
     prediction = Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic, fill=1))
     metrics.update([prediction], [truth], [1])
+    metrics.leave_out(1)
+    metrics.leave_out(2)
     return metrics.compute()
 
 
@@ -36,7 +38,11 @@ def test_markdown(result: EvaluationResult) -> None:
     assert lines[0] == "| data | PQ | SQ | RQ | PQ_th | PQ_st | mAP | AP50 | mIoU |"
     assert lines[2] == "| tiny\\|world | " + " | ".join(ROW) + " |"
     assert lines[3] == "| again | " + " | ".join(ROW) + " |"
-    assert "again: 1 images; PQ is averaged over 2 of 4 classes." in lines
+    assert (
+        "again: 1 images, 3 left out (damaged or without labels); PQ is averaged over 2 of 4 classes."
+        in lines
+    )
+    assert report.AP_NOTE in lines
 
 
 def test_terminal_table(result: EvaluationResult) -> None:
@@ -44,11 +50,14 @@ def test_terminal_table(result: EvaluationResult) -> None:
     console.print(report.terminal_table({"tiny": result}))
     text = console.export_text()
     assert all(cell in text for cell in ["tiny", *ROW, *report.COLUMNS])
+    assert "1 images, 3 left out" in text
+    assert "against the thing segments of the panoptic truth" in " ".join(text.split())
 
 
 def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult) -> None:
     content = json.loads(json.dumps(report.as_dict(result, "tiny"), allow_nan=False))
     assert content["data"] == "tiny"
+    assert (content["images"], content["left_out"]) == (1, 3)
     assert content["panoptic"]["all"] == {"pq": 0.375, "sq": 0.375, "rq": 0.5, "classes": 2}
     assert content["panoptic"]["stuff"]["classes"] == 1
     assert content["instances"]["ap50"] == 1.0
