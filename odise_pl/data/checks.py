@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from odise_pl.data.records import Problem, SourceSample
+from odise_pl.data.files import SourceFile
+from odise_pl.data.records import Examined, Problem, SourceSample
 from odise_pl.data.shards import WORK, sample_bytes, write_file
 
 CHUNK = 64
@@ -34,11 +35,13 @@ class Checked:
     Attributes:
         digest: of the samples and of the sizes and times of their files.
         bytes: what each sample takes in a shard; None if it has problems.
+        segments: how many each sample has.
         problems: all that is wrong.
     """
 
     digest: str
     bytes: tuple[int | None, ...]
+    segments: tuple[int, ...]
     problems: tuple[Problem, ...]
 
 
@@ -48,16 +51,20 @@ def chunks(samples: Sequence[SourceSample]) -> list[Chunk]:
     return [Chunk(i, tuple(samples[start : start + CHUNK])) for i, start in enumerate(starts)]
 
 
-def check_chunk(chunk: Chunk, folder: Path, check: Callable[[SourceSample], list[Problem]]) -> Checked:
+def check_chunk(chunk: Chunk, folder: Path, examine: Callable[[SourceSample], Examined]) -> Checked:
     """Check a chunk, or return what an interrupted run noted if nothing has changed since."""
     digest = _digest(chunk.samples)
     note = folder / WORK / f"checked-{chunk.index:06d}.json"
     noted = _noted(note)
     if noted is not None and noted.digest == digest:
         return noted
-    problems = [check(sample) for sample in chunk.samples]
-    sizes = [None if p else sample_bytes(s) for s, p in zip(chunk.samples, problems, strict=True)]
-    checked = Checked(digest, tuple(sizes), tuple(problem for some in problems for problem in some))
+    found = [examine(sample) for sample in chunk.samples]
+    checked = Checked(
+        digest,
+        tuple(None if one.problems else sample_bytes(one.sizes) for one in found),
+        tuple(one.segments for one in found),
+        tuple(problem for one in found for problem in one.problems),
+    )
     write_file(note, json.dumps(asdict(checked)).encode())
     return checked
 
@@ -67,20 +74,19 @@ def _noted(note: Path) -> Checked | None:
         return None
     data = json.loads(note.read_bytes())
     problems = tuple(Problem(**problem) for problem in data["problems"])
-    return Checked(data["digest"], tuple(data["bytes"]), problems)
+    return Checked(data["digest"], tuple(data["bytes"]), tuple(data["segments"]), problems)
 
 
 def _digest(samples: Sequence[SourceSample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
-        facts = [_facts(path) for path in sample.files]
-        digest.update(repr((sample.key, sample.image, sample.panoptic, facts, sample.record())).encode())
+        facts = [(file.name, _facts(file)) for file in sample.files]
+        digest.update(repr((sample.key, facts, sample.record())).encode())
     return digest.hexdigest()
 
 
-def _facts(path: Path) -> tuple[int, int] | None:
+def _facts(file: SourceFile) -> tuple[int, int] | None:
     try:
-        stat = path.stat()
-    except OSError:  # the check itself reports a file that is missing
+        return file.facts()
+    except OSError:  # examining reports a file that is missing
         return None
-    return stat.st_size, stat.st_mtime_ns

@@ -1,4 +1,4 @@
-"""The COCO panoptic layout, as downloaded or of one's own. Imports no torch.
+"""The COCO panoptic layout, as downloaded or of one's own, packed or unpacked. Imports no torch.
 
 ``ROOT/SPLIT/*.jpg``, ``ROOT/annotations/panoptic_SPLIT.json``, ``ROOT/annotations/panoptic_SPLIT/*.png``
 and, when there is one, ``ROOT/annotations/captions_SPLIT.json``.
@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from odise_pl.data import fields
 from odise_pl.data.coco_json import (
@@ -23,67 +23,55 @@ from odise_pl.data.coco_json import (
     image_entries,
 )
 from odise_pl.data.coco_vocabulary import choose_vocabulary
-from odise_pl.data.records import DataError, Problem, Source, SourceSample, verbatim_members
-from odise_pl.data.validate import check_sample
+from odise_pl.data.files import SourceFile
+from odise_pl.data.records import Problem, Source, SourceSample, verbatim_members
+from odise_pl.data.tree import Folder, Tree, add_root
+from odise_pl.data.validate import examine_panoptic
 
+HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a split are; all but the captions must be there."""
+    """Where the parts of a split are.
 
-    root: Path
+    Attributes:
+        split: name of the split.
+        images: folder of the images.
+        annotations: the panoptic annotation file.
+        panoptic: folder of the panoptic PNGs.
+        captions: the caption annotation file, if there is one.
+    """
+
     split: str
+    images: Folder
+    annotations: SourceFile
+    panoptic: Folder
+    captions: SourceFile | None
 
-    @property
-    def images(self) -> Path:
-        """Folder of the images."""
-        return self.root / self.split
 
-    @property
-    def annotations(self) -> Path:
-        """The panoptic annotation file."""
-        return self.root / "annotations" / f"panoptic_{self.split}.json"
+def find_layout(tree: Tree, split: str) -> Layout:
+    """Find the parts of a split.
 
-    @property
-    def panoptic(self) -> Path:
-        """Folder of the panoptic PNGs."""
-        return self.root / "annotations" / f"panoptic_{self.split}"
-
-    @property
-    def captions(self) -> Path:
-        """The caption annotation file, which may be absent."""
-        return self.root / "annotations" / f"captions_{self.split}.json"
-
-    def name(self, path: Path) -> str:
-        """``path`` relative to the root."""
-        return path.relative_to(self.root).as_posix()
-
-    def require(self) -> None:
-        """Check that the parts are there.
-
-        Raises:
-            DataError: one is missing; the message says which and where COCO comes from.
-        """
-        archives = {
-            self.root: "the folder named by --root",
-            self.images: f"{self.split}.zip",
-            self.annotations: "panoptic_annotations_trainval2017.zip",
-            self.panoptic: f"panoptic_{self.split}.zip inside panoptic_annotations_trainval2017.zip",
-        }
-        for path, archive in archives.items():
-            if not path.exists():
-                raise DataError(
-                    f"{path} is missing (in COCO it comes from {archive}): download COCO 2017 from "
-                    f"https://cocodataset.org/#download, or see data/README.md for your own data"
-                )
+    Raises:
+        DataError: one is missing; the message says which and where COCO comes from.
+    """
+    archive = "panoptic_annotations_trainval2017.zip"
+    panoptic = f"annotations/panoptic_{split}"
+    return Layout(
+        split,
+        tree.need_folder(split, f"{split}.zip"),
+        tree.need_file(f"{panoptic}.json", archive),
+        tree.need_folder(panoptic, f"panoptic_{split}.zip inside {archive}"),
+        tree.file(f"annotations/captions_{split}.json"),
+    )
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add ``coco`` to the prepare command."""
     parser = commands.add_parser("coco", help="COCO panoptic, or a folder of one's own in its layout")
-    parser.add_argument("--root", type=Path, required=True, help="folder with SPLIT/ and annotations/")
+    add_root(parser)
     parser.add_argument("--split", required=True, help="train2017, val2017, or the name of one's own")
     parser.add_argument(
         "--vocabulary",
@@ -94,32 +82,31 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(read=lambda options: read_coco(options.root, options.split, options.vocabulary))
 
 
-def read_coco(root: Path, split: str, vocabulary: str = "auto") -> Source:
+def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto") -> Source:
     """Read the annotation of a split and match it with the files on disk, which stay unopened.
 
     Raises:
         DataError: a part of the layout is missing or unusable as a whole; faults of single samples are
             collected in :attr:`Source.problems`.
     """
-    layout = Layout(root, split)
-    layout.require()
+    layout = find_layout(Tree(root, HINT), split)
     data = fields.read_json(layout.annotations)
-    chosen = choose_vocabulary(data, layout.annotations, vocabulary, f"coco_{split}")
-    images = list(image_entries(fields.list_of(data, "images", layout.annotations)))
-    annotations = fields.list_of(data, "annotations", layout.annotations)
+    chosen = choose_vocabulary(data, layout.annotations.path, vocabulary, f"coco_{split}")
+    images = list(image_entries(fields.list_of(data, "images", layout.annotations.path)))
+    annotations = fields.list_of(data, "annotations", layout.annotations.path)
     matcher = _Matcher(layout)
     matcher.read_captions({image.id for image in images if image.id is not None})
     matcher.match(images, list(annotation_entries(annotations, chosen)))
     return Source(
         dataset="coco",
         split=split,
-        annotations=layout.annotations.name,
-        sha256=hashlib.sha256(layout.annotations.read_bytes()).hexdigest(),
+        annotations=layout.annotations.path.name,
+        sha256=hashlib.sha256(layout.annotations.read()).hexdigest(),
         vocabulary=chosen,
         samples=tuple(sorted(matcher.samples, key=lambda sample: sample.key)),
         problems=tuple(matcher.problems),
         notes=tuple(matcher.notes),
-        check=check_sample,
+        examine=examine_panoptic,
         members=verbatim_members,
     )
 
@@ -130,14 +117,14 @@ class _Repeated:
     def __init__(self, images: list[ImageEntry]) -> None:
         self._ids = Counter(image.id for image in images)
         self._names = Counter(image.file_name for image in images)
-        self._keys = Counter(_key(name) for name in self._names)
+        self._keys = Counter(key_of(name) for name in self._names)
 
     def faults(self, image: ImageEntry) -> Iterator[str]:
         if image.id is not None and self._ids[image.id] > 1:
             yield f"has the id {image.id} of another image"
         if image.file_name and self._names[image.file_name] > 1:
             yield f"has the file_name {image.file_name} of another image"
-        if self._keys[_key(image.file_name)] > 1:
+        if self._keys[key_of(image.file_name)] > 1:
             yield f"has the file_name {image.file_name}, which gives the key of another image"
 
 
@@ -180,43 +167,45 @@ class _Matcher:
     def _sample(self, name: str, image: ImageEntry, annotation: AnnotationEntry) -> SourceSample:
         assert image.id is not None  # an image without id has a fault
         return SourceSample(
-            key=_key(image.file_name),
-            root=self.layout.root,
-            image=name,
-            panoptic=f"{self.layout.name(self.layout.panoptic)}/{annotation.file_name}",
+            key=key_of(image.file_name),
+            name=name,
+            image=self.layout.images.file(image.file_name),
+            labels=(self.layout.panoptic.file(annotation.file_name),),
             image_id=image.id,
             size=image.size,
             segments=annotation.segments,
             captions=tuple(self.captions.get(image.id, ())),
         )
 
-    def _report(self, sample: str, file: Path, causes: Iterable[str]) -> None:
-        self.problems.extend(Problem(sample, self.layout.name(file), cause) for cause in causes)
+    def _report(self, sample: str, file: SourceFile, causes: Iterable[str]) -> None:
+        self.problems.extend(Problem(sample, file.shown, cause) for cause in causes)
 
     def _report_orphans(self, annotations: Iterable[AnnotationEntry]) -> None:
         for entry in annotations:
             causes = [f"{entry.where} {fault}" for fault in entry.faults]
             if entry.image_id is not None:
                 causes.append(f"{entry.where} has image_id {entry.image_id}, which images lacks")
-            sample = f"{self.layout.name(self.layout.panoptic)}/{entry.file_name or entry.where}"
+            sample = self.layout.panoptic.file(entry.file_name or entry.where).shown
             self._report(sample, self.layout.annotations, causes)
 
-    def _report_unlisted(self, folder: Path, listed: set[str], what: str) -> None:
+    def _report_unlisted(self, folder: Folder, listed: set[str], what: str) -> None:
         """Files on disk that no entry of the annotation file names."""
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in _IMAGE_SUFFIXES and path.relative_to(folder).as_posix() not in listed:
-                cause = f"no entry of {what} in {self.layout.annotations.name} names it"
-                self._report(self.layout.name(path), path, [cause])
+        for name in folder.names():
+            if PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES and name not in listed:
+                cause = f"no entry of {what} in {self.layout.annotations.path.name} names it"
+                self._report(folder.file(name).shown, folder.file(name), [cause])
 
     def read_captions(self, image_ids: set[int]) -> None:
         """Collect the captions by image; those of images that the split lacks are only counted."""
-        if not self.layout.captions.exists():
+        file = self.layout.captions
+        if file is None:
             return
-        items = fields.list_of(fields.read_json(self.layout.captions), "annotations", self.layout.captions)
+        items = fields.list_of(fields.read_json(file), "annotations", file.path)
         left: Counter[str] = Counter()
         for entry in caption_entries(items):
-            name = f"{self.layout.name(self.layout.captions)} {entry.where}"
-            self._report(name, self.layout.captions, [f"{entry.where} {fault}" for fault in entry.faults])
+            self._report(
+                f"{file.shown} {entry.where}", file, [f"{entry.where} {fault}" for fault in entry.faults]
+            )
             if entry.image_id is None or entry.faults:
                 continue
             if entry.image_id not in image_ids:
@@ -228,6 +217,6 @@ class _Matcher:
         self.notes += [f"{count} captions {why}; they are left out" for why, count in left.items()]
 
 
-def _key(file_name: str) -> str:
+def key_of(file_name: str) -> str:
     """The sample's key: dots would end it in a shard, slashes would make a folder."""
     return Path(file_name).with_suffix("").as_posix().replace("/", "_").replace(".", "_")

@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from odise_pl.data.files import SourceFile
 from odise_pl.data.records import DataError
 
 
-def read_json(path: Path) -> Any:
+def read_json(file: SourceFile) -> Any:
     """The content of a JSON file.
 
     Raises:
         DataError: it cannot be read or is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(file.read())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path}: is not JSON ({error}); it may be truncated, fetch it again") from error
+        raise DataError(f"{file.path}: is not JSON ({error}); it may be truncated, fetch it again") from error
 
 
 def list_of(data: Any, field: str, path: Path) -> list[Any]:

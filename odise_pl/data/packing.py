@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -61,12 +61,11 @@ def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, sk
         good = _good(source.samples, checked)
         if not good:
             raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack")
-        plans = plan_shards(
-            [s for s, _ in good], [size for _, size in good], max_shard_bytes, source.split.replace("/", "_")
-        )
+        prefix = source.split.replace("/", "_")
+        plans = plan_shards([g.sample for g in good], [g.bytes for g in good], max_shard_bytes, prefix)
         digest = _digest(source, checked, max_shard_bytes)
         shards = _write(source, plans, folder, digest, workers, progress)
-        manifest = _manifest(source, [s for s, _ in good], problems, shards, max_shard_bytes)
+        manifest = _manifest(source, good, problems, shards, max_shard_bytes)
         write_file(folder / FILE_NAME, manifest.to_bytes())
     return manifest
 
@@ -134,16 +133,27 @@ def _check(source: Source, folder: Path, workers: int, progress: Progress) -> li
     parts = chunks(source.samples)
     results: dict[int, Checked] = {}
     for index, checked in processes.run(
-        partial(check_chunk, folder=folder, check=source.check), parts, workers
+        partial(check_chunk, folder=folder, examine=source.examine), parts, workers
     ):
         results[index] = checked
         progress.advance(task, len(parts[index].samples))
     return [results[index] for index in range(len(parts))]
 
 
-def _good(samples: Sequence[SourceSample], checked: list[Checked]) -> list[tuple[SourceSample, int]]:
+@dataclass(frozen=True)
+class _Good:
+    """A sample without problems: its size in a shard and its number of segments."""
+
+    sample: SourceSample
+    bytes: int
+    segments: int
+
+
+def _good(samples: Sequence[SourceSample], checked: list[Checked]) -> list[_Good]:
     sizes = [size for chunk in checked for size in chunk.bytes]
-    return [(sample, size) for sample, size in zip(samples, sizes, strict=True) if size is not None]
+    segments = [count for chunk in checked for count in chunk.segments]
+    facts = zip(samples, sizes, segments, strict=True)
+    return [_Good(sample, size, count) for sample, size, count in facts if size is not None]
 
 
 def sort_problems(problems: set[Problem]) -> list[Problem]:
@@ -213,15 +223,15 @@ def _origin(source: Source) -> Origin:
 
 def _manifest(
     source: Source,
-    samples: list[SourceSample],
+    good: list[_Good],
     problems: list[Problem],
     shards: list[Shard],
     max_shard_bytes: int,
 ) -> Manifest:
     counts = Counts(
-        samples=len(samples),
-        segments=sum(len(sample.segments) for sample in samples),
-        captions=sum(len(sample.captions) for sample in samples),
+        samples=len(good),
+        segments=sum(one.segments for one in good),
+        captions=sum(len(one.sample.captions) for one in good),
         left_out=left_out(problems),
         problems=len(problems),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from odise_pl.data.files import SourceFile
 from odise_pl.errors import UserError
 from odise_pl.vocabulary import Vocabulary
 
@@ -47,28 +47,28 @@ class SourceSample:
 
     Attributes:
         key: unique name in the shard set, without dots.
-        root: folder that the file names are relative to.
+        name: how messages call it: the image file, from the root of the data set.
         image: the image file.
-        panoptic: the panoptic PNG, or what the data set module makes one from.
+        labels: the panoptic PNG, or what the data set module makes one from.
         image_id: the data set's id.
-        size: annotated height and width.
-        segments: what the ids of the PNG mean.
+        size: annotated height and width; zeros if only the files know.
+        segments: what the ids of the PNG mean; empty if only the files know.
         captions: may be empty.
     """
 
     key: str
-    root: Path
-    image: str
-    panoptic: str
+    name: str
+    image: SourceFile
+    labels: tuple[SourceFile, ...]
     image_id: int
-    size: tuple[int, int]
-    segments: tuple[SegmentRecord, ...]
+    size: tuple[int, int] = (0, 0)
+    segments: tuple[SegmentRecord, ...] = ()
     captions: tuple[str, ...] = ()
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[SourceFile, ...]:
         """Every source file of the sample."""
-        return (self.root / self.image, self.root / self.panoptic)
+        return (self.image, *self.labels)
 
     def record(self) -> bytes:
         """The sample's JSON member; equal samples give equal bytes."""
@@ -99,6 +99,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What the files of a sample are like.
+
+    Attributes:
+        problems: all that is wrong with them.
+        sizes: bytes of each member of the sample in a shard; empty if there are problems.
+        segments: annotated segments, crowds included.
+    """
+
+    problems: tuple[Problem, ...]
+    sizes: tuple[int, ...] = ()
+    segments: int = 0
+
+
+@dataclass(frozen=True)
 class Source:
     """One split of a data set, read but with its images and PNGs still unopened.
 
@@ -111,7 +126,7 @@ class Source:
         samples: those that the annotation file describes without fault.
         problems: the faults found so far; their samples are not among ``samples``.
         notes: what a user should know but which leaves no sample out.
-        check: opens the files of a sample and returns what is wrong with them.
+        examine: opens the files of a sample.
         members: reads the files of a sample: the content of each member by its suffix.
     """
 
@@ -123,11 +138,11 @@ class Source:
     samples: tuple[SourceSample, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    check: Callable[[SourceSample], list[Problem]]
+    examine: Callable[[SourceSample], Examined]
     members: Callable[[SourceSample], Mapping[str, bytes]]
 
 
 def verbatim_members(sample: SourceSample) -> dict[str, bytes]:
     """The sample's files exactly as they are on disk, and its record."""
     image, panoptic = sample.files
-    return {IMAGE: image.read_bytes(), PANOPTIC: panoptic.read_bytes(), RECORD: sample.record()}
+    return {IMAGE: image.read(), PANOPTIC: panoptic.read(), RECORD: sample.record()}

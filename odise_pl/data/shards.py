@@ -1,6 +1,6 @@
 """Writing shards: the same bytes whatever the number of processes and interruptions. Imports no torch.
 
-Which sample goes into which shard follows from the sizes of the source files alone. A shard is written under
+Which sample goes into which shard follows from the sizes of its members alone. A shard is written under
 a temporary name and renamed when it is complete; a note in a folder that is removed at the end says what it
 was made from. A run that starts again keeps the shards that have a note.
 """
@@ -32,9 +32,8 @@ class ShardPlan:
     samples: tuple[SourceSample, ...]
 
 
-def sample_bytes(sample: SourceSample) -> int:
-    """What a sample takes in a tar file, from the sizes of its files."""
-    sizes = [path.stat().st_size for path in sample.files] + [len(sample.record())]
+def sample_bytes(sizes: Iterable[int]) -> int:
+    """What a sample takes in a tar file, from the sizes of its members."""
     return sum(tarfile.BLOCKSIZE + _rounded(size, tarfile.BLOCKSIZE) for size in sizes)
 
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from PIL import Image
 
+from odise_pl.data.files import SourceFile
 from odise_pl.data.images import decode_ids, open_image, orientation, unique_ids
-from odise_pl.data.records import DataError, Problem, SourceSample
+from odise_pl.data.records import DataError, Examined, Problem, SourceSample
 
 _SHOWN = 5
 
 
-def check_sample(sample: SourceSample) -> list[Problem]:
-    """Open both files of a sample and compare them with its annotation; every fault is returned."""
-    checks = {sample.image: _image_faults(sample), sample.panoptic: _panoptic_faults(sample)}
-    return [Problem(sample.image, file, cause) for file, causes in checks.items() for cause in causes]
+def examine_panoptic(sample: SourceSample) -> Examined:
+    """Open image and PNG of a sample and compare them with its annotation; every fault is returned."""
+    image, panoptic = sample.files
+    checks = {image.shown: _image_faults(sample), panoptic.shown: _panoptic_faults(sample)}
+    problems = tuple(Problem(sample.name, file, cause) for file, causes in checks.items() for cause in causes)
+    if problems:
+        return Examined(problems)
+    sizes = (*(file.facts()[0] for file in sample.files), len(sample.record()))
+    return Examined((), sizes, len(sample.segments))
 
 
-def _read(path: Path) -> bytes:
+def read_file(file: SourceFile) -> bytes:
+    """The content of a source file; DataError with the cause alone if it cannot be read."""
     try:
-        return path.read_bytes()
+        return file.read()
     except FileNotFoundError as error:
         raise DataError("is missing") from error
     except OSError as error:
@@ -30,7 +36,7 @@ def _read(path: Path) -> bytes:
 
 def _image_faults(sample: SourceSample) -> Iterator[str]:
     try:
-        image = open_image(_read(sample.files[0]))
+        image = open_image(read_file(sample.image))
     except DataError as error:
         yield str(error)
         return
@@ -49,7 +55,7 @@ def _exif_hint(image: Image.Image) -> str:
 
 def _panoptic_faults(sample: SourceSample) -> Iterator[str]:
     try:
-        ids = decode_ids(_read(sample.files[1]))
+        ids = decode_ids(read_file(sample.labels[0]))
     except DataError as error:
         yield str(error)
         return

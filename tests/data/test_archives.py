@@ -1,0 +1,116 @@
+"""A data set in its archives as downloaded gives the shards of the unpacked one."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import pack
+from mini_coco import make_coco
+
+from odise_pl.data.files import SourceFile
+from odise_pl.data.manifest import check_shards
+from odise_pl.data.records import DataError
+from odise_pl.data.tree import Tree
+
+Pack = Callable[[Path, Path], Path]
+
+
+def zipped(folder: Path, archive: Path) -> Path:
+    """``folder``, with its own name as the top folder, as ``archive``.zip."""
+    with zipfile.ZipFile(archive.with_name(f"{archive.name}.zip"), "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder.parent).as_posix())
+    return Path(str(file.filename))
+
+
+def tarred(folder: Path, archive: Path, suffix: str = ".tar", mode: str = "w") -> Path:
+    path = archive.with_name(archive.name + suffix)
+    with tarfile.open(path, mode) as file:  # type: ignore[call-overload]
+        file.add(folder, f"./{folder.name}")
+    return path
+
+
+def gzipped(folder: Path, archive: Path) -> Path:
+    return tarred(folder, archive, ".tar.gz", "w:gz")
+
+
+def download(root: Path, target: Path, pack_one: Pack) -> Path:
+    """The archives of COCO: one of images, and one of annotations with the PNGs in another inside."""
+    target.mkdir()
+    pack_one(root / "train2017", target / "train2017")
+    inner = root / "annotations" / "panoptic_train2017"
+    zipped(inner, inner)
+    shutil.rmtree(inner)
+    pack_one(root / "annotations", target / "panoptic_annotations_trainval2017")
+    return target
+
+
+def hashes(folder: Path) -> list[str]:
+    return [shard.sha256 for shard in check_shards(folder).manifest.shards]
+
+
+@pytest.mark.parametrize("pack_one", [zipped, tarred, gzipped])
+def test_archives_give_the_shards_of_the_unpacked_set(tmp_path: Path, pack_one: Pack) -> None:
+    coco = make_coco(tmp_path / "coco", 70)
+    assert pack(coco.root, tmp_path / "loose") == 0
+    folder = download(coco.root, tmp_path / "download", pack_one)
+    assert pack(folder, tmp_path / "packed", "--workers", "2") == 0
+    assert hashes(tmp_path / "packed") == hashes(tmp_path / "loose")
+    assert (tmp_path / "packed" / "dataset.json").read_bytes() == (
+        tmp_path / "loose" / "dataset.json"
+    ).read_bytes()
+
+
+def test_an_archive_may_lie_where_its_content_belongs(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    assert pack(coco.root, tmp_path / "loose") == 0
+    zipped(coco.pngs, coco.pngs)
+    shutil.rmtree(coco.pngs)
+    assert pack(coco.root, tmp_path / "half") == 0
+    assert hashes(tmp_path / "half") == hashes(tmp_path / "loose")
+
+
+def test_problems_name_archive_and_file(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 3)
+    (coco.images / "000000000002.jpg").unlink()
+    (coco.pngs / "000000000003.png").write_bytes(b"no png")
+    folder = download(coco.root, tmp_path / "download", zipped)
+    assert pack(folder, tmp_path / "out") == 1
+    problems = (tmp_path / "out" / "problems.json").read_text()
+    assert '"train2017.zip/train2017/000000000002.jpg"' in problems
+    assert '"panoptic_train2017.zip/panoptic_train2017/000000000003.png"' in problems
+    assert pack(folder, tmp_path / "out", "--skip-bad") == 0
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    folder = download(coco.root, tmp_path / "download", zipped)
+    content = (folder / "train2017.zip").read_bytes()
+    (folder / "train2017.zip").write_bytes(content[: len(content) // 2])
+    assert pack(folder, tmp_path / "out") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "train2017.zip is damaged" in error
+    assert "cocodataset.org" in error
+
+
+def test_a_part_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"images is there more than once \(.*a/images.*b/images"):
+        Tree(tmp_path, "").folder("images")
+    assert Tree([tmp_path / "a"], "").folder("images") is not None
+
+
+def test_unpacked_files_win_over_archives(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"one")
+    zipped(tmp_path / "images", tmp_path / "images")
+    folder = Tree(tmp_path, "").folder("images")
+    assert folder is not None
+    assert folder.file("1.jpg") == SourceFile(tmp_path, "images/1.jpg")
+    assert folder.names() == ["1.jpg"]
