@@ -18,15 +18,18 @@ from odise_pl.data import fields
 from odise_pl.data.coco_json import (
     AnnotationEntry,
     ImageEntry,
+    ObjectsByImage,
     annotation_entries,
     caption_entries,
     image_entries,
+    objects_by_image,
 )
 from odise_pl.data.coco_vocabulary import choose_vocabulary
 from odise_pl.data.files import SourceFile
-from odise_pl.data.records import Problem, Source, SourceSample, verbatim_members
+from odise_pl.data.records import Problem, Source, SourceSample
 from odise_pl.data.tree import Folder, Tree, add_root
-from odise_pl.data.validate import examine_panoptic
+from odise_pl.data.validate import examine_panoptic, verbatim_members
+from odise_pl.vocabulary import Vocabulary
 
 HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -42,6 +45,7 @@ class Layout:
         annotations: the panoptic annotation file.
         panoptic: folder of the panoptic PNGs.
         captions: the caption annotation file, if there is one.
+        instances: the instance annotation file, if there is one.
     """
 
     split: str
@@ -49,6 +53,7 @@ class Layout:
     annotations: SourceFile
     panoptic: Folder
     captions: SourceFile | None
+    instances: SourceFile | None
 
 
 def find_layout(tree: Tree, split: str) -> Layout:
@@ -65,6 +70,7 @@ def find_layout(tree: Tree, split: str) -> Layout:
         tree.need_file(f"{panoptic}.json", archive),
         tree.need_folder(panoptic, f"panoptic_{split}.zip inside {archive}"),
         tree.file(f"annotations/captions_{split}.json"),
+        tree.file(f"annotations/instances_{split}.json"),
     )
 
 
@@ -96,6 +102,7 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     annotations = fields.list_of(data, "annotations", layout.annotations.path)
     matcher = _Matcher(layout)
     matcher.read_captions({image.id for image in images if image.id is not None})
+    matcher.read_instances(chosen)
     matcher.match(images, list(annotation_entries(annotations, chosen)))
     return Source(
         dataset="coco",
@@ -111,7 +118,7 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     )
 
 
-class _Repeated:
+class Repeated:
     """Ids and names that must be unique and are not."""
 
     def __init__(self, images: list[ImageEntry]) -> None:
@@ -137,12 +144,13 @@ class _Matcher:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     captions: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    objects: ObjectsByImage | None = None
 
     def match(self, images: list[ImageEntry], annotations: list[AnnotationEntry]) -> None:
         by_image: dict[int | None, list[AnnotationEntry]] = defaultdict(list)
         for annotation in annotations:
             by_image[annotation.image_id].append(annotation)
-        repeated = _Repeated(images)
+        repeated = Repeated(images)
         for image in images:
             self._match_image(image, by_image.get(image.id, []), repeated)
         ids = {image.id for image in images} - {None}
@@ -150,9 +158,7 @@ class _Matcher:
         self._report_unlisted(self.layout.images, {image.file_name for image in images}, "images")
         self._report_unlisted(self.layout.panoptic, {a.file_name for a in annotations}, "annotations")
 
-    def _match_image(
-        self, image: ImageEntry, annotations: list[AnnotationEntry], repeated: _Repeated
-    ) -> None:
+    def _match_image(self, image: ImageEntry, annotations: list[AnnotationEntry], repeated: Repeated) -> None:
         sample = f"{self.layout.split}/{image.file_name}" if image.file_name else image.where
         causes = [f"{image.where} {fault}" for fault in (*image.faults, *repeated.faults(image))]
         if image.id is not None and not annotations:
@@ -160,8 +166,10 @@ class _Matcher:
         if len(annotations) > 1:
             causes.append(f"{len(annotations)} annotations have image_id {image.id} ({image.file_name})")
         causes += [f"{entry.where} {fault}" for entry in annotations for fault in entry.faults]
+        if self.objects is not None:
+            self._report(sample, self.objects.file, self.objects.faults.get(image.id, ()))
         self._report(sample, self.layout.annotations, causes)
-        if not causes:
+        if not causes and not (self.objects and image.id in self.objects.faults):
             self.samples.append(self._sample(sample, image, annotations[0]))
 
     def _sample(self, name: str, image: ImageEntry, annotation: AnnotationEntry) -> SourceSample:
@@ -175,6 +183,7 @@ class _Matcher:
             size=image.size,
             segments=annotation.segments,
             captions=tuple(self.captions.get(image.id, ())),
+            instances=None if self.objects is None else tuple(self.objects.records.get(image.id, ())),
         )
 
     def _report(self, sample: str, file: SourceFile, causes: Iterable[str]) -> None:
@@ -189,11 +198,14 @@ class _Matcher:
             self._report(sample, self.layout.annotations, causes)
 
     def _report_unlisted(self, folder: Folder, listed: set[str], what: str) -> None:
-        """Files on disk that no entry of the annotation file names."""
-        for name in folder.names():
-            if PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES and name not in listed:
-                cause = f"no entry of {what} in {self.layout.annotations.path.name} names it"
-                self._report(folder.file(name).shown, folder.file(name), [cause])
+        self.problems.extend(unlisted(folder, listed, f"{what} in {self.layout.annotations.path.name}"))
+
+    def read_instances(self, vocabulary: Vocabulary) -> None:
+        """Collect the objects by image: COCO's masks of objects overlap, as segments cannot."""
+        file = self.layout.instances
+        if file is not None:
+            self.objects = objects_by_image(file, fields.read_json(file), vocabulary)
+            self._report(file.shown, file, self.objects.faults.get(None, ()))
 
     def read_captions(self, image_ids: set[int]) -> None:
         """Collect the captions by image; those of images that the split lacks are only counted."""
@@ -220,3 +232,11 @@ class _Matcher:
 def key_of(file_name: str) -> str:
     """The sample's key: dots would end it in a shard, slashes would make a folder."""
     return Path(file_name).with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+
+
+def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:
+    """Images on disk that no entry of the annotation file names."""
+    for name in folder.names():
+        if PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES and name not in listed:
+            shown = folder.file(name).shown
+            yield Problem(shown, shown, f"no entry of {what} names it")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from odise_pl.data import fields
-from odise_pl.data.records import DataError, SegmentRecord
+from odise_pl.data.files import SourceFile
+from odise_pl.data.records import DataError, InstanceRecord, SegmentRecord
 from odise_pl.data.validate import shown
 from odise_pl.vocabulary import Vocabulary, VocabularyError
 
@@ -56,6 +57,25 @@ class CaptionEntry:
     faults: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class InstanceEntry:
+    """An entry of ``annotations`` in an instance file: one object; fields as in :class:`ImageEntry`."""
+
+    where: str
+    image_id: int | None
+    record: InstanceRecord
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ObjectsByImage:
+    """The objects of an instance annotation file, and what is wrong with them, by image id."""
+
+    file: SourceFile
+    records: dict[int | None, list[InstanceRecord]]
+    faults: dict[int | None, list[str]]
+
+
 class _Faults(list[str]):
     """Turns the first fault of each field into text, so that the next field is read too."""
 
@@ -89,6 +109,36 @@ def annotation_entries(items: Iterable[Any], vocabulary: Vocabulary) -> Iterator
         file_name = faults.read("", fields.text, item, "file_name")
         segments = _segments(faults.read([], fields.sequence, item, "segments_info"), vocabulary, faults)
         yield AnnotationEntry(f"annotations[{index}]", image_id, file_name, segments, _distinct(faults))
+
+
+def instance_entries(items: Iterable[Any], vocabulary: Vocabulary) -> Iterator[InstanceEntry]:
+    """Read the list ``annotations`` of an instance file; segmentations are taken as they are."""
+    for index, item in enumerate(items):
+        faults = _Faults()
+        image_id = faults.read(None, fields.integer, item, "image_id")
+        category = faults.read(None, fields.integer, item, "category_id")
+        record = InstanceRecord(
+            category=0 if category is None else faults.read(0, _index_of, vocabulary, category),
+            iscrowd=faults.read(False, fields.flag, item, "iscrowd", False),
+            area=faults.read(0.0, fields.number, item, "area"),
+            segmentation=faults.read([], fields.segmentation, item, "segmentation"),
+        )
+        yield InstanceEntry(f"annotations[{index}]", image_id, record, _distinct(faults))
+
+
+def objects_by_image(file: SourceFile, content: Any, vocabulary: Vocabulary) -> ObjectsByImage:
+    """Sort the content of an instance annotation file; the vocabulary knows its categories.
+
+    Raises:
+        DataError: the content is unusable as a whole.
+    """
+    records: dict[int | None, list[InstanceRecord]] = defaultdict(list)
+    faults: dict[int | None, list[str]] = defaultdict(list)
+    for entry in instance_entries(fields.list_of(content, "annotations", file.path), vocabulary):
+        records[entry.image_id].append(entry.record)
+        if entry.faults:
+            faults[entry.image_id] += [f"{entry.where} {fault}" for fault in entry.faults]
+    return ObjectsByImage(file, dict(records), dict(faults))
 
 
 def caption_entries(items: Iterable[Any]) -> Iterator[CaptionEntry]:

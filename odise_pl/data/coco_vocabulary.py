@@ -17,7 +17,8 @@ def choose_vocabulary(data: Any, path: Path, choice: str, name: str) -> Vocabula
     Args:
         data: content of the annotation file.
         path: the annotation file, for messages.
-        choice: ``auto``: the packaged COCO classes if the file lists exactly those, else the file's own;
+        choice: ``auto``: the packaged COCO classes if the file lists exactly those, or exactly the things
+            among them, else the file's own;
             ``annotation``: the file's own; anything else: a packaged name or a vocabulary file, which must
             know every category of the file.
         name: what a vocabulary of the file's own categories is called.
@@ -34,7 +35,8 @@ def choose_vocabulary(data: Any, path: Path, choice: str, name: str) -> Vocabula
         official = load_vocabulary(OFFICIAL)
     except VocabularyError as error:
         raise DataError(f"{path}: {error}") from error
-    return official if _is_same(official, own) else own
+    things = Vocabulary("coco_things", tuple(c for c in official.categories if c.isthing))
+    return next((known for known in (official, things) if _is_same(known, own)), own)
 
 
 def _agreeing(chosen: Vocabulary, own: Vocabulary, path: Path) -> Vocabulary:

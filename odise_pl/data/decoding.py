@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from odise_pl.data.images import decode_ids, decode_rgb, unique_ids
+from odise_pl.data.images import decode_ids, decode_rgb, decode_semantic, unique_ids
+from odise_pl.data.instances import Objects, read_objects
 from odise_pl.data.reading import RawSample
-from odise_pl.data.records import IMAGE, PANOPTIC, RECORD, DataError
+from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.structures import Segment, Size
 
 _T = TypeVar("_T")
@@ -31,6 +33,8 @@ class DecodedSample:
         image_id: the data set's id.
         captions: may be empty.
         labelled: False if the record has no segments_info: then everything is void.
+        semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
+        objects: true objects; None if the things of the id map are.
     """
 
     key: str
@@ -40,6 +44,8 @@ class DecodedSample:
     image_id: int
     captions: tuple[str, ...]
     labelled: bool = True
+    semantic: NDArray[np.int32] | None = None
+    objects: Objects | None = None
 
     @property
     def size(self) -> Size:
@@ -65,7 +71,14 @@ def decode(raw: RawSample) -> DecodedSample:
     unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in segments}
     if unknown:
         raise DataError(f"{raw.name}: {PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
-    return DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"])
+    size = (image.height, image.width)
+    semantic = _member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
+    if semantic is not None and semantic.shape != size:
+        raise DataError(f"{raw.name}: image of {image.size}, semantic map of {semantic.shape[::-1]} pixels")
+    read = partial(read_objects, size=size)
+    objects = _member(raw, INSTANCES, read) if INSTANCES in raw.members else None
+    sample = DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"])
+    return replace(sample, semantic=semantic, objects=objects)
 
 
 def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:

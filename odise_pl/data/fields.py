@@ -105,6 +105,14 @@ def box(data: Any, field: str) -> tuple[float, ...]:
     return tuple(value)
 
 
+def segmentation(data: Any, field: str) -> Any:
+    """A field of COCO's polygons or run-length code, not looked into."""
+    value = _field(data, field)
+    if not isinstance(value, list | dict) or not value:
+        raise DataError(f"has {field} {value!r}, expected polygons or a run-length code")
+    return value
+
+
 def _field(data: Any, field: str, default: Any = None) -> Any:
     if not isinstance(data, Mapping):
         raise DataError(f"is {data!r}, expected an object")

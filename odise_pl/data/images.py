@@ -1,4 +1,4 @@
-"""Decoding of image and panoptic PNG bytes. Imports no torch."""
+"""Images and label maps: decoding, encoding and resizing. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from odise_pl.data.records import DataError
 
 # Orientations 5 to 8 swap height and width; COCO's sizes and annotations are of the stored pixels.
 _ORIENTATION_TAG = 0x0112
+# Value that stands for no class in a grey PNG, by Pillow's mode.
+_NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
@@ -68,3 +70,53 @@ def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
     flat = ids.ravel()
     starts = np.flatnonzero(np.diff(flat)) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
+
+
+def encode_ids(ids: NDArray[np.int32]) -> bytes:
+    """The inverse of :func:`decode_ids`."""
+    channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1)
+    return _png(Image.fromarray(channels.astype(np.uint8)))
+
+
+def decode_semantic(data: bytes) -> NDArray[np.int32]:
+    """A class map, int32 [H, W], -1 for no class, from a grey PNG.
+
+    The values are class indices; 255 in a PNG of 8 bits and 65535 in one of 16 bits is no class.
+
+    Raises:
+        DataError: it cannot be decoded or is no grey PNG.
+    """
+    image = open_image(data)
+    nothing = _NO_CLASS.get(image.mode)
+    if image.format != "PNG" or nothing is None:
+        raise DataError(f"is a {image.format} of mode {image.mode}; a semantic map is a grey PNG")
+    values = np.array(image, dtype=np.int32)
+    values[values == nothing] = -1
+    return values
+
+
+def encode_semantic(classes: NDArray[np.integer]) -> bytes:
+    """The inverse of :func:`decode_semantic`, in 16 bits."""
+    return _png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bilinear with antialiasing; ``size`` is height, width."""
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    """Nearest pixel centre; ``size`` is height, width."""
+    rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
+    return ids[rows[:, None], columns]
+
+
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
+    return (2 * np.arange(new) + 1) * old // (2 * new)

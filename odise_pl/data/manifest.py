@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from odise_pl.data.records import DataError
+from odise_pl.data.records import MEASURES, DataError
 from odise_pl.vocabulary import Vocabulary, VocabularyError
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
+BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "pas21")  # beside COCO, each with a command of its name
 _TIMEOUT = 20  # seconds to wait for a remote dataset.json
 _PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
 
@@ -69,6 +70,7 @@ class Manifest:
         shards: the tar files in order.
         source: what it was made from.
         max_shard_bytes: the limit that the samples were distributed by.
+        measures: what the truth is complete for, of ``MEASURES``; semantic maps alone say nothing of objects.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     source: Origin
     max_shard_bytes: int
+    measures: tuple[str, ...] = MEASURES
 
     def to_bytes(self) -> bytes:
         """The file's content; equal manifests give equal bytes."""
@@ -86,6 +89,7 @@ class Manifest:
             "source": asdict(self.source),
             "counts": asdict(self.counts),
             "max_shard_bytes": self.max_shard_bytes,
+            **({} if self.measures == MEASURES else {"measures": list(self.measures)}),
             "shards": [asdict(shard) for shard in self.shards],
             "vocabulary": self.vocabulary.to_json(),
         }
@@ -118,6 +122,7 @@ class Manifest:
             shards=tuple(Shard(**shard) for shard in data["shards"]),
             source=Origin(**data["source"]),
             max_shard_bytes=data["max_shard_bytes"],
+            measures=tuple(data.get("measures", MEASURES)),
         )
 
 
@@ -201,8 +206,12 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _make(location: str) -> str:
     folder = Path(location).parent
+    out = folder if is_local(location) else "DIR"
+    name = folder.name.partition("_")[0]
+    if name in BENCHMARKS:
+        return f"make it with: python -m odise_pl.data.prepare {name} --root DOWNLOADS --out {out}"
     split = "val2017" if "val" in folder.name else "train2017"
-    return f"make it with: {_PREPARE.format(split=split, folder=folder if is_local(location) else 'DIR')}"
+    return f"make it with: {_PREPARE.format(split=split, folder=out)}"
 
 
 def _read(location: str) -> bytes:

@@ -236,4 +236,5 @@ def _manifest(
         problems=len(problems),
     )
     name = f"{source.dataset}_{source.split}"
-    return Manifest(name, source.vocabulary, counts, tuple(shards), _origin(source), max_shard_bytes)
+    origin = _origin(source)
+    return Manifest(name, source.vocabulary, counts, tuple(shards), origin, max_shard_bytes, source.measures)

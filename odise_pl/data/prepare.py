@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from odise_pl.data import coco
+from odise_pl.data import ade20k, coco, coco_instances, pascal
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.packing import PROBLEMS, prepare
 from odise_pl.data.records import DataError
@@ -20,6 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     coco.add_command(commands)
+    coco_instances.add_command(commands)
+    ade20k.add_commands(commands)
+    pascal.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, required=True, help="folder of the shard set")
         command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes")

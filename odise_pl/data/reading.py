@@ -12,9 +12,10 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from odise_pl.data.plan import Piece
-from odise_pl.data.records import IMAGE, PANOPTIC, RECORD
+from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, SEMANTIC
 
 _MEMBERS = (IMAGE, PANOPTIC, RECORD)
+_OPTIONAL = (SEMANTIC, INSTANCES)
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class RawSample:
     Attributes:
         key: its key.
         name: shard and key, for messages.
-        members: content by suffix; jpg and json are there, panoptic.png unless the image is unlabelled.
+        members: content by suffix; jpg and json are there, panoptic.png unless the image is unlabelled, and
+            semantic.png and instances.json where the set has them.
     """
 
     key: str
@@ -121,7 +123,7 @@ def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(sample["__key__"], name, {s: sample[s] for s in _MEMBERS if s in sample})
+    return RawSample(sample["__key__"], name, {s: sample[s] for s in (*_MEMBERS, *_OPTIONAL) if s in sample})
 
 
 def _reason(error: Exception) -> str:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from odise_pl.data.files import SourceFile
 from odise_pl.errors import UserError
 from odise_pl.vocabulary import Vocabulary
 
-# The members of a sample in a shard: KEY.jpg, KEY.panoptic.png, KEY.json.
+# The members of a sample in a shard: KEY.jpg, KEY.panoptic.png, KEY.json, and more where it is needed.
 IMAGE = "jpg"
 PANOPTIC = "panoptic.png"
 RECORD = "json"
+SEMANTIC = "semantic.png"
+INSTANCES = "instances.json"
+# What a data set's truth can be compared with; see metrics.
+MEASURES = ("panoptic", "instances", "semantic")
 
 
 class DataError(UserError):
@@ -41,6 +46,23 @@ class SegmentRecord:
     bbox: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One annotated object, whose mask may overlap others.
+
+    Attributes:
+        category: contiguous class index.
+        iscrowd: a group that is not split into objects.
+        area: pixels, as annotated.
+        segmentation: COCO's polygons (list of lists) or run-length code (dict with size and counts).
+    """
+
+    category: int
+    iscrowd: bool
+    area: float
+    segmentation: Any
+
+
 @dataclass(frozen=True)
 class SourceSample:
     """One image of a data set before it is packed.
@@ -54,6 +76,7 @@ class SourceSample:
         size: annotated height and width; zeros if only the files know.
         segments: what the ids of the PNG mean; empty if only the files know.
         captions: may be empty.
+        instances: annotated objects; None if the data set does not tell them apart from its segments.
     """
 
     key: str
@@ -64,6 +87,7 @@ class SourceSample:
     size: tuple[int, int] = (0, 0)
     segments: tuple[SegmentRecord, ...] = ()
     captions: tuple[str, ...] = ()
+    instances: tuple[InstanceRecord, ...] | None = None
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -128,6 +152,7 @@ class Source:
         notes: what a user should know but which leaves no sample out.
         examine: opens the files of a sample.
         members: reads the files of a sample: the content of each member by its suffix.
+        measures: which of ``MEASURES`` the truth is complete for.
     """
 
     dataset: str
@@ -140,9 +165,4 @@ class Source:
     notes: tuple[str, ...]
     examine: Callable[[SourceSample], Examined]
     members: Callable[[SourceSample], Mapping[str, bytes]]
-
-
-def verbatim_members(sample: SourceSample) -> dict[str, bytes]:
-    """The sample's files exactly as they are on disk, and its record."""
-    image, panoptic = sample.files
-    return {IMAGE: image.read(), PANOPTIC: panoptic.read(), RECORD: sample.record()}
+    measures: tuple[str, ...] = MEASURES

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from odise_pl.data.images import unique_ids
+from odise_pl.data.images import resize_ids, resize_image, unique_ids
 from odise_pl.structures import Segment, Size, Targets
 
 Ids = NDArray[np.int32]
@@ -97,22 +97,6 @@ def fitted(size: Size, target: float) -> Size:
     """The size of the same shape that just fits into a square of ``target`` pixels; at least 1."""
     scale = target / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def resize_image(image: Image.Image, size: Size) -> Image.Image:
-    """Bilinear with antialiasing; ``size`` is height, width."""
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-
-def resize_ids(ids: Ids, size: Size) -> Ids:
-    """Nearest pixel centre; ``size`` is height, width."""
-    rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
-    return ids[rows[:, None], columns]
-
-
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
-    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def image_tensor(image: Image.Image) -> Tensor:

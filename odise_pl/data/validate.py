@@ -8,7 +8,17 @@ from PIL import Image
 
 from odise_pl.data.files import SourceFile
 from odise_pl.data.images import decode_ids, open_image, orientation, unique_ids
-from odise_pl.data.records import DataError, Examined, Problem, SourceSample
+from odise_pl.data.instances import instances_member
+from odise_pl.data.records import (
+    IMAGE,
+    INSTANCES,
+    PANOPTIC,
+    RECORD,
+    DataError,
+    Examined,
+    Problem,
+    SourceSample,
+)
 
 _SHOWN = 5
 
@@ -16,12 +26,33 @@ _SHOWN = 5
 def examine_panoptic(sample: SourceSample) -> Examined:
     """Open image and PNG of a sample and compare them with its annotation; every fault is returned."""
     image, panoptic = sample.files
-    checks = {image.shown: _image_faults(sample), panoptic.shown: _panoptic_faults(sample)}
+    objects, object_faults = examine_instances(sample)
+    checks = {
+        image.shown: [*image_faults(sample), *object_faults],
+        panoptic.shown: list(_panoptic_faults(sample)),
+    }
     problems = tuple(Problem(sample.name, file, cause) for file, causes in checks.items() for cause in causes)
     if problems:
         return Examined(problems)
-    sizes = (*(file.facts()[0] for file in sample.files), len(sample.record()))
+    sizes = (*(file.facts()[0] for file in sample.files), len(sample.record()), *map(len, objects.values()))
     return Examined((), sizes, len(sample.segments))
+
+
+def verbatim_members(sample: SourceSample) -> dict[str, bytes]:
+    """The sample's files exactly as they are on disk, its record, and its objects if it has any."""
+    image, panoptic = sample.files
+    objects, _ = examine_instances(sample)
+    return {IMAGE: image.read(), PANOPTIC: panoptic.read(), RECORD: sample.record(), **objects}
+
+
+def examine_instances(sample: SourceSample) -> tuple[dict[str, bytes], list[str]]:
+    """The member with the objects of a sample, if it has any, and what is wrong with them."""
+    if sample.instances is None:
+        return {}, []
+    try:
+        return {INSTANCES: instances_member(sample.instances, sample.size)}, []
+    except DataError as error:
+        return {}, [f"one of its objects {error}"]
 
 
 def read_file(file: SourceFile) -> bytes:
@@ -34,16 +65,25 @@ def read_file(file: SourceFile) -> bytes:
         raise DataError(f"cannot be read ({error.strerror})") from error
 
 
-def _image_faults(sample: SourceSample) -> Iterator[str]:
+def image_faults(sample: SourceSample) -> Iterator[str]:
+    """What is wrong with the image file of a sample whose size is annotated."""
     try:
         image = open_image(read_file(sample.image))
     except DataError as error:
         yield str(error)
         return
-    if image.format not in ("JPEG", "MPO"):  # MPO: several JPEGs in one file, the first is the image
-        yield f"is a {image.format} file; shards hold JPEG, convert it"
+    fault = image_format_fault(image)
+    if fault:
+        yield fault
     if (image.height, image.width) != sample.size:
         yield _wrong_size("the image", (image.height, image.width), sample.size) + _exif_hint(image)
+
+
+def image_format_fault(image: Image.Image) -> str:
+    """Why an image cannot be packed as it is; empty if it can."""
+    if image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file, the first is the image
+        return ""
+    return f"is a {image.format} file; shards hold JPEG, convert it"
 
 
 def _exif_hint(image: Image.Image) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from odise_pl.data.coco import read_coco
 from odise_pl.data.packing import prepare
-from odise_pl.data.records import SourceSample, verbatim_members
+from odise_pl.data.records import SourceSample
+from odise_pl.data.validate import verbatim_members
 
 SHARD_BYTES = 20_000
 

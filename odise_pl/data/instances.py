@@ -1,0 +1,105 @@
+"""Object masks in COCO's notations: polygons and run-length codes. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+
+from odise_pl.data.records import DataError, InstanceRecord
+
+Rle = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Annotated objects of one image: classes int64 [N], crowd flags [N], areas [N], masks bool [N, H, W]."""
+
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    masks: NDArray[np.bool_]
+
+
+def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
+    """COCO's compressed run-length code of polygons or of any run-length code.
+
+    Raises:
+        DataError: it is neither, or of an image of another size.
+    """
+    height, width = size
+    try:
+        if isinstance(segmentation, list):
+            return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+        if tuple(segmentation["size"]) != size:
+            raise DataError(
+                f"has a run-length code of size {segmentation['size']}, its image has {list(size)}"
+            )
+        if isinstance(segmentation["counts"], list):
+            return mask_api.frPyObjects(segmentation, height, width)
+        counts = segmentation["counts"]
+        rle = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+        mask_api.area(rle)
+        return rle
+    except DataError:
+        raise
+    except Exception as error:  # the C code raises almost anything
+        raise DataError(
+            f"has a segmentation that is neither polygons nor run-length code ({error})"
+        ) from error
+
+
+def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int]) -> bytes:
+    """The member that :func:`read_objects` reads.
+
+    Raises:
+        DataError: a segmentation is not usable.
+    """
+    items = []
+    for instance in instances:
+        rle = run_length(instance.segmentation, size)
+        items.append(
+            {
+                "category": instance.category,
+                "iscrowd": instance.iscrowd,
+                "area": instance.area,
+                "segmentation": {"size": list(size), "counts": rle["counts"].decode()},
+            }
+        )
+    return json.dumps(items, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
+    """The objects of a sample.
+
+    Raises:
+        DataError: the content is damaged or of an image of another size.
+    """
+    try:
+        items = json.loads(content)
+        rles = [run_length(item["segmentation"], size) for item in items]
+        masks = mask_api.decode(rles) if rles else np.zeros((*size, 0), dtype=np.uint8)
+        return Objects(
+            np.array([int(item["category"]) for item in items], dtype=np.int64),
+            np.array([bool(item["iscrowd"]) for item in items], dtype=bool),
+            np.array([float(item["area"]) for item in items], dtype=np.float64),
+            np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"is not a list of objects ({type(error).__name__}: {error})") from error
+
+
+def paste(objects: Objects) -> NDArray[np.int32]:
+    """A map in which each object has its number, from 1, and 0 is void: smaller objects lie over larger ones,
+    and crowds under all of them.
+    """
+    sizes = objects.masks.sum(axis=(1, 2))
+    ids = np.zeros(objects.masks.shape[1:], dtype=np.int32)
+    for number in np.lexsort((-sizes, ~objects.crowd)):
+        ids[objects.masks[number]] = number + 1
+    return ids

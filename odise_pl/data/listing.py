@@ -1,0 +1,137 @@
+"""Samples of data sets that have no annotation file: images and label files go together by name.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from odise_pl.data.conversion import Conversion
+from odise_pl.data.files import SourceFile
+from odise_pl.data.records import DataError, Problem, Source, SourceSample
+from odise_pl.data.tree import Folder
+from odise_pl.vocabulary import Vocabulary
+
+_JPEG = (".jpg", ".jpeg")
+
+
+def folder_source(
+    name: tuple[str, str],
+    images: Folder,
+    labels: Sequence[Folder],
+    suffix: str,
+    vocabulary: Vocabulary,
+    conversion: Conversion,
+    measures: Sequence[str],
+) -> Source:
+    """Every image of a folder with its label files.
+
+    Args:
+        name: of the data set and of the split.
+        images: folder of JPEG images.
+        labels: folders with a label file for each image.
+        suffix: what stands in the name of a label file for ``.jpg``.
+        vocabulary, conversion, measures: see :class:`Source`.
+
+    Raises:
+        DataError: there is no image.
+    """
+    stems = [n.rpartition(".")[0] for n in images.names() if n.lower().endswith(_JPEG)]
+    if not stems:
+        raise DataError(f"{images.file('').path}: there is no JPEG image")
+    known = {stem + suffix for stem in stems}
+    strangers = [
+        Problem(
+            folder.file(n).shown,
+            folder.file(n).shown,
+            f"there is no image of this name in {images.file('').shown}",
+        )
+        for folder in labels
+        for n in folder.names()
+        if n.endswith(suffix) and n not in known
+    ]
+    return _source(
+        name, images.file(""), stems, images, labels, suffix, vocabulary, conversion, measures, strangers
+    )
+
+
+def listed_source(
+    name: tuple[str, str],
+    file: SourceFile,
+    images: Folder,
+    labels: Folder,
+    suffix: str,
+    vocabulary: Vocabulary,
+    conversion: Conversion,
+) -> Source:
+    """The images that a text file lists, one name a line, with their semantic label files; as above.
+
+    Raises:
+        DataError: the list cannot be read or is empty.
+    """
+    try:
+        stems = [line.split()[0] for line in file.read().decode().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.path}: cannot be read ({error})") from error
+    if not stems:
+        raise DataError(f"{file.path}: lists no image")
+    return _source(name, file, stems, images, (labels,), suffix, vocabulary, conversion, ("semantic",), [])
+
+
+def _source(
+    name: tuple[str, str],
+    listed: SourceFile,
+    stems: Sequence[str],
+    images: Folder,
+    labels: Sequence[Folder],
+    suffix: str,
+    vocabulary: Vocabulary,
+    conversion: Conversion,
+    measures: Sequence[str],
+    problems: Sequence[Problem],
+) -> Source:
+    samples = [
+        SourceSample(
+            key=PurePosixPath(stem).name.replace(".", "_"),
+            name=images.file(f"{stem}.jpg").shown,
+            image=images.file(f"{stem}.jpg"),
+            labels=tuple(folder.file(stem + suffix) for folder in labels),
+            image_id=number,
+        )
+        for stem, number in zip(stems, image_ids(stems), strict=True)
+    ]
+    _check_unique(samples)
+    return Source(
+        dataset=name[0],
+        split=name[1],
+        annotations=listed.shown,
+        sha256=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+        vocabulary=vocabulary,
+        samples=tuple(sorted(samples, key=lambda sample: sample.key)),
+        problems=tuple(problems),
+        notes=(),
+        examine=conversion.examine,
+        members=conversion.members,
+        measures=tuple(measures),
+    )
+
+
+def _check_unique(samples: Sequence[SourceSample]) -> None:
+    repeated = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
+    if repeated:
+        raise DataError(f"{len(repeated)} images have the name of another one, the first is {repeated[0]}")
+
+
+def image_ids(stems: Sequence[str]) -> list[int]:
+    """The number in each name (``ADE_val_00000012`` is 12, ``2007_000033`` is 2007000033), or its place in
+    the list where that does not tell all images apart.
+    """
+    digits = ["".join(c for c in PurePosixPath(stem).name if c.isdigit()) for stem in stems]
+    numbers = [int(some) if some else -1 for some in digits]
+    if -1 in numbers or len(set(numbers)) < len(numbers):
+        return list(range(1, len(stems) + 1))
+    return numbers
