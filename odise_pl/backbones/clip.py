@@ -16,16 +16,20 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odise_pl.backbones.tokens import VOCABULARY, tokenize
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-TEXT_VOCABULARY = 49408  # of the tokenizer in encode_text
 
 
 @dataclass(frozen=True)
 class CLIPArchitecture:
-    """Sizes of a CLIP model; the defaults are OpenAI's ViT-L/14 at 336 pixels."""
+    """Sizes of a CLIP model; the defaults are OpenAI's ViT-L/14 at 336 pixels.
+
+    ``text_vocabulary`` is the number of token embeddings, see :func:`~odise_pl.backbones.tokens.tokenizer`;
+    ``text_length`` the number of tokens that a text is cut to.
+    """
 
     image_size: int = 336
     patch_size: int = 14
@@ -35,15 +39,23 @@ class CLIPArchitecture:
     text_width: int = 768
     text_layers: int = 12
     text_heads: int = 12
+    text_vocabulary: int = VOCABULARY
+    text_length: int = 77
     embed_dim: int = 768
     quick_gelu: bool = True
 
 
 def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     """An open_clip model with random weights."""
-    vision = {"image_size": a.image_size, "patch_size": a.patch_size, "width": a.vision_width,
-              "layers": a.vision_layers, "head_width": a.vision_head_width}  # fmt: skip
-    text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads}
+    vision = {
+        "image_size": a.image_size,
+        "patch_size": a.patch_size,
+        "width": a.vision_width,
+        "layers": a.vision_layers,
+        "head_width": a.vision_head_width,
+    }
+    text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads,
+            "vocab_size": a.text_vocabulary, "context_length": a.text_length}  # fmt: skip
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
 
 
@@ -97,7 +109,7 @@ def _is_plain_vit(config: dict[str, Any]) -> bool:
         isinstance(vision.get("layers"), int)
         and not built_otherwise
         and not config.get("custom_text")
-        and text.get("vocab_size") == TEXT_VOCABULARY
+        and text.get("vocab_size") == VOCABULARY
     )
 
 
@@ -160,7 +172,7 @@ class FrozenCLIP(nn.Module):
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
         """Embeddings [len(texts), embed_dim], not normalised."""
         device = self.mean.device
-        tokens = open_clip.tokenize(list(texts))
+        tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
         return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BlipForConditionalGeneration
+from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPTextModel
 
 from odise_pl.backbones.clip import MEAN, STD, FrozenCLIP
 from odise_pl.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
@@ -40,7 +40,7 @@ class PromptEncoder(Frozen):
             SD 1.x takes 0.24 MB.
     """
 
-    def __init__(self, text_encoder: nn.Module, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
         super().__init__()
         if capacity < 1:
             raise SettingError(f"captioner.remember={capacity} must be 1 or more")

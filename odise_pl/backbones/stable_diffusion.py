@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as ldm
-from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from odise_pl.backbones.tokens import VOCABULARY
+from odise_pl.backbones.tokens import tokenize as byte_pairs
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
 TOKENS = 77
-END_OF_TEXT = 49407
+END_OF_TEXT = VOCABULARY - 1
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class DiffusionArchitecture:
         context_dim: width of the text conditioning.
         linear_projection: transformer blocks enter and leave by Linear (SD 2) or 1x1 conv (SD 1).
         vae_channels: width of each VAE level.
+        vae_groups: groups of the VAE's normalisation; they divide every width.
         text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
             (SD 2 takes the penultimate of 24 layers: 23 here).
+        text_vocabulary: token embeddings of the text encoder, see
+            :func:`~odise_pl.backbones.tokens.tokenizer`.
         text_pad: token that fills up the 77 (SD 1: end of text; SD 2: 0).
         prediction: what the UNet predicts, ``epsilon`` or ``v_prediction``. Features do not depend on it.
     """
@@ -45,11 +49,13 @@ class DiffusionArchitecture:
     context_dim: int = 768
     linear_projection: bool = False
     vae_channels: Sequence[int] = (128, 256, 512, 512)
+    vae_groups: int = 32
     text_width: int = 768
     text_mlp: int = 3072
     text_layers: int = 12
     text_heads: int = 12
     text_activation: str = "quick_gelu"
+    text_vocabulary: int = VOCABULARY
     text_pad: int = END_OF_TEXT
     prediction: str = "epsilon"
 
@@ -141,6 +147,7 @@ def _vae(a: DiffusionArchitecture) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=2,
+        norm_num_groups=a.vae_groups,
         latent_channels=4,
         scaling_factor=0.18215,
     )
@@ -149,6 +156,10 @@ def _vae(a: DiffusionArchitecture) -> AutoencoderKL:
 def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
+            vocab_size=a.text_vocabulary,
+            bos_token_id=a.text_vocabulary - 2,
+            eos_token_id=a.text_vocabulary - 1,
+            pad_token_id=a.text_pad,
             hidden_size=a.text_width,
             intermediate_size=a.text_mlp,
             num_hidden_layers=a.text_layers,
@@ -215,16 +226,15 @@ def _convert_text(model: CLIPTextModel, tensors: dict[str, Tensor]) -> dict[str,
     return named if nested else {name.removeprefix("text_model."): value for name, value in named.items()}
 
 
-def tokenize(texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
+def tokenize(texts: Sequence[str], pad: int = END_OF_TEXT, vocabulary: int = VOCABULARY) -> Tensor:
     """CLIP byte-pair tokens, int64 [len(texts), 77]: start, text cut to 75 tokens, end, then ``pad``."""
-    rows = torch.as_tensor(SimpleTokenizer(context_length=TOKENS)(list(texts)))
-    after_end = torch.cumsum(rows == END_OF_TEXT, dim=1) - (rows == END_OF_TEXT).long() > 0
-    return rows.masked_fill(after_end, pad)
+    return byte_pairs(texts, vocabulary, TOKENS, pad)
 
 
 @torch.no_grad()
-def encode_prompts(text_encoder: nn.Module, texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
+def encode_prompts(text_encoder: CLIPTextModel, texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
     """Conditioning of the UNet for each text: [len(texts), 77, context_dim]."""
     device = next(text_encoder.parameters()).device
-    output: Tensor = text_encoder(tokenize(texts, pad).to(device)).last_hidden_state
+    tokens = tokenize(texts, pad, text_encoder.config.vocab_size)
+    output: Tensor = text_encoder(tokens.to(device)).last_hidden_state
     return output

@@ -28,6 +28,7 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = tiny_models.diffusion().text_encoder
+        self.config = self.encoder.config
         self.shown: list[int] = []
 
     def forward(self, tokens: Tensor) -> object:

@@ -1,0 +1,71 @@
+"""Pictures with captions of the whole small world: what its frozen models are pre-trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odise_pl.data import processes
+from odise_pl.toyworld.captions import write_captions
+from odise_pl.toyworld.scene import paint_scene
+from odise_pl.toyworld.style import WEB
+
+CHUNK = 500  # pictures in a file
+CAPTIONS = 4  # of each picture
+SIDE = 128
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures in memory-mapped files.
+
+    Attributes:
+        images: of each chunk, uint8 [CHUNK, SIDE, SIDE, 3].
+        captions: of each picture.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    captions: Sequence[Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [SIDE, SIDE, 3]."""
+        return self.images[index // CHUNK][index % CHUNK]
+
+
+def paint_corpus(folder: Path, chunks: int, workers: int = 2) -> Corpus:
+    """The first ``chunks`` files of the corpus; those that are there already are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(chunks) if not _path(folder, number, "json").exists()]
+    for _ in processes.run(partial(_paint_chunk, folder), missing, workers):
+        pass
+    captions = [json.loads(_path(folder, number, "json").read_text()) for number in range(chunks)]
+    return Corpus(
+        [np.load(_path(folder, number, "npy"), mmap_mode="r") for number in range(chunks)],
+        [texts for chunk in captions for texts in chunk],
+    )
+
+
+def _path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"corpus_{number:04d}.{suffix}"
+
+
+def _paint_chunk(folder: Path, number: int) -> None:
+    random = np.random.default_rng([_SEED, number])
+    images, captions = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8), []
+    for image in images:
+        scene = paint_scene(random, WEB)
+        image[:] = scene.image
+        captions.append(write_captions(scene, random, CAPTIONS))
+    np.save(_path(folder, number, "npy"), images)
+    # written last: it says that the chunk is complete
+    _path(folder, number, "json").write_text(json.dumps(captions))

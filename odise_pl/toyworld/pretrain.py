@@ -1,0 +1,159 @@
+"""Pre-train the small world's frozen models: ``python -m odise_pl.toyworld.pretrain clip|vae|unet``.
+
+Each is trained from scratch on pictures with captions of the whole world, novel categories included, as CLIP
+and Stable Diffusion are on the web. The same command again goes on where the last one stopped. At the end the
+moving average of the weights is written in half precision, in the formats that the ordinary loaders read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from odise_pl.backbones.clip import build_clip
+from odise_pl.backbones.stable_diffusion import build_diffusion
+from odise_pl.toyworld.corpus import Corpus, paint_corpus
+from odise_pl.toyworld.pretraining import (
+    Autoencoder,
+    ContrastiveModel,
+    Denoiser,
+    Draws,
+    Latents,
+    Schedule,
+    clip_batch,
+    diffusion_batch,
+    picture_batch,
+    pixels,
+)
+from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+
+PATCH_DROPOUT = 0.5
+_STEPS = {"clip": 3000, "vae": 3000, "unet": 4000}
+_BATCH = {"clip": 96, "vae": 8, "unet": 64}
+_LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
+_DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    lightning.seed_everything(options.seed, verbose=False)
+    corpus = paint_corpus(options.work / "corpus", options.chunks, options.workers)
+    schedule = Schedule(options.steps or _STEPS[options.model], _LR[options.model])
+    if options.model == "clip":
+        module: Any = ContrastiveModel(_dropping_clip(), schedule)
+        make: Any = partial(clip_batch, corpus)
+    elif options.model == "vae":
+        module = Autoencoder(build_diffusion(DIFFUSION).vae, schedule)
+        make = partial(picture_batch, corpus)
+    else:
+        models = build_diffusion(DIFFUSION)
+        module = Denoiser(models.unet, models.text_encoder, schedule)
+        make = partial(diffusion_batch, _latents(corpus, options))
+    _fit(module, make, options)
+    if isinstance(module, Autoencoder):
+        module.model.register_to_config(scaling_factor=_unit_scale(module.model, corpus))
+    _write(module, options.out)
+    return 0
+
+
+def _dropping_clip() -> Any:
+    model = build_clip(CLIP)
+    from open_clip.transformer import PatchDropout
+
+    model.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
+    return model
+
+
+def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
+    folder = options.work / options.model
+    last = folder / "last.ckpt"
+    first = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
+    draws = Draws(partial(make, _BATCH[options.model]), options.seed, first)
+    trainer = lightning.Trainer(
+        max_steps=module.schedule.steps,
+        accelerator=options.accelerator,
+        devices=1,
+        logger=CSVLogger(folder, name="", version=""),
+        callbacks=[
+            EMAWeightAveraging(decay=_DECAY[options.model]),
+            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100),
+        ],
+        log_every_n_steps=20,
+        gradient_clip_val=1.0,
+        enable_progress_bar=options.progress,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        module, DataLoader(draws, batch_size=None), ckpt_path=last if first else None, weights_only=True
+    )
+
+
+@torch.no_grad()
+def _unit_scale(vae: Any, corpus: Corpus) -> float:
+    """The factor that gives latents a standard deviation of one."""
+    images = 2 * pixels([corpus.image(index) for index in range(200)]) - 1
+    return float(1 / vae.eval().encode(images).latent_dist.mean.std())
+
+
+@torch.no_grad()
+def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
+    """Latents of the corpus by the finished autoencoder, of unit variance; computed once."""
+    from diffusers import AutoencoderKL
+
+    path = options.work / f"latents_{options.chunks}.pt"
+    if not path.exists():
+        vae: Any = AutoencoderKL.from_pretrained(options.out / "diffusion", subfolder="vae").float()
+        parts = []
+        for chunk in corpus.images:
+            for start in range(0, len(chunk), 50):
+                images = 2 * pixels(list(chunk[start : start + 50])) - 1
+                both = torch.cat([images, images.flip(-1)])
+                mean = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
+                parts.append(torch.stack(mean.chunk(2), dim=1).half())
+        torch.save(torch.cat(parts), path)
+    values: Tensor = torch.load(path, weights_only=True)
+    return Latents(values.float(), corpus.captions)
+
+
+def _write(module: Any, out: Path) -> None:
+    """The trained weights, in half precision, where the ordinary loaders find them."""
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(module, ContrastiveModel):
+        tensors = {name: value.half().contiguous() for name, value in module.model.state_dict().items()}
+        save_file(tensors, out / "clip.safetensors")
+    elif isinstance(module, Autoencoder):
+        module.model.half().save_pretrained(out / "diffusion" / "vae")
+    else:
+        module.unet.half().save_pretrained(out / "diffusion" / "unet")
+        module.text_encoder.half().save_pretrained(out / "diffusion" / "text_encoder")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.pretrain", description=__doc__)
+    parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the finished vae")
+    parser.add_argument("--out", type=Path, default=Path("odise_pl/toyworld/weights"), help="of the weights")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
+    parser.add_argument("--chunks", type=int, default=48, help="size of the corpus, in files of 500 pictures")
+    parser.add_argument("--steps", type=int, help="optimiser steps; by default as shipped")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="processes that paint")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
+    parser.add_argument("--progress", action="store_true", help="show a progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""How the small world's frozen models learn: CLIP, the autoencoder, the diffusion model on its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from open_clip.loss import ClipLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset
+
+from odise_pl.backbones.clip import MEAN, STD
+from odise_pl.backbones.latent_diffusion import noise_schedule
+from odise_pl.backbones.stable_diffusion import tokenize
+from odise_pl.backbones.tokens import tokenize as byte_pairs
+from odise_pl.toyworld.corpus import SIDE, Corpus
+from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
+
+Batch = dict[str, Any]
+_SMALLEST_CROP = 0.4  # side of a crop that CLIP is shown, of the picture's
+_DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
+_KL_WEIGHT = 2e-7
+_SNR_LIMIT = 5.0
+
+
+class Draws(IterableDataset[Batch]):
+    """Endless batches, each decided by the seed and its number alone: a resumed run goes on with the next.
+
+    Args:
+        make: generator to batch.
+        seed: of all batches.
+        first: number of the first batch.
+    """
+
+    def __init__(self, make: Callable[[np.random.Generator], Batch], seed: int, first: int = 0) -> None:
+        self.make, self.seed, self.first = make, seed, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = self.first
+        while True:
+            yield self.make(np.random.default_rng([self.seed, number]))
+            number += 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a warm-up and a cosine to zero.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: highest learning rate.
+        warmup: steps until then.
+        weight_decay: of matrices and convolutions.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+
+    def factor(self, step: int) -> float:
+        """The learning rate at a step, as a share of the highest."""
+        done = min(1.0, step / self.steps)
+        return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def configure(self, parameters: Iterable[nn.Parameter]) -> Any:
+        """What Lightning's ``configure_optimizers`` returns."""
+        every = list(parameters)
+        groups = [
+            {"params": [p for p in every if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def pixels(images: list[np.ndarray]) -> Tensor:
+    """uint8 pictures to float32 [N, 3, H, W] in 0..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
+
+
+def picture_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, half of them mirrored."""
+    chosen = [corpus.image(int(index)) for index in random.integers(len(corpus), size=size)]
+    return {"images": pixels([image[:, ::-1] if random.random() < 0.5 else image for image in chosen])}
+
+
+class Autoencoder(lightning.LightningModule):
+    """The VAE of latent diffusion (arXiv 2112.10752), with squared error in place of perceptual losses."""
+
+    def __init__(self, vae: Any, schedule: Schedule) -> None:
+        super().__init__()
+        self.model, self.schedule = vae, schedule
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Squared error in pixels of -1..1 and a slight pull of the latents to the normal distribution."""
+        images = 2 * batch["images"] - 1
+        posterior = self.model.encode(images).latent_dist
+        restored = self.model.decode(posterior.sample()).sample
+        error = F.mse_loss(restored, images)
+        kl = posterior.kl().mean()
+        self.log_dict({"mse": error, "psnr": 10 * torch.log10(4 / error.detach()), "kl": kl}, prog_bar=True)
+        return error + _KL_WEIGHT * kl
+
+    def configure_optimizers(self) -> Any:
+        return self.schedule.configure(self.parameters())
+
+
+def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, random crops, and ``tokens`` of one caption of each."""
+    indices = random.integers(len(corpus), size=size)
+    captions = [
+        corpus.captions[index][int(random.integers(len(corpus.captions[index])))] for index in indices
+    ]
+    images = pixels([corpus.image(int(index)) for index in indices])
+    crops = torch.stack([_crop(image, random) for image in images])
+    return {"images": crops, "tokens": byte_pairs(captions, VOCABULARY, CLIP.text_length)}
+
+
+def _crop(image: Tensor, random: np.random.Generator) -> Tensor:
+    if random.random() < 0.5:
+        return image
+    side = int(SIDE * random.uniform(_SMALLEST_CROP, 1))
+    top, left = (int(random.integers(0, SIDE - side + 1)) for _ in "yx")
+    cut = image[None, :, top : top + side, left : left + side]
+    return F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+
+
+class ContrastiveModel(lightning.LightningModule):
+    """CLIP (arXiv 2103.00020), seeing half of the patches of an image (FLIP, arXiv 2212.00794)."""
+
+    def __init__(self, clip: Any, schedule: Schedule) -> None:
+        super().__init__()
+        self.model, self.schedule, self.loss = clip, schedule, ClipLoss()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Contrast of the pairs in the batch."""
+        images = (batch["images"] - self.mean) / self.std
+        image, text, scale = self.model(images, batch["tokens"])
+        with torch.no_grad():
+            right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
+        loss: Tensor = self.loss(image, text, scale)
+        self.log_dict({"contrast": loss, "right": right.float().mean(), "scale": scale}, prog_bar=True)
+        return loss
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """The scale stays at most 100, as published."""
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+
+    def configure_optimizers(self) -> Any:
+        return self.schedule.configure(self.parameters())
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the diffusion model learns from: latents [N, 2, 4, h, w] (as it is, mirrored) and captions."""
+
+    values: Tensor
+    captions: Any
+
+
+def diffusion_batch(latents: Latents, size: int, random: np.random.Generator) -> Batch:
+    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps``."""
+    indices = random.integers(len(latents.captions), size=size)
+    captions = [
+        ""
+        if random.random() < _DROPPED_CAPTIONS
+        else latents.captions[index][int(random.integers(len(latents.captions[index])))]
+        for index in indices
+    ]
+    # "to the left of" would be wrong in a mirrored picture
+    sided = torch.tensor([" left of" in text or " right of" in text for text in captions])
+    mirrored = torch.from_numpy(random.integers(0, 2, size)) * ~sided
+    values = latents.values[torch.from_numpy(indices), mirrored]
+    noise = torch.from_numpy(random.standard_normal(values.shape, np.float32))
+    steps = torch.from_numpy(random.integers(0, 1000, size))
+    tokens = tokenize(captions, DIFFUSION.text_pad, VOCABULARY)
+    return {"latents": values, "tokens": tokens, "noise": noise, "steps": steps}
+
+
+class Denoiser(lightning.LightningModule):
+    """The UNet and its text encoder, trained together (arXiv 2112.10752).
+
+    Errors are weighed by the signal-to-noise ratio of their step, at most 5 (arXiv 2303.09556), for quicker
+    learning.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, unet: Any, text_encoder: Any, schedule: Schedule) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.schedule = unet, text_encoder, schedule
+        self.register_buffer("alphas_cumprod", noise_schedule().float(), persistent=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Squared error of the noise that is seen in a noisy latent."""
+        signal = self.alphas_cumprod[batch["steps"]].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * batch["latents"] + (1 - signal).sqrt() * batch["noise"]
+        context = self.text_encoder(batch["tokens"]).last_hidden_state
+        seen = self.unet(noisy, batch["steps"], context).sample
+        error = (seen - batch["noise"]).square().mean((1, 2, 3))
+        ratio = (signal / (1 - signal)).flatten()
+        loss = (error * (_SNR_LIMIT / ratio).clamp(max=1)).mean()
+        self.log_dict({"loss": loss, "error": error.mean()}, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.schedule.configure([*self.unet.parameters(), *self.text_encoder.parameters()])

@@ -1,0 +1,34 @@
+"""Sizes of the small world's frozen models, and where their weights are."""
+
+from __future__ import annotations
+
+from odise_pl.backbones.clip import CLIPArchitecture
+from odise_pl.backbones.stable_diffusion import DiffusionArchitecture
+
+VOCABULARY = 4096  # tokens: the words of the world take one to four
+CLIP = CLIPArchitecture(
+    image_size=128,
+    patch_size=8,
+    vision_width=128,
+    vision_layers=4,
+    vision_head_width=32,
+    text_width=128,
+    text_layers=3,
+    text_heads=4,
+    text_vocabulary=VOCABULARY,
+    text_length=48,
+    embed_dim=64,
+)
+DIFFUSION = DiffusionArchitecture(
+    unet_channels=(32, 64, 128, 128),
+    heads=4,
+    context_dim=64,
+    vae_channels=(16, 32, 64, 64),
+    vae_groups=8,
+    text_width=64,
+    text_mlp=256,
+    text_layers=2,
+    text_heads=4,
+    text_vocabulary=VOCABULARY,
+    text_pad=VOCABULARY - 1,
+)

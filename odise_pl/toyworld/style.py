@@ -1,0 +1,66 @@
+"""What pictures of the small world look like, apart from what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """Statistics of a set of pictures; ranges are uniform.
+
+    Attributes:
+        sides: height and width in pixels, each drawn from this range in steps of 16.
+        objects: fewest and most things.
+        extent: half the size of a thing, as a share of the shorter side of the picture.
+        close_up: share of pictures of a single big thing, ...
+        close_extent: ... and half its size.
+        indoor: share of pictures of a room.
+        light: brightness, 1 as drawn.
+        saturation: of colours, 1 as drawn, 0 gray.
+        shade: contrast of the light that falls on things from one side.
+        texture: contrast of the surface of things.
+        grain: standard deviation of the noise of the sensor, of 1.
+    """
+
+    sides: tuple[int, int] = (128, 160)
+    objects: tuple[int, int] = (2, 5)
+    extent: Range = (0.11, 0.24)
+    close_up: float = 0.0
+    close_extent: Range = (0.28, 0.46)
+    indoor: float = 0.3
+    light: Range = (0.9, 1.05)
+    saturation: Range = (0.85, 1.1)
+    shade: Range = (0.1, 0.3)
+    texture: Range = (0.0, 0.06)
+    grain: Range = (0.0, 0.015)
+
+
+# The labelled sets, the stand-ins for COCO.
+PLAIN = Style()
+# The open set, the stand-in for ADE20K: more and smaller things, dimmer, paler and grainier pictures.
+OPEN = Style(
+    objects=(3, 7),
+    extent=(0.09, 0.22),
+    indoor=0.45,
+    light=(0.75, 1.0),
+    saturation=(0.6, 0.95),
+    shade=(0.2, 0.4),
+    texture=(0.03, 0.09),
+    grain=(0.01, 0.025),
+)
+# What the frozen models have seen, as Stable Diffusion and CLIP have seen the web: everything.
+WEB = Style(
+    sides=(128, 128),
+    objects=(1, 5),
+    extent=(0.1, 0.3),
+    close_up=0.5,
+    indoor=0.35,
+    light=(0.75, 1.05),
+    saturation=(0.6, 1.1),
+    shade=(0.1, 0.4),
+    texture=(0.0, 0.09),
+    grain=(0.0, 0.025),
+)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from odise_pl.toyworld.captions import write_captions
+from odise_pl.toyworld.scene import Scene, World, paint_scene
+from odise_pl.toyworld.shapes import outline
+from odise_pl.toyworld.stuff import STUFF
+from odise_pl.toyworld.style import OPEN, PLAIN, WEB, Style
+from odise_pl.toyworld.things import COLOURS, THINGS
+
+
+def scenes(style: Style, count: int, seed: int = 0, world: World | None = None) -> list[Scene]:
+    random = np.random.default_rng(seed)
+    return [paint_scene(random, style, world) for _ in range(count)]
+
+
+def test_the_world_is_large_enough() -> None:
+    assert len(THINGS) >= 24
+    assert len(STUFF) >= 10
+    assert sum(thing.novel for thing in THINGS) >= 8
+    assert sum(stuff.novel for stuff in STUFF) >= 3
+    names = [name for kind in (*THINGS, *STUFF) for name in (kind.name, *kind.synonyms)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.name)
+def test_every_drawing_stays_in_its_frame(thing: object) -> None:
+    for shape, paint, numbers in thing.parts:  # type: ignore[attr-defined]
+        assert np.abs(outline(shape, numbers)).max() <= 1.1
+        assert isinstance(paint, float) or paint in COLOURS
+
+
+@pytest.mark.parametrize("style", [PLAIN, OPEN, WEB])
+def test_the_map_says_what_is_in_the_picture(style: Style) -> None:
+    for scene in scenes(style, 30):
+        assert scene.image.shape == (*scene.ids.shape, 3)
+        assert all(style.sides[0] <= side <= style.sides[1] for side in scene.ids.shape)
+        named = {number for number, _ in scene.stuff} | {placed.id for placed in scene.things}
+        assert set(np.unique(scene.ids).tolist()) - {0} == named
+        for placed in scene.things:
+            rows, columns = np.nonzero(scene.ids == placed.id)
+            left, top, right, bottom = placed.box
+            # turned things reach out of their box by less than half of it
+            reach = 0.45 * max(right - left, bottom - top) + 2
+            assert columns.min() >= left - reach
+            assert columns.max() <= right + reach
+            assert rows.min() >= top - reach
+            assert rows.max() <= bottom + reach
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    first, again, other = scenes(OPEN, 3), scenes(OPEN, 3), scenes(OPEN, 3, seed=1)
+    for one, two in zip(first, again, strict=True):
+        assert one.image.tobytes() == two.image.tobytes()
+        assert one.ids.tobytes() == two.ids.tobytes()
+    assert first[0].image.tobytes() != other[0].image.tobytes()
+
+
+def test_every_category_occurs_and_the_base_world_has_no_novel_one() -> None:
+    seen = {kind for scene in scenes(OPEN, 300) for kind in kinds(scene)}
+    assert seen == {kind.name for kind in (*THINGS, *STUFF)}
+    novel = {kind.name for kind in (*THINGS, *STUFF) if kind.novel}
+    for scene in scenes(PLAIN, 100, world=World.base()):
+        assert novel.isdisjoint(kinds(scene))
+
+
+def kinds(scene: Scene) -> list[str]:
+    return [placed.thing.name for placed in scene.things] + [stuff.name for _, stuff in scene.stuff]
+
+
+def test_the_open_set_looks_different() -> None:
+    def mean(style: Style) -> float:
+        return float(np.mean([scene.image.mean() for scene in scenes(style, 60)]))
+
+    def saturation(style: Style) -> float:
+        return float(np.mean([np.ptp(scene.image, axis=2).mean() for scene in scenes(style, 60)]))
+
+    assert mean(OPEN) < mean(PLAIN)
+    assert saturation(OPEN) < saturation(PLAIN)
+
+
+def colour_of(scene: Scene, number: int) -> NDArray[np.float64]:
+    pixels: NDArray[np.float64] = np.median(scene.image[scene.ids == number], axis=0)
+    return pixels
+
+
+def test_things_have_the_colour_that_captions_name() -> None:
+    apples = [
+        (scene, placed)
+        for scene in scenes(PLAIN, 400)
+        for placed in scene.things
+        if placed.thing.name == "apple" and (scene.ids == placed.id).sum() > 200
+    ]
+    assert {placed.colour for _, placed in apples} == {"red", "green", "yellow"}
+    for scene, placed in apples:
+        distance = {
+            name: np.abs(colour_of(scene, placed.id) - rgb).sum() for name, rgb in COLOURS.items()
+            if name in placed.thing.colours
+        }  # fmt: skip
+        assert min(distance, key=distance.__getitem__) == placed.colour
+
+
+def test_captions_name_what_is_seen() -> None:
+    random = np.random.default_rng(3)
+    texts = set()
+    for scene in scenes(WEB, 60):
+        known = [
+            name
+            for kind in (*(p.thing for p in scene.things), *(stuff for _, stuff in scene.stuff))
+            for name in (kind.name, getattr(kind, "many", kind.name), *kind.synonyms)
+        ]
+        for caption in write_captions(scene, random, 5):
+            assert any(name in caption.lower() for name in known), caption
+            texts.add(caption)
+    assert len(texts) > 250  # of 300: in many phrasings
+
+
+def test_relations_are_true() -> None:
+    random = np.random.default_rng(4)
+    checked = 0
+    for scene in scenes(PLAIN, 200):
+        if len(scene.things) != 2 or scene.things[0].thing == scene.things[1].thing:
+            continue
+        by_name = {n: p for p in scene.things for n in (p.thing.name, *p.thing.synonyms)}
+        for caption in write_captions(scene, random, 5):
+            before, found, after = caption.rstrip(".").partition(" to the left of ")
+            if found:
+                first, second = (
+                    by_name[max((n for n in by_name if part.endswith(n)), key=len)]
+                    for part in (before, after)
+                )
+                assert first.centre[0] < second.centre[0]
+                checked += 1
+    assert checked >= 5
