@@ -16,7 +16,7 @@ from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import FeaturePyramid
-from odise_pl.backbones.sentences import NameRanking, PromptEncoder, load_blip
+from odise_pl.backbones.sentences import NameRanking, PromptEncoder
 from odise_pl.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
@@ -24,6 +24,7 @@ from odise_pl.backbones.stable_diffusion import (
     load_diffusion,
 )
 from odise_pl.backbones.timesteps import check_timesteps, learns_time
+from odise_pl.blip import load_blip
 from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import TextProjection
 from odise_pl.heads.mask_decoder import MaskDecoder
@@ -149,29 +150,34 @@ def heuristic_captioner(
 
 
 def blip_captioner(
+    on_the_fly: bool = False,
     weights: str = "Salesforce/blip-image-captioning-base",
     max_tokens: int = 20,
     remember: int = 256,
     learnable_time: bool = False,
     source: str = "",
 ) -> Callable[[CaptionerParts], nn.Module]:
-    """A caption by BLIP, made when the image is seen.
+    """A caption by BLIP.
 
     Args:
-        weights, max_tokens: see :func:`load_blip`.
+        on_the_fly: False reads the caption of the whole image that ``python -m odise_pl.data.prepare
+            captions`` wrote into the shards, for all of its windows, and BLIP is not loaded. True makes one
+            for every window whenever it is seen.
+        weights, max_tokens: see :func:`load_blip`; of captions on the fly.
         remember: encoded sentences that are kept, see :class:`PromptEncoder`.
         learnable_time: as in :func:`implicit_captioner`.
         source: the command that fetches the weights, for messages.
     """
 
     def build(parts: CaptionerParts) -> nn.Module:
-        return _text_captioner(parts, load_blip(weights, max_tokens), remember, learnable_time)
+        describe = load_blip(weights, max_tokens) if on_the_fly else None
+        return _text_captioner(parts, describe, remember, learnable_time)
 
     return build
 
 
 def _text_captioner(
-    parts: CaptionerParts, describe: Callable[[Tensor], list[str]], remember: int, learnable_time: bool
+    parts: CaptionerParts, describe: Callable[[Tensor], list[str]] | None, remember: int, learnable_time: bool
 ) -> TextCaptioner:
     encode = PromptEncoder(parts.models.text_encoder, parts.text_pad, remember)
     return TextCaptioner(parts.clip, describe, encode, parts.time(learnable_time), parts.steps)

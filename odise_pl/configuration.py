@@ -6,7 +6,7 @@ Imports no torch: a run that lacks data or weights ends in a second or two.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def check_training(config: DictConfig) -> None:
         *_missing_weights(config),
         *_unnamed(config, "train"),
         *_missing_shards(config, ("train", "val")),
+        *_missing_captions(config, ("train", "val")),
     ]
     if config.grounding is not None and config.data.words < 1:
         problems.append(f"data.words={config.data.words}: captions supervise by their words; 8 are published")
@@ -89,8 +90,8 @@ def check_evaluation(config: DictConfig) -> None:
 
 
 def check_weights(config: DictConfig) -> None:
-    """Diffusion steps are possible, frozen weights there; errors as :func:`check_training`."""
-    _raise([*_bad_timesteps(config), *_missing_weights(config)])
+    """Diffusion steps are possible, frozen weights and captions there; errors as :func:`check_training`."""
+    _raise([*_bad_timesteps(config), *_missing_weights(config), *_missing_captions(config, ("val",))])
 
 
 def checkpoint_path(config: DictConfig) -> Path:
@@ -148,7 +149,7 @@ def _bad_timesteps(config: DictConfig) -> list[str]:
 def _missing_weights(config: DictConfig) -> list[str]:
     missing = [
         name
-        for name in ("backbone", "clip", "captioner")
+        for name in ("backbone", "clip", *(("captioner",) if config.captioner.get("on_the_fly") else ()))
         if _names_file(config, config[name].get("weights", "")) and not Path(config[name].weights).exists()
     ]
     return [
@@ -183,6 +184,34 @@ def _missing_shards(config: DictConfig, names: Sequence[str]) -> list[str]:
             except UserError as error:
                 problems.append(f"data.{name}: {error}")
     return problems
+
+
+def _missing_captions(config: DictConfig, names: Sequence[str]) -> list[str]:
+    """What a captioner that reads captions from the shards would not find there."""
+    if config.captioner.get("on_the_fly", True):
+        return []
+    problems, models = [], {}
+    for name in names:
+        for source in _sources(config.data[name]):
+            with suppress(UserError):  # a set that is not there at all is another problem
+                captioning = check_shards(source).manifest.captioning
+                if captioning is None:
+                    problems.append(f"data.{name}: {_caption_first(source)}")
+                else:
+                    models[captioning.model, captioning.sha256, captioning.max_tokens] = source
+    if len(models) > 1:
+        sets = " and ".join(f"{source} by {model}" for (model, *_), source in models.items())
+        problems.append(f"data: captions are not all by one model with the same settings: {sets}")
+    return problems
+
+
+def _caption_first(source: str) -> str:
+    copy = f"{source.rstrip('/')}_captioned"
+    return (
+        f"{source} holds no generated captions for captioner=blip; make a copy that does with: python -m "
+        f"odise_pl.data.prepare captions --shards {source} --out {copy}\n    and name it instead, or caption "
+        f"every window when it is seen with captioner.on_the_fly=true"
+    )
 
 
 def _sources(value: Any) -> list[str]:

@@ -125,7 +125,7 @@ class OdiseModule(lightning.LightningModule):
 
     def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
         """All losses of a batch, with random points from ``uniform``."""
-        outputs = self.model(batch.images, self._classes_for_training())
+        outputs = self.model(batch.images, self._classes_for_training(), batch.generated_captions)
         if self.grounding is None:
             masks = self.criterion(outputs, batch.targets, uniform, batch.image_ids, batch.labelled)
             return StepLosses(masks, [])
@@ -199,7 +199,11 @@ class OdiseModule(lightning.LightningModule):
             vocabulary = list(self.evaluations.values())[index]
             self._inference_classes[index] = self.model.prepare(vocabulary, self.vocabulary)
         return self.model.predict(
-            batch.images, batch.valid_sizes, batch.original_sizes, self._inference_classes[index]
+            batch.images,
+            batch.valid_sizes,
+            batch.original_sizes,
+            self._inference_classes[index],
+            batch.generated_captions,
         )
 
     def on_validation_epoch_end(self) -> None:

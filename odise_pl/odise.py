@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odise_pl.backbones.captioners import Captions
 from odise_pl.backbones.clip import FrozenCLIP
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.backbones.text_cache import TextCache
@@ -121,18 +122,25 @@ class Odise(nn.Module):
         self.published_quirks = published_quirks
         self._texts = TextCache()
 
-    def decode(self, images: Tensor) -> list[DecoderOutput]:
-        """All decoder outputs for images [B, 3, H, W] in 0..1, sides multiples of 64."""
-        return self.mask_decoder(self.pixel_decoder(self.backbone(images)))
-
-    def forward(self, images: Tensor, classes: TextClasses) -> list[MaskPredictions]:
-        """Training predictions of every decoder output.
+    def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
+        """All decoder outputs.
 
         Args:
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
+            captions: precomputed, one of each image, for captioners that read them.
+        """
+        return self.mask_decoder(self.pixel_decoder(self.backbone(images, captions)))
+
+    def forward(
+        self, images: Tensor, classes: TextClasses, captions: Captions = None
+    ) -> list[MaskPredictions]:
+        """Training predictions of every decoder output.
+
+        Args:
+            images, captions: see :meth:`decode`.
             classes: the training names; the caption model does not look at them.
         """
-        return [self._training_prediction(output, classes) for output in self.decode(images)]
+        return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
 
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits
@@ -188,6 +196,7 @@ class Odise(nn.Module):
         valid_sizes: Sequence[Size],
         output_sizes: Sequence[Size],
         classes: InferenceClasses,
+        captions: Captions = None,
     ) -> list[Prediction]:
         """Panoptic, instance and semantic results of every image.
 
@@ -196,8 +205,9 @@ class Odise(nn.Module):
             valid_sizes: size of each image on the canvas.
             output_sizes: size of each result.
             classes: from :meth:`prepare`.
+            captions: see :meth:`decode`.
         """
-        output = self.decode(images)[-1]
+        output = self.decode(images, captions)[-1]
         logits = self.classify(output, images, valid_sizes, classes).float()
         canvas = (images.shape[2], images.shape[3])
         return [

@@ -47,7 +47,8 @@ class RunSettings:
         model: ``label`` or ``caption``.
         timesteps: ``0``, ``0+100+200``, ``learnable``.
         learnable_time: whether the time embedding is learned.
-        captioner: ``implicit``, ``empty``, ``heuristic``, ``blip``, or the name of another function.
+        captioner: ``implicit``, ``empty``, ``heuristic``, ``blip`` (of whole images, precomputed, as
+            published), ``blip_on_the_fly`` (of windows), or the name of another function.
         classifier: ``both``, ``diffusion``, ``discriminative``.
     """
 
@@ -80,6 +81,7 @@ def settings_of(config: DictConfig) -> RunSettings:
     steps = config.backbone.timesteps
     words = steps if isinstance(steps, str) else "+".join(str(step) for step in steps)
     captioner = config.captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
+    captioner += "_on_the_fly" if config.captioner.get("on_the_fly", False) else ""
     learned = words == "learnable" or bool(config.captioner.get("learnable_time", False))
     return RunSettings(config.model.supervision, words, learned, captioner, config.classifier.mode)
 

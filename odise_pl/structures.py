@@ -101,6 +101,8 @@ class Sample(TensorStruct):
         truth: panoptic truth at the original size; None in training.
         words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
         labelled: False if nobody has said what is in the image: no target is then no statement.
+        generated_caption: what a captioning model said of the whole image, before any transform; None if
+            none was asked.
     """
 
     image: Tensor
@@ -112,6 +114,7 @@ class Sample(TensorStruct):
     truth: PanopticSegmentation | None = None
     words: tuple[str, ...] = ()
     labelled: bool = True
+    generated_caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Batch(TensorStruct):
         left_out: samples that were left out, or replaced in training, since the last batch.
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
         labelled: whether the targets say what is in each image; empty stands for all.
+        generated_captions: see :class:`Sample`; empty stands for none anywhere.
     """
 
     images: Tensor
@@ -142,6 +146,7 @@ class Batch(TensorStruct):
     words: tuple[tuple[str, ...], ...] = ()
     labelled: tuple[bool, ...] = ()
     left_out: int = 0
+    generated_captions: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
         # frozen, so that defaults of the right length have to be set this way
@@ -149,6 +154,8 @@ class Batch(TensorStruct):
             object.__setattr__(self, "words", ((),) * len(self.image_ids))
         if not self.labelled:
             object.__setattr__(self, "labelled", (True,) * len(self.image_ids))
+        if not self.generated_captions:
+            object.__setattr__(self, "generated_captions", (None,) * len(self.image_ids))
 
     def __len__(self) -> int:
         return len(self.image_ids)

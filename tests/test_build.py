@@ -110,6 +110,7 @@ CAPTIONERS = {
     "implicit": implicit_captioner,
     "empty": empty_captioner,
     "heuristic": partial(heuristic_captioner, ("dog", "cat", "grass"), top=2),
+    "blip": blip_captioner,
 }
 TIMESTEPS = [(0,), (100,), (500,), (0, 100, 200), "learnable"]
 
@@ -121,7 +122,7 @@ def test_every_captioner_conditions_every_step(captioner: str, learnable: bool, 
     """Forward at each setting; what is trained in front of the UNet receives gradients through it."""
     torch.manual_seed(0)
     model = build(captioner=CAPTIONERS[captioner](learnable_time=learnable), timesteps=timesteps)
-    features = model.backbone(torch.rand(1, 3, 64, 64))
+    features = model.backbone(torch.rand(1, 3, 64, 64), ["a dog on green grass"])
     sum(level.square().mean() for level in features).backward()
     gates = {n: p for n, p in model.backbone.captioner.named_parameters() if n.startswith("alpha")}
     learned = learnable or timesteps == "learnable"
@@ -140,13 +141,14 @@ def test_the_text_encoder_stays_only_where_sentences_differ() -> None:
         "implicit": 0,
         "empty": 0,
         "heuristic": 1,
+        "blip": 1,
     }
     assert not any(p.requires_grad for p in encoders["heuristic"][0].parameters())
 
 
 def test_a_missing_blip_is_named() -> None:
     with pytest.raises(WeightsError, match=r"captioner\.weights=nobody/nothing"):
-        build(captioner=blip_captioner("nobody/nothing"))
+        build(captioner=blip_captioner(on_the_fly=True, weights="nobody/nothing"))
 
 
 def test_stable_diffusion_2_builds_and_runs() -> None:

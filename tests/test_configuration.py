@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from odise_pl.configuration import adopt, check_training, clear_errors, keep, record, refuse_changes
+from odise_pl.configuration import (
+    adopt,
+    check_training,
+    check_weights,
+    clear_errors,
+    keep,
+    record,
+    refuse_changes,
+)
+from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
 from odise_pl.errors import SettingError
 
 
@@ -85,10 +96,41 @@ def test_a_missing_captioning_model_is_named(tmp_path: Path) -> None:
     wanting = config(
         tmp_path,
         paths={"weights": "weights"},
-        captioner={"weights": "weights/no-such-blip", "source": "hf download a captioner"},
+        captioner={
+            "on_the_fly": True,
+            "weights": "weights/no-such-blip",
+            "source": "hf download a captioner",
+        },
     )
     with pytest.raises(SettingError, match=r"captioner\.weights=weights/no-such-blip .*download a captioner"):
         check_training(wanting)
+
+
+def described(folder: Path, model: str | None) -> str:
+    """A shard set that is captioned by this model."""
+    manifest = check_shards(os.environ["SCENES"]).manifest
+    folder.mkdir()
+    (folder / manifest.shards[0].name).touch()
+    captioning = None if model is None else Captioning(model, "0" * 64, 20, "1" * 64)
+    (folder / FILE_NAME).write_bytes(replace(manifest, captioning=captioning).to_bytes())
+    return str(folder)
+
+
+def test_precomputed_captions_must_be_there_and_then_no_model(tmp_path: Path) -> None:
+    captioner = {"on_the_fly": False, "weights": "weights/no-such-blip", "source": "hf download a captioner"}
+    bare, by_one = described(tmp_path / "bare", None), described(tmp_path / "one", "one")
+    by_other = described(tmp_path / "other", "other")
+    check_training(config(tmp_path, captioner=captioner, data={"train": by_one, "val": by_one}))
+    with pytest.raises(SettingError) as error:
+        check_training(config(tmp_path, captioner=captioner, data={"train": by_one, "val": {"a": bare}}))
+    assert f"data.val: {bare} holds no generated captions" in str(error.value)
+    assert f"prepare captions --shards {bare} --out {bare}_captioned" in str(error.value)
+    assert "captioner.on_the_fly=true" in str(error.value)
+    assert "data.train" not in str(error.value)
+    with pytest.raises(SettingError, match=r"not all by one model.*by one and .*by other"):
+        check_training(config(tmp_path, captioner=captioner, data={"train": by_one, "val": by_other}))
+    with pytest.raises(SettingError, match=r"data\.val: .*bare holds no generated captions"):
+        check_weights(config(tmp_path, captioner=captioner, data={"val": bare}))
 
 
 def test_names_of_a_hub_are_not_taken_for_files(tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from odise_pl.backbones.clip import FrozenCLIP
+from odise_pl.errors import SettingError
 from odise_pl.structures import TensorStruct
+
+# What a data set says of each image, where it says something.
+Captions = Sequence[str | None] | None
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class ImplicitCaptioner(Captioner):
         self.alpha_cond = nn.Parameter(torch.zeros(1, tokens, context_dim))
         self.learn_time(time_dim, steps)
 
-    def forward(self, images: Tensor) -> Conditioning:
-        """Conditioning for images [N, 3, H, W] in 0..1."""
+    def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
+        """Conditioning for images [N, 3, H, W] in 0..1; captions are not read."""
         embedding = self.clip.encode_image(images)
         context = self.uncond + torch.tanh(self.alpha_cond) * self.clip_project(embedding)
         return Conditioning(context, self.time(embedding))
@@ -117,8 +121,8 @@ class EmptyCaptioner(Captioner):
         self.register_buffer("uncond", uncond.detach().clone(), persistent=False)
         self.learn_time(time_dim, steps)
 
-    def forward(self, images: Tensor) -> Conditioning:
-        """Conditioning for images [N, 3, H, W]."""
+    def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
+        """Conditioning for images [N, 3, H, W]; captions are not read."""
         return Conditioning(self.uncond.expand(len(images), -1, -1), self.time_of_images(images))
 
 
@@ -127,15 +131,15 @@ class TextCaptioner(Captioner):
 
     Args:
         clip: the shared frozen CLIP.
-        describe: images [N, 3, H, W] in 0..1 to N sentences.
-        encode: N different sentences to [N, tokens, context_dim].
+        describe: images [N, 3, H, W] in 0..1 to N sentences; None takes the captions that come with them.
+        encode: N sentences, some of which may be the same, to [N, tokens, context_dim].
         time_dim, steps: see :meth:`Captioner.learn_time`.
     """
 
     def __init__(
         self,
         clip: FrozenCLIP,
-        describe: Callable[[Tensor], list[str]],
+        describe: Callable[[Tensor], list[str]] | None,
         encode: Callable[[Sequence[str]], Tensor],
         time_dim: int | None = None,
         steps: int = 1,
@@ -144,6 +148,22 @@ class TextCaptioner(Captioner):
         self.describe, self.encode = describe, encode
         self.learn_time(time_dim, steps)
 
-    def forward(self, images: Tensor) -> Conditioning:
-        """Conditioning for images [N, 3, H, W] in 0..1."""
-        return Conditioning(self.encode(self.describe(images)), self.time_of_images(images))
+    def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
+        """Conditioning for images [N, 3, H, W] in 0..1.
+
+        Raises:
+            SettingError: an image has no caption, and nothing makes one.
+        """
+        sentences = _known(captions, len(images)) if self.describe is None else self.describe(images)
+        return Conditioning(self.encode(sentences), self.time_of_images(images))
+
+
+def _known(captions: Captions, count: int) -> list[str]:
+    known = [caption for caption in captions or () if caption is not None]
+    if len(known) < count:
+        raise SettingError(
+            f"{count - len(known)} of {count} images have no precomputed caption, which this "
+            "captioner reads: write captions into the shards with python -m odise_pl.data.prepare captions, "
+            "or make them when the images are seen with captioner.on_the_fly=true"
+        )
+    return known

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from odise_pl.backbones.captioners import Conditioning
+from odise_pl.backbones.captioners import Captions, Conditioning
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
@@ -19,7 +21,7 @@ class DiffusionBackbone(nn.Module):
 
     Args:
         features: the frozen diffusion model.
-        captioner: images [N, 3, S, S] to :class:`Conditioning`.
+        captioner: windows [N, 3, S, S], and a caption of each one's image, to :class:`Conditioning`.
         pyramid: the trainable projections.
         input_size: side in pixels to which windows are resized for the diffusion model.
         train_window: largest window side in training; at inference the window is the shorter image side.
@@ -50,11 +52,13 @@ class DiffusionBackbone(nn.Module):
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.train_window, self.window_batch = input_size, train_window, window_batch
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, captions: Captions = None) -> list[Tensor]:
         """The pyramid s2..s5.
 
         Args:
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
+            captions: precomputed, one of each image, for captioners that read them; all windows of an image
+                share its caption.
 
         Returns:
             four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
@@ -68,12 +72,17 @@ class DiffusionBackbone(nn.Module):
         side = min(height, width, self.train_window) if self.training else min(height, width)
         windows = plan_windows(height, width, side)
         cuts = cut_windows(images, windows, self.input_size)
-        chunks = cuts.split(self.window_batch or (len(cuts) if self.training else EVAL_WINDOWS))
-        levels = [
-            torch.cat(parts) for parts in zip(*(self._window_pyramid(c, side) for c in chunks), strict=True)
-        ]
+        chunks = self._chunks(cuts, None if captions is None else [*captions] * len(windows))
+        pyramids = (self._window_pyramid(*chunk, side) for chunk in chunks)
+        levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
 
-    def _window_pyramid(self, cuts: Tensor, side: int) -> list[Tensor]:
-        condition: Conditioning = self.captioner(cuts)
+    def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:
+        """Windows that run at once, with their captions; both are ordered window by window."""
+        size = self.window_batch or (len(cuts) if self.training else EVAL_WINDOWS)
+        for start in range(0, len(cuts), size):
+            yield cuts[start : start + size], captions and captions[start : start + size]
+
+    def _window_pyramid(self, cuts: Tensor, captions: Captions, side: int) -> list[Tensor]:
+        condition: Conditioning = self.captioner(cuts, captions)
         return self.pyramid(self.features(cuts, condition.context, condition.time), side)

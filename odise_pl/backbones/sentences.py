@@ -1,33 +1,19 @@
-"""Sentences about images, and their encoding: the parts of the heuristic and the BLIP captioner."""
+"""Sentences about images, and their encoding: parts of the captioners that speak in words."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPTextModel
+from transformers import CLIPTextModel
 
-from odise_pl.backbones.clip import MEAN, STD, FrozenCLIP
+from odise_pl.backbones.clip import FrozenCLIP
 from odise_pl.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
 from odise_pl.errors import SettingError
-from odise_pl.weights import WeightsError
-
-
-class Frozen(nn.Module):
-    """Nothing trains, always in eval mode."""
-
-    def freeze(self) -> None:
-        """To be called at the end of a constructor."""
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Frozen: stays in eval mode whatever is asked."""
-        return super().train(False)
+from odise_pl.frozen import Frozen
 
 
 class PromptEncoder(Frozen):
@@ -113,63 +99,3 @@ class NameRanking(Frozen):
         similarity = self.clip.encode_image(images).float() @ self.embeddings.float().T
         best = similarity.topk(self.top, dim=1).indices.tolist()
         return [self.template.replace("{}", ", ".join(self.names[i] for i in row)) for row in best]
-
-
-class BlipSentences(Frozen):
-    """Captions by BLIP (arXiv 2201.12086), the most likely word each time, so an image has one caption.
-
-    Args:
-        model: the captioning model.
-        tokenizer: its tokenizer.
-        max_tokens: limit of a caption's length.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    model: Any  # transformers declares no types for what is used here
-
-    def __init__(self, model: BlipForConditionalGeneration, tokenizer: Any, max_tokens: int = 20) -> None:
-        super().__init__()
-        if max_tokens < 1:
-            raise SettingError(f"captioner.max_tokens={max_tokens} must be 1 or more")
-        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        self.freeze()
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> list[str]:
-        """One caption for each of the images [N, 3, H, W] in 0..1."""
-        side = self.model.config.vision_config.image_size
-        pixels = F.interpolate(images, (side, side), mode="bicubic", align_corners=False, antialias=True)
-        pixels = (pixels.clamp(0, 1) - self.mean) / self.std
-        # transformers reads the generator's settings from its own object; num_beams=1 is greedy
-        tokens = self.model.generate(
-            pixel_values=pixels, max_new_tokens=self.max_tokens, num_beams=1, do_sample=False
-        )
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in texts]
-
-
-def load_blip(weights: str, max_tokens: int = 20) -> BlipSentences:
-    """BLIP from a folder that ``save_pretrained`` wrote, or by hub id.
-
-    Raises:
-        WeightsError: nothing there, incomplete, or no BLIP captioning model.
-    """
-    kind: Any = BlipForConditionalGeneration
-    try:
-        model, report = kind.from_pretrained(weights, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(weights)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(
-            f"cannot load BLIP from captioner.weights={weights}: {error}; give a folder with its model and "
-            "tokenizer, or a hub id such as Salesforce/blip-image-captioning-base"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise WeightsError(
-            f"captioner.weights={weights} lacks {len(missing)} tensors of BLIP, {missing[0]} the first"
-        )
-    return BlipSentences(model.float(), tokenizer, max_tokens)

@@ -32,6 +32,7 @@ def collate(
         words=tuple(sample.words for sample in samples),
         labelled=tuple(sample.labelled for sample in samples),
         left_out=left_out,
+        generated_captions=tuple(sample.generated_caption for sample in samples),
     )
 
 

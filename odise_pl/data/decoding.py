@@ -35,6 +35,7 @@ class DecodedSample:
         labelled: False if the record has no segments_info: then everything is void.
         semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
         objects: true objects; None if the things of the id map are.
+        generated_caption: by a captioning model, if one was asked.
     """
 
     key: str
@@ -46,6 +47,7 @@ class DecodedSample:
     labelled: bool = True
     semantic: NDArray[np.int32] | None = None
     objects: Objects | None = None
+    generated_caption: str | None = None
 
     @property
     def size(self) -> Size:
@@ -61,24 +63,34 @@ def decode(raw: RawSample) -> DecodedSample:
     """
     image = _member(raw, IMAGE, decode_rgb)
     record = _member(raw, RECORD, _record)
-    segments, labelled = record["segments"] or (), record["segments"] is not None
-    if not labelled:
-        ids = np.zeros((image.height, image.width), dtype=np.int32)
-        return DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"], labelled)
+    labelled = record["segments"] is not None
+    plain = DecodedSample(
+        raw.key,
+        image,
+        np.zeros((image.height, image.width), dtype=np.int32),
+        record["segments"] or (),
+        record["image_id"],
+        record["captions"],
+        labelled,
+        generated_caption=record["generated_caption"],
+    )
+    return _with_labels(raw, plain) if labelled else plain
+
+
+def _with_labels(raw: RawSample, sample: DecodedSample) -> DecodedSample:
+    size, shown = sample.size, sample.image.size
     ids = _member(raw, PANOPTIC, decode_ids)
-    if ids.shape != (image.height, image.width):
-        raise DataError(f"{raw.name}: image of {image.size}, panoptic map of {ids.shape[::-1]} pixels")
-    unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in segments}
+    if ids.shape != size:
+        raise DataError(f"{raw.name}: image of {shown}, panoptic map of {ids.shape[::-1]} pixels")
+    unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in sample.segments}
     if unknown:
         raise DataError(f"{raw.name}: {PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
-    size = (image.height, image.width)
     semantic = _member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
     if semantic is not None and semantic.shape != size:
-        raise DataError(f"{raw.name}: image of {image.size}, semantic map of {semantic.shape[::-1]} pixels")
+        raise DataError(f"{raw.name}: image of {shown}, semantic map of {semantic.shape[::-1]} pixels")
     read = partial(read_objects, size=size)
     objects = _member(raw, INSTANCES, read) if INSTANCES in raw.members else None
-    sample = DecodedSample(raw.key, image, ids, segments, record["image_id"], record["captions"])
-    return replace(sample, semantic=semantic, objects=objects)
+    return replace(sample, ids=ids, semantic=semantic, objects=objects)
 
 
 def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
@@ -97,9 +109,16 @@ def _record(data: bytes) -> dict[str, Any]:
             "image_id": int(record["image_id"]),
             "captions": tuple(record["captions"]),
             "segments": _segments(record.get("segments_info")),
+            "generated_caption": _text(record.get("generated_caption")),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"is not the record of a sample ({type(error).__name__}: {error})") from error
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"generated_caption {value!r} is no text")
+    return value
 
 
 def _segments(items: list[dict[str, Any]] | None) -> tuple[Segment, ...] | None:

@@ -60,6 +60,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Captioning:
+    """Where the generated captions in a shard set come from.
+
+    Attributes:
+        model: name of the captioning model.
+        sha256: of its weights and its tokenizer's words.
+        max_tokens: limit of a caption's length.
+        shards: SHA-256 over the checksums of the shards that were captioned.
+    """
+
+    model: str
+    sha256: str
+    max_tokens: int
+    shards: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of ``dataset.json``.
 
@@ -71,6 +88,7 @@ class Manifest:
         source: what it was made from.
         max_shard_bytes: the limit that the samples were distributed by.
         measures: what the truth is complete for, of ``MEASURES``; semantic maps alone say nothing of objects.
+        captioning: where generated captions come from; None if the samples have none.
     """
 
     name: str
@@ -80,6 +98,7 @@ class Manifest:
     source: Origin
     max_shard_bytes: int
     measures: tuple[str, ...] = MEASURES
+    captioning: Captioning | None = None
 
     def to_bytes(self) -> bytes:
         """The file's content; equal manifests give equal bytes."""
@@ -93,6 +112,8 @@ class Manifest:
             "shards": [asdict(shard) for shard in self.shards],
             "vocabulary": self.vocabulary.to_json(),
         }
+        if self.captioning is not None:
+            data["captioning"] = asdict(self.captioning)
         return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
@@ -123,6 +144,7 @@ class Manifest:
             source=Origin(**data["source"]),
             max_shard_bytes=data["max_shard_bytes"],
             measures=tuple(data.get("measures", MEASURES)),
+            captioning=Captioning(**data["captioning"]) if "captioning" in data else None,
         )
 
 

@@ -161,11 +161,20 @@ def sort_problems(problems: set[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.sample, problem.file, problem.cause))
 
 
-def settle_problems(origin: Origin, problems: list[Problem], folder: Path, skip_bad: bool) -> None:
+def settle_problems(
+    origin: Origin, problems: list[Problem], folder: Path, skip_bad: bool, undo: bool = True
+) -> None:
     """List the problems in ``problems.json``.
 
+    Args:
+        origin: what is packed.
+        problems: all there are.
+        folder: the shard set.
+        skip_bad: whether one can go on without the entries that have problems.
+        undo: when one cannot go on, remove what an interrupted run did when the files were still good.
+
     Raises:
-        DataError: there are some and they may not be skipped; then nothing else is left in the folder.
+        DataError: there are problems, which may not be skipped.
     """
     path = folder / PROBLEMS
     if not problems:
@@ -179,13 +188,19 @@ def settle_problems(origin: Origin, problems: list[Problem], folder: Path, skip_
     }
     write_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
     if not skip_bad:
-        for shard in folder.glob("*.tar"):  # of an interrupted run, when the files were still good
-            shard.unlink()
-        shutil.rmtree(folder / WORK)
+        if undo:
+            _undo(folder)
+        done = "Nothing was written" if undo else "What was done before is kept"
         raise DataError(
-            f"{_summary(problems)}; {path} lists them all. Nothing was written: mend them, or leave these "
+            f"{_summary(problems)}; {path} lists them all. {done}: mend them, or leave these "
             f"entries out with --skip-bad"
         )
+
+
+def _undo(folder: Path) -> None:
+    for shard in folder.glob("*.tar"):
+        shard.unlink()
+    shutil.rmtree(folder / WORK)
 
 
 def left_out(problems: list[Problem]) -> int:

@@ -1,4 +1,7 @@
-"""Pack a data set into shards: ``python -m odise_pl.data.prepare DATASET --help``. Imports no torch."""
+"""Pack a data set into shards, or write captions into shards: ``python -m odise_pl.data.prepare --help``.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from odise_pl.data import ade20k, coco, coco_instances, pascal
+from odise_pl.data import ade20k, captions, coco, coco_instances, pascal
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.packing import PROBLEMS, prepare
-from odise_pl.data.records import DataError
+from odise_pl.errors import UserError
 
 _MEGABYTE = 10**6
 
@@ -24,8 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     ade20k.add_commands(commands)
     pascal.add_commands(commands)
     for command in commands.choices.values():
-        command.add_argument("--out", type=Path, required=True, help="folder of the shard set")
-        command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes")
+        command.set_defaults(prepare=_pack)
         command.add_argument(
             "--max-shard-mb",
             type=_size,
@@ -33,10 +35,23 @@ def _parser() -> argparse.ArgumentParser:
             help="limit of a shard's size in millions of bytes (default 64); there should be at least as "
             "many shards as devices times loader workers",
         )
+    captions.add_command(commands)
+    for command in commands.choices.values():
+        command.add_argument("--out", type=Path, required=True, help="folder of the shard set")
+        command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
         command.add_argument(
             "--skip-bad", action="store_true", help="leave entries with problems out instead of stopping"
         )
     return parser
+
+
+def _pack(options: argparse.Namespace) -> Manifest:
+    source = options.read(options)
+    limit = round(options.max_shard_mb * _MEGABYTE)
+    manifest = prepare(source, options.out, options.workers or os.cpu_count() or 1, limit, options.skip_bad)
+    for note in source.notes:
+        print(f"note: {note}")
+    return manifest
 
 
 def _positive(text: str) -> int:
@@ -57,17 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        source = options.read(options)
-        limit = round(options.max_shard_mb * _MEGABYTE)
-        manifest = prepare(source, options.out, options.workers, limit, options.skip_bad)
-    except (DataError, OSError) as error:
+        manifest: Manifest = options.prepare(options)
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
-    for note in source.notes:
-        print(f"note: {note}")
     print(_report(manifest, options.out))
     return 0
 

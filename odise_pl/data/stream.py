@@ -88,6 +88,7 @@ class TrainStream(IterableDataset[Batch]):
             captions=decoded.captions,
             words=draw_words(decoded.captions, self.words, self._random(_WORDS, index, place)),
             labelled=decoded.labelled,
+            generated_caption=decoded.generated_caption,
         )
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
@@ -131,4 +132,5 @@ class EvalStream(IterableDataset[Batch]):
             original_size=decoded.size,
             captions=decoded.captions,
             truth=PanopticSegmentation(torch.from_numpy(decoded.ids), decoded.segments),
+            generated_caption=decoded.generated_caption,
         )

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from odise_pl.backbones.captioners import ImplicitCaptioner
+from odise_pl.backbones.captioners import Conditioning, ImplicitCaptioner
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import FeaturePyramid
@@ -136,3 +136,28 @@ def test_images_that_the_strides_do_not_divide_are_refused(size: tuple[int, int]
 def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         backbone(**{setting: value})
+
+
+class Listening(torch.nn.Module):
+    """Notes which caption came with which window, and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[float, str]] = []
+
+    def forward(self, windows: Tensor, captions: list[str]) -> Conditioning:
+        self.heard += zip(windows.mean((1, 2, 3)).tolist(), captions, strict=True)
+        return Conditioning(torch.zeros(len(windows), 77, 32), None)
+
+
+@pytest.mark.parametrize("window_batch", [0, 1, 3])
+def test_every_window_comes_with_the_caption_of_its_image(window_batch: int) -> None:
+    features, _, pyramid = parts()
+    listening = Listening()
+    settings = {"input_size": 64, "train_window": 64, "window_batch": window_batch}
+    model = DiffusionBackbone(features, listening, pyramid, **settings).train()
+    batch = torch.stack([torch.full((3, 64, 128), value) for value in (0.25, 0.75)])
+    model(batch, ["dark", "bright"])
+    assert len(listening.heard) == 4
+    for brightness, caption in listening.heard:
+        assert caption == ("dark" if brightness < 0.5 else "bright")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.backbones.captioners import TextCaptioner
-from odise_pl.backbones.sentences import NameRanking, PromptEncoder, load_blip
+from odise_pl.backbones.sentences import NameRanking, PromptEncoder
 from odise_pl.backbones.stable_diffusion import encode_prompts
+from odise_pl.blip import load_blip
 from odise_pl.errors import SettingError
 from odise_pl.weights import WeightsError
 
@@ -124,6 +125,30 @@ def test_blip_sentences_condition_the_diffusion_model(blip: Path) -> None:
     assert not describe.model.training
     trained = {name.split(".")[0] for name, p in captioner.named_parameters() if p.requires_grad}
     assert trained == {"time_project", "alpha_time"}
+
+
+def test_captions_that_come_with_the_images_are_taken_as_they_are() -> None:
+    encode = PromptEncoder(tiny_models.diffusion().text_encoder)
+    captioner = TextCaptioner(tiny_models.clip(), None, encode)
+    condition = captioner(images(), ["a dog", "", "a dog"])
+    expected = encode_prompts(tiny_models.diffusion().text_encoder, ["a dog", "", "a dog"])
+    torch.testing.assert_close(condition.context, expected)
+
+
+@pytest.mark.parametrize("captions", [None, (None, None, None), ("a dog", None, "a cat")], ids=str)
+def test_a_caption_that_is_not_there_is_no_empty_text(captions: tuple[str | None, ...] | None) -> None:
+    captioner = TextCaptioner(tiny_models.clip(), None, PromptEncoder(tiny_models.diffusion().text_encoder))
+    with pytest.raises(SettingError, match=r"of 3 images have no precomputed caption.*on_the_fly=true"):
+        captioner(images(), captions)
+
+
+def test_the_digest_is_of_the_model_and_not_of_its_place(blip: Path, tmp_path: Path) -> None:
+    tiny_blip.save(tmp_path)
+    one, other = load_blip(str(blip)), load_blip(str(tmp_path))
+    assert one.digest() == other.digest()
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    assert one.digest() != other.digest()
 
 
 def test_what_is_no_blip_is_refused_by_name(tmp_path: Path) -> None:

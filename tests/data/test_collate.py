@@ -15,6 +15,7 @@ def sample(height: int, width: int, segments: int, number: int) -> Sample:
         key=f"key{number}",
         original_size=(height * 2, width * 2),
         captions=(f"caption {number}",),
+        generated_caption=f"said of {number}",
         truth=PanopticSegmentation(torch.ones(4, 4, dtype=torch.int32), (Segment(1, 0, True),)),
     )
 
@@ -44,6 +45,7 @@ def test_batch_is_padded_right_and_below() -> None:
         assert torch.equal(targets.labels, one.targets.labels)
     assert (len(batch), batch.image_ids, batch.keys) == (2, (1, 2), ("key1", "key2"))
     assert batch.captions == (("caption 1",), ("caption 2",))
+    assert batch.generated_captions == ("said of 1", "said of 2")
     assert batch.original_sizes == ((100, 140), (160, 60))
     assert batch.truths == (samples[0].truth, samples[1].truth)
     assert batch.skipped == ("damaged",)
