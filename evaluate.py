@@ -59,6 +59,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
         training,
         {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
         global_batch=1,
+        measures=[data.measures(name) for name in data.eval_names],
     )
     about = {"checkpoint": str(path), "step": description.step, "classifier": config.classifier.mode}
     folder = evaluation_folder(config, description.step, digest)

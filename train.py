@@ -66,6 +66,7 @@ def train(config: DictConfig) -> dict[str, float]:
         record(config),
         instantiate(config.grounding),
         config.data.words,
+        [data.measures(name) for name in data.eval_names],
     )
     if trainer.is_global_zero:
         keep(config)

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.lightning_module import OdiseModule
-from odise_pl.metrics.report import terminal_table, write_report
+from odise_pl.metrics.report import as_dict, write_report
+from odise_pl.metrics.tables import result_table
 from odise_pl.structures import Batch, Prediction
 
 _GIB = 1024**3
@@ -159,7 +160,7 @@ class PanopticPictures(Callback):
         image = batch.images[index, :, :height, :width]
         pictures = [overlay(image, prediction.panoptic, names)]
         if truth is not None:
-            pictures.append(overlay(image, truth, names))
+            pictures.append(overlay(image, truth.panoptic, names))
         return side_by_side(pictures)
 
 
@@ -179,6 +180,7 @@ class ResultReport(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, OdiseModule)
-        Console().print(terminal_table(pl_module.results))
+        summaries = [as_dict(result, name) for name, result in pl_module.results.items()]
+        Console().print(result_table(summaries).terminal())
         for name, result in pl_module.results.items():
             write_report(result, self.folder / name, name, {"step": trainer.global_step, **self.about})

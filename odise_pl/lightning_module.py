@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from odise_pl.checkpoint import load_trainable_state, trainable_names
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
+from odise_pl.measures import MEASURES
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.odise import InferenceClasses, Odise, TextClasses
 from odise_pl.ops.points import Uniform
@@ -84,6 +85,7 @@ class OdiseModule(lightning.LightningModule):
         record: plain values kept in checkpoints so that they describe themselves.
         grounding: loss of the words; the caption model trains with it, the label model without.
         words: places for words per image, the same on every rank.
+        measures: what is measured on each evaluation set, in the same order; by default everything.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class OdiseModule(lightning.LightningModule):
         record: Mapping[str, Any] | None = None,
         grounding: GroundingCriterion | None = None,
         words: int = 0,
+        measures: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.criterion, self.optimizer_settings = model, criterion, optimizer
@@ -107,7 +110,10 @@ class OdiseModule(lightning.LightningModule):
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
         self.results: dict[str, EvaluationResult] = {}
         self.metrics = nn.ModuleList(
-            SegmentationMetrics(v.isthing, v.names) for v in self.evaluations.values()
+            SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
+            for v, measured in zip(
+                self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
+            )
         )
         self._skipped = 0
         self._training_classes: TextClasses | None = None

@@ -1,4 +1,4 @@
-"""The ablations of the paper (arXiv 2303.04803): caption model, PQ in percent on ADE20K and COCO."""
+"""Results of the paper (arXiv 2303.04803), in percent: benchmarks, and ablations of the caption model."""
 
 from __future__ import annotations
 
@@ -61,5 +61,24 @@ ABLATIONS = (
         },
     ),
 )
+# PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
+BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
+    "label": {
+        "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2},
+        "ade150": {"pq": 22.6, "map": 14.4, "miou": 29.9},
+        "ade847": {"miou": 11.1},
+        "pc459": {"miou": 14.5},
+        "pc59": {"miou": 57.3},
+        "pas21": {"miou": 84.6},
+    },
+    "caption": {
+        "coco": {"pq": 45.6, "map": 38.4, "miou": 52.4},
+        "ade150": {"pq": 23.4, "map": 13.9, "miou": 28.7},
+        "ade847": {"miou": 11.0},
+        "pc459": {"miou": 13.8},
+        "pc59": {"miou": 55.3},
+        "pas21": {"miou": 82.7},
+    },
+}
 # What stands still while something else varies.
 STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}

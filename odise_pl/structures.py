@@ -75,6 +75,38 @@ class PanopticSegmentation(TensorStruct):
 
 
 @dataclass(frozen=True)
+class TrueInstances(TensorStruct):
+    """Annotated objects of one image, whose masks may overlap.
+
+    Attributes:
+        labels: int64 [N], contiguous classes.
+        masks: bool [N, H, W].
+        crowd: bool [N], groups that are not split into objects.
+        areas: float64 [N], pixels as annotated, by which COCO tells small objects from large ones.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    crowd: Tensor
+    areas: Tensor
+
+
+@dataclass(frozen=True)
+class Truth(TensorStruct):
+    """What predictions of one image are compared with.
+
+    Attributes:
+        panoptic: the panoptic map.
+        instances: objects for mask AP; None if they are the things of the panoptic map.
+        semantic: integer [H, W], class of each pixel and -1 for none; None if the panoptic map says it.
+    """
+
+    panoptic: PanopticSegmentation
+    instances: TrueInstances | None = None
+    semantic: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Targets(TensorStruct):
     """Training truth of one image on the batch's canvas; crowd segments are left out.
 
@@ -98,7 +130,7 @@ class Sample(TensorStruct):
         key: the sample's key in its shard.
         original_size: size before the transform.
         captions: every caption the data set has for the image, may be empty.
-        truth: panoptic truth at the original size; None in training.
+        truth: at the original size; None in training.
         words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
         labelled: False if nobody has said what is in the image: no target is then no statement.
         generated_caption: what a captioning model said of the whole image, before any transform; None if
@@ -111,7 +143,7 @@ class Sample(TensorStruct):
     key: str
     original_size: Size
     captions: tuple[str, ...] = ()
-    truth: PanopticSegmentation | None = None
+    truth: Truth | None = None
     words: tuple[str, ...] = ()
     labelled: bool = True
     generated_caption: str | None = None
@@ -126,9 +158,10 @@ class Batch(TensorStruct):
         valid_sizes: size of each image before it was padded to the canvas.
         targets: training truth, masks on the canvas.
         original_sizes: size before the transform: what predictions are resized to.
-        truths: panoptic truth at the original size, None in training.
+        truths: at the original size, None in training.
         skipped: what was damaged since the last batch, each damaged shard or sample once.
         left_out: samples that were left out, or replaced in training, since the last batch.
+        number: place among all batches of an evaluation set, whatever the number of devices; -1 in training.
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
         labelled: whether the targets say what is in each image; empty stands for all.
         generated_captions: see :class:`Sample`; empty stands for none anywhere.
@@ -141,12 +174,13 @@ class Batch(TensorStruct):
     keys: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
     original_sizes: tuple[Size, ...]
-    truths: tuple[PanopticSegmentation | None, ...]
+    truths: tuple[Truth | None, ...]
     skipped: tuple[str, ...] = ()
     words: tuple[tuple[str, ...], ...] = ()
     labelled: tuple[bool, ...] = ()
     left_out: int = 0
     generated_captions: tuple[str | None, ...] = ()
+    number: int = -1
 
     def __post_init__(self) -> None:
         # frozen, so that defaults of the right length have to be set this way
@@ -194,7 +228,7 @@ class Prediction(TensorStruct):
     Attributes:
         panoptic: the panoptic map.
         instances: scored masks of things.
-        semantic: int64 [H, W], the best class of each pixel.
+        semantic: int64 [H, W], the best class of each pixel; -1 is none.
     """
 
     panoptic: PanopticSegmentation

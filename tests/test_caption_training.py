@@ -79,7 +79,7 @@ def batch(words: list[tuple[str, ...]], labelled: list[bool] | None = None, seed
 
 def part(whole: Batch, images: slice) -> Batch:
     """Some images of a batch."""
-    names = [field.name for field in fields(Batch) if field.name not in ("skipped", "left_out")]
+    names = [field.name for field in fields(Batch) if field.name not in ("skipped", "left_out", "number")]
     return Batch(**{name: getattr(whole, name)[images] for name in names})
 
 

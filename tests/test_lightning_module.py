@@ -15,7 +15,7 @@ from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.optimization import OptimizerSettings
-from odise_pl.structures import Batch, PanopticSegmentation, Segment, Targets
+from odise_pl.structures import Batch, PanopticSegmentation, Segment, Targets, Truth
 from odise_pl.weights import WeightsError
 
 CLASSES = vocabulary(("dog", "puppy"), ("grass",))
@@ -70,9 +70,9 @@ def test_what_evaluation_leaves_out_is_counted_in_samples() -> None:
     segments = tuple(Segment(i + 1, i, CLASSES.isthing[i]) for i in range(2))
     truth = PanopticSegmentation(torch.ones(64, 64, dtype=torch.int64), segments[:1])
     with torch.no_grad():
-        evaluated.validation_step(replace(batch(), truths=(truth, truth)), 1)
+        evaluated.validation_step(replace(batch(), truths=(Truth(truth), Truth(truth))), 1)
     result = evaluated.metrics[0].compute()
-    assert (result.panoptic.num_images, result.left_out) == (2, 8)
+    assert (result.num_images, result.left_out) == (2, 8)
 
 
 def test_diverged_training_stops_with_the_images() -> None:

@@ -23,8 +23,9 @@ from odise_pl.data.conversion import (
     read_pixels,
 )
 from odise_pl.data.listing import folder_source
-from odise_pl.data.records import MEASURES, Source, SourceSample
+from odise_pl.data.records import Source, SourceSample
 from odise_pl.data.tree import Tree, add_root
+from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import load_vocabulary
 
 SPLITS = ("training", "validation")

@@ -128,6 +128,10 @@ class PanopticDataModule(LightningDataModule):
         """The classes of a shard set, see :meth:`shards`."""
         return self.shards(name).manifest.vocabulary
 
+    def measures(self, name: str) -> tuple[str, ...]:
+        """What can be measured on an evaluation set."""
+        return self.shards(name).manifest.measures
+
     def train_plan(self) -> TrainPlan:
         """The order of training samples; ``train_plan().batches`` is the length of an epoch on a device."""
         return TrainPlan(

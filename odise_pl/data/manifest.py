@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from odise_pl.data.records import MEASURES, DataError
+from odise_pl.data.records import DataError
+from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import Vocabulary, VocabularyError
 
 FILE_NAME = "dataset.json"

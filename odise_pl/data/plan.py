@@ -133,28 +133,48 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """Every sample exactly once, in order, in nearly equal consecutive pieces for ranks and their workers.
+    """Every sample exactly once, in order, in batches that do not depend on who makes them.
+
+    The set is cut into batches, and these are dealt in nearly equal consecutive pieces to ranks and their
+    workers. So an image is always on the same canvas and beside the same images: any number of ranks predicts
+    exactly the same.
 
     Attributes:
         sizes: samples per shard.
-        batch_size: images per batch.
-        world_size: number of ranks; they may get one sample more or less than others.
+        batch_size: images per batch; the last batch of the set may be smaller.
+        world_size: number of ranks; they may get one batch more or less than others.
+        done: numbers of batches that are not wanted any more.
     """
 
     sizes: tuple[int, ...]
     batch_size: int = 1
     world_size: int = 1
+    done: frozenset[int] = frozenset()
+
+    @property
+    def total(self) -> int:
+        """Batches of the whole set, those that are done included."""
+        return -(-sum(self.sizes) // self.batch_size)
+
+    def length(self, number: int) -> int:
+        """Samples of batch ``number``."""
+        return min(self.batch_size, sum(self.sizes) - number * self.batch_size)
 
     def batches(self, rank: int, workers: int) -> int:
-        """Batches of a rank; the last of each worker may be smaller."""
-        lengths = [len(self.piece(rank, worker, workers)) for worker in range(workers)]
-        return sum(-(-length // self.batch_size) for length in lengths)
+        """Batches of a rank."""
+        return sum(len(self.numbers(rank, worker, workers)) for worker in range(workers))
+
+    def numbers(self, rank: int, worker: int, workers: int) -> tuple[int, ...]:
+        """Which batches ``worker`` of ``rank`` makes."""
+        left = [number for number in range(self.total) if number not in self.done]
+        place, parts = rank * workers + worker, self.world_size * workers
+        return tuple(left[len(left) * place // parts : len(left) * (place + 1) // parts])
 
     def piece(self, rank: int, worker: int, workers: int) -> Piece:
         """What ``worker`` of ``rank`` reads."""
-        number, parts = rank * workers + worker, self.world_size * workers
-        total = sum(self.sizes)
-        chosen = np.arange(total * number // parts, total * (number + 1) // parts)
+        first = np.array(self.numbers(rank, worker, workers), dtype=np.int64) * self.batch_size
+        chosen = (first[:, None] + np.arange(self.batch_size)).ravel()
+        chosen = chosen[chosen < sum(self.sizes)]
         ends = np.cumsum(self.sizes)
         shards = np.searchsorted(ends, chosen, side="right")
         indices = chosen - (ends - np.asarray(self.sizes))[shards]

@@ -9,6 +9,7 @@ from typing import Any
 
 from odise_pl.data.files import SourceFile
 from odise_pl.errors import UserError
+from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import Vocabulary
 
 # The members of a sample in a shard: KEY.jpg, KEY.panoptic.png, KEY.json, and more where it is needed.
@@ -17,8 +18,6 @@ PANOPTIC = "panoptic.png"
 RECORD = "json"
 SEMANTIC = "semantic.png"
 INSTANCES = "instances.json"
-# What a data set's truth can be compared with; see metrics.
-MEASURES = ("panoptic", "instances", "semantic")
 
 
 class DataError(UserError):

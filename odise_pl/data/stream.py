@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from odise_pl.data.plan import EvalPlan, TrainPlan
 from odise_pl.data.reading import read_piece
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets, no_targets
 from odise_pl.data.words import draw_words
-from odise_pl.structures import Batch, PanopticSegmentation, Sample
+from odise_pl.structures import Batch, PanopticSegmentation, Sample, TrueInstances, Truth
 
 # Keep these random streams apart from each other and from those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
@@ -98,29 +99,25 @@ class TrainStream(IterableDataset[Batch]):
 class EvalStream(IterableDataset[Batch]):
     """Every sample of a rank once, in order, with its truth; damaged and unlabelled ones are only counted.
 
-    Training targets are empty: evaluation compares with :attr:`Sample.truth`, at the original size.
+    A batch whose samples are all damaged has no image. Training targets are empty: evaluation compares with
+    :attr:`Sample.truth`, at the original size.
     """
 
     def __init__(self, urls: tuple[str, ...], plan: EvalPlan, resize: EvalResize, rank: int = 0) -> None:
         self.urls, self.plan, self.resize, self.rank = urls, plan, resize, rank
 
     def __iter__(self) -> Iterator[Batch]:
-        piece = self.plan.piece(self.rank, *worker_place())
-        reports = Reports()
-        waiting: list[Sample] = []  # one batch is held back, so that the last one can carry every report
-        samples: list[Sample] = []
-        for number, item in enumerate(read_piece(self.urls, piece), start=1):
-            decoded = reports.decoded(item)
-            if decoded is not None and decoded.labelled:
-                samples.append(self._sample(decoded))
-            elif decoded is not None:
-                reports.report(f"{decoded.key}: it has no labels to compare with")
-            if number % self.plan.batch_size == 0 or number == len(piece):
-                if samples and waiting:
-                    yield collate(waiting, *reports.take())
-                waiting, samples = samples or waiting, []
-        if len(piece):
-            yield collate(waiting, *reports.take())  # without an image if none of the piece can be read
+        place = (self.rank, *worker_place())
+        reports, items = Reports(), read_piece(self.urls, self.plan.piece(*place))
+        for number in self.plan.numbers(*place):
+            samples = []
+            for item in itertools.islice(items, self.plan.length(number)):
+                decoded = reports.decoded(item)
+                if decoded is not None and decoded.labelled:
+                    samples.append(self._sample(decoded))
+                elif decoded is not None:
+                    reports.report(f"{decoded.key}: it has no labels to compare with")
+            yield replace(collate(samples, *reports.take()), number=number)
 
     def _sample(self, decoded: DecodedSample) -> Sample:
         image = image_tensor(self.resize.image(decoded.image))
@@ -131,6 +128,23 @@ class EvalStream(IterableDataset[Batch]):
             key=decoded.key,
             original_size=decoded.size,
             captions=decoded.captions,
-            truth=PanopticSegmentation(torch.from_numpy(decoded.ids), decoded.segments),
+            truth=truth_of(decoded),
             generated_caption=decoded.generated_caption,
         )
+
+
+def truth_of(decoded: DecodedSample) -> Truth:
+    """What a sample's labels say, as tensors."""
+    objects, semantic = decoded.objects, decoded.semantic
+    return Truth(
+        PanopticSegmentation(torch.from_numpy(decoded.ids), decoded.segments),
+        None
+        if objects is None
+        else TrueInstances(
+            torch.from_numpy(objects.labels),
+            torch.from_numpy(objects.masks),
+            torch.from_numpy(objects.crowd),
+            torch.from_numpy(objects.areas),
+        ),
+        None if semantic is None else torch.from_numpy(semantic),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from odise_pl.metrics.images import check_label_map, check_same_size, image_names
 from odise_pl.metrics.result_metric import ResultMetric
-from odise_pl.structures import Instances, PanopticSegmentation, Segment
+from odise_pl.structures import Instances, PanopticSegmentation, TrueInstances
 
 MAX_DETECTIONS = 100  # per image and class, as COCO has it
-_TABLES = ("images", "detections", "truths")
+_COLUMNS = {"images": 4, "detections": 4, "truths": 5}  # of the tables below
 _BYTES = ("detection_rles", "truth_rles")
 
 
@@ -36,6 +36,7 @@ class MaskAPResult:
         ap_large: of objects above 96**2 pixels.
         per_class: ``ap`` of each class, float64 [K]; NaN for stuff and for classes that the truth lacks.
         num_classes: number of classes that were averaged.
+        num_annotated: images whose truth were annotated objects; of the others it was the panoptic map.
     """
 
     ap: float
@@ -46,13 +47,14 @@ class MaskAPResult:
     ap_large: float
     per_class: Tensor
     num_classes: int
+    num_annotated: int = 0
 
 
 class MaskAP(ResultMetric):
-    """Mask AP of scored instances against the things of panoptic maps, over images and ranks.
+    """Mask AP of scored instances against objects or the things of panoptic maps, over images and ranks.
 
-    The truth is what a panoptic map shows: objects do not overlap, and their crowds are regions that
-    detections may overlap freely, as in COCO. Masks are kept run-length encoded until :meth:`compute`, which
+    The objects of a panoptic map do not overlap, annotated ones may. Crowds are regions that detections may
+    overlap freely, as in COCO. Masks are kept run-length encoded until :meth:`compute`, which
     orders them by image, so the result does not depend on how images are split over ranks.
 
     Args:
@@ -64,9 +66,9 @@ class MaskAP(ResultMetric):
 
     # Integer tables, one row an item, and the concatenated run-length codes of their masks. A score is kept
     # as the bits of a float64, so that a table has one dtype that every device and collective knows.
-    images: list[Tensor]  # image id, height, width
+    images: list[Tensor]  # image id, height, width, whether its objects were annotated
     detections: list[Tensor]  # image id, class, length of the code, score
-    truths: list[Tensor]  # image id, class, length of the code, crowd
+    truths: list[Tensor]  # image id, class, length of the code, crowd, area
     detection_rles: list[Tensor]
     truth_rles: list[Tensor]
 
@@ -75,11 +77,14 @@ class MaskAP(ResultMetric):
         if len(isthing) == 0:
             raise ValueError("isthing is empty: mask AP needs at least one class")
         self.isthing = tuple(bool(flag) for flag in isthing)
-        for name in (*_TABLES, *_BYTES):
+        for name in (*_COLUMNS, *_BYTES):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, instances: Sequence[Instances], truths: Sequence[PanopticSegmentation], image_ids: Sequence[int]
+        self,
+        instances: Sequence[Instances],
+        truths: Sequence[PanopticSegmentation | TrueInstances],
+        image_ids: Sequence[int],
     ) -> None:
         """Add images.
 
@@ -88,9 +93,11 @@ class MaskAP(ResultMetric):
                 a class that is not one of the things, or a score that is not finite.
         """
         names = image_names(len(instances), len(truths), image_ids)
-        for found, truth, image_id, name in zip(instances, truths, image_ids, names, strict=True):
+        for found, given, image_id, name in zip(instances, truths, image_ids, names, strict=True):
+            truth = _objects(given, name)
             self._check(found, truth, name)
-            self._add_image(int(image_id), truth)
+            height, width = truth.masks.shape[-2:]
+            self._append("images", [[int(image_id), height, width, int(given is truth)]])
             self._add_detections(int(image_id), found)
             self._add_truth(int(image_id), truth)
 
@@ -100,7 +107,7 @@ class MaskAP(ResultMetric):
         Raises:
             ValueError: an image was added twice.
         """
-        images = self._table("images", 3)
+        images = self._table("images")
         ids, counts = np.unique(images[:, 0], return_counts=True)
         if (counts > 1).any():
             raise ValueError(
@@ -108,10 +115,9 @@ class MaskAP(ResultMetric):
                 "set, and a distributed sampler must not repeat images to even out the ranks"
             )
         precision = self._precision(images) if len(images) and any(self.isthing) else None
-        return _summary(precision, self.isthing)
+        return replace(_summary(precision, self.isthing), num_annotated=int(images[:, 3].sum()))
 
-    def _check(self, found: Instances, truth: PanopticSegmentation, image: str) -> None:
-        check_label_map(truth.ids, f"the truth of {image}")
+    def _check(self, found: Instances, truth: TrueInstances, image: str) -> None:
         count = len(found.masks)
         if found.masks.dim() != 3 or found.labels.shape != (count,) or found.scores.shape != (count,):
             shapes = [list(t.shape) for t in (found.labels, found.scores, found.masks)]
@@ -121,10 +127,10 @@ class MaskAP(ResultMetric):
             )
         if found.masks.dtype != torch.bool:
             raise ValueError(f"the instances of {image}: masks must be bool, found {found.masks.dtype}")
-        check_same_size(found.masks, truth.ids, image)
+        check_same_size(found.masks, truth.masks, image)
         if not found.scores.isfinite().all():
             raise ValueError(f"the instances of {image} have a score that is not finite")
-        self._check_classes([*found.labels.tolist(), *(s.category for s in _things(truth))], image)
+        self._check_classes([*found.labels.tolist(), *truth.labels.tolist()], image)
 
     def _check_classes(self, classes: list[int], image: str) -> None:
         for label in classes:
@@ -135,10 +141,6 @@ class MaskAP(ResultMetric):
             if not self.isthing[label]:
                 raise ValueError(f"the instances of {image}: class {label} is stuff, which has no instances")
 
-    def _add_image(self, image_id: int, truth: PanopticSegmentation) -> None:
-        height, width = truth.ids.shape
-        self._append("images", [[image_id, height, width]])
-
     def _add_detections(self, image_id: int, found: Instances) -> None:
         codes = encode_masks(found.masks)
         bits = found.scores.detach().cpu().double().view(torch.int64).tolist()
@@ -147,12 +149,11 @@ class MaskAP(ResultMetric):
         self._append("detections", [[image_id, label, len(code), score] for label, code, score in rows])
         self._append_codes("detection_rles", codes)
 
-    def _add_truth(self, image_id: int, truth: PanopticSegmentation) -> None:
-        things = _things(truth)
-        ids = torch.tensor([s.id for s in things], dtype=torch.int64, device=truth.ids.device)
-        codes = encode_masks(truth.ids.long() == ids[:, None, None])
-        rows = zip(things, codes, strict=True)
-        self._append("truths", [[image_id, s.category, len(code), int(s.iscrowd)] for s, code in rows])
+    def _add_truth(self, image_id: int, truth: TrueInstances) -> None:
+        codes = encode_masks(truth.masks)
+        areas = truth.areas.cpu().double().view(torch.int64).tolist()
+        rows = zip(truth.labels.tolist(), map(len, codes), truth.crowd.int().tolist(), areas, strict=True)
+        self._append("truths", [[image_id, *row] for row in rows])
         self._append_codes("truth_rles", codes)
 
     def _append(self, name: str, rows: list[list[int]]) -> None:
@@ -169,7 +170,7 @@ class MaskAP(ResultMetric):
     ) -> None:
         # torchmetrics gathers an empty list as a one-dimensional float tensor, which the tables of the
         # other ranks do not fit.
-        for name in (*_TABLES, *_BYTES):
+        for name in (*_COLUMNS, *_BYTES):
             if not getattr(self, name):
                 setattr(self, name, [self._empty(name)])
         super()._sync_dist(dist_sync_fn, process_group=process_group)
@@ -177,11 +178,10 @@ class MaskAP(ResultMetric):
     def _empty(self, name: str) -> Tensor:
         if name in _BYTES:
             return torch.zeros(0, dtype=torch.uint8, device=self.device)
-        columns = 3 if name == "images" else 4
-        return torch.zeros(0, columns, dtype=torch.int64, device=self.device)
+        return torch.zeros(0, _COLUMNS[name], dtype=torch.int64, device=self.device)
 
-    def _table(self, name: str, columns: int) -> NDArray[np.int64]:
-        return self._joined(name).numpy().reshape(-1, columns)
+    def _table(self, name: str) -> NDArray[np.int64]:
+        return self._joined(name).numpy().reshape(-1, _COLUMNS[name])
 
     def _joined(self, name: str) -> Tensor:
         """A state as one tensor in main memory: a list before, a tensor after the ranks were gathered."""
@@ -191,7 +191,7 @@ class MaskAP(ResultMetric):
 
     def _precision(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
         """COCO's precision table [IoU thresholds, recalls, things, areas]; -1 where there is no truth."""
-        sizes = {int(i): (int(height), int(width)) for i, height, width in images}
+        sizes = {int(i): (int(height), int(width)) for i, height, width, _ in images}
         truth = COCO()
         truth.dataset = {
             "images": [{"id": i, "height": width, "width": height} for i, (height, width) in sizes.items()],
@@ -206,16 +206,16 @@ class MaskAP(ResultMetric):
         return evaluation.eval["precision"][..., -1]
 
     def _true_annotations(self, sizes: dict[int, tuple[int, int]]) -> list[dict[str, Any]]:
-        rows = self._table("truths", 4)
+        rows = self._table("truths")
+        areas = rows[:, 4].copy().view(np.float64)
         codes = _split(self._joined("truth_rles"), rows[:, 2])
         annotations = [_annotation(row, code, sizes) for row, code in zip(rows, codes, strict=True)]
         for number, (annotation, row) in enumerate(zip(annotations, rows, strict=True), start=1):
-            area = float(mask_api.area(annotation["segmentation"]))
-            annotation.update(id=number, iscrowd=int(row[3]), area=area)
+            annotation.update(id=number, iscrowd=int(row[3]), area=float(areas[number - 1]))
         return annotations
 
     def _result_annotations(self, sizes: dict[int, tuple[int, int]]) -> list[dict[str, Any]]:
-        rows = self._table("detections", 4)
+        rows = self._table("detections")
         codes = _split(self._joined("detection_rles"), rows[:, 2])
         scores = rows[:, 3].copy().view(np.float64)
         return [
@@ -236,8 +236,22 @@ def encode_masks(masks: Tensor) -> list[bytes]:
     return [code["counts"] for code in mask_api.encode(rows.transpose(2, 1, 0))]
 
 
-def _things(truth: PanopticSegmentation) -> list[Segment]:
-    return [segment for segment in truth.segments if segment.isthing]
+def _objects(truth: PanopticSegmentation | TrueInstances, image: str) -> TrueInstances:
+    """Annotated objects, or the things of a panoptic map."""
+    if isinstance(truth, TrueInstances):
+        return truth
+    check_label_map(truth.ids, f"the truth of {image}")
+    things, device = [segment for segment in truth.segments if segment.isthing], truth.ids.device
+    masks = (
+        truth.ids.long()
+        == torch.tensor([s.id for s in things], dtype=torch.int64, device=device)[:, None, None]
+    )
+    return TrueInstances(
+        labels=torch.tensor([s.category for s in things], dtype=torch.int64, device=device),
+        masks=masks,
+        crowd=torch.tensor([s.iscrowd for s in things], dtype=torch.bool, device=device),
+        areas=masks.flatten(1).sum(1).double(),
+    )
 
 
 def _split(codes: Tensor, lengths: NDArray[np.int64]) -> list[bytes]:

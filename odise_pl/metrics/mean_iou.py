@@ -14,6 +14,8 @@ from odise_pl.metrics.overlap import IntArray, count_overlaps, unlisted_value
 from odise_pl.metrics.result_metric import ResultMetric
 from odise_pl.structures import PanopticSegmentation
 
+NO_CLASS = -1
+
 
 @dataclass(frozen=True)
 class MeanIoUResult:
@@ -64,13 +66,15 @@ class MeanIoU(ResultMetric):
     def update(
         self,
         predictions: Sequence[Tensor],
-        truths: Sequence[PanopticSegmentation],
+        truths: Sequence[PanopticSegmentation | Tensor],
         image_ids: Sequence[int] | None = None,
     ) -> None:
-        """Add images: class maps int64 [H, W] and their truth on the same device.
+        """Add images: class maps [H, W] and their truth, panoptic or a class map, on the same device.
+
+        In a class map -1 is no class: in the truth a pixel that is left out, in the prediction a wrong one.
 
         Raises:
-            ValueError: different counts or sizes, a class that is not in 0..K-1, or a pixel of the truth
+            ValueError: different counts or sizes, a class that is not in -1..K-1, or a pixel of the truth
                 whose id its segments do not list.
         """
         names = image_names(len(predictions), len(truths), image_ids)
@@ -99,26 +103,40 @@ class MeanIoU(ResultMetric):
 
 
 def class_confusion(
-    prediction: Tensor, truth: PanopticSegmentation, num_classes: int, image: str = "image"
+    prediction: Tensor, truth: PanopticSegmentation | Tensor, num_classes: int, image: str = "image"
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Diagonal, row sums (truth) and column sums (prediction) of one image's confusion matrix, [K] each.
 
     The matrix itself is never built: a truth has few segments, so the table of segments by classes is small
     for any number of classes. Raises as :meth:`MeanIoU.update` does.
     """
+    ids, values, classes = _coded(truth)
     check_label_map(prediction, f"the prediction of {image}")
-    check_label_map(truth.ids, f"the truth of {image}")
-    check_same_size(prediction, truth.ids, image)
-    ids = [0, *(segment.id for segment in truth.segments)]
-    overlaps = count_overlaps(truth.ids, prediction, ids, range(num_classes))
+    check_label_map(ids, f"the truth of {image}")
+    check_same_size(prediction, ids, image)
+    known = (*range(num_classes), NO_CLASS)
+    overlaps = count_overlaps(ids, prediction, values, known)
     if overlaps[-1].any():
-        unlisted = unlisted_value(truth.ids, ids)
+        unlisted = unlisted_value(ids, values)
         raise ValueError(f"the truth of {image}: the map has pixels of the unlisted segment id {unlisted}")
-    if overlaps[:, -1].any():
-        label = unlisted_value(prediction, range(num_classes))
-        classes = f"0..{num_classes - 1}"
-        raise ValueError(f"the prediction of {image}: the map has pixels of class {label}, not in {classes}")
-    return _margins(overlaps[1:-1, :-1], [segment.category for segment in truth.segments], num_classes)
+    wrong = {
+        "prediction": unlisted_value(prediction, known) if overlaps[:, -1].any() else None,
+        "truth": next((label for label in classes if not 0 <= label < num_classes), None),
+    }
+    for where, label in wrong.items():
+        if label is not None:
+            valid = f"0..{num_classes - 1}"
+            raise ValueError(f"the {where} of {image}: the map has pixels of class {label}, not in {valid}")
+    return _margins(overlaps[1:-1, :-1], classes, num_classes)
+
+
+def _coded(truth: PanopticSegmentation | Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """A truth as a map, its values with that of void first, and the classes of the other values."""
+    if isinstance(truth, PanopticSegmentation):
+        segments = truth.segments
+        return truth.ids, [0, *(s.id for s in segments)], [s.category for s in segments]
+    classes = [value for value in truth.unique().tolist() if value != NO_CLASS]
+    return truth, [NO_CLASS, *classes], classes
 
 
 def _margins(
@@ -128,4 +146,4 @@ def _margins(
     diagonal, true_pixels = np.zeros((2, num_classes), dtype=np.int64)
     np.add.at(diagonal, rows, overlaps[np.arange(len(rows)), rows])
     np.add.at(true_pixels, rows, overlaps.sum(axis=1))
-    return diagonal, true_pixels, overlaps.sum(axis=0)
+    return diagonal, true_pixels, overlaps[:, :num_classes].sum(axis=0)

@@ -53,6 +53,10 @@ class PanopticQualityResult:
     stats: PanopticStats
     num_images: int
 
+    def over(self, chosen: Tensor) -> Quality:
+        """Means over the classes among ``chosen``, bool [K], that occur."""
+        return _mean_quality(self.pq, self.sq, self.rq, chosen)
+
 
 class PanopticQuality(ResultMetric):
     """Panoptic quality over images and ranks; fractions in 0..1.

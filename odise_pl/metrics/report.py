@@ -1,4 +1,4 @@
-"""Results as a terminal table, Markdown and JSON."""
+"""Results as JSON, Markdown and CSV files."""
 
 from __future__ import annotations
 
@@ -6,82 +6,33 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from torch import Tensor
 
 from odise_pl.metrics.panoptic_quality import Quality
 from odise_pl.metrics.suite import EvaluationResult
+from odise_pl.metrics.tables import Published, Summary, result_table
 
-# Column of the table -> name among EvaluationResult.scalars().
-COLUMNS = {
-    "PQ": "pq",
-    "SQ": "sq",
-    "RQ": "rq",
-    "PQ_th": "pq_things",
-    "PQ_st": "pq_stuff",
-    "mAP": "map",
-    "AP50": "ap50",
-    "mIoU": "miou",
-}
 AP_NOTE = "mAP and AP50 are of masks, against the thing segments of the panoptic truth, which do not overlap."
-
-
-def terminal_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """One row a data set, in percent, for ``rich`` to print."""
-    table = Table(title="Evaluation (%)", caption="\n".join(_notes(results)), caption_justify="left")
-    table.add_column("data")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for name, result in results.items():
-        table.add_row(name, *_percentages(result))
-    return table
-
-
-def markdown(results: Mapping[str, EvaluationResult]) -> str:
-    """The same table in Markdown, with a line that says on how many images and classes it rests."""
-    lines = [_markdown_row(["data", *COLUMNS]), "|---|" + "---:|" * len(COLUMNS)]
-    lines += [_markdown_row([name, *_percentages(result)]) for name, result in results.items()]
-    return "\n".join([*lines, "", "In percent.", *_notes(results)]) + "\n"
-
-
-def _notes(results: Mapping[str, EvaluationResult]) -> list[str]:
-    """On how many images and classes the numbers rest, and what AP is measured against."""
-    notes = [
-        f"{name}: {result.panoptic.num_images} images, {result.left_out} left out (damaged or without labels)"
-        f"; PQ is averaged over {result.panoptic.all.num_classes} of {len(result.names)} classes."
-        for name, result in results.items()
-    ]
-    return [*notes, AP_NOTE]
+AP_NOTE_OBJECTS = "mAP and AP50 are of masks, against the annotated objects, which may overlap."
 
 
 def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
-    """Everything measured as values that JSON knows: fractions, null for classes that do not occur."""
-    panoptic, instances, semantic = result.panoptic, result.instances, result.semantic
+    """Everything measured as values that JSON knows: fractions, null for classes that do not occur and for
+    what was not measured.
+    """
     return {
         "data": name,
-        "images": panoptic.num_images,
+        "images": result.num_images,
         "left_out": result.left_out,
-        "panoptic": {part: _quality(getattr(panoptic, part)) for part in ("all", "things", "stuff")},
-        "instances": {
-            "note": AP_NOTE,
-            "ap": instances.ap,
-            "ap50": instances.ap50,
-            "ap75": instances.ap75,
-            "ap_small": instances.ap_small,
-            "ap_medium": instances.ap_medium,
-            "ap_large": instances.ap_large,
-            "classes": instances.num_classes,
-        },
-        "semantic": {
-            "miou": semantic.miou,
-            "frequency_weighted_iou": semantic.frequency_weighted_iou,
-            "pixel_accuracy": semantic.pixel_accuracy,
-            "classes": semantic.num_classes,
-        },
+        "scores": result.scalars(),
+        "groups": result.groups(),
+        "panoptic": _panoptic(result),
+        "instances": _instances(result),
+        "semantic": _semantic(result),
         "per_class": _per_class(result),
     }
 
@@ -100,22 +51,73 @@ def write_report(
     Raises:
         OSError: the folder cannot be written.
     """
+    summary = as_dict(result, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(
-        folder / "results.json",
-        json.dumps({"about": dict(about or {}), **as_dict(result, name)}, indent=2, allow_nan=False) + "\n",
-    )
-    _write_atomically(folder / "results.md", markdown({name: result}))
+    write_text(folder / "results.json", _json({"about": dict(about or {}), **summary}))
+    write_text(folder / "results.md", result_table([summary]).markdown())
 
 
-def _percentages(result: EvaluationResult) -> list[str]:
-    scalars = result.scalars()
-    return [f"{100 * scalars[key]:.2f}" for key in COLUMNS.values()]
+def write_table(
+    results: Sequence[Summary],
+    folder: Path | str,
+    published: Published | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the table of all data sets: ``results.json``, ``results.md`` and ``results.csv``.
+
+    Args:
+        results: from :func:`as_dict`.
+        folder, about: as for :func:`write_report`.
+        published: what stands beside the results, in percent.
+    """
+    table = result_table(results, published)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {r["data"]: r["scores"] for r in results}
+    published = {name: dict(of) for name, of in (published or {}).items() if name in scores}
+    content = {"about": dict(about or {}), "scores": scores, "published_percent": published}
+    write_text(folder / "results.json", _json(content))
+    write_text(folder / "results.md", table.markdown())
+    write_text(folder / "results.csv", table.csv())
 
 
-def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _panoptic(result: EvaluationResult) -> dict[str, Any] | None:
+    if result.panoptic is None:
+        return None
+    return {part: _quality(getattr(result.panoptic, part)) for part in ("all", "things", "stuff")}
+
+
+def _instances(result: EvaluationResult) -> dict[str, Any] | None:
+    instances = result.instances
+    if instances is None:
+        return None
+    return {
+        "note": AP_NOTE_OBJECTS if instances.num_annotated else AP_NOTE,
+        "ap": instances.ap,
+        "ap50": instances.ap50,
+        "ap75": instances.ap75,
+        "ap_small": instances.ap_small,
+        "ap_medium": instances.ap_medium,
+        "ap_large": instances.ap_large,
+        "classes": instances.num_classes,
+    }
+
+
+def _semantic(result: EvaluationResult) -> dict[str, Any] | None:
+    semantic = result.semantic
+    if semantic is None:
+        return None
+    return {
+        "miou": semantic.miou,
+        "frequency_weighted_iou": semantic.frequency_weighted_iou,
+        "pixel_accuracy": semantic.pixel_accuracy,
+        "classes": semantic.num_classes,
+    }
 
 
 def _quality(quality: Quality) -> dict[str, float]:
@@ -123,18 +125,19 @@ def _quality(quality: Quality) -> dict[str, float]:
 
 
 def _per_class(result: EvaluationResult) -> list[dict[str, Any]]:
-    columns = {
+    columns: dict[str, list[Any]] = {
         "class": list(result.names),
         "isthing": list(result.isthing),
-        "pq": _numbers(result.panoptic.pq),
-        "sq": _numbers(result.panoptic.sq),
-        "rq": _numbers(result.panoptic.rq),
-        "tp": result.panoptic.stats.tp.tolist(),
-        "fp": result.panoptic.stats.fp.tolist(),
-        "fn": result.panoptic.stats.fn.tolist(),
-        "ap": _numbers(result.instances.per_class),
-        "iou": _numbers(result.semantic.per_class),
     }
+    if result.seen is not None:
+        columns["seen"] = list(result.seen)
+    if (panoptic := result.panoptic) is not None:
+        columns |= {name: _numbers(getattr(panoptic, name)) for name in ("pq", "sq", "rq")}
+        columns |= {name: getattr(panoptic.stats, name).tolist() for name in ("tp", "fp", "fn")}
+    if result.instances is not None:
+        columns["ap"] = _numbers(result.instances.per_class)
+    if result.semantic is not None:
+        columns["iou"] = _numbers(result.semantic.per_class)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -142,7 +145,8 @@ def _numbers(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

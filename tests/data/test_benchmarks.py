@@ -23,7 +23,8 @@ from odise_pl.data.manifest import ShardSet, check_shards
 from odise_pl.data.pascal import CONTEXT_59
 from odise_pl.data.prepare import main
 from odise_pl.data.reading import RawSample, read_shard
-from odise_pl.data.records import MEASURES, DataError
+from odise_pl.data.records import DataError
+from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import load_vocabulary
 
 MAKE: dict[str, Callable[[Path], Mini]] = {

@@ -93,9 +93,23 @@ def test_evaluation_uses_every_sample_once(
     pieces = [plan.piece(rank, worker, workers) for rank in range(ranks) for worker in range(workers)]
     used = [ref for piece in pieces for ref in refs(piece)]
     assert used == [(shard, index) for shard, size in enumerate(sizes) for index in range(size)]
-    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
-    batches = [sum(-(-len(plan.piece(r, w, workers)) // batch) for w in range(workers)) for r in range(ranks)]
-    assert [plan.batches(rank, workers) for rank in range(ranks)] == batches
+    numbers = [plan.numbers(rank, worker, workers) for rank in range(ranks) for worker in range(workers)]
+    assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
+    assert [number for some in numbers for number in some] == list(range(plan.total))
+    assert [sum(map(plan.length, some)) for some in numbers] == list(map(len, pieces))
+    assert sum(plan.batches(rank, workers) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, st.sets(st.integers(0, 30)))
+def test_batches_that_are_done_are_not_made_again(
+    sizes: tuple[int, ...], batch: int, ranks: int, done: set[int]
+) -> None:
+    whole, rest = EvalPlan(sizes, batch), EvalPlan(sizes, batch, ranks, frozenset(done))
+    used = [ref for rank in range(ranks) for ref in refs(rest.piece(rank, 0, 1))]
+    every = refs(whole.piece(0, 0, 1))
+    batches = [every[start : start + batch] for start in range(0, len(every), batch)]
+    assert used == [ref for number, some in enumerate(batches) if number not in done for ref in some]
 
 
 @settings(deadline=None)

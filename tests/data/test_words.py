@@ -135,7 +135,7 @@ def test_an_image_without_segments_trains_as_unlabelled(half_labelled: Path) -> 
 
 def test_an_image_without_segments_is_left_out_of_evaluation(half_labelled: Path) -> None:
     batches = list(data(half_labelled).val_dataloader())
-    assert [b.image_ids for b in batches] == [(2,)]
+    assert [b.image_ids for b in batches if len(b)] == [(2,)]
     assert any("no labels" in text for b in batches for text in b.skipped)
 
 
@@ -145,5 +145,5 @@ def test_labels_without_their_map_are_damage(tmp_path: Path) -> None:
     (shard,) = (tmp_path / "out").glob("*.tar")
     rewrite(shard, lambda name, content: None if name.endswith("1.panoptic.png") else content)
     batches = list(data(tmp_path / "out").val_dataloader())
-    assert [b.image_ids for b in batches] == [(2,), (3,)]
+    assert [b.image_ids for b in batches if len(b)] == [(2,), (3,)]
     assert "member panoptic.png is missing" in batches[0].skipped[0]

@@ -116,3 +116,27 @@ def test_real_maps() -> None:
     found = (result.miou, result.frequency_weighted_iou, result.pixel_accuracy)
     assert found == pytest.approx(confusion_result(moved, len(coco.isthing)), abs=1e-9, rel=0)
     assert len(ISTHING) < result.num_classes <= 133
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(panoptic_pairs(), min_size=1, max_size=3))
+def test_a_class_map_as_truth_gives_the_same(
+    maps: list[tuple[PanopticSegmentation, PanopticSegmentation]],
+) -> None:
+    pairs = [(semantic_map(prediction, fill=1), truth) for prediction, truth in maps]
+    metric = MeanIoU(NUM_CLASSES)
+    metric.update([p for p, _ in pairs], [semantic_map(t, fill=VOID) for _, t in pairs])
+    found, expected = metric.compute(), score(pairs)
+    assert found.miou == expected.miou
+    torch.testing.assert_close(found.per_class, expected.per_class, equal_nan=True)
+
+
+def test_no_class_is_wrong_everywhere_and_of_no_class() -> None:
+    truth = torch.tensor([[0, 0, 1, -1]])
+    metric = MeanIoU(3)
+    metric.update([torch.tensor([[0, -1, -1, -1]])], [truth])
+    result = metric.compute()
+    assert result.per_class[:2].tolist() == [0.5, 0.0]
+    assert result.pixel_accuracy == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"the truth of .*class 3, not in 0\.\.2"):
+        metric.update([torch.zeros(1, 1, dtype=torch.int64)], [torch.tensor([[3]])])

@@ -11,8 +11,10 @@ from panoptic_maps import perfect_instances, segmentation, semantic_map
 from rich.console import Console
 
 from odise_pl.metrics import report
+from odise_pl.metrics.report import as_dict
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
-from odise_pl.structures import Prediction, Segment
+from odise_pl.metrics.tables import COLUMNS, result_table
+from odise_pl.structures import Prediction, Segment, Truth
 
 NAMES = ("cat", "grass", "a|b", "sky")
 
@@ -24,7 +26,7 @@ def result() -> EvaluationResult:
     panoptic = segmentation(np.array([[3, 3, 3, 0, 0, 0]]), [Segment(3, 0, True)])
     metrics = SegmentationMetrics((True, False, True, False), NAMES)
     prediction = Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic, fill=1))
-    metrics.update([prediction], [truth], [1])
+    metrics.update([prediction], [Truth(truth)], [1])
     metrics.leave_out(1)
     metrics.leave_out(2)
     return metrics.compute()
@@ -34,28 +36,28 @@ ROW = ["37.50", "37.50", "50.00", "75.00", "0.00", "60.00", "100.00", "70.83"]
 
 
 def test_markdown(result: EvaluationResult) -> None:
-    lines = report.markdown({"tiny|world": result, "again": result}).splitlines()
+    lines = result_table([as_dict(result, "tiny|world"), as_dict(result, "again")]).markdown().splitlines()
     assert lines[0] == "| data | PQ | SQ | RQ | PQ_th | PQ_st | mAP | AP50 | mIoU |"
     assert lines[2] == "| tiny\\|world | " + " | ".join(ROW) + " |"
     assert lines[3] == "| again | " + " | ".join(ROW) + " |"
     assert (
-        "again: 1 images, 3 left out (damaged or without labels); PQ is averaged over 2 of 4 classes."
-        in lines
+        "again: 1 images, 3 left out (damaged or without labels); PQ is averaged over 2 of 4 classes; mAP is "
+        "averaged over 1 of 4 classes; mIoU is averaged over 2 of 4 classes." in lines
     )
     assert report.AP_NOTE in lines
 
 
 def test_terminal_table(result: EvaluationResult) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.terminal_table({"tiny": result}))
+    console.print(result_table([as_dict(result, "tiny")]).terminal())
     text = console.export_text()
-    assert all(cell in text for cell in ["tiny", *ROW, *report.COLUMNS])
+    assert all(cell in text for cell in ["tiny", *ROW, *COLUMNS])
     assert "1 images, 3 left out" in text
     assert "against the thing segments of the panoptic truth" in " ".join(text.split())
 
 
 def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult) -> None:
-    content = json.loads(json.dumps(report.as_dict(result, "tiny"), allow_nan=False))
+    content = json.loads(json.dumps(as_dict(result, "tiny"), allow_nan=False))
     assert content["data"] == "tiny"
     assert (content["images"], content["left_out"]) == (1, 3)
     assert content["panoptic"]["all"] == {"pq": 0.375, "sq": 0.375, "rq": 0.5, "classes": 2}
@@ -76,8 +78,8 @@ def test_files_are_written_whole_and_replaced(result: EvaluationResult, tmp_path
     report.write_report(result, folder, "second")
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results.md"]
     written = json.loads((folder / "results.json").read_text())
-    assert written == {"about": {}} | report.as_dict(result, "second")
-    assert (folder / "results.md").read_text() == report.markdown({"second": result})
+    assert written == {"about": {}} | as_dict(result, "second")
+    assert (folder / "results.md").read_text() == result_table([as_dict(result, "second")]).markdown()
 
 
 def test_a_failed_write_leaves_the_old_report(
@@ -100,4 +102,56 @@ def test_scalars_are_plain_fractions(result: EvaluationResult) -> None:
     scalars = result.scalars()
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in scalars.values())
     assert not any(isinstance(value, torch.Tensor) for value in scalars.values())
-    assert list(scalars) == list(report.COLUMNS.values())
+    assert list(scalars) == list(COLUMNS.values())
+
+
+def test_unmeasured_is_a_dash_and_null() -> None:
+    truth = segmentation(np.array([[7, 7, 9, 9]]), [Segment(7, 0, False), Segment(9, 1, False)])
+    metrics = SegmentationMetrics((False, False), ("sky", "sea"), measures=("semantic",))
+    prediction = Prediction(truth, perfect_instances(truth), semantic_map(truth))
+    metrics.update([prediction], [Truth(truth)], [1])
+    summary = as_dict(metrics.compute(), "pc2")
+    assert (summary["panoptic"], summary["instances"]) == (None, None)
+    assert summary["scores"] == {"miou": 1.0}
+    assert set(summary["per_class"][0]) == {"class", "isthing", "iou"}
+    table = result_table([summary])
+    assert table.rows == (("pc2", *["-"] * 7, "100.00"),)
+    assert table.csv() == ",".join(table.header) + "\npc2,,,,,,,,100.00\n"
+
+
+def test_published_numbers_stand_beside_ours(result: EvaluationResult, tmp_path: Path) -> None:
+    published = {"ade150": {"pq": 22.6, "miou": 29.9}, "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2}}
+    summaries = [as_dict(result, "ade150"), as_dict(result, "mine")]
+    table = result_table(summaries, published)
+    assert [c for c in table.header if "paper" in c] == ["PQ paper", "mIoU paper"]
+    first, second = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert (first["PQ"], first["PQ paper"], first["mIoU paper"]) == ("37.50", "22.6", "29.9")
+    assert (second["PQ"], second["PQ paper"]) == ("37.50", "-")
+    report.write_table(summaries, tmp_path, published, {"step": 3})
+    assert {path.name for path in tmp_path.iterdir()} == {f"results.{s}" for s in ("json", "md", "csv")}
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["published_percent"] == {"ade150": published["ade150"]}
+    assert written["scores"]["mine"]["pq"] == 0.375
+    assert (tmp_path / "results.csv").read_text().splitlines()[0].startswith("data,PQ,PQ paper,SQ")
+
+
+def test_base_and_novel_classes_have_rows_of_their_own() -> None:
+    """Two classes are known from training: one is found, the other missed; a novel one is half found."""
+    ids = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]])
+    found = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 3, 3, 3, 0]])
+    truth = segmentation(ids, [Segment(i, i - 1, i == 3) for i in (1, 2, 3)])
+    panoptic = segmentation(found, [Segment(i, i - 1, i == 3) for i in (1, 3)])
+    metrics = SegmentationMetrics((False, False, True), ("a", "b", "c"), seen=(True, True, False))
+    prediction = Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic, fill=-1))
+    metrics.update([prediction], [Truth(truth)], [1])
+    summary = as_dict(metrics.compute(), "open")
+    assert summary["groups"] == {
+        "base": {"pq": 0.5, "miou": 0.5},
+        "novel": {"pq": 0.75, "map": pytest.approx(0.6), "miou": 0.75},
+    }
+    assert summary["scores"]["pq_novel"] == 0.75
+    assert [row["seen"] for row in summary["per_class"]] == [True, True, False]
+    rows = [row[:2] for row in result_table([summary]).rows]
+    assert rows == [("open", "58.33"), ("open, base classes", "50.00"), ("open, novel classes", "75.00")]
+    metrics = SegmentationMetrics((True,), ("a",), seen=(True,))
+    assert metrics.compute().groups() == {}

@@ -12,7 +12,14 @@ from panoptic_maps import perfect_instances, read_coco_mini, segmentation, seman
 
 from odise_pl.metrics.report import as_dict
 from odise_pl.metrics.suite import SegmentationMetrics
-from odise_pl.structures import PanopticSegmentation, Prediction, Segment
+from odise_pl.structures import (
+    Instances,
+    PanopticSegmentation,
+    Prediction,
+    Segment,
+    TrueInstances,
+    Truth,
+)
 
 ISTHING = (True, False, True, False)
 NAMES = ("cat", "grass", "dog", "sky")
@@ -43,7 +50,7 @@ def evaluate(seeds: tuple[int, ...]) -> str:
     metrics = SegmentationMetrics(ISTHING, NAMES)
     for seed in seeds:
         prediction, truth = scene(seed)
-        metrics.update([prediction], [truth], [100 + seed])
+        metrics.update([prediction], [Truth(truth)], [100 + seed])
     return json.dumps(as_dict(metrics.compute(), "scenes"))
 
 
@@ -71,18 +78,18 @@ def test_two_ranks_give_exactly_the_result_of_one(tmp_path: Path) -> None:
 def test_the_order_and_batches_of_images_do_not_matter() -> None:
     pairs = [scene(seed) for seed in range(5)]
     metrics = SegmentationMetrics(ISTHING, NAMES)
-    metrics.update([p for p, _ in pairs[3:]], [t for _, t in pairs[3:]], [103, 104])
-    metrics.update([p for p, _ in pairs[:3]], [t for _, t in pairs[:3]], [100, 101, 102])
+    metrics.update([p for p, _ in pairs[3:]], [Truth(t) for _, t in pairs[3:]], [103, 104])
+    metrics.update([p for p, _ in pairs[:3]], [Truth(t) for _, t in pairs[:3]], [100, 101, 102])
     assert json.dumps(as_dict(metrics.compute(), "scenes")) == evaluate((0, 1, 2, 3, 4))
 
 
 def test_reset_and_states_outside_the_checkpoint() -> None:
     metrics = SegmentationMetrics(ISTHING, NAMES)
     prediction, truth = scene(0)
-    metrics.update([prediction], [truth], [1])
+    metrics.update([prediction], [Truth(truth)], [1])
     first = as_dict(metrics.compute(), "scenes")
     metrics.reset()
-    metrics.update([prediction], [truth], [1])
+    metrics.update([prediction], [Truth(truth)], [1])
     assert as_dict(metrics.compute(), "scenes") == first
     assert metrics.state_dict() == {}
 
@@ -90,7 +97,7 @@ def test_reset_and_states_outside_the_checkpoint() -> None:
 def test_a_single_class_keeps_its_dimension() -> None:
     truth = segmentation(np.array([[5, 5, 0]]), [Segment(5, 0, True)])
     metrics = SegmentationMetrics((True,), ("cat",))
-    metrics.update([predict(truth)], [truth], [1])
+    metrics.update([predict(truth)], [Truth(truth)], [1])
     result = metrics.compute()
     assert (
         result.panoptic.pq.shape
@@ -111,5 +118,53 @@ def test_a_perfect_prediction_of_real_maps_is_perfect() -> None:
     coco = read_coco_mini(12)
     metrics = SegmentationMetrics(coco.isthing, coco.names)
     for image_id, truth in coco.truths.items():
-        metrics.update([predict(truth)], [truth], [image_id])
+        metrics.update([predict(truth)], [Truth(truth)], [image_id])
     assert set(metrics.compute().scalars().values()) == {1.0}
+
+
+def empty(truth: PanopticSegmentation) -> Prediction:
+    """A prediction of nothing."""
+    height, width = truth.ids.shape
+    return Prediction(
+        PanopticSegmentation(torch.zeros(height, width, dtype=torch.int32), ()),
+        Instances(
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, height, width, dtype=torch.bool)
+        ),
+        torch.full((height, width), -1),
+    )
+
+
+def test_an_empty_prediction_scores_zero() -> None:
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    for seed in range(4):
+        _, truth = scene(seed)
+        metrics.update([empty(truth)], [Truth(truth)], [seed])
+    assert set(metrics.compute().scalars().values()) == {0.0}
+
+
+def test_a_truth_without_anything_gives_zero_without_a_crash() -> None:
+    truth = segmentation(np.zeros((3, 4), dtype=np.int64), [])
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    metrics.update([empty(truth)], [Truth(truth)], [1])
+    assert set(metrics.compute().scalars().values()) == {0.0}
+
+
+def test_annotated_objects_and_semantic_maps_win_over_the_panoptic_map() -> None:
+    """Two objects that overlap entirely but for a border, and a class map that differs from the segments."""
+    truth = segmentation(np.array([[5, 5, 5, 0, 9, 9]]), [Segment(5, 0, True), Segment(9, 1, False)])
+    masks = torch.tensor([[[1, 1, 1, 1, 0, 0]], [[1, 1, 1, 0, 0, 0]]], dtype=torch.bool)
+    labels = torch.tensor([0, 2])
+    areas = torch.tensor([4.0, 3.0], dtype=torch.float64)
+    objects = TrueInstances(labels, masks, torch.zeros(2, dtype=torch.bool), areas)
+    semantic = torch.tensor([[0, 0, 2, -1, 1, 1]])
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    prediction = Prediction(truth, Instances(labels, torch.ones(2), masks), semantic)
+    metrics.update([prediction], [Truth(truth, objects, semantic)], [1])
+    result = metrics.compute()
+    assert result.instances is not None
+    assert result.instances.num_annotated == 1
+    assert set(result.scalars().values()) == {1.0}
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    metrics.update([prediction], [Truth(truth)], [1])
+    scalars = metrics.compute().scalars()
+    assert (scalars["pq"], scalars["map"] < 1, scalars["miou"] < 1) == (1.0, True, True)

@@ -1,0 +1,127 @@
+"""Results of several data sets as one table, for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+# Column of the table -> name among the scores of a result.
+COLUMNS = {
+    "PQ": "pq",
+    "SQ": "sq",
+    "RQ": "rq",
+    "PQ_th": "pq_things",
+    "PQ_st": "pq_stuff",
+    "mAP": "map",
+    "AP50": "ap50",
+    "mIoU": "miou",
+}
+PAPER = "paper"
+_NONE = "-"
+
+Summary = Mapping[str, Any]  # of one data set, see metrics.report.as_dict
+Published = Mapping[str, Mapping[str, float]]  # percentages by data set and score
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One row a data set, and two more where classes were seen in training and others not; in percent.
+
+    Attributes:
+        header: the columns.
+        rows: cells as shown.
+        notes: what the numbers rest on.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def terminal(self) -> Table:
+        """For ``rich`` to print."""
+        table = Table(title="Evaluation (%)", caption="\n".join(self.notes), caption_justify="left")
+        for column in self.header:
+            table.add_column(column, justify="left" if column == self.header[0] else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """With the notes below."""
+        lines = [_markdown_row(self.header), "|---|" + "---:|" * (len(self.header) - 1)]
+        lines += [_markdown_row(row) for row in self.rows]
+        return "\n".join([*lines, "", "In percent.", *self.notes]) + "\n"
+
+    def csv(self) -> str:
+        """Numbers that are not there are empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.header)
+        writer.writerows([["" if cell == _NONE else cell for cell in row] for row in self.rows])
+        return text.getvalue()
+
+
+def result_table(results: Sequence[Summary], published: Published | None = None) -> ResultTable:
+    """The table of some results.
+
+    Args:
+        results: from :func:`~odise_pl.metrics.report.as_dict`.
+        published: what stands beside them.
+    """
+    beside = {
+        name: scores for name, scores in (published or {}).items() if name in {r["data"] for r in results}
+    }
+    columns = [(column, key, False) for column, key in COLUMNS.items()]
+    for column, key, _ in list(columns):
+        if any(key in scores for scores in beside.values()):
+            place = columns.index((column, key, False)) + 1
+            columns.insert(place, (f"{column} {PAPER}", key, True))
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        theirs = beside.get(result["data"], {})
+        cells = (
+            _cell(theirs, key, 1, 1) if paper else _cell(result["scores"], key) for _, key, paper in columns
+        )
+        rows.append((result["data"], *cells))
+        for group, scores in result["groups"].items():
+            cells = (_NONE if paper else _cell(scores, key) for _, key, paper in columns)
+            rows.append((f"{result['data']}, {group} classes", *cells))
+    header = ("data", *(column for column, _, _ in columns))
+    return ResultTable(header, tuple(rows), tuple(_notes(results)))
+
+
+def _cell(scores: Mapping[str, float], key: str, factor: float = 100, digits: int = 2) -> str:
+    return f"{factor * scores[key]:.{digits}f}" if key in scores else _NONE
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _notes(results: Sequence[Summary]) -> list[str]:
+    """On how many images and classes the numbers rest, and what AP is measured against."""
+    notes = [
+        f"{r['data']}: {r['images']} images, {r['left_out']} left out (damaged or without labels); "
+        + "; ".join(_averaged(r))
+        + "."
+        for r in results
+    ]
+    if any(r["groups"] for r in results):
+        notes.append("Base classes share a name with a class of training, novel ones do not.")
+    return notes + list(dict.fromkeys(r["instances"]["note"] for r in results if r["instances"]))
+
+
+def _averaged(result: Summary) -> list[str]:
+    """Each mean is over the classes that occur."""
+    parts = {
+        "PQ": result["panoptic"] and result["panoptic"]["all"],
+        "mAP": result["instances"],
+        "mIoU": result["semantic"],
+    }
+    total = len(result["per_class"])
+    return [f"{name} is averaged over {p['classes']} of {total} classes" for name, p in parts.items() if p]
