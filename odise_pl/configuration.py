@@ -161,8 +161,8 @@ def _missing_weights(config: DictConfig) -> list[str]:
 
 
 def _names_file(config: DictConfig, weights: str) -> bool:
-    folder = OmegaConf.select(config, "paths.weights")
-    inside = folder is not None and weights.startswith(f"{folder}/")
+    folders = (OmegaConf.select(config, f"paths.{name}") for name in ("weights", "toyworld"))
+    inside = any(folder is not None and weights.startswith(f"{folder}/") for folder in folders)
     return inside or weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("/", "./", "../", "~"))
 
 

@@ -39,7 +39,8 @@ def targets(node: Any) -> Iterator[DictConfig]:
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     own_sizes = choice in ("experiment=laptop", "experiment=overfit")
-    small = () if own_sizes else (*RANDOM, *TINY, "trainer=cpu")
+    toy = choice == "experiment=toy"
+    small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
     sections = {"model": ("model", "criterion", "grounding"), "vocabulary": (), "experiment": tuple(config)}

@@ -16,8 +16,10 @@ from typing import Any
 
 import lightning
 import torch
+from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from open_clip.transformer import PatchDropout
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -71,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dropping_clip() -> Any:
     model = build_clip(CLIP)
-    from open_clip.transformer import PatchDropout
-
     model.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
     return model
 
@@ -81,15 +81,15 @@ def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
     folder = options.work / options.model
     last = folder / "last.ckpt"
     first = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
-    draws = Draws(partial(make, _BATCH[options.model]), options.seed, first)
+    draws = Draws(partial(make, options.batch or _BATCH[options.model]), options.seed, first)
     trainer = lightning.Trainer(
         max_steps=module.schedule.steps,
         accelerator=options.accelerator,
         devices=1,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=[
             EMAWeightAveraging(decay=_DECAY[options.model]),
-            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=100),
+            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=options.save_every),
         ],
         log_every_n_steps=20,
         gradient_clip_val=1.0,
@@ -104,15 +104,13 @@ def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
 @torch.no_grad()
 def _unit_scale(vae: Any, corpus: Corpus) -> float:
     """The factor that gives latents a standard deviation of one."""
-    images = 2 * pixels([corpus.image(index) for index in range(200)]) - 1
+    images = 2 * pixels([corpus.image(index) for index in range(min(200, len(corpus)))]) - 1
     return float(1 / vae.eval().encode(images).latent_dist.mean.std())
 
 
 @torch.no_grad()
 def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
     """Latents of the corpus by the finished autoencoder, of unit variance; computed once."""
-    from diffusers import AutoencoderKL
-
     path = options.work / f"latents_{options.chunks}.pt"
     if not path.exists():
         vae: Any = AutoencoderKL.from_pretrained(options.out / "diffusion", subfolder="vae").float()
@@ -148,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
     parser.add_argument("--chunks", type=int, default=48, help="size of the corpus, in files of 500 pictures")
     parser.add_argument("--steps", type=int, help="optimiser steps; by default as shipped")
+    parser.add_argument("--batch", type=int, help="pictures of a step; by default as shipped")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that paint")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")

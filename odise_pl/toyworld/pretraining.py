@@ -87,9 +87,11 @@ def pixels(images: list[np.ndarray]) -> Tensor:
 
 
 def picture_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, half of them mirrored."""
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, half of them mirrored; ``noise`` for their latents."""
     chosen = [corpus.image(int(index)) for index in random.integers(len(corpus), size=size)]
-    return {"images": pixels([image[:, ::-1] if random.random() < 0.5 else image for image in chosen])}
+    images = pixels([image[:, ::-1] if random.random() < 0.5 else image for image in chosen])
+    noise = random.standard_normal((size, 4, SIDE // 8, SIDE // 8), np.float32)
+    return {"images": images, "noise": torch.from_numpy(noise)}
 
 
 class Autoencoder(lightning.LightningModule):
@@ -103,7 +105,7 @@ class Autoencoder(lightning.LightningModule):
         """Squared error in pixels of -1..1 and a slight pull of the latents to the normal distribution."""
         images = 2 * batch["images"] - 1
         posterior = self.model.encode(images).latent_dist
-        restored = self.model.decode(posterior.sample()).sample
+        restored = self.model.decode(posterior.mean + posterior.std * batch["noise"]).sample
         error = F.mse_loss(restored, images)
         kl = posterior.kl().mean()
         self.log_dict({"mse": error, "psnr": 10 * torch.log10(4 / error.detach()), "kl": kl}, prog_bar=True)

@@ -1,0 +1,178 @@
+"""Grade the small world's frozen models: ``python -m odise_pl.toyworld.grade [clip] [vae] [unet]``.
+
+* ``clip``: how often it names the thing in a held-out crop, among all categories;
+* ``vae``: peak signal-to-noise ratio of restored held-out pictures, in decibels;
+* ``unet``: how often CLIP recognises what a prompt of one thing asked to be drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from odise_pl.backbones.clip import FrozenCLIP, load_clip
+from odise_pl.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
+from odise_pl.toyworld.corpus import SIDE
+from odise_pl.toyworld.pretraining import pixels
+from odise_pl.toyworld.scene import Placed, Scene, paint_scene
+from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+from odise_pl.toyworld.stuff import STUFF
+from odise_pl.toyworld.style import OPEN, WEB
+from odise_pl.toyworld.things import THINGS, Thing
+
+_SEED = 1234  # of what is painted here and nowhere else
+_PROMPT = "a photo of a {}"
+_MARGIN = 0.1  # around a thing in a crop, of its size
+_VISIBLE = 0.6  # of a thing's box-filling size, for a crop that shows it
+GUIDANCE = 5.0
+NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
+
+
+def crops(count: int, seed: int = _SEED) -> Iterator[tuple[NDArray[np.uint8], Thing]]:
+    """Crops around single things of painted scenes, half of them in the style of the open set."""
+    random = np.random.default_rng(seed)
+    found = 0
+    while True:
+        scene = paint_scene(random, OPEN if random.random() < 0.5 else WEB)
+        for placed in scene.things:
+            if _is_clear(scene, placed):
+                yield _cut(scene, placed), placed.thing
+                found += 1
+                if found == count:
+                    return
+
+
+def _is_clear(scene: Scene, placed: Placed) -> bool:
+    """Whether no other thing covers a good part of the box."""
+    left, top, right, bottom = (round(max(0, side)) for side in placed.box)
+    inside = scene.ids[top:bottom, left:right]
+    others = [other.id for other in scene.things if other.id != placed.id]
+    return bool(np.isin(inside, others).mean() < 1 - _VISIBLE)
+
+
+def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
+    left, top, right, bottom = placed.box
+    x, y = _MARGIN * (right - left), _MARGIN * (bottom - top)
+    box = (max(0, left - x), max(0, top - y), min(scene.image.shape[1], right + x),
+           min(scene.image.shape[0], bottom + y))  # fmt: skip
+    cut = Image.fromarray(scene.image).crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
+    return np.asarray(cut.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+@torch.no_grad()
+def named(clip: FrozenCLIP, images: Tensor, names: Sequence[str] = NAMES) -> list[str]:
+    """What CLIP calls each image [N, 3, SIDE, SIDE] in 0..1."""
+    text = F.normalize(clip.encode_text([_PROMPT.format(name) for name in names]), dim=-1)
+    image = torch.cat([F.normalize(clip.encode_image(part), dim=-1) for part in images.split(64)])
+    return [names[i] for i in (image @ text.T).argmax(1).tolist()]
+
+
+def grade_clip(clip: FrozenCLIP, count: int) -> float:
+    """Share of held-out crops whose thing is named, among things and stuff."""
+    pictures, things = zip(*crops(count), strict=True)
+    found = named(clip, pixels(list(pictures)))
+    return float(np.mean([name == thing.name for name, thing in zip(found, things, strict=True)]))
+
+
+@torch.no_grad()
+def grade_vae(vae: Any, count: int) -> float:
+    """Mean peak signal-to-noise ratio in decibels of held-out pictures, half in the open set's style."""
+    random = np.random.default_rng(_SEED)
+    ratios = []
+    for number in range(count):
+        image = pixels([_square(paint_scene(random, OPEN if number % 2 else WEB))])
+        restored = vae.decode(vae.encode(2 * image - 1).latent_dist.mean).sample.clamp(-1, 1) / 2 + 0.5
+        ratios.append(-10 * torch.log10(F.mse_loss(restored, image)))
+    return float(torch.stack(ratios).mean())
+
+
+def _square(scene: Scene) -> NDArray[np.uint8]:
+    return scene.image[:SIDE, :SIDE]
+
+
+def grade_unet(
+    models: DiffusionModels, clip: FrozenCLIP, each: int, steps: int
+) -> tuple[float, list[tuple[str, Tensor]]]:
+    """Share of samples that CLIP recognises, among things and stuff; and the samples with their prompts."""
+    samples = []
+    right = 0
+    for thing in THINGS:
+        prompts = [f"a photo of a {thing.colours[i % len(thing.colours)]} {thing.name}" for i in range(each)]
+        images = sample(models, prompts, steps)
+        right += sum(name == thing.name for name in named(clip, images))
+        samples += list(zip(prompts, images, strict=True))
+    return right / len(samples), samples
+
+
+@torch.no_grad()
+def sample(
+    models: DiffusionModels,
+    prompts: Sequence[str],
+    steps: int = 50,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+) -> Tensor:
+    """Draw pictures [N, 3, SIDE, SIDE] in 0..1 by DDIM (arXiv 2010.02502) with classifier-free guidance."""
+    scheduler: Any = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    context = encode_prompts(models.text_encoder, [*prompts, *[""] * len(prompts)], DIFFUSION.text_pad)
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(len(prompts), 4, SIDE // 8, SIDE // 8, generator=generator)
+    for step in scheduler.timesteps:
+        asked, free = models.unet(torch.cat([latents, latents]), step, context).sample.chunk(2)
+        latents = scheduler.step(free + guidance * (asked - free), step, latents).prev_sample
+    decoded: Tensor = models.vae.decode(latents / models.vae.config.scaling_factor).sample
+    return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def sheet(samples: Sequence[tuple[str, Tensor]], columns: int = 13) -> Image.Image:
+    """Samples side by side, row by row."""
+    tiles = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for _, image in samples]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.grade", description=__doc__)
+    parser.add_argument("models", nargs="*", help="clip, vae, unet; by default all")
+    parser.add_argument("--weights", type=Path, default=Path("odise_pl/toyworld/weights"))
+    parser.add_argument("--count", type=int, default=500, help="held-out crops, and pictures")
+    parser.add_argument("--each", type=int, default=6, help="samples of each thing")
+    parser.add_argument("--steps", type=int, default=50, help="of DDIM")
+    parser.add_argument("--sheet", type=Path, help="write the samples as a picture")
+    options = parser.parse_args(arguments)
+    wanted = options.models or ["clip", "vae", "unet"]
+    clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
+    if "clip" in wanted:
+        share = 100 * grade_clip(clip, options.count)
+        print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
+    if "vae" in wanted or "unet" in wanted:
+        models = load_diffusion(str(options.weights / "diffusion"))
+    if "vae" in wanted:
+        print(f"vae: {grade_vae(models.vae, options.count):.2f} dB on {options.count} held-out pictures")
+    if "unet" in wanted:
+        share, samples = grade_unet(models, clip, options.each, options.steps)
+        print(f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised")
+        if options.sheet:
+            sheet(samples[:: max(1, options.each // 2)]).save(options.sheet)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

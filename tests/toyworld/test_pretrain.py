@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from odise_pl.backbones.clip import FrozenCLIP, load_clip
+from odise_pl.backbones.stable_diffusion import load_diffusion
+from odise_pl.toyworld import corpus, grade, pretrain
+from odise_pl.toyworld.pretraining import Latents, clip_batch, diffusion_batch
+from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "CHUNK", 12)
+
+
+def run(folder: Path, model: str, steps: int, *more: str) -> None:
+    fixed = ["--chunks", "1", "--batch", "2", "--workers", "1", "--accelerator", "cpu", "--save-every", "1"]
+    places = ["--out", str(folder / "weights"), "--work", str(folder / "work")]
+    assert pretrain.main([model, "--steps", str(steps), *fixed, *places, *more]) == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "CHUNK", 12)
+        for model in ("clip", "vae", "unet"):
+            run(folder, model, 2)
+    return folder / "weights"
+
+
+def test_what_is_written_is_loaded_the_ordinary_way_and_small(trained: Path) -> None:
+    clip = FrozenCLIP(load_clip(str(trained / "clip.safetensors"), CLIP))
+    models = load_diffusion(str(trained / "diffusion"))
+    assert clip.encode_text(["a red ball"]).shape == (1, CLIP.embed_dim)
+    assert models.text_encoder.config.vocab_size == DIFFUSION.text_vocabulary
+    # latents of unit variance are what the noise schedule is made for
+    assert models.vae.config.scaling_factor != pytest.approx(0.18215)
+    size = sum(path.stat().st_size for path in trained.rglob("*.safetensors"))
+    assert size <= 28 * 10**6
+
+
+def test_the_configuration_has_the_same_sizes() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["experiment=toy", "run=test"])
+    assert instantiate(config.clip.architecture) == CLIP
+    chosen = instantiate(config.backbone.architecture)
+    assert {**vars(chosen), "unet_channels": tuple(chosen.unet_channels),
+            "vae_channels": tuple(chosen.vae_channels)} == vars(DIFFUSION)  # fmt: skip
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path: Path) -> None:
+    run(tmp_path / "whole", "vae", 3)
+    weights = tmp_path / "broken" / "weights" / "diffusion" / "vae" / "diffusion_pytorch_model.safetensors"
+
+    class Stop(Exception):
+        pass
+
+    def stop(self: object, batch: object, batch_idx: int) -> None:
+        if self.global_step == 2:  # type: ignore[attr-defined]
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.Autoencoder, "on_train_batch_start", stop)
+        with pytest.raises(Stop):
+            run(tmp_path / "broken", "vae", 3)
+    assert not weights.exists()
+    run(tmp_path / "broken", "vae", 3)
+    whole = tmp_path / "whole" / "weights" / "diffusion" / "vae" / "diffusion_pytorch_model.safetensors"
+    assert weights.read_bytes() == whole.read_bytes()
+
+
+def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_path: Path) -> None:
+    pictures = corpus.paint_corpus(tmp_path, 2, workers=1)
+    assert len(pictures) == 24
+    one, two = (clip_batch(pictures, 4, np.random.default_rng([0, 5])) for _ in range(2))
+    assert torch.equal(one["images"], two["images"])
+    assert torch.equal(one["tokens"], two["tokens"])
+    assert one["images"].shape == (4, 3, 128, 128)
+    # a caption that names a side never goes with a mirrored latent
+    sided = Latents(
+        torch.stack([torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)], dim=1),
+        [["a cat to the left of a cup"]],
+    )
+    free = Latents(sided.values, [["a cat and a cup"]])
+    random = np.random.default_rng(0)
+    kept = diffusion_batch(sided, 64, random)
+    named = (kept["tokens"] != kept["tokens"].amin(0)).any(1)
+    assert (kept["latents"][named] == 0).all() or not named.all()
+    assert diffusion_batch(free, 64, random)["latents"].unique().tolist() == [0, 1]
+
+
+def test_grades_say_how_good_models_are(trained: Path) -> None:
+    clip = FrozenCLIP(load_clip(str(trained / "clip.safetensors"), CLIP))
+    models = load_diffusion(str(trained / "diffusion"))
+    assert 0 <= grade.grade_clip(clip, 20) <= 0.3  # two steps teach nothing
+    assert 0 < grade.grade_vae(models.vae, 2) < 20
+
+    class Perfect:
+        """A VAE that restores everything."""
+
+        def encode(self, images: torch.Tensor) -> object:
+            return type("Out", (), {"latent_dist": type("D", (), {"mean": images})})
+
+        def decode(self, latents: torch.Tensor) -> object:
+            return type("Out", (), {"sample": latents + 0.002})
+
+    assert grade.grade_vae(Perfect(), 2) == pytest.approx(60, abs=1)
+    images = grade.sample(models, ["a red ball", "a cat"], steps=2)
+    assert images.shape == (2, 3, 128, 128)
+    assert grade.sheet([("a", image) for image in images], columns=3).size == (3 * 128, 128)
+
+
+def test_crops_show_their_thing() -> None:
+    cut = list(grade.crops(40))
+    assert len(cut) == 40
+    assert {image.shape for image, _ in cut} == {(128, 128, 3)}
+    assert len({thing.name for _, thing in cut}) > 10
