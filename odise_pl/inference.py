@@ -136,19 +136,23 @@ def instances(
     class_logits: Tensor, mask_logits: Tensor, isthing: Sequence[bool], settings: InferenceSettings
 ) -> Instances:
     """The best query and class pairs, things only, scored by class times mean mask probability."""
-    probabilities = class_logits.softmax(-1)[:, :-1]
-    classes = probabilities.shape[1]
-    count = min(settings.top_k, probabilities.numel())
-    scores, flat = probabilities.flatten().topk(count, sorted=False)
-    labels, queries = flat % classes, flat // classes
-    things = torch.tensor(isthing, dtype=torch.bool, device=labels.device)[labels]
-    labels, queries, scores = labels[things], queries[things], scores[things]
+    labels, queries, scores = ranked(class_logits, isthing, settings.top_k)
     # many classes share a query: the masks are scored once per query
     used, row = queries.unique(return_inverse=True)
     logits = mask_logits[used]
     masks = logits > 0
     inside = (logits.sigmoid() * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
     return Instances(labels, scores * inside[row], masks[row])
+
+
+def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Things among the best ``top_k`` pairs of query and class: labels, queries, probabilities, [M] each."""
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    classes = probabilities.shape[1]
+    scores, flat = probabilities.flatten().topk(min(top_k, probabilities.numel()), sorted=False)
+    labels, queries = flat % classes, flat // classes
+    things = torch.tensor(isthing, dtype=torch.bool, device=labels.device)[labels]
+    return labels[things], queries[things], scores[things]
 
 
 def predict(

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results += [(case.name, check) for check in check_case(case, files)]
             except UserError as error:
                 problems.append(f"{case.name}: {error}")
+            except (KeyError, IndexError) as error:
+                # what is optional in a record is asked for; the rest has to be there
+                problems.append(f"{case.name}: its record lacks something ({type(error).__name__}: {error})")
     except UserError as error:
         problems.append(str(error))
     print(table(results))

@@ -12,6 +12,7 @@ STAGE = 1e-4  # where nothing is thresholded, and for a stage that was fed what 
 END_TO_END = 1e-3  # from the image, behind the thresholds of the mask decoder
 LOSS = 1e-5
 GRADIENT = 5e-3
+TURNED = 1e-5  # largest share of ReLUs and sampled places whose derivative may be the other one
 UNDECIDED = 1e-3  # largest share of elements that may fall on the other side of a threshold
 
 

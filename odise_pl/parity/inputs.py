@@ -13,6 +13,7 @@ from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.parity.decisions import DecidingMaskDecoder
 from odise_pl.parity.models import flat_names, seen_shares
 from odise_pl.parity.records import Case
+from odise_pl.parity.results import thresholds
 from odise_pl.structures import Size
 
 REC = "rec/"
@@ -70,13 +71,8 @@ class Evaluation:
 
     @property
     def settings(self) -> InferenceSettings:
-        """Thresholds of the results: the published ones unless the case names others."""
-        facts, usual = self.case.facts, InferenceSettings()
-        return InferenceSettings(
-            facts.get("object_mask_threshold", usual.object_threshold),
-            facts.get("overlap_threshold", usual.overlap_threshold),
-            facts.get("topk", usual.top_k),
-        )
+        """Thresholds of the results."""
+        return thresholds(self.case.facts)
 
     @cached_property
     def isthing(self) -> tuple[bool, ...]:

@@ -20,7 +20,7 @@ from odise_pl.build import (
     empty_captioner,
     implicit_captioner,
 )
-from odise_pl.checkpoint import load_weights, recognise
+from odise_pl.checkpoint import load_trainable_state, load_weights, recognise
 from odise_pl.inference import InferenceSettings
 from odise_pl.odise import ClassifierSettings, Odise
 from odise_pl.official_names import to_ours
@@ -35,6 +35,7 @@ from odise_pl.parity.records import Case, RecordError
 from odise_pl.weights import read_checkpoint, tensors_of
 
 DIFFUSION_MARK, CLIP_MARK = "model.diffusion_model.", "visual.conv1.weight"
+_TIME = ("backbone.captioner.alpha_time", "backbone.captioner.time_project.")
 FUSION = {"label": ("{}", 0.3, 0.7), "caption": ("a photo of a {}.", 0.35, 0.65)}
 
 
@@ -43,7 +44,7 @@ class WeightFiles:
     """Where weights are; None is looked for among the records.
 
     Attributes:
-        checkpoint: for cases that name none.
+        checkpoint: for cases that name none; or the folder of those that cases name.
         diffusion: original Stable Diffusion checkpoint.
         clip: with open_clip's names.
     """
@@ -60,7 +61,8 @@ def checkpoint_of(case: Case, files: WeightFiles) -> Path:
         RecordError: neither is there.
     """
     named = case.facts.get("weights")
-    candidates = [case.folder / named] if named else []
+    beside = [_folder(files.checkpoint)] if files.checkpoint else []
+    candidates = [folder / named for folder in (case.folder, *beside)] if named else []
     candidates += [files.checkpoint] if files.checkpoint else []
     for path in candidates:
         if path.is_file():
@@ -70,6 +72,10 @@ def checkpoint_of(case: Case, files: WeightFiles) -> Path:
         + (f"its weights {named} are not in {case.folder}" if named else "its JSON names no weights")
         + "; name the file with --weights FILE"
     )
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def frozen_files(folder: Path, files: WeightFiles) -> tuple[Path, Path]:
@@ -85,7 +91,7 @@ def frozen_files(folder: Path, files: WeightFiles) -> tuple[Path, Path]:
 
 
 def _search(folder: Path, files: WeightFiles, mark: str, option: str) -> Path:
-    folders = [folder, *([files.checkpoint.parent] if files.checkpoint else [])]
+    folders = [folder, *([_folder(files.checkpoint)] if files.checkpoint else [])]
     for place in folders:
         for path in sorted(place.glob("*.safetensors")):
             if any(name.startswith(mark) for name in _names(path)):
@@ -179,12 +185,17 @@ def _build(wanted: _Build) -> Odise:
         wanted.supervision,
         published_quirks=True,
     )
-    model.mask_decoder = _deciding(head, wanted.supervision)
-    load_weights(model, wanted.checkpoint)
+    model.mask_decoder = deciding(head, wanted.supervision)
+    if wanted.learnable_time:
+        load_weights(model, wanted.checkpoint)
+    else:  # a network without them can be made of weights that have them
+        kept = {name: value for name, value in state.items() if not name.startswith(_TIME)}
+        load_trainable_state(model, kept, str(wanted.checkpoint))
     return model
 
 
-def _deciding(head: HeadSettings, supervision: str) -> DecidingMaskDecoder:
+def deciding(head: HeadSettings, supervision: str) -> DecidingMaskDecoder:
+    """A mask decoder of these sizes whose close decisions can be given."""
     return DecidingMaskDecoder(
         head.channels,
         head.mask_channels,

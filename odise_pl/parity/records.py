@@ -41,9 +41,15 @@ class Case:
             raise RecordError(f"{self.name}: its JSON has no '{name}'")
         return self.facts[name]
 
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that has to be there."""
+        if name not in self.tensors:
+            raise RecordError(f"{self.name}: its record has no '{name}'")
+        return self.tensors[name]
+
     def images(self) -> list[Tensor]:
         """The input images in 0..1."""
-        return [self.tensors[f"inputs/{i}/image"].float() / 255 for i in range(self.count("inputs"))]
+        return [self.tensor(f"inputs/{i}/image").float() / 255 for i in range(self.count("inputs"))]
 
     def count(self, prefix: str) -> int:
         """How many numbered entries there are under ``prefix``, among tensors and facts."""
@@ -100,7 +106,7 @@ def kind_of(case: Case) -> str:
     tests = {
         "noun_phrases": "phrases" in case.facts,
         "optimiser": isinstance(case.facts.get("total"), list),
-        "training": "inputs/0/gt_masks" in tensors,
+        "training": any(re.fullmatch(r"inputs/\d+/gt_masks", name) for name in tensors),
         "evaluation": "inputs/0/image" in tensors,
         "grounding": "outputs/word_embed" in tensors,
         "postprocess": "cases/0/mask_cls" in tensors,

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from odise_pl.inference import InferenceSettings, instances, panoptic, semantic_scores
+from odise_pl.inference import InferenceSettings, instances, panoptic, ranked, semantic_scores
 from odise_pl.parity.checks import Check, agree_where_decided, compare, equal, near, relative
 from odise_pl.structures import Instances, PanopticSegmentation
 
@@ -51,12 +51,26 @@ def result_checks(
         found = instances(class_logits, mask_logits, isthing, settings)
         spare = _close_ranks(class_logits, settings.top_k, tolerance)
         undecided = (near(mask_logits, tolerance)).any(0)
-        checks += _instance_checks(stage, found, recorded, undecided, spare, tolerance)
+        _, queries, scores = ranked(class_logits, isthing, settings.top_k)
+        parts = scores, mask_logits.sigmoid()[queries]
+        checks += _instance_checks(stage, found, parts, recorded, undecided, spare, tolerance)
     return checks
 
 
-def segments_of(facts: Mapping[str, Any], prefix: str) -> list[tuple[int, int, bool]]:
-    """(id, category, isthing) of every recorded segment."""
+def thresholds(facts: Mapping[str, Any]) -> InferenceSettings:
+    """The published thresholds unless the facts of a case name others."""
+    usual = InferenceSettings()
+    return InferenceSettings(
+        facts.get("object_mask_threshold", usual.object_threshold),
+        facts.get("overlap_threshold", usual.overlap_threshold),
+        facts.get("topk", usual.top_k),
+    )
+
+
+def segments_of(facts: Mapping[str, Any], prefix: str) -> list[tuple[int, int, bool]] | None:
+    """(id, category, isthing) of every recorded segment; None if nothing was recorded of them."""
+    if not any(name == prefix or name.startswith(prefix + "/") for name in facts):
+        return None
     found: list[tuple[int, int, bool]] = []
     while f"{prefix}/{len(found)}/id" in facts:
         place = f"{prefix}/{len(found)}"
@@ -68,16 +82,16 @@ def _panoptic_checks(
     stage: str,
     own: PanopticSegmentation,
     ids: Tensor,
-    segments: Sequence[tuple[int, int, bool]],
+    segments: Sequence[tuple[int, int, bool]] | None,
     undecided: Tensor,
 ) -> list[Check]:
+    pixels = agree_where_decided(f"{stage}: panoptic map", own.ids.to(ids.dtype), ids, undecided)
+    if segments is None:
+        return [pixels]
     own_segments = [(s.id, s.category, s.isthing) for s in own.segments]
     wrong = len(set(own_segments) ^ set(segments))
     note = f"{len(segments)} segments" if not wrong else f"{own_segments}, recorded {list(segments)}"
-    return [
-        agree_where_decided(f"{stage}: panoptic map", own.ids.to(ids.dtype), ids, undecided),
-        equal(f"{stage}: segments", wrong, len(segments), note),
-    ]
+    return [pixels, equal(f"{stage}: segments", wrong, len(segments), note)]
 
 
 def _close_maximum(scores: Tensor, tolerance: float) -> Tensor:
@@ -115,12 +129,18 @@ def _close_ranks(class_logits: Tensor, top_k: int, tolerance: float) -> int:
 def _instance_checks(
     stage: str,
     own: Instances,
+    parts: tuple[Tensor, Tensor],
     recorded: Mapping[str, Any],
     undecided: Tensor,
     spare: int,
     tolerance: float,
 ) -> list[Check]:
-    """Instances have no order: each is compared with the recorded one that is most like it."""
+    """Instances have no order: each is compared with the recorded one that is most like it.
+
+    A score is a mean over the mask, so one pixel more or less moves that of a small mask by more than the
+    tolerance: scores are compared over the recorded masks. ``parts``: class and mask probabilities, [M] and
+    [M, H, W].
+    """
     labels, scores, masks = (recorded[f"inst_{name}"] for name in ("classes", "scores", "masks"))
     pairs = _pairs(own, labels, scores, masks.bool())
     alone = len(own.labels) + len(labels) - 2 * len(pairs)
@@ -129,12 +149,14 @@ def _instance_checks(
     if not pairs:
         return checks
     mine, theirs = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    difference = relative(own.scores[mine], scores[theirs])
+    shown = masks[theirs].bool()
+    inside = (parts[1][mine] * shown).flatten(1).sum(1) / (shown.flatten(1).sum(1) + 1e-6)
+    difference = relative(parts[0][mine] * inside, scores[theirs])
     spread = undecided.expand(len(mine), -1, -1)
     return [
         *checks,
         Check(f"{stage}: instance scores", difference, tolerance),
-        agree_where_decided(f"{stage}: instance masks", own.masks[mine], masks[theirs].bool(), spread),
+        agree_where_decided(f"{stage}: instance masks", own.masks[mine], shown, spread),
     ]
 
 

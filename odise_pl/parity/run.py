@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from odise_pl.parity.checks import Check
+from odise_pl.parity.criterion import check_criterion
 from odise_pl.parity.evaluation import check_evaluation
 from odise_pl.parity.isolated import (
-    check_criterion,
     check_grounding,
     check_noun_phrases,
     check_postprocess,

@@ -17,7 +17,7 @@ from odise_pl.parity.checks import (
     END_TO_END,
     GRADIENT,
     LOSS,
-    UNDECIDED,
+    TURNED,
     Check,
     compare,
     equal,
@@ -59,16 +59,17 @@ class Training:
         self.images, _ = pad_images(case.images())
         self.targets = [self._targets(i) for i in range(len(self.images))]
         self.caption = case.fact("model") == "caption"
-        words = case.facts.get("words", []) if self.caption else []
-        longest = max(map(len, words), default=0)
+        words = [texts or [] for texts in case.facts.get("words") or []] if self.caption else []
+        longest = max([1, *map(len, words)])
         # a place without a word counts for nothing
         self.words = [[*texts, *[""] * (longest - len(texts))] for texts in words]
         self.classes = model.encode_classes(flat_names(case.fact("train_labels")))
 
     def _targets(self, index: int) -> Targets:
-        tensors = self.case.tensors
-        masks, labels = tensors[f"inputs/{index}/gt_masks"].bool(), tensors[f"inputs/{index}/gt_classes"]
-        height, width = self.images.shape[-2:]
+        tensors, (height, width) = self.case.tensors, self.images.shape[-2:]
+        nothing = torch.zeros(0, height, width)  # an image without objects may have no entry
+        masks = tensors.get(f"inputs/{index}/gt_masks", nothing).bool()
+        labels = self.case.tensor(f"inputs/{index}/gt_classes") if len(masks) else torch.zeros(0).long()
         padded = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
         # the caption model knows objects only
         return Targets(torch.zeros_like(labels) if self.case.fact("model") == "caption" else labels, padded)
@@ -90,8 +91,8 @@ class Training:
 
     def losses(self, outputs: Sequence[MaskPredictions], words: Tensor | None) -> Losses:
         """All losses at the recorded points."""
-        held = self.case.tensors
-        criterion, matcher, points = fixed_criterion(held["points_matcher"], held["points_criterion"])
+        held = (self.case.tensor(f"points_{name}") for name in ("matcher", "criterion"))
+        criterion, matcher, points = fixed_criterion(*held)
         ids, last = range(len(self.images)), len(outputs) - 1
         terms = {
             name + suffix(i, last): getattr(losses, field)
@@ -126,9 +127,15 @@ class Training:
         held, found = self.case.tensors, []
         for call in [*range(1, count), 0]:
             place = f"{REC}matcher.indices/{call}"
-            if f"{place}/0/0" not in held:
+            if not any(name.startswith(place + "/") for name in held):
                 return None
-            found.append([(held[f"{place}/{b}/0"], held[f"{place}/{b}/1"]) for b in range(len(self.images))])
+            none = torch.zeros(0, dtype=torch.int64)  # an image without objects has no pairs
+            found.append(
+                [
+                    (held.get(f"{place}/{b}/0", none), held.get(f"{place}/{b}/1", none))
+                    for b in range(len(self.images))
+                ]
+            )
         return found
 
 
@@ -200,7 +207,7 @@ def _kink_check(turned: int, seen: Seen, off: Mapping[str, float]) -> Check:
         if turned
         else ""
     )
-    return Check("gradients: kinks", turned / max(seen.decisions, 1), UNDECIDED, note)
+    return Check("gradients: kinks", turned / max(seen.decisions, 1), TURNED, note)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -224,8 +231,11 @@ def _recorded_checks(run: Training) -> list[Check]:
         projected = model.text_projection.proj(null)
         checks += compare("no-object text", projected, held.get(REC + "category_head/0/null_embed"))
     words = run.word_embeddings() if run.words else None
-    if words is not None:
-        checks += compare("words", words, held.get(REC + "word_head/0/word_embed"))
+    recorded = held.get(REC + "word_head/0/word_embed")
+    if words is not None and recorded is not None:
+        there = torch.tensor([[bool(text) for text in texts] for texts in run.words])
+        shown = recorded if recorded.shape != words.shape else recorded[there]
+        checks += compare("words", words if recorded.shape != words.shape else words[there], shown)
     outputs = run.recorded_outputs()
     if outputs is None:
         return checks

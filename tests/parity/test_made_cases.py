@@ -16,11 +16,14 @@ from torch import Tensor
 from odise_pl.backbones.clip import CLIPArchitecture, build_clip
 from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
 from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_odise, implicit_captioner
-from odise_pl.checkpoint import trainable_names, trainable_state
+from odise_pl.checkpoint import load_weights, trainable_names, trainable_state
 from odise_pl.inference import InferenceSettings
 from odise_pl.odise import ClassifierSettings, Odise, pad_images
 from odise_pl.official_names import to_official
 from odise_pl.parity.__main__ import main
+from odise_pl.parity.models import deciding
+from odise_pl.parity.records import Case
+from odise_pl.parity.training import Training, official_parameters
 
 DIFFUSION = DiffusionArchitecture(
     unet_channels=(32, 32, 64, 64),
@@ -126,6 +129,62 @@ def write_case(model: Odise, folder: Path, name: str) -> None:
         "topk": 5,
     }
     (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+def write_training(model: Odise, folder: Path, name: str) -> None:
+    """What a recording of the network would hold of a training step, with an image without objects."""
+    tensors = {f"inputs/{i}/image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) for i in range(2)}
+    tensors["inputs/0/gt_masks"] = torch.zeros(2, 64, 96, dtype=torch.uint8)
+    tensors["inputs/0/gt_masks"][0, :30], tensors["inputs/0/gt_masks"][1, 30:, 40:] = 1, 1
+    tensors["inputs/0/gt_classes"] = torch.tensor([2, 0])
+    tensors |= {f"points_{kind}": torch.rand(1, 200, 2) for kind in ("matcher", "criterion")}
+    facts: dict[str, Any] = {
+        "model": "label", "weights": "official.pth", "steps": STEPS, "backbone_in_size": [64, 64],
+        "train_labels": LABELS,
+    }  # fmt: skip
+    step = Training(Case(name, folder, facts, tensors), model)
+    losses = step.losses(step.forward(), None)
+    losses.total.backward()
+    facts |= {f"losses/{loss}": float(value.detach()) for loss, value in losses.terms.items()}
+    own = official_parameters(model, "label")
+    tensors |= {f"grads/{n}": p.grad.clone() for n, p in own.items() if p.grad is not None}
+    model.zero_grad()
+    save_file(contiguous(tensors), folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(2)
+    model = write_weights(folder)
+    model.mask_decoder = deciding(HEAD, "label")
+    load_weights(model, folder / "official.pth")
+    write_training(model, folder, "held_x")
+    return folder
+
+
+def test_a_training_step_with_an_image_without_objects_agrees(trained: Path) -> None:
+    assert main([str(trained)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.feature_projections.3.0.conv2.weight",  # before a ReLU
+        "backbone.feature_extractor.alpha_cond",
+        "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn.sampling_offsets.bias",
+        "sem_seg_head.predictor.transformer_ffn_layers.1.linear1.bias",
+        "category_head.text_proj.weight",
+    ],
+)
+def test_an_error_of_two_percent_in_one_gradient_is_found(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([str(changed(trained, tmp_path, shift(f"grads/{name}", 0.02)))]) == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x[6:].strip().startswith("gradients  ")]
+    assert "NOT OK" in line
+    assert name in line
 
 
 @pytest.fixture(scope="module")
