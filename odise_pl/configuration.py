@@ -15,12 +15,13 @@ from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, 
 from odise_pl.backbones.timesteps import check_timesteps
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
+from odise_pl.limits import bad_numbers
 from odise_pl.vocabulary import load_vocabulary
 
 # What describes a trained network; a checkpoint keeps these sections, evaluation takes them from there.
 MODEL_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
 DATA_KEYS = ("eval_short_side", "eval_long_side")
-_COUNTS = ("data.batch_size", "data.eval_batch_size")
+_LIGHTNINGS = "MisconfigurationException"  # raised for options of the trainer that cannot be
 _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -39,7 +40,8 @@ def clear_errors() -> Iterator[None]:
 def _user_error(error: BaseException | None) -> BaseException | None:
     """The user error in a chain of causes; libraries wrap what our constructors raise."""
     while error is not None:
-        if isinstance(error, UserError | MissingMandatoryValue):
+        # Lightning's is not imported: it would bring torch along
+        if isinstance(error, UserError | MissingMandatoryValue) or type(error).__name__ == _LIGHTNINGS:
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -52,7 +54,7 @@ def check_training(config: DictConfig) -> None:
         UserError: lists all that is missing, each with the command that gets it.
     """
     problems = [
-        *_bad_numbers(config, *_COUNTS, "global_batch", "validate_every"),
+        *bad_numbers(config),
         *_bad_timesteps(config),
         *_bad_vocabularies(config),
         *_missing_weights(config),
@@ -85,7 +87,7 @@ def check_evaluation(config: DictConfig) -> None:
     """The checkpoint and the evaluation set are there; errors as :func:`check_training`."""
     path = checkpoint_path(config)
     problems = [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
-    problems += [*_bad_numbers(config, *_COUNTS), *_bad_vocabularies(config), *_unnamed(config, "val")]
+    problems += [*bad_numbers(config), *_bad_vocabularies(config), *_unnamed(config, "val")]
     _raise([*problems, *_missing_shards(config, ("val",))])
 
 
@@ -102,28 +104,6 @@ def checkpoint_path(config: DictConfig) -> Path:
 def _raise(problems: Sequence[str]) -> None:
     if problems:
         raise SettingError("\n  - ".join(["cannot start:", *problems]))
-
-
-def _bad_numbers(config: DictConfig, *keys: str) -> list[str]:
-    """Values that must be whole numbers above 0, and ranges that must be two numbers."""
-    values = {key: OmegaConf.select(config, key) for key in keys}
-    problems = [
-        f"{key}={value} must be a whole number, 1 or more"
-        for key, value in values.items()
-        if value is not None and (not isinstance(value, int) or value < 1)
-    ]
-    scales = OmegaConf.select(config, "data.scale_range")
-    if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
-        problems.append(f"data.scale_range={list(scales)} must be [SMALLEST,LARGEST], above 0")
-    head = OmegaConf.select(config, "model.head")
-    if head is not None and (head.channels % 32 or head.channels % head.heads):
-        problems.append(
-            f"model.head.channels={head.channels} must be a multiple of 32 and of heads={head.heads}"
-        )
-    width = OmegaConf.select(config, "backbone.channels")
-    if width is not None and width % 128:
-        problems.append(f"backbone.channels={width} must be a multiple of 128")
-    return problems
 
 
 def _bad_vocabularies(config: DictConfig) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from odise_pl.configuration import (
@@ -20,6 +21,7 @@ from odise_pl.configuration import (
 )
 from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
 from odise_pl.errors import SettingError
+from odise_pl.limits import bad_numbers
 
 
 def config(tmp_path: Path, **changes: object) -> OmegaConf:
@@ -188,16 +190,42 @@ def test_importing_it_loads_no_torch() -> None:
 
 def test_numbers_and_vocabularies_are_checked_at_once(tmp_path: Path) -> None:
     bad = {
-        "data": {"batch_size": 0, "eval_batch_size": "two", "scale_range": [2.0]},
+        "data": {"batch_size": 0, "eval_batch_size": "two", "limit_samples": True, "num_workers": -1},
         "validate_every": 0,
+        "optimizer": {"lr": "fast"},
+        "trainer": {"max_steps": -1},
         "vocabulary": {"eval": "nofile.txt", "train": None},
-        "model": {"head": {"channels": 100, "heads": 8}},
+        "model": {"head": {"queries": 0, "channels": 64, "heads": "x"}},
     }
     with pytest.raises(SettingError) as error:
         check_training(config(tmp_path, **bad))
-    names = ("data.batch_size=0", "data.eval_batch_size=two", "validate_every=0", "data.scale_range=[2.0]")
-    for word in (*names, "vocabulary.eval", "nofile.txt", "model.head.channels=100"):
+    names = ("data.batch_size=0", "data.eval_batch_size=two", "validate_every=0", "data.limit_samples=True")
+    more = ("data.num_workers=-1", "optimizer.lr=fast", "trainer.max_steps=-1", "model.head.queries=0")
+    for word in (*names, *more, "model.head.heads=x", "vocabulary.eval", "nofile.txt"):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("scales", [[2.0], [2.0, 1.0], "wide", [0.0, 1.0], ["a", "b"]], ids=str)
+def test_sizes_have_to_fit_each_other(tmp_path: Path, scales: object) -> None:
+    bad = {"data": {"scale_range": scales}, "model": {"head": {"channels": 100, "heads": 8}}}
+    with pytest.raises(SettingError, match=r"data\.scale_range=(?s:.*)model\.head\.channels=100") as error:
+        check_training(config(tmp_path, **bad, backbone={"channels": 100}))
+    assert "backbone.channels=100" in str(error.value)
+
+
+@pytest.mark.parametrize("experiment", [None, "laptop", "overfit", "[laptop,ablation_timestep]"])
+def test_our_own_numbers_are_within_their_limits(experiment: str | None) -> None:
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        for model in ("odise_label", "odise_caption"):
+            overrides = [f"model={model}", *([f"experiment={experiment}"] if experiment else [])]
+            assert bad_numbers(compose("train", ["run=mine", "run_dir=runs/mine", *overrides])) == []
+
+
+def test_options_that_the_trainer_refuses_end_in_one_message() -> None:
+    from lightning import Trainer
+
+    with pytest.raises(SystemExit, match=r"error: .*devices"), clear_errors():
+        Trainer(accelerator="cpu", devices=0)
 
 
 def test_another_runs_checkpoint_does_not_replace_this_runs(tmp_path: Path) -> None:
