@@ -1,23 +1,34 @@
-"""Evaluate: ``python evaluate.py ckpt=PATH [data=NAME] [KEY=VALUE] ...`` prints and saves the results."""
+"""Evaluate: ``python evaluate.py ckpt=PATH [data=[NAME,DIR]] [KEY=VALUE] ...`` prints and saves the results.
+
+``predictions=DIR`` instead of ``ckpt`` scores predictions of any model.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from odise_pl.command_line import expand
 from odise_pl.configuration import adopt, check_evaluation, check_weights, checkpoint_path, clear_errors
 from odise_pl.runs import (
     digest_of,
     evaluation_folder,
+    file_facts,
     find_evaluation,
     in_sweep,
     mark_finished,
     settings_of,
 )
+
+if TYPE_CHECKING:
+    import lightning
 
 _log = logging.getLogger(__name__)
 
@@ -31,56 +42,85 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     """
     from odise_pl.lightning_module import describe
 
-    path, digest = checkpoint_path(config), _digest(config)
+    path, digest = checkpoint_path(config), digest_of(config, *file_facts(checkpoint_path(config)))
     description = describe(path)
     if description.record is not None:
         config = adopt(config, description.record, overrides)
     check_weights(config)
 
-    import lightning
     from hydra.utils import instantiate
 
-    from odise_pl.callbacks import ResultReport
+    from odise_pl.backbones.text_store import TextStore
     from odise_pl.checkpoint import load_weights
-    from odise_pl.lightning_module import OdiseModule
-    from odise_pl.optimization import OptimizerSettings
-    from odise_pl.vocabulary import load_vocabulary, rename
+    from odise_pl.evaluation.predictors import NetworkPredictor
+    from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
+    from odise_pl.published import BENCHMARKS
+    from odise_pl.vocabulary import load_vocabulary
 
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data)
+    trainer, data = _trainer(config), instantiate(config.data)
     model = instantiate(config.model)
     load_weights(model, path)
+    if config.paths.cache is not None and config.clip.weights != "random":
+        model.text_store = TextStore(Path(config.paths.cache, "text"), model.clip.text_fingerprint())
     training = description.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
-    module = OdiseModule(
-        model,
-        instantiate(config.criterion),
-        OptimizerSettings(),
-        training,
-        {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
-        global_batch=1,
-        measures=[data.measures(name) for name in data.eval_names],
-    )
+    benchmarks = []
+    for name in data.eval_names:
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        predictor = NetworkPredictor(model, classes, training)
+        loader = data.loader_of(name)
+        benchmarks.append(Benchmark(name, classes, data.measures(name), predictor, loader, training))
     about = {"checkpoint": str(path), "step": description.step, "classifier": config.classifier.mode}
     folder = evaluation_folder(config, description.step, digest)
-    trainer: lightning.Trainer = instantiate(
-        config.trainer,
-        callbacks=[ResultReport(str(folder), about), instantiate(config.progress)],
-        logger=False,
-        default_root_dir=config.run_dir,
+    kept = None if config.save_predictions is None else Path(config.save_predictions)
+    published = BENCHMARKS[config.model.supervision]
+    scores = evaluate_all(
+        benchmarks, trainer, Output(folder, digest, about, published, kept, config.save_every)
     )
-    trainer.validate(module, data, verbose=False)
-    scores = {name: result.scalars() for name, result in module.results.items()}
     if trainer.is_global_zero:
-        _log.info("written: %s", ", ".join(f"{folder}/{name}/results.{{json,md}}" for name in scores))
         mark_finished(folder, settings_of(config), scores, digest)
     return scores
 
 
-def _digest(config: DictConfig) -> str:
-    """Another checkpoint, or a later one of the same name, is another evaluation."""
-    path = checkpoint_path(config)
-    return digest_of(config, str(path.resolve()), str(path.stat().st_mtime_ns))
+def score(config: DictConfig) -> dict[str, dict[str, float]]:
+    """Score a folder of predictions on every evaluation set; returns as :func:`evaluate`."""
+    from hydra.utils import instantiate
+
+    from odise_pl.evaluation.folder import find_predictions
+    from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
+    from odise_pl.vocabulary import load_vocabulary
+
+    root = Path(config.predictions)
+    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # nobody looks at images
+    training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
+    benchmarks: list[Benchmark] = []
+    digests: list[str] = []
+    for name in data.eval_names:
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        predictor, measures = find_predictions(root, name, data.eval_names, classes, data.measures(name))
+        benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
+        digests += predictor.facts()
+    folder = Path(config.run_dir, "evaluation", f"predictions-{root.resolve().name}")
+    output = Output(
+        folder, digest_of(config, *digests), {"predictions": str(root)}, None, None, config.save_every
+    )
+    return evaluate_all(benchmarks, trainer, output)
+
+
+def _trainer(config: DictConfig) -> lightning.Trainer:
+    import lightning
+    from hydra.utils import instantiate
+
+    from odise_pl.evaluation.run import SaveOnInterruption
+
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    bar: list[Any] = [instantiate(config.progress)] if config.trainer.enable_progress_bar else []
+    return instantiate(
+        config.trainer,
+        callbacks=[SaveOnInterruption(), *bar],
+        logger=False,
+        default_root_dir=config.run_dir,
+    )
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -88,7 +128,11 @@ def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
     with clear_errors():
         check_evaluation(config)
-        finished = find_evaluation(config, _digest(config)) if in_sweep() else None
+        if config.predictions is not None:
+            score(config)
+            return
+        digest = digest_of(config, *file_facts(checkpoint_path(config)))
+        finished = find_evaluation(config, digest) if in_sweep() else None
         if finished is not None:
             _log.info("%s is finished: skipped", finished)
             return
@@ -96,4 +140,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand(sys.argv[1:], Path(__file__).with_name("conf"))
     main()

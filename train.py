@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from odise_pl.command_line import expand
 from odise_pl.configuration import (
     check_training,
     checkpoint_path,
@@ -60,7 +62,7 @@ def train(config: DictConfig) -> dict[str, float]:
         instantiate(config.criterion),
         instantiate(config.optimizer),
         rename(data.vocabulary("train"), config.vocabulary.train),
-        {name: rename(data.vocabulary(name), config.vocabulary.eval) for name in data.eval_names},
+        {name: data.eval_vocabulary(name, config.vocabulary.eval) for name in data.eval_names},
         config.global_batch,
         config.seed,
         record(config),
@@ -96,4 +98,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = expand(sys.argv[1:], Path(__file__).with_name("conf"))
     main()

@@ -181,6 +181,7 @@ class ResultReport(Callback):
             return
         assert isinstance(pl_module, OdiseModule)
         summaries = [as_dict(result, name) for name, result in pl_module.results.items()]
-        Console().print(result_table(summaries).terminal())
+        console = Console()
+        console.print(result_table(summaries).terminal(console.width))
         for name, result in pl_module.results.items():
             write_report(result, self.folder / name, name, {"step": trainer.global_step, **self.about})

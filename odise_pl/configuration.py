@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from odise_pl.backbones.timesteps import check_timesteps
+from odise_pl.data.eval_sets import eval_sets
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
@@ -84,11 +85,24 @@ def check_training(config: DictConfig) -> None:
 
 
 def check_evaluation(config: DictConfig) -> None:
-    """The checkpoint and the evaluation set are there; errors as :func:`check_training`."""
-    path = checkpoint_path(config)
-    problems = [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
+    """What is evaluated and the evaluation sets are there; errors as :func:`check_training`."""
+    problems = _bad_subject(config)
     problems += [*bad_numbers(config), *_bad_vocabularies(config), *_unnamed(config, "val")]
     _raise([*problems, *_missing_shards(config, ("val",))])
+
+
+def _bad_subject(config: DictConfig) -> list[str]:
+    """A checkpoint or a folder of predictions, and only one of them."""
+    if (config.ckpt is None) == (config.predictions is None):
+        return ["give ckpt=PATH, or predictions=DIR to score predictions that are there already"]
+    if config.predictions is not None:
+        there = Path(config.predictions).is_dir()
+        problems = [] if there else [f"predictions={config.predictions}: there is no such folder"]
+        if config.save_predictions is not None:
+            problems.append("save_predictions: predictions=DIR are there already, leave it out")
+        return problems
+    path = checkpoint_path(config)
+    return [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
 
 
 def check_weights(config: DictConfig) -> None:
@@ -110,11 +124,12 @@ def _bad_vocabularies(config: DictConfig) -> list[str]:
     problems = []
     for name in ("train", "eval"):
         source = OmegaConf.select(config, f"vocabulary.{name}")
-        try:
-            if source is not None:
-                load_vocabulary(source)
-        except UserError as error:
-            problems.append(f"vocabulary.{name}: {error}")
+        for one in source.values() if isinstance(source, DictConfig) else [source]:
+            try:
+                if one is not None:
+                    load_vocabulary(one)
+            except UserError as error:
+                problems.append(f"vocabulary.{name}: {error}")
     return problems
 
 
@@ -195,9 +210,8 @@ def _caption_first(source: str) -> str:
 
 
 def _sources(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(v) for v in value.values()] if isinstance(value, DictConfig) else [str(value)]
+    """The shard sets of ``data.train`` or ``data.val``."""
+    return [found.shards for found in eval_sets(value).values()]
 
 
 def record(config: DictConfig) -> dict[str, Any]:

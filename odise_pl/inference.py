@@ -61,8 +61,19 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
 
 
-def semantic_map(class_logits: Tensor, mask_logits: Tensor, chunk: int = 64) -> Tensor:
-    """Best class of every pixel, int64 [H, W], with at most ``chunk`` class maps in memory at once."""
+# Class scores that the semantic map holds at once, 128 MB; 847 classes at 1024 x 1024 would be 3.5 GB.
+MAX_SCORES = 1 << 25
+
+
+def semantic_map(class_logits: Tensor, mask_logits: Tensor, chunk: int | None = None) -> Tensor:
+    """Best class of every pixel, int64 [H, W].
+
+    Args:
+        class_logits: [Q, K + 1].
+        mask_logits: [Q, H, W].
+        chunk: class maps [H, W] that are in memory at once; None: as many as ``MAX_SCORES`` allows.
+    """
+    chunk = chunk or max(1, MAX_SCORES // mask_logits[0].numel())
     probabilities, masks = class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid()
     best = torch.full(masks.shape[1:], -1.0, device=masks.device, dtype=masks.dtype)
     label = torch.zeros(masks.shape[1:], device=masks.device, dtype=torch.int64)

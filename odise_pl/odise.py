@@ -13,6 +13,7 @@ from odise_pl.backbones.captioners import Captions
 from odise_pl.backbones.clip import FrozenCLIP
 from odise_pl.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.backbones.text_cache import TextCache
+from odise_pl.backbones.text_store import TextStore
 from odise_pl.errors import SettingError
 from odise_pl.heads.classifier import (
     TextProjection,
@@ -101,6 +102,7 @@ class Odise(nn.Module):
         inference: thresholds of the results.
         published_quirks: reproduce the release's masked CLIP, which sees the unpadded image with masks of the
             padded one; by default both show the image without its padding.
+        text_store: keeps the embeddings of class names; by default they are made anew.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Odise(nn.Module):
         classifier: ClassifierSettings | None = None,
         inference: InferenceSettings | None = None,
         published_quirks: bool = False,
+        text_store: TextStore | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -120,6 +123,7 @@ class Odise(nn.Module):
         self.classifier = classifier or ClassifierSettings()
         self.inference = inference or InferenceSettings()
         self.published_quirks = published_quirks
+        self.text_store = text_store
         self._texts = TextCache()
 
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
@@ -152,9 +156,13 @@ class Odise(nn.Module):
         return self.text_projection(output.mask_embed, classes.embeddings, classes.counts, output.logit_scale)
 
     def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
-        """Embed the names of each class, ``prompt`` around every name."""
+        """Embed the names of each class, ``prompt`` around every name, in full precision."""
         texts = [prompt.replace("{}", name) for names in labels for name in names]
-        return TextClasses(self.clip.encode_text(texts), tuple(len(names) for names in labels))
+        device = self.clip.mean.device
+        with torch.autocast(device.type, enabled=False):
+            encode, store = self.clip.encode_text, self.text_store
+            embeddings = encode(texts) if store is None else store.embed(texts, encode).to(device)
+        return TextClasses(embeddings, tuple(len(names) for names in labels))
 
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
         """Embed the words of each image's caption as the mask embeddings are compared with.

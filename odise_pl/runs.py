@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from odise_pl.errors import SettingError, UserError
 
 MARKER = "finished.json"
+_LONGEST = 80  # characters of a folder's name
 EVALUATIONS = "evaluation"  # evaluations of a run lie side by side in this folder of it
 # Where a run lies and how it was resumed change nothing of what it computes.
-_ELSEWHERE = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths")
+_ELSEWHERE = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths", "save_every")
 # So do these within their sections: where and how fast it is computed.
 _NO_MATTER = {
     "trainer": (
@@ -98,6 +99,11 @@ def digest_of(config: DictConfig, *inputs: str) -> str:
         plain[section] = {k: v for k, v in plain.get(section, {}).items() if k not in names}
     text = json.dumps([plain, inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_facts(path: Path) -> tuple[str, str]:
+    """What tells a file from another, or a later one of the same name, for :func:`digest_of`."""
+    return str(path.resolve()), str(path.stat().st_mtime_ns)
 
 
 def in_sweep() -> bool:
@@ -178,9 +184,9 @@ def evaluation_folder(config: DictConfig, step: int | None, digest: str) -> Path
 
 
 def _set_name(val: Any) -> list[str]:
-    """The last part of a shard set's path or URL; nothing for several sets, named by folders within."""
+    """The names of evaluation sets, or the last part of the path or URL of the only one without a name."""
     if not isinstance(val, str):
-        return []
+        return ["+".join(map(str, val))[:_LONGEST]] if val else []
     words = re.findall(r"[\w.-]+", val.replace("/dataset.json", "").rstrip("/ -").rpartition("/")[2])
     return words[-1:]
 

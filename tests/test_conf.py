@@ -43,7 +43,12 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
-    sections = {"model": ("model", "criterion", "grounding"), "vocabulary": (), "experiment": tuple(config)}
+    sections = {
+        "loading": ("data",),
+        "model": ("model", "criterion", "grounding"),
+        "vocabulary": (),
+        "experiment": tuple(config),
+    }
     nodes = [config[name] for name in sections.get(group, (group,))]
     for target in (found for node in nodes for found in targets(node)):
         assert instantiate(target) is not None

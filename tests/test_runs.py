@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
         ("data/shards/my_val", "my_val-both-step_5"),
         ("https://host/my_val/dataset.json", "my_val-both-step_5"),
         ("pipe:aws s3 cp s3://bucket/my_val/dataset.json -", "my_val-both-step_5"),
-        ({"coco": "a", "ade20k": "b"}, "both-step_5"),
+        ({"coco": "a", "ade20k": "b"}, "coco+ade20k-both-step_5"),
     ],
 )
 def test_evaluations_lie_side_by_side(tmp_path: Path, val: object, name: str) -> None:

@@ -16,6 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odise_pl.backbones.text_store import fingerprint
 from odise_pl.backbones.tokens import VOCABULARY, tokenize
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
@@ -174,6 +175,11 @@ class FrozenCLIP(nn.Module):
         device = self.mean.device
         tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
         return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
+
+    def text_fingerprint(self) -> str:
+        """Tells text encoders apart: equal for equal weights of the same kind."""
+        weights = {n: t for n, t in self.model.state_dict().items() if not n.startswith("visual.")}
+        return fingerprint(weights, str(self.model.transformer))
 
     @torch.no_grad()
     def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:

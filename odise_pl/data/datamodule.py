@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 
+from odise_pl.data.eval_sets import eval_sets
 from odise_pl.data.loader import DamageLog, EvalLoader, LoaderOptions, TrainLoader
 from odise_pl.data.manifest import ShardSet, check_shards
 from odise_pl.data.plan import EvalPlan, TrainPlan, limited
 from odise_pl.data.records import DataError
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import EvalResize, LargeScaleJitter, Transform
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import Vocabulary, rename
 
 _log = logging.getLogger(__name__)
 AUGMENTATIONS = ("lsj", "none")
@@ -36,7 +37,8 @@ class PanopticDataModule(LightningDataModule):
 
     Args:
         train: shard set to train on.
-        val: shard set to evaluate on, or several by name.
+        val: shard set to evaluate on, or several by name, each with settings of its own if need be: see
+            :class:`~odise_pl.data.eval_sets.EvalSet`.
         batch_size: images per training step on each device.
         eval_batch_size: images per evaluation step.
         num_workers: loader processes per device.
@@ -62,7 +64,7 @@ class PanopticDataModule(LightningDataModule):
     def __init__(
         self,
         train: str | None = None,
-        val: str | Mapping[str, str] | None = None,
+        val: str | Mapping[str, Any] | None = None,
         batch_size: int = 2,
         eval_batch_size: int = 1,
         num_workers: int = 4,
@@ -85,7 +87,7 @@ class PanopticDataModule(LightningDataModule):
         if words < 0:
             raise DataError(f"data.words is {words}; give 0 (no words) or more, 8 as published")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
-        self.train, self.val = train, _named(val)
+        self.train, self.sets = train, eval_sets(val)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
         self.limit_samples, self.words = limit_samples, words
@@ -100,7 +102,7 @@ class PanopticDataModule(LightningDataModule):
     @property
     def eval_names(self) -> tuple[str, ...]:
         """Names of the evaluation sets, in the order of the evaluation loaders."""
-        return tuple(self.val)
+        return tuple(self.sets)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the descriptions of the shard sets that a stage needs.
@@ -115,7 +117,7 @@ class PanopticDataModule(LightningDataModule):
 
     def shards(self, name: str) -> ShardSet:
         """The shard set "train", or an evaluation set by its name (:attr:`eval_names`)."""
-        source = self.train if name == "train" else self.val.get(name)
+        source = self.train if name == "train" else self.sets[name].shards if name in self.sets else None
         if source is None:
             raise DataError(
                 f"no data set '{name}': give its folder, for example data.{name}=data/shards/coco_{name}"
@@ -127,6 +129,19 @@ class PanopticDataModule(LightningDataModule):
     def vocabulary(self, name: str = "train") -> Vocabulary:
         """The classes of a shard set, see :meth:`shards`."""
         return self.shards(name).manifest.vocabulary
+
+    def eval_vocabulary(self, name: str, names: Any = None) -> Vocabulary:
+        """The classes of an evaluation set, by the names that its settings give, or else ``names``.
+
+        Args:
+            name: of the set.
+            names: anything that ``load_vocabulary`` reads, for all sets, or such by set; None: the set's own.
+
+        Raises:
+            VocabularyError: the names cannot be read or are of another number of classes.
+        """
+        general = names.get(name) if isinstance(names, Mapping) else names
+        return rename(self.vocabulary(name), self.sets[name].vocabulary or general)
 
     def measures(self, name: str) -> tuple[str, ...]:
         """What can be measured on an evaluation set."""
@@ -155,7 +170,7 @@ class PanopticDataModule(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The evaluation batches of this device: one loader, or a list in the order of :attr:`eval_names`."""
-        loaders = [self._eval_loader(name) for name in self.eval_names]
+        loaders = [self.eval_loader(name) for name in self.eval_names]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
@@ -198,12 +213,31 @@ class PanopticDataModule(LightningDataModule):
                 ", ".join(changes),
             )
 
-    def _eval_loader(self, name: str) -> EvalLoader:
-        rank, world_size = self._place()
-        shards = self.shards(name)
-        plan = EvalPlan(limited(shards.sizes, self.limit_samples), self.eval_batch_size, world_size)
-        stream = EvalStream(shards.urls, plan, self.resize, rank)
-        return EvalLoader(stream, plan.batches(rank, self.options.workers), self.options, self._damage)
+    def loader_of(self, name: str) -> Callable[[tuple[int, int], frozenset[int]], EvalLoader]:
+        """:meth:`eval_loader` of a set, for who learns the place only later."""
+        return partial(self.eval_loader, name)
+
+    def eval_loader(
+        self, name: str, place: tuple[int, int] | None = None, done: frozenset[int] = frozenset()
+    ) -> EvalLoader:
+        """The batches of an evaluation set.
+
+        Args:
+            name: of the set.
+            place: rank and number of ranks; None: this device's.
+            done: numbers of batches that are left out, see :attr:`Batch.number`.
+        """
+        rank, world_size = place or self._place()
+        shards, options = self.shards(name), self.sets[name]
+        sizes = limited(shards.sizes, self.limit_samples)
+        plan = EvalPlan(sizes, self.eval_batch_size, world_size, done)
+        resize = EvalResize(
+            options.short_side or self.resize.short_side, options.long_side or self.resize.long_side
+        )
+        stream = EvalStream(shards.urls, plan, resize, rank)
+        batches = plan.batches(rank, self.options.workers)
+        complete = world_size == 1 and not done
+        return EvalLoader(stream, batches, self.options, self._damage, complete)
 
     def _finished_batches(self) -> int:
         assert self.trainer is not None
@@ -216,9 +250,3 @@ class PanopticDataModule(LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-
-
-def _named(val: str | Mapping[str, str] | None) -> dict[str, str]:
-    if val is None:
-        return {}
-    return {"val": val} if isinstance(val, str) else dict(val)

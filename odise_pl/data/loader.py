@@ -120,12 +120,19 @@ class EvalLoader:
         batches: how many batches the stream makes if nothing is damaged.
         options: how batches are made.
         damage: where damage is reported.
+        complete: these are all samples of the set, so at least one must be readable.
     """
 
     def __init__(
-        self, stream: EvalStream, batches: int, options: LoaderOptions, damage: DamageLog | None = None
+        self,
+        stream: EvalStream,
+        batches: int,
+        options: LoaderOptions,
+        damage: DamageLog | None = None,
+        complete: bool = True,
     ) -> None:
         self._stream, self._batches, self._options = stream, batches, options
+        self._complete = complete
         self._damage = damage or DamageLog()
 
     def __len__(self) -> int:
@@ -137,5 +144,5 @@ class EvalLoader:
             made += len(batch)
             self._damage.report(batch)
             yield batch
-        if self._batches and not made:
+        if self._complete and self._batches and not made:
             raise DataError(f"no sample can be read: {self._stream.urls[0]} and the other shards are damaged")

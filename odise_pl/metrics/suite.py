@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,33 @@ class SegmentationMetrics(nn.Module):
             left_out=int(self.left_out.compute()),
         )
 
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Everything counted so far on this rank, in main memory: integers, tensors and lists of them."""
+        return {
+            name: {state: _on_cpu(getattr(metric, state)) for state in metric._defaults}  # type: ignore[union-attr]
+            for name, metric in self.named_children()
+        }
+
+    def add_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count in what another metric of the same classes has counted, see :meth:`states`."""
+        for name, values in states.items():
+            metric = getattr(self, name)
+            for state, value in values.items():
+                own = getattr(metric, state)
+                moved = (
+                    [v.to(metric.device) for v in value]
+                    if isinstance(value, list)
+                    else value.to(metric.device)
+                )
+                setattr(metric, state, own + moved)
+            metric._update_count += 1
+            metric._computed = None
+
     def reset(self) -> None:
         """Forget everything."""
         for metric in self.children():
             metric.reset()  # type: ignore[operator]
+
+
+def _on_cpu(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return [item.cpu() for item in value] if isinstance(value, list) else value.cpu()

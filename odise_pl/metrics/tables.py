@@ -22,6 +22,7 @@ COLUMNS = {
     "mIoU": "miou",
 }
 PAPER = "paper"
+_HEADLINE = ("data", "PQ", "mAP", "mIoU")
 _NONE = "-"
 
 Summary = Mapping[str, Any]  # of one data set, see metrics.report.as_dict
@@ -42,13 +43,17 @@ class ResultTable:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
 
-    def terminal(self) -> Table:
-        """For ``rich`` to print."""
+    def terminal(self, width: int | None = None) -> Table:
+        """For ``rich`` to print; the headline columns alone if not all fit into ``width`` characters."""
+        lines = [self.header, *self.rows]
+        needed = sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
+        fits = width is None or needed <= width
+        shown = [i for i, name in enumerate(self.header) if fits or name.split()[0] in _HEADLINE]
         table = Table(title="Evaluation (%)", caption="\n".join(self.notes), caption_justify="left")
-        for column in self.header:
-            table.add_column(column, justify="left" if column == self.header[0] else "right")
+        for i in shown:
+            table.add_column(self.header[i], justify="right" if i else "left", no_wrap=True)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(row[i] for i in shown))
         return table
 
     def markdown(self) -> str:
@@ -90,7 +95,7 @@ def result_table(results: Sequence[Summary], published: Published | None = None)
         rows.append((result["data"], *cells))
         for group, scores in result["groups"].items():
             cells = (_NONE if paper else _cell(scores, key) for _, key, paper in columns)
-            rows.append((f"{result['data']}, {group} classes", *cells))
+            rows.append((f"{result['data']}, {group}", *cells))
     header = ("data", *(column for column, _, _ in columns))
     return ResultTable(header, tuple(rows), tuple(_notes(results)))
 
@@ -112,7 +117,7 @@ def _notes(results: Sequence[Summary]) -> list[str]:
         for r in results
     ]
     if any(r["groups"] for r in results):
-        notes.append("Base classes share a name with a class of training, novel ones do not.")
+        notes.append("Base are the classes that share a name with a class of training, novel the others.")
     return notes + list(dict.fromkeys(r["instances"]["note"] for r in results if r["instances"]))
 
 

@@ -152,6 +152,12 @@ def test_base_and_novel_classes_have_rows_of_their_own() -> None:
     assert summary["scores"]["pq_novel"] == 0.75
     assert [row["seen"] for row in summary["per_class"]] == [True, True, False]
     rows = [row[:2] for row in result_table([summary]).rows]
-    assert rows == [("open", "58.33"), ("open, base classes", "50.00"), ("open, novel classes", "75.00")]
+    assert rows == [("open", "58.33"), ("open, base", "50.00"), ("open, novel", "75.00")]
     metrics = SegmentationMetrics((True,), ("a",), seen=(True,))
     assert metrics.compute().groups() == {}
+
+
+def test_a_narrow_terminal_shows_the_headline(result: EvaluationResult) -> None:
+    table = result_table([as_dict(result, "ade150")], {"ade150": {"pq": 22.6}})
+    headers = {width: [str(c.header) for c in table.terminal(width).columns] for width in (60, 120)}
+    assert headers == {60: ["data", "PQ", "PQ paper", "mAP", "mIoU"], 120: list(table.header)}

@@ -1,0 +1,192 @@
+"""Predictions of any model, read from a folder in COCO's result formats."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odise_pl.data.images import decode_ids, decode_semantic
+from odise_pl.data.instances import run_length
+from odise_pl.data.records import DataError
+from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
+from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Segment, Size
+from odise_pl.vocabulary import Vocabulary, VocabularyError
+
+_log = logging.getLogger(__name__)
+
+
+class FolderPredictor(nn.Module):
+    """Predictions that lie in a folder.
+
+    Args:
+        folder: holds some of ``panoptic.json`` with ``panoptic/*.png``, ``instances.json`` and
+            ``semantic/KEY.png`` (grey, class indices), as
+            :class:`~odise_pl.evaluation.writer.PredictionWriter` writes them.
+        vocabulary: classes of the data set; the files carry its ids.
+
+    Raises:
+        PredictionError: a JSON file is damaged.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.folder, self.vocabulary = folder, vocabulary
+        annotations = self._json(f"{PANOPTIC}.json", "annotations")
+        self._panoptic = None if annotations is None else {self._id(a, PANOPTIC): a for a in annotations}
+        self._instances: dict[int, list[Any]] | None = None
+        results = self._json(f"{INSTANCES}.json", None)
+        if results is not None:
+            self._instances = defaultdict(list)
+            for result in results:
+                self._instances[self._id(result, INSTANCES)].append(result)
+
+    def facts(self) -> tuple[str, ...]:
+        """What tells these predictions from others."""
+        paths = [self.folder / f"{name}.json" for name in (PANOPTIC, INSTANCES)] + [self.folder / SEMANTIC]
+        return tuple(f"{path.resolve()} {path.stat().st_mtime_ns}" for path in paths if path.exists())
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What the folder has predictions for, of :data:`~odise_pl.measures.MEASURES`."""
+        there = {
+            "panoptic": self._panoptic is not None,
+            "instances": self._instances is not None,
+            "semantic": (self.folder / SEMANTIC).is_dir(),
+        }
+        return tuple(name for name, found in there.items() if found)
+
+    def forward(self, batch: Batch) -> list[Prediction]:
+        """Read the predictions of a batch.
+
+        Raises:
+            PredictionError: one is missing, damaged, or has a category that the vocabulary lacks.
+        """
+        facts = zip(batch.keys, batch.image_ids, batch.original_sizes, strict=True)
+        return [
+            Prediction(
+                self._read_panoptic(i, size), self._read_instances(i, size), self._read_semantic(key, size)
+            )
+            for key, i, size in facts
+        ]
+
+    def _read_panoptic(self, image_id: int, size: Size) -> PanopticSegmentation:
+        if self._panoptic is None:
+            return PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ())
+        if image_id not in self._panoptic:
+            raise PredictionError(f"{self.folder / PANOPTIC}.json has no annotation with image_id {image_id}")
+        annotation = self._panoptic[image_id]
+        where = f"{PANOPTIC}.json: image_id {image_id}"
+        name, infos = (self._field(annotation, field, where) for field in ("file_name", "segments_info"))
+        segments = tuple(self._segment(info, where) for info in infos)
+        return PanopticSegmentation(self._map(f"{PANOPTIC}/{name}", decode_ids, size), segments)
+
+    def _segment(self, info: Any, where: str) -> Segment:
+        category = self._category(self._field(info, "category_id", where), where)
+        return Segment(self._field(info, "id", where), category, self.vocabulary.isthing[category])
+
+    def _read_instances(self, image_id: int, size: Size) -> Instances:
+        results = [] if self._instances is None else self._instances.get(image_id, [])
+        where = f"{INSTANCES}.json: image_id {image_id}"
+        labels = [self._category(self._field(r, "category_id", where), where) for r in results]
+        scores = [float(self._field(r, "score", where)) for r in results]
+        masks = [self._mask(self._field(r, "segmentation", where), size, where) for r in results]
+        return Instances(
+            torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(scores, dtype=torch.float64),
+            torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool),
+        )
+
+    def _mask(self, segmentation: Any, size: Size, where: str) -> Tensor:
+        from pycocotools import mask as mask_api
+
+        try:
+            return torch.from_numpy(mask_api.decode(run_length(segmentation, size)).astype(bool))
+        except DataError as error:
+            raise self._fault(where, str(error)) from error
+
+    def _read_semantic(self, key: str, size: Size) -> Tensor:
+        if "semantic" not in self.measures:
+            return torch.full(size, -1)
+        return self._map(f"{SEMANTIC}/{key}.png", decode_semantic, size).long()
+
+    def _map(self, name: str, decode: Callable[[bytes], np.ndarray], size: Size) -> Tensor:
+        try:
+            values = decode((self.folder / name).read_bytes())
+        except FileNotFoundError as error:
+            raise self._fault(name, "is missing") from error
+        except DataError as error:
+            raise self._fault(name, str(error)) from error
+        if values.shape != size:
+            shape = f"{values.shape[1]}x{values.shape[0]}"
+            raise self._fault(name, f"has {shape} pixels, the image has {size[1]}x{size[0]}")
+        return torch.from_numpy(values)
+
+    def _category(self, category_id: Any, where: str) -> int:
+        try:
+            return self.vocabulary.index_of(category_id)
+        except (VocabularyError, TypeError) as error:
+            raise self._fault(where, f"category_id {category_id!r} is none of the data set's") from error
+
+    def _json(self, name: str, field: str | None) -> Sequence[Any] | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._fault(name, f"cannot be read ({error})") from error
+        items = content if field is None else self._field(content, field, name)
+        if not isinstance(items, list):
+            raise self._fault(name, "is no list of results")
+        return items
+
+    def _id(self, item: Any, name: str) -> int:
+        return self._field(item, "image_id", f"{name}.json")
+
+    def _field(self, item: Any, field: str, where: str) -> Any:
+        if not isinstance(item, dict) or field not in item:
+            raise self._fault(where, f"an entry has no {field}")
+        return item[field]
+
+    def _fault(self, where: str, cause: str) -> PredictionError:
+        return PredictionError(f"{self.folder}/{where}: {cause}")
+
+
+def find_predictions(
+    root: Path, name: str, sets: Sequence[str], vocabulary: Vocabulary, measures: Sequence[str]
+) -> tuple[FolderPredictor, tuple[str, ...]]:
+    """The predictions of an evaluation set, and what can be measured on them.
+
+    Args:
+        root: holds a folder ``name``, or the predictions themselves if there is one set only.
+        name: of the set.
+        sets: names of all sets.
+        vocabulary: classes of the set.
+        measures: what the truth is complete for.
+
+    Raises:
+        PredictionError: there are none of the right kind.
+    """
+    folder = root / name if len(sets) > 1 or (root / name).is_dir() else root
+    predictor = FolderPredictor(folder, vocabulary)
+    possible = tuple(measure for measure in measures if measure in predictor.measures)
+    if not possible:
+        files = {
+            "panoptic": f"{PANOPTIC}.json with {PANOPTIC}/*.png",
+            "instances": f"{INSTANCES}.json",
+            "semantic": f"{SEMANTIC}/KEY.png",
+        }
+        wanted = " or ".join(files[measure] for measure in measures)
+        raise PredictionError(f"{folder} has no predictions for {name}: expected {wanted}")
+    missing = [measure for measure in measures if measure not in possible]
+    if missing:
+        _log.info("%s: %s not measured, %s has no predictions for it", name, " and ".join(missing), folder)
+    return predictor, possible

@@ -1,0 +1,103 @@
+"""The evaluation of one set: predict, score, keep progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import lightning
+from torch import nn
+
+from odise_pl.data.collate import collate
+from odise_pl.data.loader import EvalLoader
+from odise_pl.data.records import DataError
+from odise_pl.evaluation.progress import Progress
+from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
+from odise_pl.structures import Batch
+
+# The loader of a rank: rank, number of ranks, batches that are done.
+MakeLoader = Callable[[tuple[int, int], frozenset[int]], EvalLoader]
+
+
+class EvaluationModule(lightning.LightningModule):
+    """What the trainer validates; afterwards :attr:`result` is the same on every rank.
+
+    Args:
+        predictor: makes predictions of a batch.
+        metrics: of the set.
+        loader: makes the loader of a rank.
+        progress: what was done before, and is noted from now on.
+        writer: keeps the predictions; None: they are only scored.
+    """
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        metrics: SegmentationMetrics,
+        loader: MakeLoader,
+        progress: Progress,
+        writer: PredictionWriter | None = None,
+    ) -> None:
+        super().__init__()
+        self.predictor, self.metrics, self.writer = predictor, metrics, writer
+        self.result: EvaluationResult | None = None
+        self._loader, self._progress = loader, progress
+        self._consistent = True
+
+    def val_dataloader(self) -> AtLeastOne:
+        """What is left for this rank; called when all ranks are there."""
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        done = self._progress.restore(self.metrics, *place)
+        if self.writer is not None and not done:
+            self.writer.start(place[0])
+        self.trainer.strategy.barrier()  # nobody overwrites what another rank has not read
+        return AtLeastOne(self._loader(place, done))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predict and score a batch; predictions are on disk before the batch counts as done."""
+        if batch.number < 0:
+            return
+        predictions = self.predictor(batch) if len(batch) else []
+        if self.writer is not None:
+            self.writer.write(batch, predictions)
+        self._consistent = False
+        self.metrics.leave_out(batch.left_out)
+        truths = [truth for truth in batch.truths if truth is not None]
+        self.metrics.update(predictions, truths, batch.image_ids)
+        self._progress.note(batch.number, self.metrics, self.global_rank)
+        self._consistent = True
+
+    def on_validation_epoch_end(self) -> None:
+        """The result over all ranks and runs."""
+        result = self.metrics.compute()
+        if result.left_out and not result.num_images:
+            raise DataError("no sample can be read: all shards are damaged or without labels")
+        self.result = result
+        if self.writer is not None:
+            self.trainer.strategy.barrier()
+            if self.trainer.is_global_zero:
+                self.writer.finish()
+
+    def save(self) -> None:
+        """Save what was done, unless an interruption came in the middle of scoring a batch."""
+        if self._consistent and self.result is None:
+            self._progress.save(self.metrics, self.global_rank)
+
+
+class AtLeastOne:
+    """A loader that is never empty: a rank without batches gets one without images, numbered -1.
+
+    Lightning takes an evaluation without any batch for none at all, and asks for no result.
+    """
+
+    def __init__(self, loader: EvalLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return max(1, len(self._loader))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if len(self._loader):
+            yield from self._loader
+        else:
+            yield collate([])

@@ -1,0 +1,39 @@
+"""Where predictions come from: the network, or see :mod:`odise_pl.evaluation.folder`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from odise_pl.odise import InferenceClasses, Odise
+from odise_pl.structures import Batch, Prediction
+from odise_pl.vocabulary import Vocabulary
+
+
+class Predictor(Protocol):
+    """Predicts every image of a batch at its original size."""
+
+    def __call__(self, batch: Batch) -> list[Prediction]: ...
+
+
+class NetworkPredictor(nn.Module):
+    """Predictions of the network on a vocabulary.
+
+    Args:
+        model: the network.
+        vocabulary: classes that are asked for.
+        training: classes that the network was trained on.
+    """
+
+    def __init__(self, model: Odise, vocabulary: Vocabulary, training: Vocabulary) -> None:
+        super().__init__()
+        self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
+        self._classes: InferenceClasses | None = None
+
+    def forward(self, batch: Batch) -> list[Prediction]:
+        """Predict; the vocabulary is embedded on the device of the first batch."""
+        if self._classes is None:
+            self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)
+        sizes = (batch.valid_sizes, batch.original_sizes)
+        return self.model.predict(batch.images, *sizes, self._classes, batch.generated_captions)

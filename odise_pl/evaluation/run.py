@@ -1,0 +1,135 @@
+"""The evaluation of several sets, one after the other, to one table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch import nn
+
+from odise_pl.evaluation.module import EvaluationModule, MakeLoader
+from odise_pl.evaluation.progress import Progress, forget
+from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.metrics.report import as_dict, write_report, write_table
+from odise_pl.metrics.suite import SegmentationMetrics
+from odise_pl.metrics.tables import Published, result_table
+from odise_pl.vocabulary import Vocabulary
+
+_log = logging.getLogger(__name__)
+_PROGRESS = ".progress"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One evaluation set.
+
+    Attributes:
+        name: in tables and folders.
+        vocabulary: its classes.
+        measures: what is measured on it.
+        predictor: see :class:`~odise_pl.evaluation.predictors.Predictor`.
+        loader: see :class:`EvaluationModule`.
+        training: classes that the model was trained on, if they are known.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    measures: Sequence[str]
+    predictor: nn.Module
+    loader: MakeLoader
+    training: Vocabulary | None = None
+
+    def metrics(self) -> SegmentationMetrics:
+        """Its metrics, fresh."""
+        seen = None if self.training is None else self.vocabulary.overlap(self.training)
+        return SegmentationMetrics(self.vocabulary.isthing, self.vocabulary.names, seen, self.measures)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go and what is kept beside them.
+
+    Attributes:
+        folder: ``results.json``, ``.md`` and ``.csv`` of all sets, and a folder for each set.
+        digest: of all that the results depend on; progress of another evaluation is not continued.
+        about: what was evaluated and how.
+        published: numbers to stand beside the results.
+        predictions: folder for predictions; None: they are only scored.
+        save_every: seconds between savings of the progress.
+    """
+
+    folder: Path
+    digest: str
+    about: Mapping[str, Any]
+    published: Published | None = None
+    predictions: Path | None = None
+    save_every: float = 60.0
+
+
+class SaveOnInterruption(Callback):
+    """Saves the progress when an evaluation is interrupted."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """What is done stays done."""
+        assert isinstance(pl_module, EvaluationModule)
+        pl_module.save()
+
+
+def evaluate_all(
+    benchmarks: Sequence[Benchmark], trainer: lightning.Trainer, output: Output
+) -> dict[str, dict[str, float]]:
+    """Evaluate every set, print the table and write it; what an interrupted run has finished is not repeated.
+
+    Args:
+        benchmarks: the sets.
+        trainer: with :class:`SaveOnInterruption` among its callbacks.
+        output: where results go.
+
+    Returns:
+        fractions by set and score, on every rank.
+    """
+    progress = {
+        b.name: Progress(output.folder / _PROGRESS / b.name, output.digest, output.save_every)
+        for b in benchmarks
+    }
+    # asked before anything runs, so that all ranks agree
+    finished = {name: one.summary() for name, one in progress.items()}
+    summaries = []
+    for benchmark in benchmarks:
+        summary = finished[benchmark.name]
+        if summary is None:
+            summary = _evaluate(benchmark, trainer, output, progress[benchmark.name])
+        else:
+            _log.info("%s is finished: taken from the interrupted evaluation", benchmark.name)
+        summaries.append(summary)
+    if trainer.is_global_zero:
+        console = Console()
+        console.print(result_table(summaries, output.published).terminal(console.width))
+        write_table(summaries, output.folder, output.published, output.about)
+        forget(output.folder / _PROGRESS)
+        _log.info("written: %s/results.{json,md,csv}", output.folder)
+    return {summary["data"]: summary["scores"] for summary in summaries}
+
+
+def _evaluate(
+    benchmark: Benchmark, trainer: lightning.Trainer, output: Output, progress: Progress
+) -> dict[str, Any]:
+    writer = None
+    if output.predictions is not None:
+        writer = PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary)
+    module = EvaluationModule(benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer)
+    trainer.validate(module, verbose=False)
+    assert module.result is not None
+    summary = as_dict(module.result, benchmark.name)
+    if trainer.is_global_zero:
+        write_report(module.result, output.folder / benchmark.name, benchmark.name, output.about)
+        progress.finish(summary)
+    return summary

@@ -1,0 +1,91 @@
+"""Predictions as files for the official tools; an interrupted evaluation loses none and doubles none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from odise_pl.data.images import encode_ids
+from odise_pl.evaluation.coco_results import (
+    INSTANCES,
+    PANOPTIC,
+    SEMANTIC,
+    PredictionError,
+    instance_results,
+    panoptic_annotation,
+    semantic_png,
+)
+from odise_pl.metrics.report import write_text
+from odise_pl.structures import Batch, Prediction
+from odise_pl.vocabulary import Vocabulary
+
+_PARTS = ".parts"
+
+
+class PredictionWriter:
+    """Writes the predictions of one evaluation set.
+
+    PNGs are written at once, and what goes into the JSON files as one part for each batch. The parts are put
+    together at the end, in the order of the set, whichever ranks made them and in however many runs.
+
+    Args:
+        folder: ``panoptic.json``, ``panoptic/KEY.png``, ``instances.json`` and ``semantic/KEY.png`` go here.
+        vocabulary: classes of the set; files carry its ids.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        self.folder, self.vocabulary = folder, vocabulary
+
+    def start(self, rank: int) -> None:
+        """Begin from nothing: parts that an evaluation of something else left are removed by the first rank.
+
+        Raises:
+            PredictionError: the folder holds predictions already.
+        """
+        if (self.folder / f"{PANOPTIC}.json").exists():
+            raise PredictionError(
+                f"{self.folder} holds predictions already: name another folder, or delete it"
+            )
+        if rank == 0:
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
+        """Write the predictions of a batch; a batch that comes again is written over."""
+        for name in (PANOPTIC, SEMANTIC, _PARTS):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        part: dict[str, list[Any]] = {"images": [], "annotations": [], "results": []}
+        for key, image_id, prediction in zip(batch.keys, batch.image_ids, predictions, strict=True):
+            file_name = f"{key}.png"
+            annotation, ids = panoptic_annotation(prediction.panoptic, self.vocabulary, image_id, file_name)
+            (self.folder / PANOPTIC / file_name).write_bytes(encode_ids(ids))
+            (self.folder / SEMANTIC / file_name).write_bytes(semantic_png(prediction.semantic))
+            size = {"height": ids.shape[0], "width": ids.shape[1]}
+            part["images"].append({"id": image_id, "file_name": f"{key}.jpg", **size})
+            part["annotations"].append(annotation)
+            part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
+        write_text(self.folder / _PARTS / f"{batch.number:09d}.json", json.dumps(part))
+
+    def finish(self) -> None:
+        """Put the parts together: the last thing, when all ranks have written theirs."""
+        parts = list(self._parts())
+        categories = [
+            {"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)}
+            for c in self.vocabulary.categories
+        ]
+        panoptic = {
+            "images": [image for part in parts for image in part["images"]],
+            "annotations": [annotation for part in parts for annotation in part["annotations"]],
+            "categories": categories,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / f"{PANOPTIC}.json", json.dumps(panoptic))
+        results = [result for part in parts for result in part["results"]]
+        write_text(self.folder / f"{INSTANCES}.json", json.dumps(results))
+        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def _parts(self) -> Iterator[dict[str, list[Any]]]:
+        for path in sorted((self.folder / _PARTS).glob("*.json")):
+            yield json.loads(path.read_text(encoding="utf-8"))
