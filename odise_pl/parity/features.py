@@ -21,9 +21,9 @@ def window_checks(run: Evaluation) -> list[Check]:
         [(f"window {i}", clip.encode_image(run.windows[i]), embed) for i, embed in embeds.items()],
         STAGE,
     )
-    told = {i: captioner(run.windows[i]) for i in run.case.numbered(LDM + "forward", "/cond_inputs")}
     contexts = run.case.numbered(LDM + "forward", "/cond_inputs")
     times = run.case.numbered(LDM + "forward", "/cond_emb")
+    told = {i: captioner(run.windows[i]) for i in contexts.keys() | times.keys()}
     checks += worst("conditioning", [(f"window {i}", told[i].context, x) for i, x in contexts.items()], STAGE)
     return checks + worst(
         "time conditioning",

@@ -48,8 +48,8 @@ class Evaluation:
     def classes(self) -> InferenceClasses:
         """The embedded test labels."""
         test, settings = flat_names(self.case.fact("test_labels")), self.model.classifier
-        train = flat_names(self.case.facts.get("train_labels", []))
-        things = set(self.case.facts.get("thing_ids", []))
+        train = flat_names(self.case.facts.get("train_labels") or [])
+        things = set(self.case.facts.get("thing_ids") or [])
         return InferenceClasses(
             self.model.encode_classes(test, settings.mask_prompt),
             self.model.encode_classes(test, settings.clip_prompt),

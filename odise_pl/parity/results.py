@@ -47,7 +47,7 @@ def result_checks(
         own = panoptic(class_logits, mask_logits, isthing, settings)
         undecided = _undecided_panoptic(class_logits, mask_logits, settings, tolerance)
         checks += _panoptic_checks(stage, own, recorded["panoptic_seg"], recorded["segments"], undecided)
-    if "inst_masks" in recorded:
+    if all(f"inst_{name}" in recorded for name in ("masks", "classes", "scores")):
         found = instances(class_logits, mask_logits, isthing, settings)
         spare = _close_ranks(class_logits, settings.top_k, tolerance)
         undecided = (near(mask_logits, tolerance)).any(0)

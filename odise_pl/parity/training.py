@@ -129,14 +129,13 @@ class Training:
             place = f"{REC}matcher.indices/{call}"
             if not any(name.startswith(place + "/") for name in held):
                 return None
-            none = torch.zeros(0, dtype=torch.int64)  # an image without objects has no pairs
-            found.append(
-                [
-                    (held.get(f"{place}/{b}/0", none), held.get(f"{place}/{b}/1", none))
-                    for b in range(len(self.images))
-                ]
-            )
+            found.append([self._pairs(f"{place}/{b}", b) for b in range(len(self.images))])
         return found
+
+    def _pairs(self, place: str, image: int) -> tuple[Tensor, Tensor]:
+        if not len(self.targets[image].labels):  # without objects there are no pairs, and may be no entry
+            return torch.zeros(0).long(), torch.zeros(0).long()
+        return self.case.tensor(f"{place}/0"), self.case.tensor(f"{place}/1")
 
 
 def check_training(case: Case, files: WeightFiles) -> list[Check]:

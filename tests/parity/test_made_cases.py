@@ -59,13 +59,13 @@ LABELS = [["person", "man"], ["dog"], ["sky"], ["grass", "lawn"]]
 STEPS = [30, 400]
 
 
-def network(folder: Path) -> Odise:
+def network(folder: Path, learnable_time: bool = True) -> Odise:
     return build_odise(
         BackboneSettings(
             str(folder / "sd.safetensors"), DIFFUSION, STEPS, input_size=64, train_window=64, channels=128
         ),
         ClipSettings(str(folder / "clip.safetensors"), architecture=CLIP),
-        implicit_captioner(),
+        implicit_captioner(learnable_time),
         HEAD,
         ClassifierSettings(),
         InferenceSettings(),
@@ -97,7 +97,7 @@ def write_weights(folder: Path) -> Odise:
 
 
 @torch.no_grad()
-def write_case(model: Odise, folder: Path, name: str) -> None:
+def write_case(model: Odise, folder: Path, name: str, learnable_time: bool = True) -> None:
     """What a recording of the network would hold of an evaluation."""
     images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((70, 100), (90, 61))]
     canvas, sizes = pad_images([image.float() / 255 for image in images])
@@ -121,7 +121,7 @@ def write_case(model: Odise, folder: Path, name: str) -> None:
         "model": "label",
         "weights": "official.pth",
         "steps": STEPS,
-        "learnable_time_embed": True,
+        "learnable_time_embed": learnable_time,
         "backbone_in_size": [64, 64],
         "test_labels": LABELS,
         "train_labels": LABELS[1:3],
@@ -231,6 +231,32 @@ def shift(name: str, by: float) -> Callable[[dict[str, Tensor], dict[str, Any]],
         tensors[name] = tensors[name] + by * tensors[name].abs().max()
 
     return change
+
+
+def test_whatever_else_is_not_recorded_the_rest_is_checked(cases: Path, tmp_path: Path) -> None:
+    names = [name for name in load_file(cases / "held_x.safetensors") if not name.startswith("inputs/")]
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert main([str(changed(cases, folder, lambda tensors, facts, name=name: tensors.pop(name)))]) == 0
+
+
+def test_a_network_without_a_learned_time_takes_its_part_of_the_weights(
+    cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, learned = network(cases, learnable_time=False), trainable_state(network(cases))
+    data = torch.load(cases / "official.pth", weights_only=True)["model"]
+    state = {n: data[to_official(n, "label")] for n in learned if n in trainable_names(model)}
+    model.load_state_dict(state, strict=False)
+    for name in ("sd.safetensors", "clip.safetensors", "official.pth"):
+        (tmp_path / name).symlink_to(cases / name)
+    write_case(model, tmp_path, "held_x", learnable_time=False)
+    assert main([str(tmp_path)]) == 0
+    (tmp_path / "held_x.json").write_text(
+        (tmp_path / "held_x.json").read_text().replace('"learnable_time_embed": false', '"x": 0')
+    )
+    assert main([str(tmp_path)]) == 1
+    assert "NOT OK" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
