@@ -126,7 +126,7 @@ def _trainer(config: DictConfig) -> lightning.Trainer:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
-    with clear_errors():
+    with clear_errors(others_go_on=in_sweep()):
         check_evaluation(config)
         if config.predictions is not None:
             score(config)

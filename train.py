@@ -87,7 +87,7 @@ def train(config: DictConfig) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Check first, then train."""
-    with clear_errors():
+    with clear_errors(others_go_on=in_sweep()):
         if in_sweep():
             if is_finished(Path(config.run_dir), digest_of(config)):
                 _log.info("%s is finished: skipped", config.run_dir)

@@ -5,6 +5,7 @@ Imports no torch: a run that lacks data or weights ends in a second or two.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
 from odise_pl.vocabulary import load_vocabulary
 
+_log = logging.getLogger(__name__)
+
 # What describes a trained network; a checkpoint keeps these sections, evaluation takes them from there.
 MODEL_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
 DATA_KEYS = ("eval_short_side", "eval_long_side")
@@ -27,14 +30,21 @@ _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """End the program with the message alone when the user can put right what is wrong."""
+def clear_errors(others_go_on: bool = False) -> Iterator[None]:
+    """End the program with the message alone when the user can put right what is wrong.
+
+    Args:
+        others_go_on: in a sweep, end this run alone; Hydra raises what ended it after the last run.
+    """
     try:
         yield
     except Exception as error:
         known = _user_error(error)
         if known is None:
             raise
+        if others_go_on:
+            _log.error("%s", known)
+            raise known.with_traceback(None) from None
         raise SystemExit(f"error: {known}") from error
 
 
@@ -54,17 +64,7 @@ def check_training(config: DictConfig) -> None:
     Raises:
         UserError: lists all that is missing, each with the command that gets it.
     """
-    problems = [
-        *bad_numbers(config),
-        *_bad_timesteps(config),
-        *_bad_vocabularies(config),
-        *_missing_weights(config),
-        *_unnamed(config, "train"),
-        *_missing_shards(config, ("train", "val")),
-        *_missing_captions(config, ("train", "val")),
-    ]
-    if config.grounding is not None and config.data.words < 1:
-        problems.append(f"data.words={config.data.words}: captions supervise by their words; 8 are published")
+    problems = training_problems(config)
     last = Path(config.run_dir, "checkpoints", "last.ckpt")
     if config.ckpt is None and last.exists():
         problems.append(f"run {config.run} exists: add ckpt=last to resume it, or run=NAME to start another")
@@ -82,6 +82,23 @@ def check_training(config: DictConfig) -> None:
     if config.init_from is not None and not Path(config.init_from).is_file():
         problems.append(f"init_from={config.init_from} is not there")
     _raise(problems)
+
+
+def training_problems(config: DictConfig) -> list[str]:
+    """What is wrong with a configuration itself or missing of what it reads, wherever the run lies."""
+    problems = [
+        *bad_numbers(config),
+        *_bad_timesteps(config),
+        *_bad_flags(config),
+        *_bad_vocabularies(config),
+        *_missing_weights(config),
+        *_unnamed(config, "train"),
+        *_missing_shards(config, ("train", "val")),
+        *_missing_captions(config, ("train", "val")),
+    ]
+    if config.grounding is not None and config.data.words < 1:
+        problems.append(f"data.words={config.data.words}: captions supervise by their words; 8 are published")
+    return problems
 
 
 def check_evaluation(config: DictConfig) -> None:
@@ -107,7 +124,8 @@ def _bad_subject(config: DictConfig) -> list[str]:
 
 def check_weights(config: DictConfig) -> None:
     """Diffusion steps are possible, frozen weights and captions there; errors as :func:`check_training`."""
-    _raise([*_bad_timesteps(config), *_missing_weights(config), *_missing_captions(config, ("val",))])
+    settings = [*_bad_timesteps(config), *_bad_flags(config)]
+    _raise([*settings, *_missing_weights(config), *_missing_captions(config, ("val",))])
 
 
 def checkpoint_path(config: DictConfig) -> Path:
@@ -139,6 +157,16 @@ def _bad_timesteps(config: DictConfig) -> list[str]:
     except SettingError as error:
         return [str(error)]
     return []
+
+
+def _bad_flags(config: DictConfig) -> list[str]:
+    """Settings of the captioner that any word would switch on."""
+    values = {name: config.captioner.get(name, False) for name in ("learnable_time", "on_the_fly")}
+    return [
+        f"captioner.{name}={value}: choose true or false"
+        for name, value in values.items()
+        if not isinstance(value, bool)
+    ]
 
 
 def _missing_weights(config: DictConfig) -> list[str]:

@@ -14,6 +14,7 @@ _POSITIVE = (
     *(f"data.{name}" for name in ("image_size", "eval_short_side", "eval_long_side")),
     *(f"backbone.{name}" for name in ("channels", "input_size", "train_window")),
     *(f"model.head.{name}" for name in _HEAD.split()),
+    *(f"captioner.{name}" for name in ("top", "max_tokens", "remember")),
     "optimizer.reference_batch",
 )
 _COUNTED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -48,25 +49,51 @@ def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
     return {key: fmean(found) for key, found in values.items()}
 
 
-def runs_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs by the value that varies, where everything else is as in the paper's table."""
+@dataclass(frozen=True)
+class Row:
+    """Runs of an ablation that differ in nothing it knows of.
+
+    Attributes:
+        value: of what varies.
+        model, learned: ``label`` or ``caption``, and whether the time embedding is learned; empty if nothing
+            was run.
+        runs: whose scores are averaged.
+    """
+
+    value: str
+    model: str
+    learned: str
+    runs: tuple[FinishedRun, ...]
+
+
+def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
+    """The paper's rows and those of other values, where everything else is as in the paper's table."""
     fixed = {name: value for name, value in STANDARD.items() if name != ablation.field}
-    rows: dict[str, list[FinishedRun]] = {value: [] for value in ablation.rows}
+    groups: dict[str, dict[tuple[str, str], list[FinishedRun]]] = {value: {} for value in ablation.rows}
     for run in runs:
         if all(getattr(run.settings, name) == value for name, value in fixed.items()):
-            rows.setdefault(getattr(run.settings, ablation.field), []).append(run)
-    return rows
+            group = groups.setdefault(getattr(run.settings, ablation.field), {})
+            kind = (run.settings.model, "yes" if run.settings.learnable_time else "no")
+            group.setdefault(kind, []).append(run)
+    return [
+        Row(value, *kind, tuple(some))
+        for value, kinds in groups.items()
+        for kind, some in sorted(kinds.items()) or [((_NONE, _NONE), [])]
+    ]
 
 
 def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
     """The paper's table with our columns beside it, a dash where there is nothing."""
-    found = runs_of(ablation, runs)
-    columns = _columns([run for group in found.values() for run in group])
-    header = (ablation.name, "paper: ADE20K PQ", "paper: COCO PQ", *(_title(c) for c in columns), "runs")
+    found = rows_of(ablation, runs)
+    columns = _columns([run for row in found for run in row.runs])
+    paper = ("paper: ADE20K PQ", "paper: COCO PQ")
+    header = (ablation.name, "model", "time learned", *paper, *(_title(c) for c in columns), "runs")
     rows = []
-    for value, group in found.items():
-        published = [f"{x:.1f}" for x in ablation.rows[value]] if value in ablation.rows else [_NONE] * 2
-        rows.append((value, *published, *_cells(columns, mean_scores(group)), str(len(group))))
+    for row in found:
+        known = ablation.rows.get(row.value)
+        published = [f"{x:.1f}" for x in known] if known else [_NONE] * 2
+        scores = _cells(columns, mean_scores(row.runs))
+        rows.append((row.value, row.model, row.learned, *published, *scores, str(len(row.runs))))
     return Table(ablation.name, header, tuple(rows))
 
 
@@ -98,23 +125,34 @@ def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], 
     return [f"{scores[c]:.1f}" if c in scores else _NONE for c in columns]
 
 
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """The values, and what tells rows of one value apart."""
+    often = Counter(row.value for row in rows)
+    return [
+        f"{row.value}\n{row.model}{', time learned' if row.learned == 'yes' else ''}"
+        if often[row.value] > 1
+        else row.value
+        for row in rows
+    ]
+
+
 def draw(runs: Sequence[FinishedRun], path: Path) -> None:
     """PQ of every ablation as bars, the paper's and ours side by side, as a PNG."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, ablation in zip(figure.subplots(1, len(ABLATIONS)), ABLATIONS, strict=True):
-        found = runs_of(ablation, runs)
-        scores = {value: mean_scores(group) for value, group in found.items()}
-        sets = sorted({data for by in scores.values() for data, metric in by if metric == "pq"})
-        series = {f"paper: {name}": [ablation.rows[v][i] if v in ablation.rows else 0.0 for v in found]
-                  for i, name in enumerate(("ADE20K", "COCO"))}  # fmt: skip
-        series |= {data: [scores[v].get((data, "pq"), 0.0) for v in found] for data in sets}
+        found = rows_of(ablation, runs)
+        scores = [mean_scores(row.runs) for row in found]
+        sets = sorted({data for by in scores for data, metric in by if metric == "pq"})
+        known = [ablation.rows.get(row.value, (0.0, 0.0)) for row in found]
+        series = {f"paper: {name}": [pair[i] for pair in known] for i, name in enumerate(("ADE20K", "COCO"))}
+        series |= {data: [by.get((data, "pq"), 0.0) for by in scores] for data in sets}
         width = 0.8 / len(series)
         for i, (name, heights) in enumerate(series.items()):
             places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(found))]
             color = ("0.75", "0.45")[i] if i < 2 else None
             axes.bar(places, heights, width, label=name, color=color)
-        axes.set_xticks(range(len(found)), list(found), rotation=20)
+        axes.set_xticks(range(len(found)), _labels(found), rotation=20)
         axes.set(title=ablation.name, ylabel="PQ (%)")
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -59,7 +59,23 @@ def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None
     classifiers = table(runs / "report" / "classifier.csv")
     assert [row["coco PQ"] for row in classifiers] == ["-", "-", "3.0"]
     text = (runs / "report" / "ablations.md").read_text(encoding="utf-8")
-    assert "| 0+100+200 | 23.1 | 43.7 | 19.0 | 50.0 | 25.0 | 1 |" in text
+    assert "| 0+100+200 | caption | no | 23.1 | 43.7 | 19.0 | 50.0 | 25.0 | 1 |" in text
+    assert "| learnable | caption | yes | 22.8 | 44.0 | 23.0 | 50.0 | 25.0 | 1 |" in text
+
+
+def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
+    kinds = {("label", False): 0.1, ("caption", False): 0.2, ("caption", True): 0.3}
+    for (model, learned), pq in kinds.items():
+        of_this = RunSettings(model, "0", learned, "implicit", "both")
+        mark_finished(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}}, "d")
+    assert main([str(tmp_path)]) == 0
+    rows = [row for row in table(tmp_path / "report" / "timestep.csv") if row["timestep"] == "0"]
+    assert [(row["model"], row["time learned"], row["coco PQ"], row["runs"]) for row in rows] == [
+        ("caption", "no", "20.0", "1"),
+        ("caption", "yes", "30.0", "1"),
+        ("label", "no", "10.0", "1"),
+    ]
+    assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
 
 
 def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:

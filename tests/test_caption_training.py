@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
+from shard_members import unlabel
 from torch import Tensor, distributed, multiprocessing
 
 from odise_pl.data.prepare import main as prepare
@@ -188,12 +189,14 @@ def test_two_ranks_are_one_with_the_joined_batch(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight scenes; two have no caption, and one caption has no noun."""
+    """Eight scenes; two have no caption, one caption has no noun, and one image has no labels."""
     folder = tmp_path_factory.mktemp("captioned")
     captions = [CAPTIONS, CAPTIONS, CAPTIONS, ["Ah!"], CAPTIONS, CAPTIONS]
     make_scenes(folder / "coco", 8, captions=captions)
     arguments = ["coco", "--root", str(folder / "coco"), "--split", "train2017", "--workers", "1"]
     assert prepare([*arguments, "--out", str(folder / "shards")]) == 0
+    (shard,) = (folder / "shards").glob("*.tar")
+    unlabel(shard, "2")
     return folder / "shards"
 
 

@@ -82,7 +82,13 @@ def test_all_that_is_missing_is_listed_at_once(tmp_path: Path) -> None:
         assert word in text
 
 
-@pytest.mark.parametrize("steps", [[1000], [], [0, 0], "learned"], ids=str)
+@pytest.mark.parametrize("flag", ["learnable_time", "on_the_fly"])
+def test_a_word_is_not_taken_for_true(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(SettingError, match=f"captioner.{flag}=maybe: choose true or false"):
+        check_training(config(tmp_path, captioner={flag: "maybe"}))
+
+
+@pytest.mark.parametrize("steps", [[1000], [-1], [], [0, 0], [0.5], [True], 5, None, "learned"], ids=str)
 def test_steps_that_cannot_be_are_refused_before_anything_loads(tmp_path: Path, steps: object) -> None:
     bad = config(tmp_path)
     bad.backbone.timesteps = steps

@@ -23,10 +23,10 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     """
     if learns_time(timesteps):
         return (0,)
-    steps = () if isinstance(timesteps, str | int) else tuple(timesteps)
+    steps = tuple(timesteps) if isinstance(timesteps, Sequence) and not isinstance(timesteps, str) else ()
     bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
-        given = timesteps if isinstance(timesteps, str | int) else list(steps)
+        given = list(steps) if isinstance(timesteps, Sequence) and steps else timesteps
         raise SettingError(
             f"backbone.timesteps={given}: give different whole numbers in 0..{STEPS - 1} as a list, "
             f"e.g. [0], or {LEARNABLE}"

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import pack
 from mini_coco import make_coco
+from shard_members import rewrite, unlabel
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.noun_phrases import caption_phrases
@@ -87,36 +84,12 @@ def test_a_negative_number_of_words_is_refused(shards: Path) -> None:
 # --- images without labels --------------------------------------------------------------------------------
 
 
-def rewrite(shard: Path, change: Callable[[str, bytes], bytes | None]) -> None:
-    """Change or drop members of a shard."""
-    with tarfile.open(shard) as tar:
-        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
-    with tarfile.open(shard, "w") as tar:
-        for name, content in members:
-            changed = change(name, content)
-            if changed is not None:
-                info = tarfile.TarInfo(name)
-                info.size = len(changed)
-                tar.addfile(info, io.BytesIO(changed))
-
-
-def unlabel_the_first(name: str, content: bytes) -> bytes | None:
-    key, _, member = name.partition(".")
-    if not key.endswith("1"):
-        return content
-    if member == "json":
-        record = json.loads(content)
-        del record["segments_info"]
-        return json.dumps(record).encode()
-    return None if member == "panoptic.png" else content
-
-
 @pytest.fixture
 def half_labelled(tmp_path: Path) -> Path:
     coco = make_coco(tmp_path / "coco", 2)
     assert pack(coco.root, tmp_path / "out") == 0
     (shard,) = (tmp_path / "out").glob("*.tar")
-    rewrite(shard, unlabel_the_first)
+    unlabel(shard, "1")
     return tmp_path / "out"
 
 
