@@ -39,3 +39,11 @@ def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["coco", "--root", str(folder / "coco"), "--split", "train2017", "--workers", "1"]
     assert prepare([*arguments, "--out", str(folder / "shards")]) == 0
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def benchmark_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six benchmarks from miniature layouts, where ``paths.shards`` expects them; not to be changed."""
+    from benchmark_shards import prepare_benchmarks
+
+    return prepare_benchmarks(tmp_path_factory.mktemp("benchmarks"))

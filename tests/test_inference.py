@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.inference import (
+    MAX_SCORES,
     InferenceSettings,
     instances,
     panoptic,
@@ -213,3 +214,19 @@ def test_resizing_goes_by_the_canvas_and_leaves_the_padding_out() -> None:
 def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"inference\.{setting}={value}"):
         InferenceSettings(**{setting: value})
+
+
+def test_the_semantic_map_of_many_classes_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """847 classes at 1024 x 1024: a dense map of scores would have 888 million elements."""
+    sizes: list[int] = []
+
+    def recorded(equation: str, *operands: torch.Tensor) -> torch.Tensor:
+        classes = operands[0].shape[1]
+        sizes.append(classes * operands[1][0].numel())
+        return operands[1][:1].expand(classes, -1, -1)
+
+    monkeypatch.setattr("odise_pl.inference.torch.einsum", recorded)
+    logits = torch.zeros(1, 848)
+    assert semantic_map(logits, torch.zeros(1, 1024, 1024)).shape == (1024, 1024)
+    assert sum(sizes) == 847 * 1024**2
+    assert max(sizes) <= MAX_SCORES

@@ -10,10 +10,11 @@ from torch import nn
 from odise_pl.data.collate import collate
 from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
+from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
-from odise_pl.structures import Batch
+from odise_pl.structures import Batch, Prediction
 
 # The loader of a rank: rank, number of ranks, batches that are done.
 MakeLoader = Callable[[tuple[int, int], frozenset[int]], EvalLoader]
@@ -61,11 +62,17 @@ class EvaluationModule(lightning.LightningModule):
         if self.writer is not None:
             self.writer.write(batch, predictions)
         self._consistent = False
-        self.metrics.leave_out(batch.left_out)
-        truths = [truth for truth in batch.truths if truth is not None]
-        self.metrics.update(predictions, truths, batch.image_ids)
+        self._score(batch, predictions)
         self._progress.note(batch.number, self.metrics, self.global_rank)
         self._consistent = True
+
+    def _score(self, batch: Batch, predictions: list[Prediction]) -> None:
+        self.metrics.leave_out(batch.left_out)
+        truths = [truth for truth in batch.truths if truth is not None]
+        try:
+            self.metrics.update(predictions, truths, batch.image_ids)
+        except ValueError as error:
+            raise PredictionError(f"cannot be scored: {error}") from error
 
     def on_validation_epoch_end(self) -> None:
         """The result over all ranks and runs."""

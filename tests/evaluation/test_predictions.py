@@ -1,0 +1,266 @@
+"""Predictions as files: written, read by the official tools and by ourselves, and scored."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mini_benchmarks as mini
+import numpy as np
+import pytest
+import torch
+from benchmark_shards import BENCHMARKS
+from hotcoco.panoptic import PanopticEval
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.prepare import main as prepare
+from odise_pl.errors import UserError
+from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.evaluation.folder import FolderPredictor, find_predictions
+from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Truth
+
+CONF = Path(__file__).parents[2] / "conf"
+Scores = dict[str, dict[str, float]]
+
+
+def data(shards: Path, name: str) -> PanopticDataModule:
+    return PanopticDataModule(val={name: str(shards)}, num_workers=0, eval_batch_size=2)
+
+
+def perfect(truth: Truth, shift: int = 0) -> Prediction:
+    """A prediction that is its truth, moved by ``shift`` columns."""
+    panoptic, objects = truth.panoptic, truth.instances
+    ids = panoptic.ids.roll(shift, 1)
+    segments = tuple(replace(s, iscrowd=False) for s in panoptic.segments)
+    things = [s for s in panoptic.segments if s.isthing and not s.iscrowd]
+    if objects is not None:
+        found = Instances(
+            objects.labels[~objects.crowd], torch.ones(1), objects.masks[~objects.crowd].roll(shift, 2)
+        )
+    else:
+        masks = (
+            torch.stack([ids == s.id for s in things])
+            if things
+            else torch.zeros(0, *ids.shape, dtype=torch.bool)
+        )
+        found = Instances(torch.tensor([s.category for s in things], dtype=torch.int64), torch.ones(1), masks)
+    scores = torch.linspace(1, 0.3, len(found.labels))
+    semantic = torch.full(ids.shape, -1, dtype=torch.int64)
+    for s in panoptic.segments:
+        semantic[panoptic.ids == s.id] = s.category
+    semantic = semantic if truth.semantic is None else truth.semantic.long()
+    return Prediction(
+        PanopticSegmentation(ids, segments), replace(found, scores=scores), semantic.roll(shift, 1)
+    )
+
+
+def empty(truth: Truth) -> Prediction:
+    size = truth.panoptic.ids.shape
+    none = Instances(
+        torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, *size, dtype=torch.bool)
+    )
+    return Prediction(
+        PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ()), none, torch.full(size, -1)
+    )
+
+
+def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Prediction]) -> Path:
+    """Predictions of a set, made of its truth."""
+    module = data(shards, name)
+    writer = PredictionWriter(folder, module.vocabulary(name))
+    writer.start(0)
+    for batch in module.eval_loader(name):
+        writer.write(batch, [predict(truth) for truth in batch.truths if truth is not None])
+    writer.finish()
+    return folder
+
+
+def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Scores:
+    """``python evaluate.py predictions=DIR``."""
+    import evaluate
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        fixed = ["run=test", f"run_dir={run_dir}", f"paths.shards={shards}", f"predictions={predictions}"]
+        few = ["data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
+        config = compose("evaluate", [*fixed, *few, *overrides])
+    return evaluate.score(config)
+
+
+@pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
+def test_perfect_and_empty_predictions_of_every_benchmark(
+    benchmark_shards: Path, tmp_path: Path, predict: Callable[[Truth], Prediction], expected: float
+) -> None:
+    for name, (_, _, out) in BENCHMARKS.items():
+        write(benchmark_shards / out, name, tmp_path / "predictions" / name, predict)
+    found = score(benchmark_shards, tmp_path / "predictions", tmp_path, f"data=[{','.join(BENCHMARKS)}]")
+    assert found.keys() == BENCHMARKS.keys()
+    assert {value for scores in found.values() for value in scores.values()} == {expected}
+    assert set(found["pas21"]) == {"miou"}
+    assert {"pq", "map", "miou"} <= set(found["ade150"])
+
+
+def test_ids_of_more_than_16_bits_and_other_category_ids_survive(
+    benchmark_shards: Path, tmp_path: Path
+) -> None:
+    folder = write(benchmark_shards / "coco_val2017", "coco", tmp_path / "coco", perfect)
+    content = json.loads((folder / "panoptic.json").read_text())
+    ids = {segment["id"] for a in content["annotations"] for segment in a["segments_info"]}
+    assert max(ids) == 9_000_123
+    categories = {segment["category_id"] for a in content["annotations"] for segment in a["segments_info"]}
+    assert categories == {1, 90, 149, 200}
+    write(benchmark_shards / "ade847_val", "ade847", tmp_path / "ade847", perfect)
+    values = {
+        int(v)
+        for path in (tmp_path / "ade847/semantic").iterdir()
+        for v in np.unique(np.asarray(Image.open(path)))
+    }
+    assert values == {0, 300, 846, 65535}
+
+
+def test_the_official_rules_give_the_same_panoptic_quality(benchmark_shards: Path, tmp_path: Path) -> None:
+    """hotcoco reads our files and the original annotation, and follows panopticapi."""
+    folder = write(
+        benchmark_shards / "coco_val2017", "coco", tmp_path / "all" / "coco", lambda t: perfect(t, 4)
+    )
+    found = score(benchmark_shards, tmp_path / "all", tmp_path, "data=coco")["coco"]
+    truth = benchmark_shards.parent / "downloads" / "coco" / "annotations" / "panoptic_val2017.json"
+    evaluation = PanopticEval(truth, folder / "panoptic.json")
+    evaluation.evaluate()
+    expected = evaluation.results()
+    assert 0 < found["pq"] < 1
+    for key, part in (("pq", "All"), ("pq_things", "Things"), ("pq_stuff", "Stuff")):
+        assert found[key] == pytest.approx(expected[part]["pq"], abs=1e-9, rel=0)
+
+
+def test_pycocotools_gives_the_same_average_precision(tmp_path: Path) -> None:
+    """From the original annotation, whose objects overlap, and our instance results."""
+    mini.coco_instances(tmp_path / "root")
+    arguments = ["coco-instances", "--root", str(tmp_path / "root"), "--split", "val2017", "--workers", "1"]
+    assert prepare([*arguments, "--out", str(tmp_path / "shards")]) == 0
+    write(tmp_path / "shards", "mine", tmp_path / "all", lambda truth: perfect(truth, 3))
+    found = score(
+        tmp_path, tmp_path / "all", tmp_path, "data=shards", f"+data.val.mine={tmp_path / 'shards'}"
+    )["mine"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "root" / "annotations" / "instances_val2017.json"))
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "all" / "instances.json")), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert 0 < found["map"] < 1
+    assert (found["map"], found["ap50"]) == pytest.approx(tuple(evaluation.stats[:2]), abs=1e-9, rel=0)
+    assert set(found) == {"map", "ap50"}
+
+
+@pytest.fixture
+def folder(benchmark_shards: Path, tmp_path: Path) -> Path:
+    return write(benchmark_shards / "coco_val2017", "coco", tmp_path / "predictions", perfect)
+
+
+def test_what_is_not_there_is_not_measured(benchmark_shards: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "panoptic.json").unlink()
+    shutil.rmtree(folder / "semantic")
+    assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"] == {"map": 1.0, "ap50": 1.0}
+    (folder / "instances.json").unlink()
+    with pytest.raises(
+        PredictionError, match=r"has no predictions for coco: expected panoptic\.json with .* or"
+    ):
+        score(benchmark_shards, folder, tmp_path, "data=coco")
+
+
+def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
+    content = json.loads((folder / name).read_text())
+    edit(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+FAULTS: list[tuple[str, Callable[[Path], None]]] = [
+    (
+        "no annotation with image_id 2",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"].pop(1)),
+    ),
+    (r"panoptic/0*2\.png: is missing", lambda f: (f / "panoptic" / "000000000002.png").unlink()),
+    (
+        r"panoptic/0*2\.png: cannot be decoded",
+        lambda f: (f / "panoptic" / "000000000002.png").write_bytes(b"x"),
+    ),
+    (r"semantic/0*2\.png: is missing", lambda f: (f / "semantic" / "000000000002.png").unlink()),
+    (
+        r"semantic/0*2\.png: has 7x5 pixels",
+        lambda f: Image.new("L", (7, 5)).save(f / "semantic/000000000002.png"),
+    ),
+    ("an entry has no score", lambda f: change(f, "instances.json", lambda c: c[0].pop("score"))),
+    (
+        "category_id 77777 is none",
+        lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=77777)),
+    ),
+    (
+        "category_id 4.5 is none",
+        lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=4.5)),
+    ),
+    (
+        "size",
+        lambda f: change(
+            f, "instances.json", lambda c: c[0].update(segmentation={"size": [1, 1], "counts": "1"})
+        ),
+    ),
+    (r"panoptic\.json: cannot be read", lambda f: (f / "panoptic.json").write_text("{")),
+    ("an entry has no annotations", lambda f: (f / "panoptic.json").write_text("[]")),
+    ("is no list of results", lambda f: (f / "instances.json").write_text("{}")),
+    (
+        "image 2: the map has pixels of segment id 9000123",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1]["segments_info"].pop()),
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "spoil"), FAULTS)
+def test_faults_are_named(
+    benchmark_shards: Path, folder: Path, tmp_path: Path, message: str, spoil: Callable[[Path], None]
+) -> None:
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        score(benchmark_shards, folder, tmp_path, "data=coco")
+
+
+def test_predictions_that_are_there_are_not_written_over(benchmark_shards: Path, folder: Path) -> None:
+    writer = PredictionWriter(folder, data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco"))
+    with pytest.raises(PredictionError, match="holds predictions already"):
+        writer.start(0)
+
+
+def test_parts_of_two_runs_and_two_ranks_are_put_together_in_order(
+    benchmark_shards: Path, tmp_path: Path
+) -> None:
+    shards = benchmark_shards / "coco_val2017"
+    module = data(shards, "coco")
+    whole = write(shards, "coco", tmp_path / "whole", perfect)
+    writers = [PredictionWriter(tmp_path / "parts", module.vocabulary("coco")) for _ in range(2)]
+    batches: list[Batch] = list(module.eval_loader("coco"))
+    for writer, batch in zip(
+        [writers[0], writers[1], writers[1]], [*reversed(batches), batches[0]], strict=True
+    ):
+        writer.write(batch, [perfect(truth) for truth in batch.truths if truth is not None])
+    writers[0].finish()
+    for name in ("panoptic.json", "instances.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "parts" / ".parts").exists()
+
+
+def test_one_set_may_lie_in_the_folder_itself(benchmark_shards: Path, folder: Path, tmp_path: Path) -> None:
+    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
+    assert find_predictions(folder, "coco", ["coco"], vocabulary, ["semantic"])[1] == ("semantic",)
+    with pytest.raises(PredictionError, match="predictions/coco has no predictions"):
+        find_predictions(folder, "coco", ["coco", "ade150"], vocabulary, ["semantic"])
+    assert FolderPredictor(tmp_path / "nowhere", vocabulary).measures == ()

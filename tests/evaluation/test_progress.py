@@ -1,0 +1,101 @@
+"""However an evaluation is interrupted and continued, every batch counts once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odise_pl.evaluation.progress import Progress, forget
+from odise_pl.metrics.report import as_dict
+from odise_pl.metrics.suite import SegmentationMetrics
+from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Truth
+
+BATCHES = 23
+
+
+def scored(metrics: SegmentationMetrics, batch: int) -> None:
+    """One image, whose prediction is right here and there."""
+    random = np.random.default_rng(batch)
+    ids, found = (
+        torch.from_numpy(np.kron(random.integers(0, 4, (2, 3)), np.ones((4, 5), dtype=int))) for _ in "ab"
+    )
+    found = torch.where(torch.from_numpy(random.random(ids.shape) < 0.9), ids, found)
+    segments = [tuple(Segment(i, i - 1, i < 3) for i in m.unique().tolist() if i) for m in (ids, found)]
+    masks = torch.stack([found == 1, found == 2])
+    instances = Instances(torch.tensor([0, 1]), torch.from_numpy(random.random(2)), masks)
+    prediction = Prediction(PanopticSegmentation(found, segments[1]), instances, found - 1)
+    metrics.leave_out(batch % 3)
+    metrics.update([prediction], [Truth(PanopticSegmentation(ids, segments[0]))], [batch])
+
+
+def fresh() -> SegmentationMetrics:
+    return SegmentationMetrics((True, True, False), ("a", "b", "c"))
+
+
+def result(metrics: SegmentationMetrics) -> str:
+    return json.dumps(as_dict(metrics.compute(), "x"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_batch_counts_once_whatever_happens(seed: int, tmp_path: Path) -> None:
+    """Runs of one to four ranks, of which each saves now and then and all are killed at some time."""
+    random = np.random.default_rng(seed)
+    for number in range(20):
+        world_size, last = int(random.integers(1, 5)), number == 19
+        ranks = [(Progress(tmp_path, "digest"), fresh()) for _ in range(world_size)]
+        done = {progress.restore(metrics, r, world_size) for r, (progress, metrics) in enumerate(ranks)}
+        assert len(done) == 1, "all ranks agree"
+        left = sorted(set(range(BATCHES)) - next(iter(done)))
+        for rank, (progress, metrics) in enumerate(ranks):
+            progress.every = 0 if random.random() < 0.3 else 1e9
+            own = left[rank::world_size]
+            for batch in own if last else own[: int(random.integers(0, 3))]:
+                scored(metrics, batch)
+                progress.note(batch, metrics, rank)
+            if random.random() < 0.5 and not last:
+                progress.save(metrics, rank)
+    whole = fresh()
+    for _, metrics in ranks:
+        whole.add_states(metrics.states())
+    alone = fresh()
+    for batch in range(BATCHES):
+        scored(alone, batch)
+    assert result(whole) == result(alone)
+
+
+def test_progress_of_something_else_is_not_continued(tmp_path: Path) -> None:
+    metrics = fresh()
+    scored(metrics, 0)
+    progress = Progress(tmp_path, "one", every=0)
+    progress.note(0, metrics, 0)
+    assert Progress(tmp_path, "one").restore(fresh(), 0, 1) == {0}
+    assert Progress(tmp_path, "other").restore(fresh(), 0, 1) == set()
+    summary = as_dict(metrics.compute(), "x")
+    progress.finish(summary)
+    assert Progress(tmp_path, "one").summary() == json.loads(json.dumps(summary))
+    assert Progress(tmp_path, "other").summary() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
+    forget(tmp_path)
+    assert not tmp_path.exists()
+    assert Progress(tmp_path, "one").summary() is None
+
+
+def test_a_saving_that_is_cut_off_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, metrics = Progress(tmp_path, "one", every=0), fresh()
+    scored(metrics, 0)
+    progress.note(0, metrics, 0)
+
+    def cut(content: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("odise_pl.evaluation.progress.torch.save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        progress.note(1, metrics, 0)
+    assert Progress(tmp_path, "one").restore(fresh(), 0, 1) == {0}

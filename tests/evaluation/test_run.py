@@ -1,0 +1,133 @@
+"""Several sets one after the other: interrupted and continued, with samples that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from test_predictions import perfect
+from torch import nn
+
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.records import DataError
+from odise_pl.evaluation.run import Benchmark, Output, SaveOnInterruption, evaluate_all
+from odise_pl.structures import Batch, Prediction
+
+SETS = {"coco": "coco_val2017", "ade150": "ade150_val", "pas21": "pas21_val"}
+
+
+class Predictor(nn.Module):
+    """Moves the truth a little; raises when it has been asked so many times."""
+
+    def __init__(self, asked: list[str], limit: int) -> None:
+        super().__init__()
+        self.asked, self.limit = asked, limit
+
+    def forward(self, batch: Batch) -> list[Prediction]:
+        if len(self.asked) == self.limit:
+            raise RuntimeError("killed")
+        self.asked += batch.keys
+        return [perfect(truth, 3) for truth in batch.truths if truth is not None]
+
+
+def evaluate(
+    shards: Path, folder: Path, asked: list[str], limit: int = 1000, **changes: Any
+) -> dict[str, dict[str, float]]:
+    data = PanopticDataModule(val={name: str(shards / out) for name, out in SETS.items()}, num_workers=0)
+    predictor = Predictor(asked, limit)
+    benchmarks = [
+        Benchmark(name, data.vocabulary(name), data.measures(name), predictor, data.loader_of(name))
+        for name in SETS
+    ]
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[SaveOnInterruption()],
+        default_root_dir=folder,
+    )
+    output = Output(folder, **{"digest": "d", "about": {}, "predictions": folder / "kept", **changes})
+    return evaluate_all(benchmarks, trainer, output)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed evaluation."""
+    folder = tmp_path_factory.mktemp("whole")
+    asked: list[str] = []
+    scores = evaluate(benchmark_shards, folder, asked)
+    assert len(asked) == 9
+    assert 0 < scores["coco"]["pq"] < 1
+    return folder
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])
+@pytest.mark.parametrize("limit", [0, 2, 3, 8])
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    limit: int, every: float, whole: Path, benchmark_shards: Path, tmp_path: Path
+) -> None:
+    """Interrupted within a set or between two; what is written at the end is byte for byte the same."""
+    asked: list[str] = []
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path, asked, limit, save_every=every)
+    assert len(asked) == limit
+    evaluate(benchmark_shards, tmp_path, asked, save_every=every)
+    assert len(asked) == 9, "nothing is predicted twice"
+    assert files(tmp_path) == files(whole)
+
+
+def test_what_was_not_saved_is_done_again(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+    """A process that is killed outright saves nothing more."""
+    asked: list[str] = []
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path, asked, 5)
+    (tmp_path / ".progress" / "ade150" / "rank0.pt").unlink()
+    evaluate(benchmark_shards, tmp_path, asked)
+    assert len(asked) == 5 + 6
+    assert files(tmp_path) == files(whole)
+
+
+def test_an_evaluation_of_something_else_starts_anew(benchmark_shards: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path, asked, 5, predictions=None)
+    evaluate(benchmark_shards, tmp_path, asked, digest="other", predictions=None)
+    assert len(asked) == 5 + 9
+
+
+def test_damaged_samples_are_counted_and_a_set_of_them_is_refused(
+    benchmark_shards: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(benchmark_shards, shards)
+    (shard,) = (shards / "pas21_val").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    place = content.find(b"\xff\xd8\xff")  # the first image
+    content[place : place + 200] = bytes(200)
+    shard.write_bytes(content)
+    evaluate(shards, tmp_path / "one", [], predictions=None)
+    result = json.loads((tmp_path / "one" / "pas21" / "results.json").read_text())
+    assert (result["images"], result["left_out"]) == (2, 1)
+    shard.write_bytes(b"")
+    with pytest.raises(DataError, match="no sample can be read"):
+        evaluate(shards, tmp_path / "none", [], predictions=None)
+
+
+def test_states_are_in_no_checkpoint(benchmark_shards: Path) -> None:
+    data = PanopticDataModule(val={"coco": str(benchmark_shards / "coco_val2017")}, num_workers=0)
+    benchmark = Benchmark(
+        "coco", data.vocabulary("coco"), data.measures("coco"), nn.Identity(), data.loader_of("coco")
+    )
+    metrics = benchmark.metrics()
+    assert metrics.state_dict() == {}
+    assert torch.equal(metrics.states()["panoptic"]["tp"], torch.zeros(133, dtype=torch.int64))
