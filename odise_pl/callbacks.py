@@ -99,6 +99,10 @@ class RunProgress(RichProgressBar):
         super().__init__()
         self._started, self._first = 0.0, 0
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        # a run is as long as its steps say: Lightning would call the last epoch -2
+        return super()._get_train_description(current_epoch).replace("/-2", "")
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Remember where the run starts or resumes."""
         super().on_train_start(trainer, pl_module)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 from tiny_models import odise, vocabulary
 
+from odise_pl.callbacks import RunProgress
 from odise_pl.lightning_module import OdiseModule, describe
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
@@ -104,3 +106,9 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused() -> None:
     del checkpoint["state_dict"]["model.mask_decoder.query_feat.weight"]
     with pytest.raises(WeightsError, match="query_feat"):
         saved.on_load_checkpoint(checkpoint)
+
+
+def test_the_progress_bar_names_no_last_epoch_of_a_run_of_steps() -> None:
+    bar = RunProgress()
+    bar._trainer = Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert bar._get_train_description(1).strip() == "Epoch 1"
