@@ -82,8 +82,9 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
-    lost = len(waiting)
-    yield from [Damage(f"{url}: damaged or unreadable shard, {lost} samples left out ({cause})")] * lost
+    # no number: several readers may each lose some, and the text is told once; whoever leaves them out counts
+    lost = Damage(f"{url}: damaged or unreadable shard, samples of it are left out ({cause})")
+    yield from [lost] * len(waiting)
 
 
 def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:
