@@ -21,6 +21,7 @@ from torch import Tensor
 
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
+from odise_pl.backbones.timesteps import STEPS
 from odise_pl.build import BackboneSettings
 from odise_pl.drawing import Picture, side_by_side
 from odise_pl.errors import SettingError, UserError
@@ -47,6 +48,8 @@ class FeatureReader:
     ) -> None:
         if tap not in TAPS:
             raise SettingError(f"--tap {tap}: choose one of {', '.join(TAPS)}")
+        if not 0 <= timestep < STEPS:
+            raise SettingError(f"--timestep {timestep} must lie in 0..{STEPS - 1}")
         if size < 1:
             raise SettingError(f"--size {size} must be positive")
         models = load_diffusion(settings.weights, settings.architecture)

@@ -78,6 +78,20 @@ def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
     assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
 
 
+def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
+    mark_finished(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}}, "d")
+    for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
+        mark_finished(tmp_path / "run" / "evaluation" / str(number), settings(), found, "d")
+    other = settings(classifier="diffusion")
+    mark_finished(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}}, "d")
+    mark_finished(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}}, "d")
+    assert main([str(tmp_path)]) == 0
+    both, diffusion = table(tmp_path / "report" / "all_runs.csv")
+    scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
+    assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
+    assert [diffusion[name] for name in scores] == ["-", "50.0", "-", "1"]
+
+
 def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:
     mark_finished(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}}, "d")
     assert main([str(tmp_path)]) == 0

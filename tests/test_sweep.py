@@ -12,6 +12,8 @@ from pathlib import Path
 import fake_slurm
 import pytest
 import tiny_blip
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
 
 from odise_pl.data.prepare import main as prepare
@@ -115,22 +117,44 @@ def test_a_sweep_ends_in_one_table(swept: Path, tmp_path: Path) -> None:
     assert all(float(row["val mIoU"]) >= 0 for row in rows)
 
 
-@pytest.mark.parametrize("captioner", CAPTIONERS)
-def test_every_run_evaluates_from_its_checkpoint(swept: Path, shards: Path, captioner: str) -> None:
-    from hydra import compose, initialize_config_dir
+def composed(name: str, folder: Path, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, ["run=test", f"run_dir='{folder}'", *overrides])
 
+
+def check_evaluation(run_dir: Path, shards: Path) -> None:
+    """A run's checkpoint gives the scores that the run ended with."""
     import evaluate
 
+    data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
+    overrides = [*data, "trainer=cpu", f"ckpt='{run_dir / 'checkpoints' / 'last.ckpt'}'"]
+    (result,) = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides).values()
+    trained = json.loads((run_dir / "finished.json").read_text())["scores"]["val"]
+    assert result == pytest.approx(trained)
+
+
+@pytest.mark.parametrize("captioner", CAPTIONERS)
+def test_every_run_evaluates_from_its_checkpoint(swept: Path, shards: Path, captioner: str) -> None:
     for steps in ("[0]", "learnable"):
-        folder = swept / f"captioner={captioner},timesteps={steps}"
-        ckpt = f"ckpt='{folder / 'checkpoints' / 'last.ckpt'}'"
-        overrides = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0",
-                     "trainer=cpu", ckpt]  # fmt: skip
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("evaluate", ["run=test", f"run_dir='{folder}'", *overrides])
-        result = evaluate.evaluate(config, overrides)["val"]
-        trained = json.loads((folder / "finished.json").read_text())["scores"]["val"]
-        assert result == pytest.approx(trained)
+        check_evaluation(swept / f"captioner={captioner},timesteps={steps}", shards)
+
+
+@pytest.mark.parametrize(("steps", "captioner"), [
+    ("[100]", ["captioner=heuristic", "captioner.learnable_time=true"]),
+    ("[500]", ["captioner=empty", "captioner.learnable_time=true"]),
+    ("[0,100,200]", ["captioner=blip", "captioner.learnable_time=true"]),
+    ("[0,100,200]", ["captioner=implicit", "captioner.learnable_time=false"]),
+    ("[0]", ["captioner=blip", "captioner.on_the_fly=true"]),
+])  # fmt: skip
+def test_other_settings_train_and_evaluate(
+    shards: Path, tmp_path: Path, steps: str, captioner: list[str]
+) -> None:
+    import train
+
+    model = [f"captioner.weights={shards.parent / 'blip'}"] if "captioner=blip" in captioner else []
+    settings = ["experiment=laptop", *TINY, f"backbone.timesteps={steps}", *captioner, *model]
+    train.train(composed("train", tmp_path, [*settings, f"data.train={shards}", f"data.val={shards}"]))
+    check_evaluation(tmp_path, shards)
 
 
 def test_finished_runs_are_skipped_and_others_go_on(swept: Path, shards: Path) -> None:

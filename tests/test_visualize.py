@@ -92,7 +92,7 @@ def test_the_command_writes_a_picture(photo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--tap", "unet.up.9"], "--tap unet.up.9: choose one of encoder.2"),
-    (["--timestep", "1000"], "[1000]: give different whole numbers in 0..999"),
+    (["--timestep", "1000"], "--timestep 1000 must lie in 0..999"),
     (["--clusters", "0"], "--clusters 0 must lie in 1.."),
     (["--backbone", "other"], "--backbone other: choose one of stable_diffusion_v1"),
     (["--weights", "nowhere.ckpt"], "diffusion weights not found: nowhere.ckpt"),

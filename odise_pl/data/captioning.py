@@ -75,8 +75,11 @@ def _loaded(weights: str, max_tokens: int, device: str) -> BlipSentences:
     if max_tokens < 1:
         raise SettingError(f"--max-tokens {max_tokens} must be 1 or more")
     # takes seconds, which processes that only check and write should not wait for
+    from transformers.utils.logging import disable_progress_bar
+
     from odise_pl.blip import load_blip
 
+    disable_progress_bar()  # there are bars enough
     return load_blip(weights, max_tokens, option="--weights ").to(device)
 
 

@@ -89,6 +89,8 @@ def _report(manifest: Manifest, folder: Path) -> str:
         f"{folder}: {manifest.counts.samples} samples, shards: {len(manifest.shards)}, {size:.1f} MB, "
         f"vocabulary {manifest.vocabulary.name}"
     )
+    if manifest.captioning is not None:
+        text += f", captions by {manifest.captioning.model}"
     if not manifest.counts.left_out:
         return text
     return f"{text}; {manifest.counts.left_out} entries were left out, see {folder / PROBLEMS}"

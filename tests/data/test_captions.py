@@ -266,7 +266,9 @@ def test_damage_stops_it_before_the_model_runs_and_can_be_skipped(
     assert sum(shard.samples for shard in manifest.shards) == manifest.counts.samples
     assert (manifest.counts.left_out, manifest.counts.problems) == (2 + lost, 2 + lost)
     assert second.name not in {shard.name for shard in manifest.shards}
-    assert f"{2 + lost} entries were left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "captions by tiny-blip" in said
+    assert f"{2 + lost} entries were left out" in said
 
 
 def test_damage_that_comes_later_costs_no_captions(
