@@ -40,10 +40,10 @@ class CLIPArchitecture:
     text_width: int = 768
     text_layers: int = 12
     text_heads: int = 12
-    text_vocabulary: int = VOCABULARY
-    text_length: int = 77
     embed_dim: int = 768
     quick_gelu: bool = True
+    text_vocabulary: int = VOCABULARY
+    text_length: int = 77
 
 
 def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:

@@ -26,7 +26,7 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     steps = tuple(timesteps) if isinstance(timesteps, Sequence) and not isinstance(timesteps, str) else ()
     bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
-        given = list(steps) if isinstance(timesteps, Sequence) and steps else timesteps
+        given = [] if timesteps == () else list(steps) or timesteps
         raise SettingError(
             f"backbone.timesteps={given}: give different whole numbers in 0..{STEPS - 1} as a list, "
             f"e.g. [0], or {LEARNABLE}"

@@ -58,6 +58,8 @@ def clip_architecture(tensors: Mapping[str, Tensor]) -> CLIPArchitecture:
         text_layers=_count(tensors, r"transformer\.resblocks\.(\d+)\."),
         text_heads=width // CLIP_HEAD_WIDTH,
         embed_dim=embed_dim,
+        text_vocabulary=_first(tensors, r"token_embedding\.weight").shape[0],
+        text_length=_first(tensors, r"positional_embedding").shape[0],
     )
 
 

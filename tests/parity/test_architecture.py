@@ -76,8 +76,12 @@ def test_a_stable_diffusion_2_file_says_how_large_it_is() -> None:
 
 @pytest.mark.parametrize(
     "architecture",
-    [CLIPArchitecture(), CLIPArchitecture(112, 14, 128, 3, 64, 128, 2, 2, 64)],
-    ids=["full", "small"],
+    [
+        CLIPArchitecture(),
+        CLIPArchitecture(112, 14, 128, 3, 64, 128, 2, 2, 64),
+        CLIPArchitecture(text_vocabulary=4096, text_length=48),
+    ],
+    ids=["full", "small", "few words"],
 )
 def test_a_clip_file_says_how_large_it_is(architecture: CLIPArchitecture) -> None:
     with torch.device("meta"):
