@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,10 +109,14 @@ def score(config: DictConfig) -> dict[str, dict[str, float]]:
 
 def _trainer(config: DictConfig) -> lightning.Trainer:
     import lightning
+    import torch
     from hydra.utils import instantiate
 
     from odise_pl.evaluation.run import SaveOnInterruption
 
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        # sums depend on the number of threads: Lightning would give several ranks fewer of them than one rank
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     bar: list[Any] = [instantiate(config.progress)] if config.trainer.enable_progress_bar else []

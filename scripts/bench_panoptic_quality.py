@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
+from odise_pl.data.images import decode_ids
 from odise_pl.metrics.panoptic_quality import PanopticQuality
 from odise_pl.structures import PanopticSegmentation, Segment
 
@@ -147,9 +148,7 @@ def read_truth(
 
 def read_ids(png: Path) -> Tensor:
     """Segment ids int32 [H, W] of a PNG in COCO's colour code."""
-    with Image.open(png) as image:
-        pixels = np.asarray(image.convert("RGBA"))  # four bytes a pixel, to be read as one integer
-    return torch.from_numpy(pixels.view("<i4")[..., 0] & 0xFFFFFF)
+    return torch.from_numpy(decode_ids(png.read_bytes()))
 
 
 def synthetic(count: int) -> Maps:

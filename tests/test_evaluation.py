@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_two_ranks_give_exactly_the_result_of_one(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Evaluation (%)" in done.stdout
     assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
+
+
+def test_every_number_of_ranks_computes_with_the_same_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums depend on it; Lightning divides the processors among ranks if the environment is silent."""
+    import evaluate
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    evaluate._trainer(composed("evaluate", tmp_path, ["trainer=cpu", "trainer.devices=2"]))
+    assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
 
 
 def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
     image = open_image(data)
     if image.format != "PNG" or image.mode != "RGB":
         raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG")
-    red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int32), -1, 0)
-    return red + 256 * green + 65536 * blue
+    # Pillow holds RGB in four bytes a pixel: read as one little-endian integer, the last byte cut off
+    values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
+    return values.reshape(image.height, image.width).astype(np.int32, copy=False)
 
 
 def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -60,7 +60,7 @@ class Progress:
             if number % world_size == rank:
                 metrics.add_states(content["metrics"])
                 self._batches += content["batches"]
-        if done:
+        if done and rank == 0:
             _log.info("%s: %d batches are done, going on with the others", self.folder.name, len(done))
         return frozenset(done)
 

@@ -107,7 +107,7 @@ def evaluate_all(
         summary = finished[benchmark.name]
         if summary is None:
             summary = _evaluate(benchmark, trainer, output, progress[benchmark.name])
-        else:
+        elif trainer.is_global_zero:
             _log.info("%s is finished: taken from the interrupted evaluation", benchmark.name)
         summaries.append(summary)
     if trainer.is_global_zero:
