@@ -74,7 +74,8 @@ def _data(argument: str, override: Override, conf: Path) -> list[str]:
     items, choices = _items(override), _choices(conf, "data")
     paths = [item for item in items if item not in choices and _is_place(item)]
     if not paths:
-        return [argument]
+        single = [f"data={item}" for item in items if argument == f"data=[{item}]"]
+        return single or [argument]
     names = [item for item in items if item not in paths]
     taken = list(names)
     for path in paths:

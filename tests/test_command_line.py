@@ -51,8 +51,12 @@ def test_one_unnamed_set_remains() -> None:
 
 
 def test_sweeps_and_what_cannot_be_read_stay() -> None:
-    for argument in ("data=coco,ade150", "data=nonsense", "data=[coco", "seed=1,2"):
+    for argument in ("data=coco,ade150", "data=nonsense", "data=[]", "data=[coco", "seed=1,2"):
         assert expand([argument], CONF) == [argument]
+
+
+def test_a_list_of_one_is_the_one() -> None:
+    assert expand(["data=[pc59]"], CONF) == ["data=pc59"], "runs are called after it"
 
 
 def test_several_sets_get_a_run_of_their_own_unless_it_is_named() -> None:

@@ -70,12 +70,15 @@ class FolderPredictor(nn.Module):
             PredictionError: one is missing, damaged, or has a category that the vocabulary lacks.
         """
         facts = zip(batch.keys, batch.image_ids, batch.original_sizes, strict=True)
-        return [
-            Prediction(
-                self._read_panoptic(i, size), self._read_instances(i, size), self._read_semantic(key, size)
-            )
-            for key, i, size in facts
-        ]
+        device = batch.images.device
+        return [self._prediction(key, image_id, size).to(device) for key, image_id, size in facts]
+
+    def _prediction(self, key: str, image_id: int, size: Size) -> Prediction:
+        return Prediction(
+            self._read_panoptic(image_id, size),
+            self._read_instances(image_id, size),
+            self._read_semantic(key, size),
+        )
 
     def _read_panoptic(self, image_id: int, size: Size) -> PanopticSegmentation:
         if self._panoptic is None:
