@@ -7,7 +7,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
@@ -47,20 +47,6 @@ def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
                 if metric in scores:
                     values.setdefault((data, metric), []).append(100 * scores[metric])
     return {key: fmean(found) for key, found in values.items()}
-
-
-def with_evaluations(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Runs with the scores of their own later evaluations, which would else count as runs of their own.
-
-    An evaluation with another classifier is another row of the tables, and stays by itself.
-    """
-    merged = {run.folder: run for run in runs}
-    for run in runs:
-        owner = merged.get(next((p.parent for p in run.folder.parents if p.name == "evaluation"), run.folder))
-        if owner is not None and owner.folder != run.folder and owner.settings == run.settings:
-            merged[owner.folder] = replace(owner, scores={**owner.scores, **run.scores})
-            del merged[run.folder]
-    return list(merged.values())
 
 
 @dataclass(frozen=True)
@@ -198,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the tables (default: DIR/report)")
     options = parser.parse_args(arguments)
     try:
-        runs = with_evaluations(find_runs(options.dir))
+        runs = find_runs(options.dir)
         paths = write(runs, options.out or options.dir / "report")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,23 +208,27 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def find_runs(folder: Path) -> list[FinishedRun]:
-    """All finished runs at or below a folder, by path; of a run that was measured again the newest result.
+    """All finished runs at or below a folder, by path, each with the newest scores of every set.
+
+    A network is measured by training and by any number of evaluations beside it, and is one run all the same.
+    An evaluation with another classifier is a run of its own.
 
     Raises:
         RunError: there is none, or a marker is damaged.
     """
     paths = sorted(folder.rglob(MARKER), key=lambda path: path.stat().st_mtime_ns)
-    runs = [read_run(path.parent) for path in paths]
-    if not runs:
+    if not paths:
         raise RunError(
             f"{folder} holds no finished run (no {MARKER} at any depth); a run writes it at its end"
         )
-    newest = {_what(run): run for run in runs}
-    return sorted(newest.values(), key=lambda run: run.folder)
+    merged: dict[tuple[Path, RunSettings], FinishedRun] = {}
+    for run in (read_run(path.parent) for path in paths):
+        key = _home(run), run.settings
+        older = merged[key].scores if key in merged else {}
+        merged[key] = replace(run, folder=key[0], scores={**older, **run.scores})
+    return sorted(merged.values(), key=lambda run: run.folder)
 
 
-def _what(run: FinishedRun) -> tuple[Path, RunSettings, tuple[str, ...]]:
-    """What a trained network was measured for: training measures it, and so may several evaluations."""
-    evaluated = run.folder.parent.name == EVALUATIONS
-    home = run.folder.parent.parent if evaluated else run.folder
-    return home, run.settings, tuple(sorted(run.scores))
+def _home(run: FinishedRun) -> Path:
+    """The folder of the network: that of its training, which evaluations lie in."""
+    return run.folder.parent.parent if run.folder.parent.name == EVALUATIONS else run.folder

@@ -126,7 +126,9 @@ def test_of_a_network_that_is_measured_again_the_newest_result_counts(tmp_path: 
         mark_finished(folder, SETTINGS, {"val": {"pq": float(pq)}}, "d")
         os.utime(folder / "finished.json", (pq, pq))
     mark_finished(places[1].parent / "b", SETTINGS, {"ade20k": {"pq": 7.0}}, "d")
-    assert [run.folder.name for run in find_runs(tmp_path)] == ["a-2", "b", "other"]
+    first, other = find_runs(tmp_path)
+    assert (first.folder, other.folder) == (tmp_path, places[3])
+    assert first.scores == {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}}
 
 
 def test_outside_of_hydra_there_is_no_sweep() -> None:
