@@ -69,8 +69,10 @@ class PredictionWriter:
         write_text(self.folder / _PARTS / f"{batch.number:09d}.json", json.dumps(part))
 
     def finish(self) -> None:
-        """Put the parts together: the last thing, when all ranks have written theirs."""
+        """Put the parts together when all ranks have written theirs; files without parts are kept."""
         parts = list(self._parts())
+        if not parts and (self.folder / f"{PANOPTIC}.json").exists():
+            return  # an evaluation that was stopped after this and before its result was noted
         categories = [
             {"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)}
             for c in self.vocabulary.categories

@@ -97,6 +97,16 @@ def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Sc
     return evaluate.score(config)
 
 
+def test_what_was_put_together_is_kept_by_an_evaluation_that_goes_on(
+    benchmark_shards: Path, tmp_path: Path
+) -> None:
+    shards = benchmark_shards / "ade847_val"
+    folder = write(shards, "ade847", tmp_path, perfect)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    PredictionWriter(folder, data(shards, "ade847").vocabulary("ade847")).finish()
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
+
+
 @pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
 def test_perfect_and_empty_predictions_of_every_benchmark(
     benchmark_shards: Path, tmp_path: Path, predict: Callable[[Truth], Prediction], expected: float
