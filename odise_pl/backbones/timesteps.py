@@ -23,10 +23,11 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     """
     if learns_time(timesteps):
         return (0,)
-    steps = tuple(timesteps) if isinstance(timesteps, Sequence) and not isinstance(timesteps, str) else ()
+    listed = isinstance(timesteps, Sequence) and not isinstance(timesteps, str)
+    given = list(timesteps) if listed else timesteps
+    steps = tuple(given) if isinstance(given, list) else ()
     bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
-        given = [] if timesteps == () else list(steps) or timesteps
         raise SettingError(
             f"backbone.timesteps={given}: give different whole numbers in 0..{STEPS - 1} as a list, "
             f"e.g. [0], or {LEARNABLE}"

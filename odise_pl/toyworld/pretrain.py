@@ -8,6 +8,7 @@ moving average of the weights is written in half precision, in the formats that 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -110,10 +111,12 @@ def _unit_scale(vae: Any, corpus: Corpus) -> float:
 
 @torch.no_grad()
 def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
-    """Latents of the corpus by the finished autoencoder, of unit variance; computed once."""
-    path = options.work / f"latents_{options.chunks}.pt"
+    """Latents of the corpus by the finished autoencoder, of unit variance; computed once for its weights."""
+    folder = options.out / "diffusion" / "vae"
+    known = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
+    path = options.work / f"latents_{options.chunks}_{known[:12]}.pt"
     if not path.exists():
-        vae: Any = AutoencoderKL.from_pretrained(options.out / "diffusion", subfolder="vae").float()
+        vae: Any = AutoencoderKL.from_pretrained(folder).float()
         parts = []
         for chunk in corpus.images:
             for start in range(0, len(chunk), 50):
