@@ -37,9 +37,9 @@ def noise_schedule(first: float = 0.00085, last: float = 0.012, steps: int = STE
     return torch.cumprod(1 - betas, dim=0)
 
 
-def fixed_noise() -> Tensor:
-    """The one noise tensor that every image gets: float32 [1, 4, 64, 64]."""
-    return torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
+def fixed_noise(channels: int = 4) -> Tensor:
+    """The one noise tensor that every image gets: float32 [1, channels, 64, 64]."""
+    return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
 
 
 class LatentDiffusionFeatures(nn.Module):
@@ -71,7 +71,7 @@ class LatentDiffusionFeatures(nn.Module):
         self.checkpoint_activations = checkpoint_activations
         self.latent_scale: float = self.vae.config.scaling_factor
         self.register_buffer("alphas_cumprod", noise_schedule(), persistent=False)
-        self.register_buffer("noise", fixed_noise(), persistent=False)
+        self.register_buffer("noise", fixed_noise(self.vae.config.latent_channels), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -123,7 +123,7 @@ class LatentDiffusionFeatures(nn.Module):
         return encoder + unet + decoder
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scaled posterior mean [N, 4, S/8, S/8], and the encoder's two features."""
+        """Scaled posterior mean [N, latent_channels, S/8, S/8], and the encoder's two features."""
         encoder, features = self.vae.encoder, []
         x = encoder.conv_in((images - 0.5) / 0.5)
         for level, block in enumerate(encoder.down_blocks):

@@ -36,6 +36,7 @@ class DiffusionArchitecture:
         linear_projection: transformer blocks enter and leave by Linear (SD 2) or 1x1 conv (SD 1).
         vae_channels: width of each VAE level.
         vae_groups: groups of the VAE's normalisation; they divide every width.
+        latent_channels: width of the latents.
         text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
             (SD 2 takes the penultimate of 24 layers: 23 here).
         text_vocabulary: token embeddings of the text encoder, see
@@ -50,6 +51,7 @@ class DiffusionArchitecture:
     linear_projection: bool = False
     vae_channels: Sequence[int] = (128, 256, 512, 512)
     vae_groups: int = 32
+    latent_channels: int = 4
     text_width: int = 768
     text_mlp: int = 3072
     text_layers: int = 12
@@ -113,8 +115,7 @@ def _check_fit(models: DiffusionModels, source: str) -> None:
     """Inpainting models, SDXL and others load as well, and would fail in the middle of a forward pass."""
     unet, vae, text = models.unet.config, models.vae.config, models.text_encoder.config
     for what, found, wanted in (
-        ("the UNet's input channels", unet.in_channels, 4),
-        ("the VAE's latent channels", vae.latent_channels, 4),
+        ("the UNet's input channels", unet.in_channels, vae.latent_channels),
         ("the VAE's levels", len(vae.block_out_channels), 4),
         ("the width of the UNet's context", unet.cross_attention_dim, text.hidden_size),
     ):
@@ -130,6 +131,8 @@ def _unet(a: DiffusionArchitecture) -> UNet2DConditionModel:
     # diffusers' attention_head_dim means the number of heads in SD configurations
     heads = a.heads if isinstance(a.heads, int) else tuple(a.heads)
     return UNet2DConditionModel(
+        in_channels=a.latent_channels,
+        out_channels=a.latent_channels,
         block_out_channels=tuple(a.unet_channels),
         down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
@@ -148,7 +151,7 @@ def _vae(a: DiffusionArchitecture) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=2,
         norm_num_groups=a.vae_groups,
-        latent_channels=4,
+        latent_channels=a.latent_channels,
         scaling_factor=0.18215,
     )
 

@@ -131,7 +131,7 @@ def sample(
     scheduler.set_timesteps(steps)
     context = encode_prompts(models.text_encoder, [*prompts, *[""] * len(prompts)], DIFFUSION.text_pad)
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(len(prompts), 4, SIDE // 8, SIDE // 8, generator=generator)
+    latents = torch.randn(len(prompts), DIFFUSION.latent_channels, SIDE // 8, SIDE // 8, generator=generator)
     for step in scheduler.timesteps:
         asked, free = models.unet(torch.cat([latents, latents]), step, context).sample.chunk(2)
         latents = scheduler.step(free + guidance * (asked - free), step, latents).prev_sample

@@ -39,11 +39,12 @@ from odise_pl.toyworld.pretraining import (
     diffusion_batch,
     picture_batch,
     pixels,
+    start_linear,
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
 PATCH_DROPOUT = 0.5
-_STEPS = {"clip": 3000, "vae": 3000, "unet": 4000}
+_STEPS = {"clip": 3000, "vae": 10000, "unet": 4000}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module: Any = ContrastiveModel(_dropping_clip(), schedule)
         make: Any = partial(clip_batch, corpus)
     elif options.model == "vae":
-        module = Autoencoder(build_diffusion(DIFFUSION).vae, schedule)
+        module = Autoencoder(start_linear(build_diffusion(DIFFUSION).vae), schedule)
         make = partial(picture_batch, corpus)
     else:
         models = build_diffusion(DIFFUSION)

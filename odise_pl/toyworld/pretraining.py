@@ -25,6 +25,8 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 Batch = dict[str, Any]
 _SMALLEST_CROP = 0.4  # side of a crop that CLIP is shown, of the picture's
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
+_SMALL_BATCHES = 0.8  # share of batches of crops
+_CERTAIN = -9.0  # logarithm of the variance of a latent at the start
 _KL_WEIGHT = 2e-7
 _SNR_LIMIT = 5.0
 
@@ -87,11 +89,38 @@ def pixels(images: list[np.ndarray]) -> Tensor:
 
 
 def picture_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, half of them mirrored; ``noise`` for their latents."""
-    chosen = [corpus.image(int(index)) for index in random.integers(len(corpus), size=size)]
-    images = pixels([image[:, ::-1] if random.random() < 0.5 else image for image in chosen])
-    noise = random.standard_normal((size, 4, SIDE // 8, SIDE // 8), np.float32)
+    """``images`` [N, 3, S, S] in 0..1, half of them mirrored; ``noise`` for their latents.
+
+    Most batches are ``size`` small crops, which cost a quarter of whole pictures and differ more; the others
+    are a quarter as many whole pictures.
+    """
+    small = random.random() < _SMALL_BATCHES
+    side, count = (SIDE // 2, size) if small else (SIDE, max(1, size // 4))
+    images = pixels([_view(corpus, side, random) for _ in range(count)])
+    noise = random.standard_normal((count, DIFFUSION.latent_channels, side // 8, side // 8), np.float32)
     return {"images": images, "noise": torch.from_numpy(noise)}
+
+
+def _view(corpus: Corpus, side: int, random: np.random.Generator) -> np.ndarray:
+    image = corpus.image(int(random.integers(len(corpus))))
+    top, left = (int(random.integers(0, SIDE - side + 1)) for _ in "yx")
+    view = image[top : top + side, left : left + side]
+    return view[:, ::-1] if random.random() < 0.5 else view
+
+
+@torch.no_grad()
+def start_linear(vae: Any) -> Any:
+    """An autoencoder that learns faster: no residual branch adds anything yet, and latents are certain.
+
+    Latents as uncertain as the usual start makes them drown in noise what little they carry at first.
+    """
+    for name, parameter in vae.named_parameters():
+        if ".conv2." in name or ".to_out.0." in name:
+            parameter.zero_()
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] *= 0.1
+    vae.quant_conv.bias[channels:] = _CERTAIN
+    return vae
 
 
 class Autoencoder(lightning.LightningModule):
@@ -165,7 +194,7 @@ class ContrastiveModel(lightning.LightningModule):
 
 @dataclass(frozen=True)
 class Latents:
-    """What the diffusion model learns from: latents [N, 2, 4, h, w] (as it is, mirrored) and captions."""
+    """What the diffusion model learns from: latents [N, 2, C, h, w] (as it is, mirrored) and captions."""
 
     values: Tensor
     captions: Any

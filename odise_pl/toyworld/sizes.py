@@ -25,6 +25,7 @@ DIFFUSION = DiffusionArchitecture(
     context_dim=64,
     vae_channels=(16, 32, 64, 64),
     vae_groups=8,
+    latent_channels=16,
     text_width=64,
     text_mlp=256,
     text_layers=2,
