@@ -17,10 +17,12 @@ from odise_pl.data.images import decode_ids, decode_semantic
 from odise_pl.data.instances import run_length
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
+from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Segment, Size
 from odise_pl.vocabulary import Vocabulary, VocabularyError
 
 _log = logging.getLogger(__name__)
+_KINDS = {int: "whole number", float: "number", str: "text", list: "list", object: "value"}
 
 
 class FolderPredictor(nn.Module):
@@ -40,13 +42,22 @@ class FolderPredictor(nn.Module):
         super().__init__()
         self.folder, self.vocabulary = folder, vocabulary
         annotations = self._json(f"{PANOPTIC}.json", "annotations")
-        self._panoptic = None if annotations is None else {self._id(a, PANOPTIC): a for a in annotations}
+        self._panoptic = None if annotations is None else self._by_image(annotations)
         self._instances: dict[int, list[Any]] | None = None
         results = self._json(f"{INSTANCES}.json", None)
         if results is not None:
             self._instances = defaultdict(list)
             for result in results:
                 self._instances[self._id(result, INSTANCES)].append(result)
+
+    def _by_image(self, annotations: Sequence[Any]) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        for annotation in annotations:
+            image_id = self._id(annotation, PANOPTIC)
+            if image_id in found:
+                raise self._fault(f"{PANOPTIC}.json", f"image_id {image_id} has two annotations")
+            found[image_id] = annotation
+        return found
 
     def facts(self) -> tuple[str, ...]:
         """What tells these predictions from others."""
@@ -73,6 +84,28 @@ class FolderPredictor(nn.Module):
         device = batch.images.device
         return [self._prediction(key, image_id, size).to(device) for key, image_id, size in facts]
 
+    def refuse_strangers(self, result: EvaluationResult) -> None:
+        """Predictions of images that the data set does not have are of another set.
+
+        As many as the set has samples that cannot be read may be theirs.
+
+        Args:
+            result: of the whole set.
+
+        Raises:
+            PredictionError: there are more.
+        """
+        for name, found in ((PANOPTIC, self._panoptic), (INSTANCES, self._instances)):
+            if found is None:
+                continue
+            if result.instances is not None:
+                strangers = sorted(set(found) - set(result.instances.image_ids))
+                count, which = len(strangers), f", image_id {strangers[0]} the first" if strangers else ""
+            else:  # every image that was scored has an annotation
+                count, which = len(found) - result.num_images, ""
+            if count > result.left_out:
+                raise self._fault(f"{name}.json", f"{count} images are none of the data set's{which}")
+
     def _prediction(self, key: str, image_id: int, size: Size) -> Prediction:
         return Prediction(
             self._read_panoptic(image_id, size),
@@ -84,22 +117,23 @@ class FolderPredictor(nn.Module):
         if self._panoptic is None:
             return PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ())
         if image_id not in self._panoptic:
-            raise PredictionError(f"{self.folder / PANOPTIC}.json has no annotation with image_id {image_id}")
+            raise self._fault(f"{PANOPTIC}.json", f"no annotation with image_id {image_id}")
         annotation = self._panoptic[image_id]
         where = f"{PANOPTIC}.json: image_id {image_id}"
-        name, infos = (self._field(annotation, field, where) for field in ("file_name", "segments_info"))
+        name = self._field(annotation, "file_name", where, str)
+        infos = self._field(annotation, "segments_info", where, list)
         segments = tuple(self._segment(info, where) for info in infos)
         return PanopticSegmentation(self._map(f"{PANOPTIC}/{name}", decode_ids, size), segments)
 
     def _segment(self, info: Any, where: str) -> Segment:
         category = self._category(self._field(info, "category_id", where), where)
-        return Segment(self._field(info, "id", where), category, self.vocabulary.isthing[category])
+        return Segment(self._field(info, "id", where, int), category, self.vocabulary.isthing[category])
 
     def _read_instances(self, image_id: int, size: Size) -> Instances:
         results = [] if self._instances is None else self._instances.get(image_id, [])
         where = f"{INSTANCES}.json: image_id {image_id}"
         labels = [self._category(self._field(r, "category_id", where), where) for r in results]
-        scores = [float(self._field(r, "score", where)) for r in results]
+        scores = [float(self._field(r, "score", where, float)) for r in results]
         masks = [self._mask(self._field(r, "segmentation", where), size, where) for r in results]
         return Instances(
             torch.tensor(labels, dtype=torch.int64),
@@ -146,18 +180,25 @@ class FolderPredictor(nn.Module):
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._fault(name, f"cannot be read ({error})") from error
-        items = content if field is None else self._field(content, field, name)
-        if not isinstance(items, list):
-            raise self._fault(name, "is no list of results")
-        return items
+        if field is None:
+            if not isinstance(content, list):
+                raise self._fault(name, "is no list of results")
+            return content
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            raise self._fault(name, f"is no panoptic JSON: it has no list of {field}")
+        return content[field]
 
     def _id(self, item: Any, name: str) -> int:
-        return self._field(item, "image_id", f"{name}.json")
+        return self._field(item, "image_id", f"{name}.json", int)
 
-    def _field(self, item: Any, field: str, where: str) -> Any:
+    def _field(self, item: Any, field: str, where: str, kind: type = object) -> Any:
         if not isinstance(item, dict) or field not in item:
             raise self._fault(where, f"an entry has no {field}")
-        return item[field]
+        value = item[field]
+        fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if not fits:
+            raise self._fault(where, f"{field} {value!r} is no {_KINDS[kind]}")
+        return value
 
     def _fault(self, where: str, cause: str) -> PredictionError:
         return PredictionError(f"{self.folder}/{where}: {cause}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import lightning
@@ -11,11 +12,14 @@ from odise_pl.data.collate import collate
 from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.evaluation.folder import FolderPredictor
+from odise_pl.evaluation.interruption import Interruption
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
+_log = logging.getLogger(__name__)
 # The loader of a rank: rank, number of ranks, batches that are done.
 MakeLoader = Callable[[tuple[int, int], frozenset[int]], EvalLoader]
 
@@ -43,16 +47,38 @@ class EvaluationModule(lightning.LightningModule):
         self.predictor, self.metrics, self.writer = predictor, metrics, writer
         self.result: EvaluationResult | None = None
         self._loader, self._progress = loader, progress
+        self._interruption: Interruption | None = None
         self._consistent = True
 
     def val_dataloader(self) -> AtLeastOne:
         """What is left for this rank; called when all ranks are there."""
         place = (self.trainer.global_rank, self.trainer.world_size)
-        done = self._progress.restore(self.metrics, *place)
-        if self.writer is not None and not done:
-            self.writer.start(place[0])
+        done = self._restore(place)
         self.trainer.strategy.barrier()  # nobody overwrites what another rank has not read
         return AtLeastOne(self._loader(place, done))
+
+    def _restore(self, place: tuple[int, int]) -> frozenset[int]:
+        """The batches that are done; none if their predictions are to be kept and are gone."""
+        done = self._progress.done()
+        gone = self.writer is not None and not self.writer.holds(done)
+        self.trainer.strategy.barrier()  # every rank has seen the same before one changes it
+        if self.writer is not None and gone:
+            _log.warning(
+                "%s: predictions of the interrupted evaluation are gone: starting anew", self.writer.folder
+            )
+            done = frozenset()
+            if self.trainer.is_global_zero:
+                self._progress.discard()
+        if done:
+            return self._progress.restore(self.metrics, *place)
+        if self.writer is not None:
+            self.writer.start(place[0])
+        return done
+
+    def on_validation_start(self) -> None:
+        """From now on there is something to save."""
+        self._interruption = Interruption(self.trainer)
+        self._interruption.listen()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and score a batch; predictions are on disk before the batch counts as done."""
@@ -61,10 +87,12 @@ class EvaluationModule(lightning.LightningModule):
         predictions = self.predictor(batch) if len(batch) else []
         if self.writer is not None:
             self.writer.write(batch, predictions)
-        self._consistent = False
-        self._score(batch, predictions)
-        self._progress.note(batch.number, self.metrics, self.global_rank)
-        self._consistent = True
+        assert self._interruption is not None
+        with self._interruption.held():
+            self._consistent = False
+            self._score(batch, predictions)
+            self._progress.note(batch.number, self.metrics, self.global_rank)
+            self._consistent = True
 
     def _score(self, batch: Batch, predictions: list[Prediction]) -> None:
         self.metrics.leave_out(batch.left_out)
@@ -72,21 +100,24 @@ class EvaluationModule(lightning.LightningModule):
         try:
             self.metrics.update(predictions, truths, batch.image_ids)
         except ValueError as error:
-            raise PredictionError(f"cannot be scored: {error}") from error
+            folder = f" in {self.predictor.folder}" if isinstance(self.predictor, FolderPredictor) else ""
+            raise PredictionError(f"predictions{folder} cannot be scored: {error}") from error
 
     def on_validation_epoch_end(self) -> None:
         """The result over all ranks and runs."""
         result = self.metrics.compute()
         if result.left_out and not result.num_images:
             raise DataError("no sample can be read: all shards are damaged or without labels")
+        if isinstance(self.predictor, FolderPredictor):
+            self.predictor.refuse_strangers(result)
         self.result = result
         if self.writer is not None:
             self.trainer.strategy.barrier()
             if self.trainer.is_global_zero:
-                self.writer.finish()
+                self.writer.finish(result.num_images)
 
     def save(self) -> None:
-        """Save what was done, unless an interruption came in the middle of scoring a batch."""
+        """Save what was done, unless scoring a batch has failed half-way."""
         if self._consistent and self.result is None:
             self._progress.save(self.metrics, self.global_rank)
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from odise_pl.metrics.suite import SegmentationMetrics
 
 _log = logging.getLogger(__name__)
 _SUMMARY = "done.json"
+# what reading a truncated or foreign file raises
+_DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError)
 
 
 class Progress:
@@ -40,11 +43,21 @@ class Progress:
 
     def summary(self) -> dict[str, Any] | None:
         """The result of the set if it is finished."""
-        path = self.folder / _SUMMARY
-        if not path.exists():
+        try:
+            content = json.loads((self.folder / _SUMMARY).read_text(encoding="utf-8"))
+            return content["summary"] if content["digest"] == self.digest else None
+        except FileNotFoundError:
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content["summary"] if content["digest"] == self.digest else None
+        except _DAMAGED as error:
+            self._ignore(_SUMMARY, error)
+            return None
+
+    def _ignore(self, name: str, error: Exception) -> None:
+        _log.warning("%s is damaged and does not count (%s)", self.folder / name, error)
+
+    def done(self) -> frozenset[int]:
+        """The batches that all ranks of earlier runs together have done."""
+        return frozenset().union(*(content["batches"] for _, content in self._files()))
 
     def restore(self, metrics: SegmentationMetrics, rank: int, world_size: int) -> frozenset[int]:
         """Add what this rank takes over to the metrics; the batches that all ranks together have done.
@@ -68,9 +81,12 @@ class Progress:
         """Rank and content of the files of this very evaluation, those with more batches first."""
         found = []
         for path in sorted(self.folder.glob("rank*.pt")):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if content["digest"] == self.digest:
-                found.append((int(path.stem.removeprefix("rank")), content))
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                if content["digest"] == self.digest:
+                    found.append((int(path.stem.removeprefix("rank")), content))
+            except _DAMAGED as error:
+                self._ignore(path.name, error)
         return sorted(found, key=lambda item: -len(item[1]["batches"]))
 
     def note(self, batch: int, metrics: SegmentationMetrics, rank: int) -> None:
@@ -93,6 +109,10 @@ class Progress:
         """The set is finished: its result takes the place of the files of the ranks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / _SUMMARY, json.dumps({"digest": self.digest, "summary": dict(summary)}))
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the files of the ranks."""
         for path in self.folder.glob("rank*"):
             path.unlink()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
+from odise_pl.evaluation.interruption import Stopped
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
@@ -81,6 +84,8 @@ class SaveOnInterruption(Callback):
         """What is done stays done."""
         assert isinstance(pl_module, EvaluationModule)
         pl_module.save()
+        if isinstance(exception, Stopped) and trainer.is_global_zero:
+            _log.warning("stopped by %s: what is done is saved; the same command goes on", exception.signal)
 
 
 def evaluate_all(
@@ -100,13 +105,14 @@ def evaluate_all(
         b.name: Progress(output.folder / _PROGRESS / b.name, output.digest, output.save_every)
         for b in benchmarks
     }
+    writers = {b.name: _writer(b, output) for b in benchmarks}
     # asked before anything runs, so that all ranks agree
-    finished = {name: one.summary() for name, one in progress.items()}
+    finished = {name: _finished(one, writers[name]) for name, one in progress.items()}
     summaries = []
     for benchmark in benchmarks:
         summary = finished[benchmark.name]
         if summary is None:
-            summary = _evaluate(benchmark, trainer, output, progress[benchmark.name])
+            summary = _evaluate(benchmark, trainer, output, progress[benchmark.name], writers[benchmark.name])
         elif trainer.is_global_zero:
             _log.info("%s is finished: taken from the interrupted evaluation", benchmark.name)
         summaries.append(summary)
@@ -119,17 +125,41 @@ def evaluate_all(
     return {summary["data"]: summary["scores"] for summary in summaries}
 
 
+def _writer(benchmark: Benchmark, output: Output) -> PredictionWriter | None:
+    if output.predictions is None:
+        return None
+    return PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary)
+
+
+def _finished(progress: Progress, writer: PredictionWriter | None) -> dict[str, Any] | None:
+    """The result of a set; None if there is none, or the predictions that belong to it are gone."""
+    summary = progress.summary()
+    if summary is None or writer is None:
+        return summary
+    if not writer.finished:
+        _log.warning("%s: predictions of the interrupted evaluation are gone: starting anew", writer.folder)
+        return None
+    writer.clean()
+    return summary
+
+
 def _evaluate(
-    benchmark: Benchmark, trainer: lightning.Trainer, output: Output, progress: Progress
+    benchmark: Benchmark,
+    trainer: lightning.Trainer,
+    output: Output,
+    progress: Progress,
+    writer: PredictionWriter | None,
 ) -> dict[str, Any]:
-    writer = None
-    if output.predictions is not None:
-        writer = PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary)
     module = EvaluationModule(benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer)
-    trainer.validate(module, verbose=False)
+    try:
+        trainer.validate(module, verbose=False)
+    except SIGTERMException as error:  # of Lightning's own handler, before there is anything to save
+        raise Stopped(signal.SIGTERM) from error
     assert module.result is not None
     summary = as_dict(module.result, benchmark.name)
     if trainer.is_global_zero:
         write_report(module.result, output.folder / benchmark.name, benchmark.name, output.about)
         progress.finish(summary)
+        if writer is not None:
+            writer.clean()
     return summary

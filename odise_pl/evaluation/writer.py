@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
 
 _PARTS = ".parts"
+_MAPS = (PANOPTIC, SEMANTIC)  # folders of PNGs
 
 
 class PredictionWriter:
@@ -54,7 +55,7 @@ class PredictionWriter:
 
     def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
         """Write the predictions of a batch; a batch that comes again is written over."""
-        for name in (PANOPTIC, SEMANTIC, _PARTS):
+        for name in (*_MAPS, _PARTS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         part: dict[str, list[Any]] = {"images": [], "annotations": [], "results": []}
         for key, image_id, prediction in zip(batch.keys, batch.image_ids, predictions, strict=True):
@@ -66,13 +67,40 @@ class PredictionWriter:
             part["images"].append({"id": image_id, "file_name": f"{key}.jpg", **size})
             part["annotations"].append(annotation)
             part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
-        write_text(self.folder / _PARTS / f"{batch.number:09d}.json", json.dumps(part))
+        write_text(self._part(batch.number), json.dumps(part))
 
-    def finish(self) -> None:
-        """Put the parts together when all ranks have written theirs; files without parts are kept."""
+    def holds(self, batches: Iterable[int]) -> bool:
+        """Whether all that was written of these batches is still there."""
+        for number in batches:
+            path = self._part(number)
+            if not path.is_file():
+                return False
+            names = [a["file_name"] for a in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
+            if not all((self.folder / kind / name).is_file() for kind in _MAPS for name in names):
+                return False
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the predictions of the whole set are there."""
+        return all((self.folder / f"{name}.json").is_file() for name in (PANOPTIC, INSTANCES))
+
+    def finish(self, images: int) -> None:
+        """Put the parts together when all ranks have written theirs.
+
+        Args:
+            images: that were scored.
+
+        Raises:
+            PredictionError: the predictions of some are gone.
+        """
         parts = list(self._parts())
-        if not parts and (self.folder / f"{PANOPTIC}.json").exists():
-            return  # an evaluation that was stopped after this and before its result was noted
+        found = sum(len(part["images"]) for part in parts)
+        if found != images:
+            raise PredictionError(
+                f"{self.folder} holds predictions of {found} of {images} images: something else has removed "
+                "files while the evaluation ran; delete the folder and repeat"
+            )
         categories = [
             {"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)}
             for c in self.vocabulary.categories
@@ -86,7 +114,13 @@ class PredictionWriter:
         write_text(self.folder / f"{PANOPTIC}.json", json.dumps(panoptic))
         results = [result for part in parts for result in part["results"]]
         write_text(self.folder / f"{INSTANCES}.json", json.dumps(results))
+
+    def clean(self) -> None:
+        """Remove the parts; not before the result of the set is on disk, which nothing else could give."""
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def _part(self, number: int) -> Path:
+        return self.folder / _PARTS / f"{number:09d}.json"
 
     def _parts(self) -> Iterator[dict[str, list[Any]]]:
         for path in sorted((self.folder / _PARTS).glob("*.json")):

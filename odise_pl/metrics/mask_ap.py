@@ -37,6 +37,7 @@ class MaskAPResult:
         per_class: ``ap`` of each class, float64 [K]; NaN for stuff and for classes that the truth lacks.
         num_classes: number of classes that were averaged.
         num_annotated: images whose truth were annotated objects; of the others it was the panoptic map.
+        image_ids: of all images.
     """
 
     ap: float
@@ -48,6 +49,7 @@ class MaskAPResult:
     per_class: Tensor
     num_classes: int
     num_annotated: int = 0
+    image_ids: tuple[int, ...] = ()
 
 
 class MaskAP(ResultMetric):
@@ -115,7 +117,8 @@ class MaskAP(ResultMetric):
                 "set, and a distributed sampler must not repeat images to even out the ranks"
             )
         precision = self._precision(images) if len(images) and any(self.isthing) else None
-        return replace(_summary(precision, self.isthing), num_annotated=int(images[:, 3].sum()))
+        summary = _summary(precision, self.isthing)
+        return replace(summary, num_annotated=int(images[:, 3].sum()), image_ids=tuple(ids.tolist()))
 
     def _check(self, found: Instances, truth: TrueInstances, image: str) -> None:
         count = len(found.masks)

@@ -80,9 +80,12 @@ def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Pred
     module = data(shards, name)
     writer = PredictionWriter(folder, module.vocabulary(name))
     writer.start(0)
+    images = 0
     for batch in module.eval_loader(name):
         writer.write(batch, [predict(truth) for truth in batch.truths if truth is not None])
-    writer.finish()
+        images += len(batch)
+    writer.finish(images)
+    writer.clean()
     return folder
 
 
@@ -97,14 +100,19 @@ def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Sc
     return evaluate.score(config)
 
 
-def test_what_was_put_together_is_kept_by_an_evaluation_that_goes_on(
+def test_files_are_not_put_together_unless_every_image_is_there(
     benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    shards = benchmark_shards / "ade847_val"
-    folder = write(shards, "ade847", tmp_path, perfect)
-    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
-    PredictionWriter(folder, data(shards, "ade847").vocabulary("ade847")).finish()
-    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
+    module = data(benchmark_shards / "ade847_val", "ade847")
+    writer = PredictionWriter(tmp_path, module.vocabulary("ade847"))
+    first, *_ = module.eval_loader("ade847")
+    writer.write(first, [perfect(truth) for truth in first.truths if truth is not None])
+    assert writer.holds([first.number])
+    assert not writer.holds([first.number, 99])
+    with pytest.raises(PredictionError, match="of 2 of 3 images"):
+        writer.finish(3)
+    (tmp_path / "semantic" / f"{first.keys[0]}.png").unlink()
+    assert not writer.holds([first.number]), "a map of a batch is gone"
 
 
 @pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
@@ -226,7 +234,37 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         ),
     ),
     (r"panoptic\.json: cannot be read", lambda f: (f / "panoptic.json").write_text("{")),
-    ("an entry has no annotations", lambda f: (f / "panoptic.json").write_text("[]")),
+    ("is no panoptic JSON", lambda f: (f / "panoptic.json").write_text("[]")),
+    (
+        r"predictions/panoptic\.json: image_id 2 has two annotations",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"].append(c["annotations"][1])),
+    ),
+    (
+        r"panoptic\.json: image_id '2' is no whole number",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(image_id="2")),
+    ),
+    (
+        r"panoptic\.json: image_id 2: segments_info None is no list",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(segments_info=None)),
+    ),
+    (
+        r"panoptic\.json: 1 images are none of the data set's, image_id 77",
+        lambda f: change(
+            f, "panoptic.json", lambda c: c["annotations"].append({**c["annotations"][1], "image_id": 77})
+        ),
+    ),
+    (
+        r"instances\.json: 1 images are none of the data set's, image_id 77",
+        lambda f: change(f, "instances.json", lambda c: c.append({**c[0], "image_id": 77})),
+    ),
+    (
+        "score 'high' is no number",
+        lambda f: change(f, "instances.json", lambda c: c[0].update(score="high")),
+    ),
+    (
+        "predictions in .*/predictions cannot be scored: .*score that is not finite",
+        lambda f: change(f, "instances.json", lambda c: c[0].update(score=float("nan"))),
+    ),
     ("is no list of results", lambda f: (f / "instances.json").write_text("{}")),
     (
         "image 2: the map has pixels of segment id 9000123",
@@ -262,7 +300,8 @@ def test_parts_of_two_runs_and_two_ranks_are_put_together_in_order(
         [writers[0], writers[1], writers[1]], [*reversed(batches), batches[0]], strict=True
     ):
         writer.write(batch, [perfect(truth) for truth in batch.truths if truth is not None])
-    writers[0].finish()
+    writers[0].finish(3)
+    writers[0].clean()
     for name in ("panoptic.json", "instances.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
     assert not (tmp_path / "parts" / ".parts").exists()

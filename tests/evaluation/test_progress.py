@@ -99,3 +99,18 @@ def test_a_saving_that_is_cut_off_leaves_the_one_before(
     with pytest.raises(KeyboardInterrupt):
         progress.note(1, metrics, 0)
     assert Progress(tmp_path, "one").restore(fresh(), 0, 1) == {0}
+
+
+def test_damaged_files_do_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics, progress = fresh(), Progress(tmp_path, "digest")
+    scored(metrics, 0)
+    progress.note(0, metrics, 0)
+    progress.save(metrics, 0)
+    path = tmp_path / "rank0.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "rank1.pt").write_bytes(b"")
+    (tmp_path / "done.json").write_text('{"digest": ')
+    other = Progress(tmp_path, "digest")
+    assert other.summary() is None
+    assert other.done() == other.restore(fresh(), 0, 1) == frozenset()
+    assert {"rank0.pt", "rank1.pt", "done.json"} <= set(caplog.text.replace("/", " ").split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.run import Benchmark, Output, SaveOnInterruption, evaluate_all
+from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
 SETS = {"coco": "coco_val2017", "ade150": "ade150_val", "pas21": "pas21_val"}
@@ -94,6 +97,54 @@ def test_what_was_not_saved_is_done_again(whole: Path, benchmark_shards: Path, t
     (tmp_path / ".progress" / "ade150" / "rank0.pt").unlink()
     evaluate(benchmark_shards, tmp_path, asked)
     assert len(asked) == 5 + 6
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("limit", [2, 5])
+def test_predictions_that_are_gone_are_made_again(
+    limit: int, whole: Path, benchmark_shards: Path, tmp_path: Path
+) -> None:
+    """In the middle of the first set, and after it."""
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path, [], limit)
+    shutil.rmtree(tmp_path / "kept")
+    asked: list[str] = []
+    evaluate(benchmark_shards, tmp_path, asked)
+    assert len(asked) == 9
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize(("signum", "scoring"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_signals_stop_between_batches_and_the_exit_code_says_so(
+    signum: int,
+    scoring: bool,
+    whole: Path,
+    benchmark_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While a batch is scored or predicted; nothing that was scored is done again."""
+    kind, name = (SegmentationMetrics, "update") if scoring else (Predictor, "forward")
+    original, calls = getattr(kind, name), []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signum)
+        return original(*arguments)
+
+    monkeypatch.setattr(kind, name, interrupted)
+    before = signal.getsignal(signum)
+    asked: list[str] = []
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(benchmark_shards, tmp_path, asked)
+    assert stopped.value.code == 128 + signum
+    assert f"stopped by {signal.Signals(signum).name}" in caplog.text
+    assert signal.getsignal(signum) == before
+    assert len(asked) == (3 if scoring else 2)
+    evaluate(benchmark_shards, tmp_path, asked)
+    assert len(asked) == 9
     assert files(tmp_path) == files(whole)
 
 
