@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from odise_pl.backbones.timesteps import check_timesteps
@@ -18,6 +19,7 @@ from odise_pl.data.eval_sets import eval_sets
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
+from odise_pl.places import unwritable
 from odise_pl.vocabulary import load_vocabulary
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def clear_errors(others_go_on: bool = False) -> Iterator[None]:
             raise
         if others_go_on:
             _log.error("%s", known)
-            raise known.with_traceback(None) from None
+            # the kind of which Hydra shows the message alone when the sweep has ended
+            raise CompactHydraException(f"error: {known}") from None
         raise SystemExit(f"error: {known}") from error
 
 
@@ -103,9 +106,22 @@ def training_problems(config: DictConfig) -> list[str]:
 
 def check_evaluation(config: DictConfig) -> None:
     """What is evaluated and the evaluation sets are there; errors as :func:`check_training`."""
-    problems = _bad_subject(config)
+    problems = [*_bad_subject(config), *_bad_places(config)]
     problems += [*bad_numbers(config), *_bad_vocabularies(config), *_unnamed(config, "val")]
     _raise([*problems, *_missing_shards(config, ("val",))])
+
+
+def _bad_places(config: DictConfig) -> list[str]:
+    """Folders that cannot be written; the run's own is Hydra's to make."""
+    options = ("save_predictions", "paths.cache") if config.predictions is None else ()
+    found = {option: OmegaConf.select(config, option) for option in options}
+    problems = {option: unwritable(Path(place)) for option, place in found.items() if place is not None}
+    return [
+        f"{option}={found[option]}: {problem}; choose another folder"
+        + (", or keep none with null" if option == "paths.cache" else "")
+        for option, problem in problems.items()
+        if problem is not None
+    ]
 
 
 def _bad_subject(config: DictConfig) -> list[str]:
@@ -119,7 +135,12 @@ def _bad_subject(config: DictConfig) -> list[str]:
             problems.append("save_predictions: predictions=DIR are there already, leave it out")
         return problems
     path = checkpoint_path(config)
-    return [] if path.is_file() else [f"ckpt={config.ckpt}: {path} is not there"]
+    if path.is_file():
+        return []
+    hint = (
+        "; in a sweep, whose runs have folders of their own, name the file" if config.ckpt == "last" else ""
+    )
+    return [f"ckpt={config.ckpt}: {path} is not there{hint}"]
 
 
 def check_weights(config: DictConfig) -> None:
@@ -140,14 +161,14 @@ def _raise(problems: Sequence[str]) -> None:
 
 def _bad_vocabularies(config: DictConfig) -> list[str]:
     problems = []
-    for name in ("train", "eval"):
-        source = OmegaConf.select(config, f"vocabulary.{name}")
+    for name in ("vocabulary.train", "vocabulary.eval", "captioner.vocabulary"):
+        source = OmegaConf.select(config, name)
         for one in source.values() if isinstance(source, DictConfig) else [source]:
             try:
                 if one is not None:
                     load_vocabulary(one)
             except UserError as error:
-                problems.append(f"vocabulary.{name}: {error}")
+                problems.append(f"{name}: {error}")
     return problems
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from odise_pl.errors import SettingError, UserError
 
 MARKER = "finished.json"
+CLAIM = ".progress/digest"  # whose progress lies in the folder of an evaluation
 _LONGEST = 80  # characters of a folder's name
 EVALUATIONS = "evaluation"  # evaluations of a run lie side by side in this folder of it
 # Where a run lies and how it was resumed change nothing of what it computes.
@@ -172,15 +173,24 @@ def evaluation_folder(config: DictConfig, step: int | None, digest: str) -> Path
 
     Returns:
         ``evaluation/SET-CLASSIFIER-step_STEP`` in the run's folder, with a number after it where another
-        evaluation has that name.
+        evaluation has that name, be it finished or interrupted.
     """
+    own = find_evaluation(config, digest) or _interrupted(config, digest)
+    if own is not None:
+        return own
     name = "-".join(
         [*_set_name(config.data.val), config.classifier.mode, *([] if step is None else [f"step_{step}"])]
     )
     folder, number = Path(config.run_dir, EVALUATIONS, name), 2
-    while (folder / MARKER).exists():
+    while (folder / MARKER).exists() or (folder / CLAIM).exists():
         folder, number = folder.with_name(f"{name}-{number}"), number + 1
-    return find_evaluation(config, digest) or folder
+    return folder
+
+
+def _interrupted(config: DictConfig, digest: str) -> Path | None:
+    """The folder of this very evaluation, if it was interrupted."""
+    claims = sorted(Path(config.run_dir, EVALUATIONS).glob(f"*/{CLAIM}"))
+    return next((c.parent.parent for c in claims if c.read_text(encoding="utf-8") == digest), None)
 
 
 def _set_name(val: Any) -> list[str]:

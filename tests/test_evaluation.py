@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from odise_pl.command_line import expand
 from odise_pl.configuration import check_evaluation
 from odise_pl.errors import SettingError
+from odise_pl.evaluation.coco_results import PredictionError
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -166,6 +167,21 @@ def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, t
         assert scores[name] == expected
 
 
+def test_taken_folders_are_refused_before_anything_is_predicted(
+    checkpoint: Path, benchmark_shards: Path, tmp_path: Path
+) -> None:
+    import evaluate
+
+    taken = tmp_path / "predictions" / "pas21"
+    taken.mkdir(parents=True)
+    (taken / "panoptic.json").write_text("{}")
+    overrides = options(checkpoint, benchmark_shards, "data=[coco,pas21]", f"save_predictions={taken.parent}")
+    with pytest.raises(PredictionError, match="pas21 holds predictions already"):
+        evaluate.evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
+    assert not (tmp_path / "run").exists()
+    assert not (taken.parent / "coco").exists()
+
+
 def test_names_and_places_mix_and_classes_get_other_names(
     checkpoint: Path, benchmark_shards: Path, scene_shards: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +236,11 @@ def _random_clip(config: DictConfig) -> dict[str, torch.Tensor]:
         (["ckpt=nothing.ckpt"], r"nothing\.ckpt is not there"),
         (["ckpt=a", "data=ade847"], r"ade847_val.*prepare ade847 --root DOWNLOADS --out"),
         (["ckpt=a", "vocabulary=[dog,dog]"], r"vocabulary\.eval: .*same name"),
+        (["ckpt=a", "captioner=heuristic", "captioner.vocabulary=x.txt"], r"captioner\.vocabulary: .*x\.txt"),
+        (["ckpt=last"], r"last\.ckpt is not there; in a sweep, .*name the file"),
+        (["ckpt=a", f"save_predictions={__file__}"], r"save_predictions=.*is a file, not a folder; choose"),
+        (["ckpt=a", f"paths.cache={__file__}/x"], r"paths\.cache=.*is a file, not a folder.*null"),
+        (["ckpt=a", "data=shards", "data.val=x/my_open"], r"prepare coco --root COCO --split val2017"),
     ],
 )
 def test_what_cannot_start_says_so(given: list[str], message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.errors import SettingError
 from odise_pl.runs import (
+    CLAIM,
     RunError,
     RunSettings,
     digest_of,
@@ -118,6 +119,12 @@ def test_evaluations_lie_side_by_side(tmp_path: Path, val: object, name: str) ->
     mark_finished(another, SETTINGS, {}, "another")
     assert evaluation_folder(one, 5, "a third").name == f"{name}-3"
     assert evaluation_folder(one, 5, "another") == another
+    third = evaluation_folder(one, 5, "a third")
+    claim = third / CLAIM
+    claim.parent.mkdir(parents=True)
+    claim.write_text("a third")
+    assert evaluation_folder(one, 5, "a fourth").name == f"{name}-4", "the third was interrupted there"
+    assert evaluation_folder(one, 5, "a third") == third
 
 
 def test_of_a_network_that_is_measured_again_the_newest_result_counts(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def _make(location: str) -> str:
     name = folder.name.partition("_")[0]
     if name in BENCHMARKS:
         return f"make it with: python -m odise_pl.data.prepare {name} --root DOWNLOADS --out {out}"
-    split = "val2017" if "val" in folder.name else "train2017"
+    split = "train2017" if "train" in folder.name else "val2017"
     return f"make it with: {_PREPARE.format(split=split, folder=out)}"
 
 

@@ -19,13 +19,14 @@ from odise_pl.evaluation.interruption import Stopped
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.metrics.report import as_dict, write_report, write_table
+from odise_pl.metrics.report import as_dict, write_report, write_table, write_text
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
+from odise_pl.runs import CLAIM
 from odise_pl.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
-_PROGRESS = ".progress"
+_PROGRESS = Path(CLAIM).parent
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,13 @@ def evaluate_all(
     writers = {b.name: _writer(b, output) for b in benchmarks}
     # asked before anything runs, so that all ranks agree
     finished = {name: _finished(one, writers[name]) for name, one in progress.items()}
+    for name, writer in writers.items():
+        if writer is not None and finished[name] is None and not progress[name].done():
+            writer.refuse_taken()
+    if trainer.is_global_zero:
+        claim = output.folder / CLAIM
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        write_text(claim, output.digest)
     summaries = []
     for benchmark in benchmarks:
         summary = finished[benchmark.name]

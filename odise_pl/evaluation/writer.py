@@ -46,12 +46,16 @@ class PredictionWriter:
         Raises:
             PredictionError: the folder holds predictions already.
         """
+        self.refuse_taken()
+        if rank == 0:
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def refuse_taken(self) -> None:
+        """Raises PredictionError if the folder holds predictions already."""
         if (self.folder / f"{PANOPTIC}.json").exists():
             raise PredictionError(
                 f"{self.folder} holds predictions already: name another folder, or delete it"
             )
-        if rank == 0:
-            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
 
     def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
         """Write the predictions of a batch; a batch that comes again is written over."""
