@@ -41,7 +41,7 @@ def clear_errors(others_go_on: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = _user_error(error)
+        known = user_error(error)
         if known is None:
             raise
         if others_go_on:
@@ -51,7 +51,7 @@ def clear_errors(others_go_on: bool = False) -> Iterator[None]:
         raise SystemExit(f"error: {known}") from error
 
 
-def _user_error(error: BaseException | None) -> BaseException | None:
+def user_error(error: BaseException | None) -> BaseException | None:
     """The user error in a chain of causes; libraries wrap what our constructors raise."""
     while error is not None:
         # Lightning's is not imported: it would bring torch along

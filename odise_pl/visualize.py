@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
 from odise_pl.backbones.timesteps import STEPS
 from odise_pl.build import BackboneSettings
+from odise_pl.data.images import read_image
 from odise_pl.drawing import Picture, side_by_side
 from odise_pl.errors import SettingError, UserError
 
@@ -107,7 +108,7 @@ def beside_clusters(image: Image.Image, labels: NDArray[np.int32]) -> Picture:
 
 def kmeans(options: argparse.Namespace) -> list[Path]:
     """Write one picture for each image; returns their paths."""
-    images = [_open(path) for path in options.images]
+    images = [read_image(path) for path in options.images]
     targets = _targets(options.images, options.out)
     torch.manual_seed(options.seed)
     settings = _settings(options.conf, options.backbone, options.weights)
@@ -117,14 +118,6 @@ def kmeans(options: argparse.Namespace) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(beside_clusters(image, labels)).save(target)
     return targets
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise SettingError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _targets(images: Sequence[Path], out: Path | None) -> list[Path]:

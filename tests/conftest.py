@@ -42,6 +42,14 @@ def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network after a few steps on the scenes; not to be changed."""
+    from trained import train_a_little
+
+    return train_a_little(scene_shards, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
 def benchmark_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The six benchmarks from miniature layouts, where ``paths.shards`` expects them; not to be changed."""
     from benchmark_shards import prepare_benchmarks

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def members(shard: Path) -> dict[str, bytes]:
+    """All members by name."""
+    with tarfile.open(shard) as tar:
+        return {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+
+
 def rewrite(shard: Path, change: Callable[[str, bytes], bytes | None]) -> None:
     """Change or drop members of a shard."""
-    with tarfile.open(shard) as tar:
-        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    before = members(shard)
     with tarfile.open(shard, "w") as tar:
-        for name, content in members:
+        for name, content in before.items():
             changed = change(name, content)
             if changed is not None:
                 info = tarfile.TarInfo(name)

@@ -13,46 +13,13 @@ from typing import Any
 import pytest
 import torch
 from benchmark_shards import BENCHMARKS
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import save_file
+from trained import ROOT, composed
 
-from odise_pl.command_line import expand
 from odise_pl.configuration import check_evaluation
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import PredictionError
-
-ROOT = Path(__file__).parents[1]
-SMALL = [
-    "experiment=laptop",
-    "data.num_workers=0",
-    "data.augment=none",
-    "data.eval_short_side=64",
-    "data.eval_long_side=96",
-    "backbone.input_size=64",
-    "model.head.queries=12",
-    "criterion.num_points=256",
-    "trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "~callbacks.report",
-    "~callbacks.pictures",
-]
-
-
-def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, ["run=test", f"run_dir={run_dir}", *expand(overrides, ROOT / "conf")])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network after a few steps on scenes, so that it predicts segments of all kinds."""
-    import train
-
-    folder = tmp_path_factory.mktemp("trained")
-    fit = ["trainer.max_steps=4", "validate_every=100", f"data.train={scene_shards}"]
-    train.train(composed("train", folder, [*SMALL, *fit]))
-    return folder / "checkpoints" / "last.ckpt"
 
 
 def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,18 @@ def decode_rgb(data: bytes) -> Image.Image:
         DataError: it cannot be decoded.
     """
     return open_image(data).convert("RGB")
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        DataError: it is not there or cannot be decoded.
+    """
+    try:
+        return open_image(path.read_bytes()).convert("RGB")
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
 def decode_ids(data: bytes) -> NDArray[np.int32]:

@@ -28,6 +28,7 @@ class EvaluationModule(lightning.LightningModule):
     """What the trainer validates; afterwards :attr:`result` is the same on every rank.
 
     Args:
+        name: of the set.
         predictor: makes predictions of a batch.
         metrics: of the set.
         loader: makes the loader of a rank.
@@ -37,6 +38,7 @@ class EvaluationModule(lightning.LightningModule):
 
     def __init__(
         self,
+        name: str,
         predictor: nn.Module,
         metrics: SegmentationMetrics,
         loader: MakeLoader,
@@ -44,7 +46,7 @@ class EvaluationModule(lightning.LightningModule):
         writer: PredictionWriter | None = None,
     ) -> None:
         super().__init__()
-        self.predictor, self.metrics, self.writer = predictor, metrics, writer
+        self.name, self.predictor, self.metrics, self.writer = name, predictor, metrics, writer
         self.result: EvaluationResult | None = None
         self._loader, self._progress = loader, progress
         self._interruption: Interruption | None = None

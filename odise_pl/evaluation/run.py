@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
@@ -74,6 +74,16 @@ class Output:
     published: Published | None = None
     predictions: Path | None = None
     save_every: float = 60.0
+
+
+class EvaluationProgress(RichProgressBar):
+    """A bar that says which set it is of."""
+
+    @property
+    def validation_description(self) -> str:
+        """The set's name."""
+        module = self.trainer.lightning_module
+        return module.name if isinstance(module, EvaluationModule) else super().validation_description
 
 
 class SaveOnInterruption(Callback):
@@ -158,7 +168,9 @@ def _evaluate(
     progress: Progress,
     writer: PredictionWriter | None,
 ) -> dict[str, Any]:
-    module = EvaluationModule(benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer)
+    module = EvaluationModule(
+        benchmark.name, benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer
+    )
     try:
         trainer.validate(module, verbose=False)
     except SIGTERMException as error:  # of Lightning's own handler, before there is anything to save

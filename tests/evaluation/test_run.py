@@ -17,7 +17,13 @@ from torch import nn
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
-from odise_pl.evaluation.run import Benchmark, Output, SaveOnInterruption, evaluate_all
+from odise_pl.evaluation.run import (
+    Benchmark,
+    EvaluationProgress,
+    Output,
+    SaveOnInterruption,
+    evaluate_all,
+)
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
@@ -182,3 +188,26 @@ def test_states_are_in_no_checkpoint(benchmark_shards: Path) -> None:
     metrics = benchmark.metrics()
     assert metrics.state_dict() == {}
     assert torch.equal(metrics.states()["panoptic"]["tp"], torch.zeros(133, dtype=torch.int64))
+
+
+def test_the_progress_bar_names_the_set(benchmark_shards: Path, tmp_path: Path) -> None:
+    data = PanopticDataModule(val={"coco": str(benchmark_shards / "coco_val2017")}, num_workers=0)
+    seen: list[str] = []
+
+    class Watch(EvaluationProgress):
+        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            seen.append(self.validation_description)
+            super().on_validation_end(trainer, pl_module)
+
+    benchmark = Benchmark(
+        "coco", data.vocabulary("coco"), data.measures("coco"), Predictor([], 99), data.loader_of("coco")
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[SaveOnInterruption(), Watch()],
+        default_root_dir=tmp_path,
+    )
+    evaluate_all([benchmark], trainer, Output(tmp_path, "d", {}))
+    assert seen == ["coco"]

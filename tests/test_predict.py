@@ -1,0 +1,131 @@
+"""Images segmented in one's own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shard_members import members
+from trained import ROOT, train_a_little
+
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.images import decode_ids, read_image
+from odise_pl.evaluation.predictors import NetworkPredictor
+from odise_pl.predict import load_segmenter, main
+from odise_pl.vocabulary import load_vocabulary
+
+CONF = ROOT / "conf"
+EVERYTHING = "model.inference.overlap_threshold=0.0"  # what little it has learned
+NAMES = ["ball", "wooden box", "sky:stuff", "field,meadow:stuff", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network that finds something."""
+    return train_a_little(scene_shards, tmp_path_factory.mktemp("trained"), 40)
+
+
+@pytest.fixture(scope="module")
+def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    (shard, *_) = sorted(scene_shards.glob("*.tar"))
+    images = {name: data for name, data in members(shard).items() if name.endswith(".jpg")}
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    return sorted(folder.iterdir())
+
+
+def test_words_of_ones_own_give_what_evaluation_gives(
+    checkpoint: Path, scene_shards: Path, photos: list[Path]
+) -> None:
+    segmenter = load_segmenter(checkpoint, [EVERYTHING], CONF)
+    vocabulary = load_vocabulary(NAMES)
+    predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
+    data = PanopticDataModule(
+        val=str(scene_shards), num_workers=0, eval_short_side=64, eval_long_side=96, eval_batch_size=1
+    )
+    found = 0
+    for batch in list(data.eval_loader("val"))[:3]:
+        (expected,) = predictor(batch)
+        (photo,) = (path for path in photos if path.stem == batch.keys[0])
+        prediction = segmenter.segment(read_image(photo), NAMES)
+        assert torch.equal(prediction.panoptic.ids, expected.panoptic.ids)
+        assert torch.equal(prediction.semantic, expected.semantic)
+        assert prediction.panoptic.segments == expected.panoptic.segments
+        found += len(expected.panoptic.segments)
+    assert found, "a network that finds nothing would agree with anything"
+
+
+def test_the_command_writes_what_it_finds(
+    checkpoint: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(photos[0]).resize((150, 70)).save(wide)
+    arguments = [
+        str(checkpoint),
+        str(photos[0]),
+        str(wide),
+        "--names",
+        str(NAMES),
+        "--conf",
+        str(CONF),
+        "--set",
+        EVERYTHING,
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    for path in (photos[0], wide):
+        content = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
+        ids = decode_ids((tmp_path / "out" / content["file_name"]).read_bytes())
+        picture = Image.open(tmp_path / "out" / f"{path.stem}_segments.png")
+        assert picture.size == Image.open(path).size == ids.shape[::-1]
+        assert {s["id"] for s in content["segments"]} == set(np.unique(ids)) - {0}
+        for segment in content["segments"]:
+            assert segment["area"] == (ids == segment["id"]).sum()
+            assert segment["name"] in {"ball", "wooden box", "sky", "field", "zebra"}
+            assert f"{segment['name']} ({segment['score']:.2f})" in shown
+        assert content["segments"], "a network that finds nothing shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ckpt": "nothing.ckpt"}, "nothing.ckpt is not there"),
+        ({"image": "nothing.jpg"}, "nothing.jpg cannot be read as an image"),
+        ({"image": __file__}, "test_predict.py cannot be read as an image"),
+        ({"--names": "ball,,box"}, "has an empty name"),
+        ({"--names": "nonsense"}, "no vocabulary 'nonsense'"),
+        ({"--out": __file__}, "test_predict.py is a file, not a folder"),
+        ({"--conf": "nowhere"}, "--conf nowhere is not the conf folder"),
+        ({"--set": "model=nonsense"}, "model=nonsense: "),
+        ({"--set": "captioner=blip"}, "add captioner.on_the_fly=true"),
+        ({"--set": "classifier.mode=nonsense"}, "classifier.mode=nonsense: choose one of"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    checkpoint: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    change: dict[str, str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"--names": "ball,box", "--out": str(tmp_path / "out"), "--conf": str(CONF), **change}
+    ckpt, image = options.pop("ckpt", str(checkpoint)), options.pop("image", str(photos[0]))
+    flags = [text for pair in options.items() for text in pair]
+    assert main([ckpt, image, *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_images_of_one_name_are_not_written_over_each_other(
+    checkpoint: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(checkpoint), str(photos[0]), str(photos[0]), "--names", "ball"]) == 1
+    assert "two images have one name" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""A network after a few steps on generated scenes, through the entry point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from odise_pl.command_line import expand
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "experiment=laptop",
+    "data.num_workers=0",
+    "data.augment=none",
+    "data.eval_short_side=64",
+    "data.eval_long_side=96",
+    "backbone.input_size=64",
+    "model.head.queries=12",
+    "criterion.num_points=256",
+    "trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "~callbacks.report",
+    "~callbacks.pictures",
+]
+
+
+def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, ["run=test", f"run_dir={run_dir}", *expand(overrides, ROOT / "conf")])
+
+
+def train_a_little(shards: Path, folder: Path, steps: int = 4) -> Path:
+    """The checkpoint of a network; after 40 steps it finds segments among the scenes' classes."""
+    import train
+
+    fit = [f"trainer.max_steps={steps}", "validate_every=100", f"data.train={shards}"]
+    train.train(composed("train", folder, [*SMALL, *fit]))
+    return folder / "checkpoints" / "last.ckpt"
