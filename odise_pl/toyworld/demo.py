@@ -1,0 +1,133 @@
+"""The whole project in minutes, offline: ``make demo``, ``python -m odise_pl.toyworld.demo [label|caption]``.
+
+Paints the small world's data sets, trains on the base categories, evaluates on them and on the open set, and
+draws pictures. What is there already is used again; what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.drawing import overlay, side_by_side
+from odise_pl.errors import UserError
+from odise_pl.evaluation.predictors import NetworkPredictor
+from odise_pl.metrics.report import write_text
+from odise_pl.metrics.tables import result_table
+from odise_pl.predict import load_segmenter
+from odise_pl.runs import MARKER
+from odise_pl.toyworld.make import main as make
+
+SETS = ("toy_val", "toy_open")
+_EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
+
+
+class DemoError(UserError):
+    """A step of the demo has failed; its own message stands above."""
+
+
+def train(folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
+    """``python train.py`` in a process of its own, which shows the results at its end.
+
+    An interrupted run is resumed; of a finished one the results are shown again.
+
+    Raises:
+        DemoError: it has failed.
+    """
+    if (folder / MARKER).exists():
+        print(f"{folder} is finished: used as it is; delete it to train again")
+        console = Console()
+        console.print(result_table(results(folder)).terminal(console.width))
+        return
+    command = ["train.py", f"experiment={experiment}", f"hydra.run.dir={folder}", f"paths.shards={shards}"]
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        command.append("ckpt=last")
+    command += overrides
+    print(f"$ python {' '.join(command)}", flush=True)
+    if subprocess.run([sys.executable, *command], check=False).returncode:
+        raise DemoError(f"training in {folder} has not come to its end; the same command goes on with it")
+
+
+def results(folder: Path) -> list[Any]:
+    """What was measured on every set at the end of a run."""
+    return [json.loads((folder / "results" / name / "results.json").read_text()) for name in SETS]
+
+
+def pictures(folder: Path, shards: Path, count: int, conf: Path = Path("conf")) -> Path:
+    """Draw the first images of the open set, their truth and what the network makes of them, with names.
+
+    Returns:
+        the PNG.
+    """
+    segmenter = load_segmenter(folder / "checkpoints" / "last.ckpt", conf=conf)
+    data = PanopticDataModule(
+        val={"toy_open": str(shards / "toy_open")},
+        num_workers=0,
+        eval_batch_size=1,
+        eval_short_side=segmenter.resize.short_side,
+        eval_long_side=segmenter.resize.long_side,
+    )
+    vocabulary = data.vocabulary("toy_open")
+    predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
+    rows = []
+    for batch, _ in zip(data.eval_loader("toy_open"), range(count), strict=False):
+        (prediction,), (truth,) = predictor(batch), batch.truths
+        assert truth is not None
+        height, width = batch.valid_sizes[0]
+        image = batch.images[0, :, :height, :width]
+        plain = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+        maps = [overlay(image, found, vocabulary.names) for found in (truth.panoptic, prediction.panoptic)]
+        plain = np.asarray(Image.fromarray(plain).resize((maps[0].shape[1], maps[0].shape[0])))
+        rows.append(side_by_side([plain, *maps]))
+    path = folder / "pictures.png"
+    Image.fromarray(_stacked(rows)).save(path)
+    return path
+
+
+def _stacked(rows: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, gap), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(padded)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.demo", description=__doc__)
+    parser.add_argument("supervision", nargs="?", choices=_EXPERIMENTS, default="label")
+    parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo, runs/demo_caption)")
+    parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
+    parser.add_argument(
+        "--count", type=int, nargs=3, default=(2000, 200, 200), metavar=("TRAIN", "VAL", "OPEN")
+    )
+    parser.add_argument("--pictures", type=int, default=8, help="rows of the sheet")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    caption = options.supervision == "caption"
+    folder = options.run or Path("runs", "demo_caption" if caption else "demo")
+    sizes = [f"--{name}={count}" for name, count in zip(("train", "val", "open"), options.count, strict=True)]
+    if make(["--out", str(options.shards), *sizes]):
+        return 1
+    try:
+        train(folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
+        write_text(folder / "results.md", result_table(results(folder)).markdown())
+        sheet = pictures(folder, options.shards, options.pictures)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"pictures: {sheet} (image, truth, prediction); network: {folder}/checkpoints/last.ckpt")
+    print(f"curves: tensorboard --logdir {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

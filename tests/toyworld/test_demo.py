@@ -1,0 +1,66 @@
+"""The demo with random weights and a handful of pictures."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from odise_pl.toyworld import demo
+from odise_pl.toyworld.demo import main
+
+TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=2", "data.num_workers=0"]
+
+
+def arguments(folder: Path) -> list[str]:
+    settings = [text for setting in TINY for text in ("--set", setting)]
+    places = ["--run", str(folder / "run"), "--shards", str(folder / "shards")]
+    return [*places, "--count", "16", "2", "2", "--pictures", "2", *settings]
+
+
+def test_the_demo_and_the_demo_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path)) == 0
+    run = tmp_path / "run"
+    assert "| toy_open, novel |" in (run / "results.md").read_text()
+    assert list(run.glob("**/events.out.tfevents.*"))
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    sheet = Image.open(run / "pictures.png").size
+    assert sheet[0] >= 3 * 128
+    assert sheet[1] >= 2 * 128
+    monkeypatch.setattr(subprocess, "run", None)  # nothing is trained again
+    capsys.readouterr()
+    assert main(arguments(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    assert "is finished: used as it is" in shown
+    assert "toy_open, novel" in shown
+
+
+def test_an_interrupted_demo_goes_on_and_one_that_fails_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def failing(command: list[str], check: bool) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 143)
+
+    monkeypatch.setattr(demo.subprocess, "run", failing)
+    assert main(["caption", *arguments(tmp_path)]) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    assert main(["caption", *arguments(tmp_path)]) == 1
+    assert ["ckpt=last" in command for command in commands] == [False, True]
+    assert all("experiment=toy_caption" in command for command in commands)
+
+
+def test_sets_of_another_size_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--run", str(tmp_path / "run"), "--shards", str(tmp_path), "--count", "2", "1", "1"]
+    assert demo.make(["--out", str(tmp_path), "--train", "3", "--val", "1", "--open", "1"]) == 0
+    assert main(few) == 1
+    assert "holds 3 pictures, 2 are asked for" in capsys.readouterr().err
