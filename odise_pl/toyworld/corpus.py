@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from odise_pl.data import processes
 from odise_pl.toyworld.captions import write_captions
-from odise_pl.toyworld.scene import paint_scene
+from odise_pl.toyworld.scene import Scene, paint_scene
 from odise_pl.toyworld.style import WEB
 
 CHUNK = 500  # pictures in a file
 CAPTIONS = 4  # of each picture
+DETAIL_CAPTIONS = 2  # of each thing
 SIDE = 128
 _SEED = 7
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A thing in a picture: its box (left, top, right, bottom) in whole pixels, and captions of it alone."""
+
+    box: tuple[int, int, int, int]
+    captions: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,12 @@ class Corpus:
     Attributes:
         images: of each chunk, uint8 [CHUNK, SIDE, SIDE, 3].
         captions: of each picture.
+        details: of each picture.
     """
 
     images: Sequence[NDArray[np.uint8]]
     captions: Sequence[Sequence[str]]
+    details: Sequence[Sequence[Detail]]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -48,10 +60,11 @@ def paint_corpus(folder: Path, chunks: int, workers: int = 2) -> Corpus:
     missing = [number for number in range(chunks) if not _path(folder, number, "json").exists()]
     for _ in processes.run(partial(_paint_chunk, folder), missing, workers):
         pass
-    captions = [json.loads(_path(folder, number, "json").read_text()) for number in range(chunks)]
+    texts = [one for number in range(chunks) for one in json.loads(_path(folder, number, "json").read_text())]
     return Corpus(
         [np.load(_path(folder, number, "npy"), mmap_mode="r") for number in range(chunks)],
-        [texts for chunk in captions for texts in chunk],
+        [one["captions"] for one in texts],
+        [[Detail(tuple(d["box"]), d["captions"]) for d in one["details"]] for one in texts],
     )
 
 
@@ -60,12 +73,23 @@ def _path(folder: Path, number: int, suffix: str) -> Path:
 
 
 def _paint_chunk(folder: Path, number: int) -> None:
-    random = np.random.default_rng([_SEED, number])
-    images, captions = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8), []
+    random, other = np.random.default_rng([_SEED, number]), np.random.default_rng([_SEED, number, 1])
+    images, texts = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8), []
     for image in images:
         scene = paint_scene(random, WEB)
         image[:] = scene.image
-        captions.append(write_captions(scene, random, CAPTIONS))
+        captions = write_captions(scene, random, CAPTIONS)
+        texts.append({"captions": captions, "details": _details(scene, other)})
     np.save(_path(folder, number, "npy"), images)
     # written last: it says that the chunk is complete
-    _path(folder, number, "json").write_text(json.dumps(captions))
+    _path(folder, number, "json").write_text(json.dumps(texts))
+
+
+def _details(scene: Scene, random: np.random.Generator) -> list[dict[str, Any]]:
+    return [
+        {
+            "box": [min(SIDE, max(0, round(side))) for side in placed.box],
+            "captions": write_captions(replace(scene, things=(placed,)), random, DETAIL_CAPTIONS),
+        }
+        for placed in scene.things
+    ]

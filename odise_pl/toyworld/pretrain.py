@@ -43,8 +43,8 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-PATCH_DROPOUT = 0.5
-_STEPS = {"clip": 3000, "vae": 10000, "unet": 4000}
+PATCH_DROPOUT = 0.75
+_STEPS = {"clip": 6000, "vae": 10000, "unet": 4000}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     lightning.seed_everything(options.seed, verbose=False)
-    corpus = paint_corpus(options.work / "corpus", options.chunks, options.workers)
+    corpus = paint_corpus(options.work / "pictures", options.chunks, options.workers)
     schedule = Schedule(options.steps or _STEPS[options.model], _LR[options.model])
     if options.model == "clip":
         module: Any = ContrastiveModel(_dropping_clip(), schedule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from odise_pl.toyworld.corpus import SIDE, Corpus
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 
 Batch = dict[str, Any]
-_SMALLEST_CROP = 0.4  # side of a crop that CLIP is shown, of the picture's
+_DETAILS = 0.6  # share of images of one thing that CLIP is shown
+_SURROUNDINGS = 0.4  # the most that is seen on each side of it, of its size
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
@@ -145,27 +146,36 @@ class Autoencoder(lightning.LightningModule):
 
 
 def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, random crops, and ``tokens`` of one caption of each."""
-    indices = random.integers(len(corpus), size=size)
-    captions = [
-        corpus.captions[index][int(random.integers(len(corpus.captions[index])))] for index in indices
-    ]
-    images = pixels([corpus.image(int(index)) for index in indices])
-    crops = torch.stack([_crop(image, random) for image in images])
-    return {"images": crops, "tokens": byte_pairs(captions, VOCABULARY, CLIP.text_length)}
+    """``images`` [size, 3, SIDE, SIDE] in 0..1 and ``tokens`` of a caption of each.
+
+    Most of the images are of one thing with something around it, the others whole pictures.
+    """
+    pairs = [_pair(corpus, int(index), random) for index in random.integers(len(corpus), size=size)]
+    tokens = byte_pairs([caption for _, caption in pairs], VOCABULARY, CLIP.text_length)
+    return {"images": torch.stack([image for image, _ in pairs]), "tokens": tokens}
 
 
-def _crop(image: Tensor, random: np.random.Generator) -> Tensor:
-    if random.random() < 0.5:
-        return image
-    side = int(SIDE * random.uniform(_SMALLEST_CROP, 1))
-    top, left = (int(random.integers(0, SIDE - side + 1)) for _ in "yx")
-    cut = image[None, :, top : top + side, left : left + side]
+def _pair(corpus: Corpus, index: int, random: np.random.Generator) -> tuple[Tensor, str]:
+    image, details = pixels([corpus.image(index)]), corpus.details[index]
+    if details and random.random() < _DETAILS:
+        detail = _pick(details, random)
+        return _around(image, detail.box, random), _pick(detail.captions, random)
+    return image[0], _pick(corpus.captions[index], random)
+
+
+def _pick(choices: Sequence[Any], random: np.random.Generator) -> Any:
+    return choices[int(random.integers(len(choices)))]
+
+
+def _around(image: Tensor, box: tuple[int, int, int, int], random: np.random.Generator) -> Tensor:
+    left, top, right, bottom = box
+    x, y = (round(side * random.uniform(0, _SURROUNDINGS)) for side in (right - left, bottom - top))
+    cut = image[..., max(0, top - y) : bottom + y + 1, max(0, left - x) : right + x + 1]
     return F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
 
 
 class ContrastiveModel(lightning.LightningModule):
-    """CLIP (arXiv 2103.00020), seeing half of the patches of an image (FLIP, arXiv 2212.00794)."""
+    """CLIP (arXiv 2103.00020), seeing a quarter of the patches of an image (FLIP, arXiv 2212.00794)."""
 
     def __init__(self, clip: Any, schedule: Schedule) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ CLIP = CLIPArchitecture(
     text_layers=3,
     text_heads=4,
     text_vocabulary=VOCABULARY,
-    text_length=48,
+    text_length=32,
     embed_dim=64,
 )
 DIFFUSION = DiffusionArchitecture(

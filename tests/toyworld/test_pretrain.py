@@ -13,6 +13,7 @@ from odise_pl.backbones.stable_diffusion import load_diffusion
 from odise_pl.toyworld import corpus, grade, pretrain
 from odise_pl.toyworld.pretraining import Latents, clip_batch, diffusion_batch
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+from odise_pl.toyworld.things import THINGS
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -86,6 +87,12 @@ def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_pa
     assert torch.equal(one["images"], two["images"])
     assert torch.equal(one["tokens"], two["tokens"])
     assert one["images"].shape == (4, 3, 128, 128)
+    names = {name for thing in THINGS for name in (thing.name, thing.many, *thing.synonyms)}
+    for detail in (detail for details in pictures.details for detail in details):
+        left, top, right, bottom = detail.box
+        assert 0 <= left < right <= 128
+        assert 0 <= top < bottom <= 128
+        assert all(any(name in caption.lower() for name in names) for caption in detail.captions)
     # a caption that names a side never goes with a mirrored latent
     sided = Latents(
         torch.stack([torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)], dim=1),
