@@ -11,17 +11,9 @@ import hydra
 from omegaconf import DictConfig
 
 from odise_pl.command_line import expand
-from odise_pl.configuration import (
-    check_training,
-    checkpoint_path,
-    clear_errors,
-    keep,
-    record,
-    refuse_changes,
-)
-from odise_pl.runs import digest_of, in_sweep, is_finished, mark_finished, resume, settings_of
-
-_log = logging.getLogger(__name__)
+from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record, refuse_changes
+from odise_pl.resumption import goes_on, keep
+from odise_pl.runs import digest_of, in_sweep, mark_finished, settings_of
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -29,12 +21,18 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from hydra.utils import instantiate
 
-    from odise_pl.lightning_module import OdiseModule, describe
+    from odise_pl.faults import clear_faults
+    from odise_pl.lightning_module import OdiseModule
     from odise_pl.optimization import accumulation_steps
+    from odise_pl.reopening import description_of
     from odise_pl.vocabulary import rename
 
+    logger = dict(config.logger or {})
     if config.ckpt is not None:
-        refuse_changes(config, describe(checkpoint_path(config)).record)
+        description = description_of(checkpoint_path(config))
+        refuse_changes(config, description.record)
+        if str(logger.get("_target_")).endswith("TensorBoardLogger"):
+            logger["purge_step"] = description.step  # steps that were logged, but not saved, come again
     # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
@@ -45,7 +43,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
-        logger=instantiate(config.logger),
+        logger=instantiate(logger) if logger else False,
         default_root_dir=config.run_dir,
     )
     steps = accumulation_steps(config.global_batch, config.data.batch_size, trainer.world_size)
@@ -53,7 +51,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
 
     model = instantiate(config.model)
-    if config.init_from is not None:
+    if config.init_from is not None and config.ckpt is None:
         from odise_pl.checkpoint import load_weights
 
         load_weights(model, config.init_from)
@@ -73,11 +71,12 @@ def train(config: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         keep(config)
     checkpoint = None if config.ckpt is None else str(checkpoint_path(config))
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        return {}
-    if not module.results or trainer.global_step % config.validate_every:
-        trainer.validate(module, data, verbose=False)  # the last step's results are the run's results
+    with clear_faults():
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.interrupted or trainer.global_step < trainer.max_steps:
+            return {}
+        if module.measured_at != trainer.global_step:
+            trainer.validate(module, data, verbose=False)  # the last step's results are the run's results
     if trainer.is_global_zero:
         scores = {name: result.scalars() for name, result in module.results.items()}
         mark_finished(Path(config.run_dir), settings_of(config), scores, digest_of(config))
@@ -88,13 +87,9 @@ def train(config: DictConfig) -> dict[str, float]:
 def main(config: DictConfig) -> None:
     """Check first, then train."""
     with clear_errors(others_go_on=in_sweep()):
-        if in_sweep():
-            if is_finished(Path(config.run_dir), digest_of(config)):
-                _log.info("%s is finished: skipped", config.run_dir)
-                return
-            resume(config)
-        check_training(config)
-        train(config)
+        if goes_on(config):
+            check_training(config)
+            train(config)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import psutil
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
@@ -79,17 +79,6 @@ def memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         values["memory/device_peak_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
     return values
-
-
-class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints, and one at the end of training whatever the interval."""
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the last step."""
-        super().on_train_end(trainer, pl_module)
-        if self.save_last and self.dirpath is not None:
-            path = Path(self.dirpath, self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
-            trainer.save_checkpoint(path, weights_only=False)
 
 
 class RunProgress(RichProgressBar):

@@ -20,6 +20,7 @@ from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
 from odise_pl.places import unwritable
+from odise_pl.resumption import LAST, checkpoint_folder, last_checkpoint
 from odise_pl.vocabulary import load_vocabulary
 
 _log = logging.getLogger(__name__)
@@ -68,19 +69,17 @@ def check_training(config: DictConfig) -> None:
         UserError: lists all that is missing, each with the command that gets it.
     """
     problems = training_problems(config)
-    last = Path(config.run_dir, "checkpoints", "last.ckpt")
-    if config.ckpt is None and last.exists():
-        problems.append(f"run {config.run} exists: add ckpt=last to resume it, or run=NAME to start another")
-    if config.ckpt is not None and not checkpoint_path(config).is_file():
+    if config.ckpt is not None and not checkpoint_path(config).exists():
         problems.append(
             f"ckpt={config.ckpt}: {checkpoint_path(config)} is not there; leave ckpt out to start anew"
         )
-    elsewhere = config.ckpt is not None and checkpoint_path(config).resolve().parent != last.parent.resolve()
-    if elsewhere and last.exists():
+    own = checkpoint_folder(config.run_dir)
+    elsewhere = config.ckpt is not None and checkpoint_path(config).resolve().parent != own.resolve()
+    if elsewhere and last_checkpoint(config.run_dir) is not None:
         problems.append(
             f"run {config.run} has checkpoints of its own: add run=NAME to continue {config.ckpt}"
         )
-    if config.init_from is not None and config.ckpt is not None:
+    if elsewhere and config.init_from is not None:
         problems.append("init_from starts a new run and ckpt resumes one: give one of them")
     if config.init_from is not None and not Path(config.init_from).is_file():
         problems.append(f"init_from={config.init_from} is not there")
@@ -135,7 +134,7 @@ def _bad_subject(config: DictConfig) -> list[str]:
             problems.append("save_predictions: predictions=DIR are there already, leave it out")
         return problems
     path = checkpoint_path(config)
-    if path.is_file():
+    if path.exists():
         return []
     hint = (
         "; in a sweep, whose runs have folders of their own, name the file" if config.ckpt == "last" else ""
@@ -150,8 +149,10 @@ def check_weights(config: DictConfig) -> None:
 
 
 def checkpoint_path(config: DictConfig) -> Path:
-    """The file that ``ckpt`` names; ``last`` is the newest of this run."""
-    return Path(config.run_dir, "checkpoints", "last.ckpt") if config.ckpt == "last" else Path(config.ckpt)
+    """The file or folder that ``ckpt`` names; ``last`` is the newest of this run."""
+    if config.ckpt != "last":
+        return Path(config.ckpt)
+    return last_checkpoint(config.run_dir) or checkpoint_folder(config.run_dir) / LAST
 
 
 def _raise(problems: Sequence[str]) -> None:
@@ -300,15 +301,6 @@ def refuse_changes(config: DictConfig, recorded: Mapping[str, Any] | None) -> No
         f"ckpt={config.ckpt}: a resumed run keeps its optimiser ({', '.join(changes)}); leave these options "
         f"as they were, or start a new run from the weights with init_from={checkpoint_path(config)}"
     )
-
-
-def keep(config: DictConfig) -> None:
-    """Write the configuration into the run's folder; that of a resumed run beside the earlier ones."""
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.glob("config*.yaml")))
-    path = folder / (f"config_{number}.yaml" if number else "config.yaml")
-    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
 
 
 def adopt(config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:

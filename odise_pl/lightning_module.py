@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,7 @@ class OdiseModule(lightning.LightningModule):
         self.global_batch, self.seed, self.record = global_batch, seed, dict(record or {})
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
         self.results: dict[str, EvaluationResult] = {}
+        self.measured_at = -1  # the step that the results are of
         self.metrics = nn.ModuleList(
             SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
             for v, measured in zip(
@@ -120,6 +122,13 @@ class OdiseModule(lightning.LightningModule):
         self._inference_classes: dict[int, InferenceClasses] = {}
 
     # Training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Whatever draws from the global random states draws the same again in a resumed run."""
+        number = self._entropy(batch_idx)
+        torch.manual_seed(number)
+        np.random.seed(number)  # noqa: NPY002
+        random.seed(number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Total loss of a batch; raises NonFiniteError with the image ids when it has none."""
@@ -148,9 +157,12 @@ class OdiseModule(lightning.LightningModule):
 
     def _uniform(self, batch_idx: int) -> Uniform:
         """Random numbers that a resumed run draws again: they depend on seed, step and rank only."""
-        entropy = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        generator = torch.Generator(self.device).manual_seed(int(entropy.generate_state(1)[0]))
+        generator = torch.Generator(self.device).manual_seed(self._entropy(batch_idx))
         return lambda *size: torch.rand(*size, generator=generator, device=self.device)
+
+    def _entropy(self, batch_idx: int) -> int:
+        sequence = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        return int(sequence.generate_state(1)[0])
 
     def _log_losses(self, losses: StepLosses, total: Tensor, images: int) -> None:
         terms = losses.named()
@@ -214,6 +226,7 @@ class OdiseModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Results of every set, over all ranks."""
+        self.measured_at = self.trainer.global_step
         for name, metrics in zip(self.evaluations, self.metrics, strict=True):
             result = metrics.compute()  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]

@@ -88,8 +88,8 @@ def settings_of(config: DictConfig) -> RunSettings:
     return RunSettings(config.model.supervision, words, learned, captioner, config.classifier.mode)
 
 
-def digest_of(config: DictConfig, *inputs: str) -> str:
-    """Changes with every setting, and every one of ``inputs``, that changes what a run computes."""
+def computed(config: DictConfig) -> dict[Any, Any]:
+    """The settings that change what a run computes, resolved."""
     plain: dict[Any, Any] = {
         name: OmegaConf.to_container(config[name], resolve=True)
         for name in config
@@ -98,7 +98,12 @@ def digest_of(config: DictConfig, *inputs: str) -> str:
     plain |= {name: config[name] for name in config if name not in {*_ELSEWHERE, *plain}}
     for section, names in _NO_MATTER.items():
         plain[section] = {k: v for k, v in plain.get(section, {}).items() if k not in names}
-    text = json.dumps([plain, inputs], sort_keys=True, default=str)
+    return plain
+
+
+def digest_of(config: DictConfig, *inputs: str) -> str:
+    """Changes with every setting, and every one of ``inputs``, that changes what a run computes."""
+    text = json.dumps([computed(config), inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -110,12 +115,6 @@ def file_facts(path: Path) -> tuple[str, str]:
 def in_sweep() -> bool:
     """Whether Hydra runs this program for one of several settings."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def resume(config: DictConfig) -> None:
-    """Let a training run that was stopped in the middle go on: for sweeps, which nobody resumes by hand."""
-    if config.ckpt is None and Path(config.run_dir, "checkpoints", "last.ckpt").exists():
-        config.ckpt = "last"
 
 
 def mark_finished(

@@ -15,7 +15,6 @@ from odise_pl.configuration import (
     check_training,
     check_weights,
     clear_errors,
-    keep,
     record,
     refuse_changes,
 )
@@ -149,15 +148,6 @@ def test_names_of_a_hub_are_not_taken_for_files(tmp_path: Path) -> None:
     )
 
 
-def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
-    with pytest.raises(SettingError, match="ckpt=last"):
-        check_training(config(tmp_path))
-    check_training(config(tmp_path, ckpt="last"))
-
-
 def test_a_checkpoint_brings_its_network_and_the_command_line_wins(tmp_path: Path) -> None:
     trained = config(
         tmp_path, backbone={"timesteps": [100]}, data={"eval_short_side": 32}, fusion={"seen_share": 0.1}
@@ -242,7 +232,7 @@ def test_another_runs_checkpoint_does_not_replace_this_runs(tmp_path: Path) -> N
     with pytest.raises(SettingError, match="checkpoints of its own"):
         check_training(config(tmp_path, ckpt=str(other)))
     with pytest.raises(SettingError, match="give one of them"):
-        check_training(config(tmp_path, ckpt="last", init_from=str(other)))
+        check_training(config(tmp_path, run_dir=str(tmp_path), ckpt=str(last), init_from=str(other)))
 
 
 def test_a_resumed_run_keeps_its_optimiser(tmp_path: Path) -> None:
@@ -253,10 +243,3 @@ def test_a_resumed_run_keeps_its_optimiser(tmp_path: Path) -> None:
         refuse_changes(config(tmp_path, ckpt="last", optimizer={"lr": 0.1}), before)
     with pytest.raises(SettingError, match="global_batch 4 -> 8"):
         refuse_changes(config(tmp_path, ckpt="last", global_batch=8), before)
-
-
-def test_configurations_of_a_run_are_kept_beside_each_other(tmp_path: Path) -> None:
-    keep(config(tmp_path))
-    keep(config(tmp_path, global_batch=8))
-    kept = {path.name: OmegaConf.load(path).global_batch for path in (tmp_path / "run").iterdir()}
-    assert kept == {"config.yaml": 4, "config_1.yaml": 8}

@@ -19,7 +19,6 @@ from odise_pl.runs import (
     is_finished,
     mark_finished,
     read_run,
-    resume,
     settings_of,
 )
 
@@ -85,16 +84,6 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no finished run"):
         find_runs(tmp_path)
-
-
-def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    one = config(run_dir=str(tmp_path))
-    resume(one)
-    assert one.ckpt is None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
-    resume(one)
-    assert one.ckpt == "last"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""The same command again: whether a run goes on, is done, or is another one. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.errors import SettingError
+from odise_pl.runs import MARKER, computed, digest_of, in_sweep, is_finished
+
+_log = logging.getLogger(__name__)
+LAST = "last.ckpt"
+_SHOWN = 6  # changed settings in a message
+
+
+def checkpoint_folder(run_dir: str | Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(run_dir, "checkpoints")
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of single steps, files or folders, the newest first."""
+    return sorted(folder.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def last_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a run; its own path, not that of the link to it."""
+    folder = checkpoint_folder(run_dir)
+    last = folder / LAST
+    if last.exists():
+        return last.parent / last.readlink() if last.is_symlink() else last
+    return next(iter(saved_checkpoints(folder)), None)
+
+
+def goes_on(config: DictConfig) -> bool:
+    """Whether a training run has anything left to do; sets ``ckpt`` where it was stopped in the middle.
+
+    Without ``ckpt``, the settings decide: a run with the same settings goes on, one with others is refused.
+
+    Raises:
+        SettingError: another run is in its folder.
+    """
+    folder = Path(config.run_dir)
+    if (folder / MARKER).exists() and _finished(config):
+        _log.info("%s is finished: skipped", folder)
+        return False
+    last = last_checkpoint(folder)
+    if config.ckpt is None and last is not None:
+        _refuse_another(config, last)
+        config.ckpt = "last"
+        _log.info("%s was stopped: it goes on from %s", folder, last.name)
+    return True
+
+
+def _finished(config: DictConfig) -> bool:
+    digest = digest_of(config)
+    if config.ckpt is None or in_sweep():
+        return is_finished(Path(config.run_dir), digest)
+    try:  # ckpt says that it is meant: a finished run may go on with other settings
+        return is_finished(Path(config.run_dir), digest)
+    except SettingError:
+        return False
+
+
+def _refuse_another(config: DictConfig, last: Path) -> None:
+    kept = newest_kept(Path(config.run_dir))
+    changes = [] if kept is None else _changes(computed(kept), computed(config))
+    if not changes:
+        return
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    raise SettingError(
+        f"run {config.run} exists with other settings ({', '.join(changes[:_SHOWN])}{more}): add run=NAME to "
+        f"start another, or ckpt=last to let it go on from {last.name} with these settings"
+    )
+
+
+def newest_kept(folder: Path) -> DictConfig | None:
+    """The configuration that a run was last started with, if it is there."""
+    paths = sorted(folder.glob("config*.yaml"), key=_number)
+    if not paths:
+        return None
+    kept = OmegaConf.load(paths[-1])
+    assert isinstance(kept, DictConfig)
+    return kept
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.partition("_")[2] or 0)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [
+        f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted({*old, *new})
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keep(config: DictConfig) -> None:
+    """Write the configuration into the run's folder, beside the earlier ones unless it is the last again."""
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = newest_kept(folder)
+    if kept is not None and _but_ckpt(kept) == _but_ckpt(config):
+        return
+    number = 0 if kept is None else 1 + max(_number(path) for path in folder.glob("config*.yaml"))
+    path = folder / (f"config_{number}.yaml" if number else "config.yaml")
+    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def _but_ckpt(config: DictConfig) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return {key: value for key, value in plain.items() if key != "ckpt"}
+
+
+def as_option(path: Path) -> str:
+    """``ckpt=PATH`` as it has to be typed."""
+    plain = str(path)
+    return f"ckpt={plain}" if shlex.quote(plain) == plain and "=" not in plain else f"\"ckpt='{plain}'\""

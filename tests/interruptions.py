@@ -1,0 +1,118 @@
+"""Runs of train.py that are stopped from outside, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odise_pl.weights import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(folder: Path, arguments: list[str]) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}", *arguments]
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, list(arguments)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+@contextmanager
+def started(folder: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A run in the background with its output in ``output.txt``; all of it is killed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("a") as output:
+        process = subprocess.Popen(
+            command(folder, arguments),
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended too soon"
+        assert time.monotonic() < limit, "nothing happened"
+        time.sleep(0.01)
+
+
+def step_of(folder: Path) -> int:
+    """Of the newest checkpoint; 0 without."""
+    link = folder / "checkpoints" / "last.ckpt"
+    return int(link.readlink().stem.removeprefix("step_")) if link.is_symlink() else 0
+
+
+def kill_at_random(folder: Path, arguments: list[str], random: random.Random) -> int | None:
+    """SIGKILL a run with all its processes, half of the times anywhere, else while it trains.
+
+    Returns the step of its last checkpoint then, or None if it was finished before.
+    """
+    before = step_of(folder)
+    with started(folder, arguments) as process:
+        moment = time.monotonic() + random.uniform(0, 20)
+        if random.random() < 0.5:
+            while process.poll() is None and step_of(folder) == before:
+                time.sleep(0.005)
+            moment = time.monotonic() + random.uniform(0, 2)
+        while process.poll() is None and time.monotonic() < moment:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            assert process.returncode == 0, (folder / "output.txt").read_text()
+            return None
+        os.killpg(process.pid, signal.SIGKILL)
+    return step_of(folder)
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows, by name and step; without what depends on the clock and the machine."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    names = [n for n in events.Tags()["scalars"] if n.partition("/")[0] not in ("speed", "memory")]
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights and optimiser to the bit."""
+    first, second = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
+    assert first["global_step"] == second["global_step"]
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+    for a, b in zip(moments(first), moments(second), strict=True):
+        assert torch.equal(a, b)
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+
+
+def moments(checkpoint: dict[str, Any]) -> list[torch.Tensor]:
+    state = checkpoint["optimizer_states"][0]["state"]
+    return [state[i][name] for i in sorted(state) for name in ("exp_avg", "exp_avg_sq")]

@@ -1,0 +1,192 @@
+"""Training that is killed, asked to end, or finds a damaged checkpoint, and the same command again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from interruptions import (
+    assert_same_end,
+    kill_at_random,
+    run,
+    scalars,
+    started,
+    step_of,
+    wait_for,
+)
+
+from odise_pl.reopening import description_of
+from odise_pl.resumption import as_option, saved_checkpoints
+from odise_pl.weights import WeightsError, read_checkpoint
+
+OPTIONS = [
+    "experiment=laptop",
+    "data.num_workers=1",
+    "data.image_size=64",
+    "data.eval_short_side=64",
+    "data.eval_long_side=64",
+    "data.limit_samples=7",
+    "backbone.input_size=64",
+    "model.head.channels=32",
+    "model.head.mask_channels=32",
+    "model.head.embed_dim=32",
+    "model.head.queries=12",
+    "criterion.num_points=256",
+    "trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "callbacks.pictures.count=1",
+    # epochs of 7 batches, steps of 2: the fourth step of an epoch is of a single batch
+    "data.batch_size=1",
+    "global_batch=2",
+    "optimizer.warmup_steps=3",
+]
+
+
+def options(shards: Path, steps: int, *more: str) -> list[str]:
+    data = [f"data.train={shards}", f"data.val={shards}"]
+    return [*OPTIONS, "validate_every=7", *data, f"trainer.max_steps={steps}", *more]
+
+
+STEPS = 18
+
+
+@pytest.fixture(scope="module")
+def arguments(scene_shards: Path) -> list[str]:
+    return options(scene_shards, STEPS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(undisturbed: Path, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, stopped with SIGTERM in the middle."""
+    folder = tmp_path_factory.mktemp("half")
+    with started(folder, arguments) as process:
+        wait_for(lambda: step_of(folder) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, (folder / "output.txt").read_text()
+    return folder
+
+
+def test_killed_again_and_again_ends_as_undisturbed(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    assert_killed_is_as_undisturbed(tmp_path, arguments, undisturbed, 2)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_as_undisturbed(scene_shards: Path, tmp_path: Path) -> None:
+    long = options(scene_shards, 120, "validate_every=40")
+    whole = run(tmp_path / "undisturbed", *long)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert_killed_is_as_undisturbed(tmp_path / "killed", long, tmp_path / "undisturbed", 20)
+
+
+def assert_killed_is_as_undisturbed(
+    folder: Path, arguments: list[str], undisturbed: Path, times: int
+) -> None:
+    chance, steps = random.Random(times), []
+    while len(steps) < times:
+        step = kill_at_random(folder, arguments, chance)
+        assert step is not None, f"finished after {len(steps)} kills: the run is too short for this test"
+        steps.append(step)
+    print("killed after steps", steps)
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+    done = run(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_end(undisturbed, folder)
+    assert scalars(folder) == scalars(undisturbed)
+    assert not list((folder / "checkpoints").glob(".*"))
+    assert len(list((folder / "checkpoints").glob("step_*.ckpt"))) == 2
+
+
+def test_asked_to_end_it_saves_and_goes_on(
+    half: Path, arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    output = (half / "output.txt").read_text()
+    assert "asked to end at step" in output
+    assert "Traceback" not in output
+    folder = Path(shutil.copytree(half, tmp_path / "run", symlinks=True))
+    done = run(folder, *(a.replace(str(half), str(folder)) for a in arguments))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "it goes on from step_" in done.stdout
+    assert_same_end(undisturbed, folder)
+    assert scalars(folder) == scalars(undisturbed)
+    finished = run(folder, *arguments)
+    assert finished.returncode == 0
+    assert "is finished: skipped" in finished.stdout
+
+
+def test_everything_that_resuming_needs_is_saved(half: Path) -> None:
+    checkpoint = read_checkpoint(half / "checkpoints" / "last.ckpt")
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "PanopticDataModule"} <= set(
+        checkpoint
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "weights"])
+def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_one_before_is_offered(
+    half: Path, tmp_path: Path, damage: str
+) -> None:
+    place = Path(shutil.copytree(half / "checkpoints", tmp_path / "checkpoints", symlinks=True))
+    last, before = saved_checkpoints(place)
+    assert description_of(last).step == step_of(half)
+    spoil(last, damage)
+    with pytest.raises(WeightsError) as refused:
+        description_of(last)
+    cause = {"truncated": "is damaged", "foreign": "is neither", "weights": "no state of training"}[damage]
+    assert f"{last} " in str(refused.value)
+    assert cause in str(refused.value)
+    assert str(refused.value).endswith(f"is whole, go on from it with {as_option(before)}")
+    spoil(before, damage)
+    with pytest.raises(WeightsError) as refused:
+        description_of(last)
+    assert "go on from" not in str(refused.value)
+
+
+def spoil(path: Path, damage: str) -> None:
+    if damage == "truncated":
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "foreign":
+        torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, path)
+    else:
+        other = path.with_suffix(".part")  # tensors are read from the file when they are needed
+        torch.save({"state_dict": read_checkpoint(path)["state_dict"]}, other)
+        other.replace(path)
+
+
+def test_it_goes_on_with_other_ranks_which_end_together(
+    half: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    """From one rank of two batches a step to two ranks of one."""
+    folder = Path(shutil.copytree(half, tmp_path / "run", symlinks=True))
+    before = step_of(folder)
+    with started(folder, [*arguments, "trainer.devices=2", "trainer.strategy=ddp"]) as process:
+        wait_for(lambda: step_of(folder) > before, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, (folder / "output.txt").read_text()
+    output = (folder / "output.txt").read_text()
+    assert "2 images per batch instead of 1: 1 batches make a step now" in output
+    assert "devices 1 -> 2" in output
+    one, other = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (half, folder))
+    steps = other["global_step"]
+    assert steps > one["global_step"] == before
+    assert other["lr_schedulers"][0]["last_epoch"] == steps
+    # an epoch of seven images has four steps on one rank, the last of which is of one image, and three on two
+    epoch, place = divmod(before, 4)
+    batches = other["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    assert batches == epoch * 3 + place + steps - before
