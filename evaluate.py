@@ -59,7 +59,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     from odise_pl.vocabulary import load_vocabulary
 
     trainer, data = _trainer(config), instantiate(config.data)
-    model = instantiate(config.model)
+    model = instantiate(config.model, mapped=True)
     load_weights(model, path)
     if config.paths.cache is not None and config.clip.weights != "random":
         model.text_store = TextStore(Path(config.paths.cache, "text"), model.clip.text_fingerprint())

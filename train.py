@@ -50,7 +50,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer.accumulate_grad_batches = steps
     trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
 
-    model = instantiate(config.model)
+    model = instantiate(config.model, mapped=True)
     if config.init_from is not None and config.ckpt is None:
         from odise_pl.checkpoint import load_weights
 

@@ -192,6 +192,7 @@ def build_odise(
     inference: InferenceSettings,
     supervision: str = "label",
     published_quirks: bool = False,
+    mapped: bool = False,
 ) -> Odise:
     """The network with its frozen weights loaded and its trainable weights fresh.
 
@@ -200,6 +201,8 @@ def build_odise(
         captioner: makes the captioner, e.g. :func:`implicit_captioner`.
         supervision: ``label`` (a trainable no-object class) or ``caption`` (an object head).
         published_quirks: see :class:`Odise`.
+        mapped: leave the frozen weights of the image networks in their mapped files, where they take no
+            memory, until :func:`~odise_pl.parallel.place` decides which of them this process holds.
 
     Raises:
         WeightsError: frozen weights are missing or do not fit.
@@ -208,11 +211,11 @@ def build_odise(
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
     check_timesteps(backbone.timesteps)
-    frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture))
+    frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped))
     caption = supervision == "caption"
     null = None if caption else frozen_clip.encode_text([""])
-    return Odise(
-        build_backbone(backbone, frozen_clip, captioner),
+    network = Odise(
+        build_backbone(backbone, frozen_clip, captioner, mapped),
         PixelDecoder(
             backbone.channels,
             head.channels,
@@ -237,13 +240,18 @@ def build_odise(
         inference,
         published_quirks,
     )
+    network.mapped = mapped
+    return network
 
 
 def build_backbone(
-    settings: BackboneSettings, clip: FrozenCLIP, captioner: Callable[[CaptionerParts], nn.Module]
+    settings: BackboneSettings,
+    clip: FrozenCLIP,
+    captioner: Callable[[CaptionerParts], nn.Module],
+    mapped: bool = False,
 ) -> DiffusionBackbone:
-    """The backbone with its frozen weights loaded."""
-    models = load_diffusion(settings.weights, settings.architecture)
+    """The backbone with its frozen weights loaded; ``mapped`` as in :func:`build_odise`."""
+    models = load_diffusion(settings.weights, settings.architecture, mapped)
     features = LatentDiffusionFeatures(models, settings.timesteps, settings.checkpoint_activations)
     uncond = encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad)
     time_dim = 4 * models.unet.config["block_out_channels"][0]

@@ -92,6 +92,7 @@ def training_problems(config: DictConfig) -> list[str]:
         *bad_numbers(config),
         *_bad_timesteps(config),
         *_bad_flags(config),
+        *_bad_precision(config),
         *_bad_vocabularies(config),
         *_missing_weights(config),
         *_unnamed(config, "train"),
@@ -106,7 +107,8 @@ def training_problems(config: DictConfig) -> list[str]:
 def check_evaluation(config: DictConfig) -> None:
     """What is evaluated and the evaluation sets are there; errors as :func:`check_training`."""
     problems = [*_bad_subject(config), *_bad_places(config)]
-    problems += [*bad_numbers(config), *_bad_vocabularies(config), *_unnamed(config, "val")]
+    problems += [*bad_numbers(config), *_bad_precision(config)]
+    problems += [*_bad_vocabularies(config), *_unnamed(config, "val")]
     _raise([*problems, *_missing_shards(config, ("val",))])
 
 
@@ -189,6 +191,17 @@ def _bad_flags(config: DictConfig) -> list[str]:
         for name, value in values.items()
         if not isinstance(value, bool)
     ]
+
+
+def _bad_precision(config: DictConfig) -> list[str]:
+    """What Lightning's model parallelism cannot do."""
+    sharded = str(OmegaConf.select(config, "trainer.strategy._target_")).startswith("odise_pl.parallel.")
+    if sharded and config.trainer.precision not in ("32-true", "bf16-mixed"):
+        return [
+            f"trainer.precision={config.trainer.precision}: trainer=fsdp computes in bf16-mixed or 32-true; "
+            "choose one of them, or trainer=ddp"
+        ]
+    return []
 
 
 def _missing_weights(config: DictConfig) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 
@@ -16,3 +19,12 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> Frozen:
         """Frozen: stays in eval mode whatever is asked."""
         return super().train(False)
+
+
+def own(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
+    """Give parameters memory of their own, one after the other.
+
+    Where tensors lie in a mapped file decides how kernels round; and what reads a file that changes, crashes.
+    """
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype, copy=True)

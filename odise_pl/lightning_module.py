@@ -22,6 +22,7 @@ from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.odise import InferenceClasses, Odise, TextClasses
 from odise_pl.ops.points import Uniform
 from odise_pl.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
+from odise_pl.parallel import place_all
 from odise_pl.structures import Batch, Prediction, Targets
 from odise_pl.vocabulary import Vocabulary
 from odise_pl.weights import read_checkpoint
@@ -121,6 +122,10 @@ class OdiseModule(lightning.LightningModule):
         self._training_classes: TextClasses | None = None
         self._inference_classes: dict[int, InferenceClasses] = {}
 
+    def configure_model(self) -> None:
+        """Give the network the weights that this process holds."""
+        place_all(self.model, self.trainer)
+
     # Training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -204,9 +209,9 @@ class OdiseModule(lightning.LightningModule):
         """Predict, score, and hand the predictions to the callbacks."""
         metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]
         metrics.leave_out(batch.left_out)
-        if not len(batch):  # all of a loader worker's samples are damaged
-            return {"predictions": []}
         predictions = self.predict_batch(batch, dataloader_idx)
+        if not len(batch):  # all of a loader worker's samples are damaged, or other ranks have more
+            return {"predictions": []}
         truths = [truth for truth in batch.truths if truth is not None]
         metrics.update(predictions, truths, batch.image_ids)
         return {"predictions": predictions}
@@ -216,6 +221,9 @@ class OdiseModule(lightning.LightningModule):
         if index not in self._inference_classes:
             vocabulary = list(self.evaluations.values())[index]
             self._inference_classes[index] = self.model.prepare(vocabulary, self.vocabulary)
+        if not len(batch):
+            self.model.idle(self._inference_classes[index])
+            return []
         return self.model.predict(
             batch.images,
             batch.valid_sizes,

@@ -86,15 +86,20 @@ def tensors_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_exactly(
-    module: nn.Module, tensors: dict[str, Tensor], source: str, ignore: tuple[str, ...] = ()
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    source: str,
+    ignore: tuple[str, ...] = (),
+    assign: bool = False,
 ) -> None:
     """Load ``tensors`` into ``module``: every parameter filled, no tensor left over, shapes equal.
 
     Args:
-        module: what is filled, in its own dtype.
+        module: what is filled, in its own dtype; it may be on the meta device if ``assign``.
         tensors: by the module's own names.
         source: named in errors.
         ignore: names that may be left over (buffers of other library versions).
+        assign: take the tensors themselves, not copies of them.
 
     Raises:
         WeightsError: lists the first names that are missing, unexpected or of another shape.
@@ -110,7 +115,7 @@ def load_exactly(
             + "; ".join(_first(kind, names) for kind, names in
                         (("missing", missing), ("unexpected", unexpected), ("shape", wrong)) if names)
         )  # fmt: skip
-    module.load_state_dict({n: t for n, t in tensors.items() if n in own}, strict=not ignore)
+    module.load_state_dict({n: t for n, t in tensors.items() if n in own}, strict=not ignore, assign=assign)
 
 
 def _first(kind: str, names: list[str], limit: int = 4) -> str:

@@ -243,3 +243,10 @@ def test_a_resumed_run_keeps_its_optimiser(tmp_path: Path) -> None:
         refuse_changes(config(tmp_path, ckpt="last", optimizer={"lr": 0.1}), before)
     with pytest.raises(SettingError, match="global_batch 4 -> 8"):
         refuse_changes(config(tmp_path, ckpt="last", global_batch=8), before)
+
+
+def test_sharding_in_a_precision_it_does_not_know_is_refused(tmp_path: Path) -> None:
+    strategy = {"_target_": "odise_pl.parallel.ShardedStrategy"}
+    check_training(config(tmp_path, trainer={"strategy": strategy, "precision": "bf16-mixed"}))
+    with pytest.raises(SettingError, match=r"precision=16-mixed: trainer=fsdp computes in bf16"):
+        check_training(config(tmp_path, trainer={"strategy": strategy, "precision": "16-mixed"}))

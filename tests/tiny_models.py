@@ -94,6 +94,7 @@ def odise(
     classifier: ClassifierSettings | None = None,
     inference: InferenceSettings | None = None,
     published_quirks: bool = False,
+    mapped: bool = False,
     **backbone: Any,
 ) -> Odise:
     """A network of its own, whose windows are 64 pixels in training."""
@@ -108,6 +109,7 @@ def odise(
         inference or InferenceSettings(),
         supervision,
         published_quirks,
+        mapped,
     )
     return model.eval()
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.text_store import fingerprint
 from odise_pl.backbones.tokens import VOCABULARY, tokenize
+from odise_pl.frozen import own
+from odise_pl.ranks import Alone
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -60,13 +62,16 @@ def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
 
 
-def load_clip(weights: str, architecture: CLIPArchitecture | None = None) -> open_clip.CLIP:
+def load_clip(
+    weights: str, architecture: CLIPArchitecture | None = None, mapped: bool = False
+) -> open_clip.CLIP:
     """Build a CLIP model and fill it.
 
     Args:
         weights: ``random``; a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``); or
             ``MODEL:TAG`` of open_clip's own list (``ViT-L-14-336:openai``), fetched or taken from its cache.
         architecture: of random weights and files; ViT-L/14@336 by default.
+        mapped: leave the image encoder's weights in the mapped file; see :func:`~odise_pl.build.build_odise`.
 
     Raises:
         WeightsError: nothing there, damaged, or of another architecture.
@@ -75,11 +80,26 @@ def load_clip(weights: str, architecture: CLIPArchitecture | None = None) -> ope
     if weights == "random":
         return build_clip(architecture)
     if Path(weights).is_file():
-        model = build_clip(architecture)
+        model = _without_memory(architecture)
         tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _SHAPE_FACTS}
-        load_exactly(model, tensors, weights, ignore=("attn_mask",))
+        load_exactly(model, tensors, weights, ignore=("attn_mask",), assign=True)
+        own(parameter for name, parameter in model.named_parameters() if not (mapped and _is_visual(name)))
         return model
     return _from_open_clip(weights)
+
+
+def _without_memory(architecture: CLIPArchitecture) -> open_clip.CLIP:
+    """A model whose weights are still to be assigned."""
+    with torch.device("meta"):
+        model = build_clip(architecture)
+    # the one tensor that files do not hold
+    mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
+    model.register_buffer("attn_mask", mask, persistent=False)
+    return model
+
+
+def _is_visual(name: str) -> bool:
+    return name.startswith("visual.")
 
 
 # OpenAI's own files carry these three numbers beside the weights.
@@ -127,6 +147,7 @@ class FrozenCLIP(nn.Module):
     def __init__(self, model: open_clip.CLIP) -> None:
         super().__init__()
         self.model = model
+        self.ranks = Alone()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -178,7 +199,7 @@ class FrozenCLIP(nn.Module):
 
     def text_fingerprint(self) -> str:
         """Tells text encoders apart: equal for equal weights of the same kind."""
-        weights = {n: t for n, t in self.model.state_dict().items() if not n.startswith("visual.")}
+        weights = {n: t for n, t in self.model.state_dict().items() if not _is_visual(n)}
         return fingerprint(weights, str(self.model.transformer))
 
     @torch.no_grad()
@@ -200,6 +221,7 @@ class FrozenCLIP(nn.Module):
         copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
         keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
         for block in visual.transformer.resblocks:
+            self.ranks.gather(block)
             copies = _cross_block(block, copies, tokens, keep)
             tokens = block(tokens)
         embeddings: Tensor = visual.ln_post(copies) @ visual.proj

@@ -12,6 +12,7 @@ from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 from odise_pl.errors import SettingError
+from odise_pl.ranks import Alone
 
 EVAL_WINDOWS = 8  # per forward pass; an image of the published 1024 x 2560 at most has three
 
@@ -51,6 +52,7 @@ class DiffusionBackbone(nn.Module):
             raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.train_window, self.window_batch = input_size, train_window, window_batch
+        self.ranks = Alone()
 
     def forward(self, images: Tensor, captions: Captions = None) -> list[Tensor]:
         """The pyramid s2..s5.
@@ -73,8 +75,12 @@ class DiffusionBackbone(nn.Module):
         windows = plan_windows(height, width, side)
         cuts = cut_windows(images, windows, self.input_size)
         chunks = self._chunks(cuts, None if captions is None else [*captions] * len(windows))
-        pyramids = (self._window_pyramid(*chunk, side) for chunk in chunks)
+        pyramids = [self._window_pyramid(*chunk, side) for chunk in chunks]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
+        for _ in range(self.ranks.longest(len(pyramids)) - len(pyramids)):
+            # in step with ranks that have more windows: part of the graph, so in the backward pass, too
+            unused = self._window_pyramid(cuts[:1], captions and captions[:1], side)
+            levels[0] = levels[0] + 0 * unused[0].sum()
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
 
     def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:

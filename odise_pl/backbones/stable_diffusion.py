@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from odise_pl.backbones.tokens import VOCABULARY
 from odise_pl.backbones.tokens import tokenize as byte_pairs
+from odise_pl.frozen import own
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
 TOKENS = 77
@@ -82,13 +83,17 @@ def build_diffusion(architecture: DiffusionArchitecture) -> DiffusionModels:
     return DiffusionModels(_unet(architecture), _vae(architecture), _text_encoder(architecture))
 
 
-def load_diffusion(weights: str, architecture: DiffusionArchitecture | None = None) -> DiffusionModels:
+def load_diffusion(
+    weights: str, architecture: DiffusionArchitecture | None = None, mapped: bool = False
+) -> DiffusionModels:
     """Build the networks and fill them.
 
     Args:
         weights: ``random``; a diffusers folder; an original ``.ckpt`` or ``.safetensors``; else a hub id.
         architecture: needed for ``random`` and single files (SD 1.x by default); folders and the hub bring
             their own configuration.
+        mapped: leave the weights of UNet and VAE in the mapped single file; see
+            :func:`~odise_pl.build.build_odise`.
 
     Raises:
         WeightsError: nothing there, damaged, or of another architecture.
@@ -100,7 +105,7 @@ def load_diffusion(weights: str, architecture: DiffusionArchitecture | None = No
     elif path.is_dir():
         models = _load_folder(weights, local=True)
     elif path.is_file():
-        models = _load_single_file(path, architecture)
+        models = _load_single_file(path, architecture, mapped)
     elif path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~")):
         raise WeightsError(
             f"diffusion weights not found: {weights}; set backbone.weights to a file or folder"
@@ -192,21 +197,23 @@ def _load_network(kind: Any, name: str, source: str, local: bool) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
-    for parameter in network.parameters():
-        # a copy of its own: where tensors lie in a mapped file decides how kernels round
-        parameter.data = parameter.data.float().clone()
+    own(network.parameters())
     return network.float()
 
 
-def _load_single_file(path: Path, architecture: DiffusionArchitecture) -> DiffusionModels:
+def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:
     tensors = tensors_of(read_checkpoint(path))
     _require_parts(tensors, path)
-    models = build_diffusion(architecture)
+    with torch.device("meta"):  # their weights are assigned
+        unet_model, vae_model = _unet(architecture), _vae(architecture)
+    models = DiffusionModels(unet_model, vae_model, _text_encoder(architecture))
     unet = ldm.convert_ldm_unet_checkpoint(dict(tensors), models.unet.config)
     vae = ldm.convert_ldm_vae_checkpoint(dict(tensors), models.vae.config)
-    load_exactly(models.unet, unet, str(path))
-    load_exactly(models.vae, vae, str(path))
+    load_exactly(models.unet, unet, str(path), assign=True)
+    load_exactly(models.vae, vae, str(path), assign=True)
     load_exactly(models.text_encoder, _convert_text(models.text_encoder, tensors), str(path), _TEXT_BUFFERS)
+    if not mapped:
+        own([*models.unet.parameters(), *models.vae.parameters()])
     return models
 
 

@@ -237,7 +237,8 @@ class PanopticDataModule(LightningDataModule):
         stream = EvalStream(shards.urls, plan, resize, rank)
         batches = plan.batches(rank, self.options.workers)
         complete = world_size == 1 and not done
-        return EvalLoader(stream, batches, self.options, self._damage, complete)
+        length = max(plan.batches(other, self.options.workers) for other in range(world_size))
+        return EvalLoader(stream, batches, self.options, self._damage, complete, length)
 
     def _finished_batches(self) -> int:
         assert self.trainer is not None

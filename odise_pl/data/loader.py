@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from odise_pl.data.collate import collate
 from odise_pl.data.records import DataError
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.structures import Batch
@@ -121,6 +122,8 @@ class EvalLoader:
         options: how batches are made.
         damage: where damage is reported.
         complete: these are all samples of the set, so at least one must be readable.
+        length: batches of the rank that has most; those that this rank lacks come as batches without images
+            and number -1, so that all ranks take equally many steps.
     """
 
     def __init__(
@@ -130,13 +133,15 @@ class EvalLoader:
         options: LoaderOptions,
         damage: DamageLog | None = None,
         complete: bool = True,
+        length: int = 0,
     ) -> None:
+        self._length = max(length, batches)
         self._stream, self._batches, self._options = stream, batches, options
         self._complete = complete
         self._damage = damage or DamageLog()
 
     def __len__(self) -> int:
-        return self._batches
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
         made = 0
@@ -146,3 +151,5 @@ class EvalLoader:
             yield batch
         if self._complete and self._batches and not made:
             raise DataError(f"no sample can be read: {self._stream.urls[0]} and the other shards are damaged")
+        for _ in range(self._length - self._batches):
+            yield collate([])

@@ -17,6 +17,7 @@ from odise_pl.evaluation.interruption import Interruption
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
+from odise_pl.parallel import place_all
 from odise_pl.structures import Batch, Prediction
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,10 @@ class EvaluationModule(lightning.LightningModule):
         self._interruption: Interruption | None = None
         self._consistent = True
 
+    def configure_model(self) -> None:
+        """Give the network the weights that this process holds."""
+        place_all(self.predictor, self.trainer)
+
     def val_dataloader(self) -> AtLeastOne:
         """What is left for this rank; called when all ranks are there."""
         place = (self.trainer.global_rank, self.trainer.world_size)
@@ -84,9 +89,9 @@ class EvaluationModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and score a batch; predictions are on disk before the batch counts as done."""
+        predictions = self.predictor(batch)  # of none, too: other ranks may wait for it
         if batch.number < 0:
             return
-        predictions = self.predictor(batch) if len(batch) else []
         if self.writer is not None:
             self.writer.write(batch, predictions)
         assert self._interruption is not None

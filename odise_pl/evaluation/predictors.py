@@ -32,8 +32,11 @@ class NetworkPredictor(nn.Module):
         self._classes: InferenceClasses | None = None
 
     def forward(self, batch: Batch) -> list[Prediction]:
-        """Predict; the vocabulary is embedded on the device of the first batch."""
+        """Predict; the vocabulary is embedded on the device of the first batch, which may have no image."""
         if self._classes is None:
             self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)
+        if not len(batch):
+            self.model.idle(self._classes)
+            return []
         sizes = (batch.valid_sizes, batch.original_sizes)
         return self.model.predict(batch.images, *sizes, self._classes, batch.generated_captions)

@@ -1,0 +1,159 @@
+"""Short runs whose strategies must agree; as a program, one rank of them: ``parallel_cases.py OUT``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning
+import tiny_models
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from odise_pl.lightning_module import OdiseModule
+from odise_pl.losses.criterion import LossWeights, SetCriterion
+from odise_pl.losses.grounding import GroundingCriterion
+from odise_pl.losses.matcher import HungarianMatcher
+from odise_pl.ops.points import Uniform
+from odise_pl.optimization import OptimizerSettings
+from odise_pl.parallel import ShardedStrategy
+from odise_pl.structures import Batch, Targets
+
+# Two images on each of two ranks: words and labels are not dealt evenly.
+DOG, BALL = ("dog", "green grass", "dog"), ("red ball", "sky", "blue box")
+WORDS, LABELLED = (DOG, (), BALL, DOG), (True, True, False, True)
+# Steps, height of the images, and settings of the backbone.
+CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "label": (5, 64, {}),
+    "caption": (5, 64, {}),
+    # several passes through the frozen blocks before the backward pass, which runs them once more
+    "recomputed": (2, 128, {"checkpoint_activations": True, "window_batch": 1}),
+    "accumulated": (2, 64, {}),
+}
+
+
+def same_points(*size: int) -> Tensor:
+    """The same points for every mask, so that it does not matter in which batch an image is."""
+    generator = torch.Generator().manual_seed(size[-2])
+    return torch.rand(1, *size[1:], generator=generator).expand(size)
+
+
+class Module(OdiseModule):
+    def _uniform(self, batch_idx: int) -> Uniform:
+        return same_points
+
+
+def module(case: str) -> OdiseModule:
+    caption = case.startswith("caption")
+    network = tiny_models.odise("caption" if caption else "label", **CASES[case][2])
+    # a norm of a single pixel gives its bias, and at zero a ReLU would be decided by rounding
+    for part in (network.backbone.pyramid, network.backbone.captioner, network.mask_decoder):
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                generator = torch.Generator().manual_seed(parameter.numel())
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return Module(
+        network,
+        SetCriterion(
+            HungarianMatcher(num_points=32), LossWeights(), num_points=32, oversample=1, importance=0
+        ),
+        OptimizerSettings(lr=1e-4, reference_batch=4, warmup_steps=2),
+        tiny_models.vocabulary(("dog",), ("grass",), ("sky",)),
+        {},
+        4,
+        grounding=GroundingCriterion() if caption else None,
+        words=3 if caption else 0,
+        # so small a network multiplies rounding errors, which depend on the batch, by thousands
+    ).double()
+
+
+def batch(step: int, height: int, images: slice = slice(None)) -> Batch:
+    """Some of the four images of a step."""
+    generator = torch.Generator().manual_seed(step)
+    whole: dict[str, Any] = {
+        "images": torch.rand(4, 3, height, 64, generator=generator).double(),
+        "valid_sizes": ((height, 64),) * 4,
+        "targets": tuple(
+            Targets(torch.arange(n) % 3, torch.rand(n, height, 64, generator=generator) > 0.5)
+            for n in (1, 2, 3, 4)
+        ),
+        "image_ids": tuple(range(4)),
+        "keys": tuple("0123"),
+        "captions": ((),) * 4,
+        "original_sizes": ((height, 64),) * 4,
+        "truths": (None,) * 4,
+        "words": WORDS,
+        "labelled": LABELLED,
+    }
+    own = {field.name for field in fields(Batch)} & whole.keys()
+    return Batch(**{name: whole[name][images] for name in own})
+
+
+class Steps:
+    """A loader of one rank's share of every step."""
+
+    def __init__(self, case: str, rank: int, ranks: int) -> None:
+        self.steps, self.height, _ = CASES[case]
+        size = 4 // ranks
+        self.images = slice(rank * size, (rank + 1) * size)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch(step, self.height, self.images) for step in range(self.steps))
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, *arguments: Any, outputs: Any = None, **more: Any) -> None:
+        outputs = outputs if outputs is not None else arguments[2]
+        self.seen.append(float(outputs["loss"]))
+
+
+def fit(case: str, rank: int = 0, ranks: int = 1, **options: Any) -> Mapping[str, Any]:
+    """Losses and trained weights after some steps."""
+    model, losses = module(case), Losses()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=2 if case == "accumulated" else 1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[losses],
+        **options,
+    )
+    trainer.fit(model, train_dataloaders=Steps(case, rank, ranks))
+    trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    whole = {n for n, p in model.named_parameters() if type(p.data) is Tensor and p.dim() > 1}
+    return {
+        "losses": torch.tensor(losses.seen, dtype=torch.float64),
+        "weights": trained,
+        "whole": sorted(whole - trained.keys()),
+    }
+
+
+def main(out: Path) -> None:
+    """One rank of two."""
+    rank = int(os.environ["RANK"])
+    for name, strategy in (("ddp", DDPStrategy), ("fsdp", ShardedStrategy)):
+        for case in CASES:
+            found = fit(case, rank, 2, strategy=strategy(), devices=2)
+            torch.save(found, out / f"{name} {case} {rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
