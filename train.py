@@ -21,13 +21,14 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from hydra.utils import instantiate
 
+    from odise_pl.autosize import fit_to_device
     from odise_pl.faults import clear_faults
     from odise_pl.lightning_module import OdiseModule
     from odise_pl.optimization import accumulation_steps
     from odise_pl.reopening import description_of
     from odise_pl.vocabulary import rename
 
-    logger = dict(config.logger or {})
+    logger, description = dict(config.logger or {}), None
     if config.ckpt is not None:
         description = description_of(checkpoint_path(config))
         refuse_changes(config, description.record)
@@ -46,10 +47,6 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=instantiate(logger) if logger else False,
         default_root_dir=config.run_dir,
     )
-    steps = accumulation_steps(config.global_batch, config.data.batch_size, trainer.world_size)
-    trainer.accumulate_grad_batches = steps
-    trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
-
     model = instantiate(config.model, mapped=True)
     if config.init_from is not None and config.ckpt is None:
         from odise_pl.checkpoint import load_weights
@@ -68,10 +65,16 @@ def train(config: DictConfig) -> dict[str, float]:
         config.data.words,
         [data.measures(name) for name in data.eval_names],
     )
+    before, windows = None if description is None else description.batch_size, config.backbone.window_batch
+    sizes = fit_to_device(module, trainer, config.data.image_size, config.data.batch_size, windows, before)
+    data.batch_size, module.model.backbone.window_batch = sizes.batch, sizes.windows
+    steps = accumulation_steps(config.global_batch, sizes.batch, trainer.world_size)
+    trainer.accumulate_grad_batches = steps
+    trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
     if trainer.is_global_zero:
         keep(config)
     checkpoint = None if config.ckpt is None else str(checkpoint_path(config))
-    with clear_faults():
+    with clear_faults(trainer, config.run_dir):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         if trainer.interrupted or trainer.global_step < trainer.max_steps:
             return {}

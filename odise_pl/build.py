@@ -47,7 +47,8 @@ class BackboneSettings:
             every captioner learns, whatever its own ``learnable_time`` says.
         input_size: side to which windows are resized.
         train_window: largest window side in training.
-        window_batch: windows per forward pass, see :class:`DiffusionBackbone`.
+        window_batch: windows per forward pass, see :class:`DiffusionBackbone`; ``auto`` is set later, by who
+            knows it.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
         source: the command that fetches the weights, for messages.
@@ -58,7 +59,7 @@ class BackboneSettings:
     timesteps: Sequence[int] | str = (0,)
     input_size: int = 512
     train_window: int = 512
-    window_batch: int = 0
+    window_batch: int | str = 0
     channels: int = 512
     checkpoint_activations: bool = False
     source: str = ""
@@ -270,5 +271,5 @@ def build_backbone(
         FeaturePyramid(features.taps, settings.channels),
         settings.input_size,
         settings.train_window,
-        settings.window_batch,
+        0 if isinstance(settings.window_batch, str) else settings.window_batch,
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import numpy as np
@@ -15,7 +15,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from odise_pl.checkpoint import load_trainable_state, trainable_names
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.guard import StepGuard
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
+from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.measures import MEASURES
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
@@ -28,15 +31,21 @@ from odise_pl.vocabulary import Vocabulary
 from odise_pl.weights import read_checkpoint
 
 PREFIX = "model."
+_Loss = TypeVar("_Loss")
 
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """What a checkpoint says of itself: the run's record, training classes, steps; None if silent."""
+    """What a checkpoint says of itself: the run's record, training classes, steps; None if silent.
+
+    Attributes:
+        batch_size: images of a forward pass on a device.
+    """
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
     step: int | None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ def describe(path: str | Path) -> CheckpointDescription:
     if kept is None:
         return CheckpointDescription(None, None, step)
     vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-    return CheckpointDescription(kept["record"] or None, vocabulary, step)
+    batch_size = (checkpoint.get(PanopticDataModule.__name__) or {}).get("batch_size")
+    return CheckpointDescription(kept["record"] or None, vocabulary, step, batch_size)
 
 
 class OdiseModule(lightning.LightningModule):
@@ -118,7 +128,7 @@ class OdiseModule(lightning.LightningModule):
                 self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
             )
         )
-        self._skipped = 0
+        self._skipped, self._guard = 0, StepGuard()
         self._training_classes: TextClasses | None = None
         self._inference_classes: dict[int, InferenceClasses] = {}
 
@@ -136,23 +146,34 @@ class OdiseModule(lightning.LightningModule):
         random.seed(number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Total loss of a batch; raises NonFiniteError with the image ids when it has none."""
-        losses = self.losses(batch, self._uniform(batch_idx))
+        """Total loss of a batch; NaN when it has none, and its step will be left out."""
+        losses = self.losses(batch, self.uniform(batch_idx))
         total = losses.total
         self._log_losses(losses, total, len(batch))
         self._note_skipped(batch)
         return total
 
     def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
-        """All losses of a batch, with random points from ``uniform``."""
+        """All losses of a batch, with random points from ``uniform``; NaN where there are none."""
         outputs = self.model(batch.images, self._classes_for_training(), batch.generated_captions)
+        targets = batch.targets
+        if self.grounding is not None:
+            targets = tuple(Targets(torch.zeros_like(t.labels), t.masks) for t in targets)
+        ids = batch.image_ids
+        masks = self._noting(lambda: self.criterion(outputs, targets, uniform, ids, batch.labelled))
         if self.grounding is None:
-            masks = self.criterion(outputs, batch.targets, uniform, batch.image_ids, batch.labelled)
             return StepLosses(masks, [])
-        objects = [Targets(torch.zeros_like(t.labels), t.masks) for t in batch.targets]
-        masks = self.criterion(outputs, objects, uniform, batch.image_ids, batch.labelled)
+        grounding = self.grounding
         embeddings, valid = self.model.embed_words(batch.words, self.words)
-        return StepLosses(masks, self.grounding(outputs, embeddings, valid, batch.image_ids))
+        return StepLosses(masks, self._noting(lambda: grounding(outputs, embeddings, valid, ids)))
+
+    def _noting(self, losses: Callable[[], list[_Loss]]) -> list[_Loss]:
+        """Losses that are no numbers as what they are: other ranks wait for their gradients."""
+        try:
+            return losses()
+        except NonFiniteError as error:
+            self._guard.note(error)
+            return error.losses
 
     def _classes_for_training(self) -> TextClasses:
         # frozen text embeddings: computed once, on the device that trains
@@ -160,7 +181,7 @@ class OdiseModule(lightning.LightningModule):
             self._training_classes = self.model.encode_classes(self.vocabulary.labels)
         return self._training_classes
 
-    def _uniform(self, batch_idx: int) -> Uniform:
+    def uniform(self, batch_idx: int) -> Uniform:
         """Random numbers that a resumed run draws again: they depend on seed, step and rank only."""
         generator = torch.Generator(self.device).manual_seed(self._entropy(batch_idx))
         return lambda *size: torch.rand(*size, generator=generator, device=self.device)
@@ -192,10 +213,12 @@ class OdiseModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip by the norm of all trainable gradients, and log it."""
+        """Clip by the norm of all trainable gradients, and log it; leave out a step that has none."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, self.optimizer_settings.clip_norm)
+        self._guard.admits(norm, trained, self.trainer.precision == "16-mixed")
         self.log("train/gradient_norm", norm)
+        self.log("train/steps_left_out", float(self._guard.left_out))
 
     # Evaluation
 

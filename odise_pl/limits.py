@@ -23,6 +23,7 @@ _COUNTED = (
 )
 # The least value of whole numbers; null, where it is allowed, stands for another default.
 _WHOLE = {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_COUNTED, 0)}
+_AUTO = ("data.batch_size", "backbone.window_batch")  # may be left to who knows the memory
 _REAL = (
     *(f"optimizer.{name}" for name in ("lr", "weight_decay", "clip_norm", "warmup_factor", "gamma")),
     *(f"criterion.{name}" for name in ("oversample", "importance", "no_object_weight")),
@@ -38,7 +39,7 @@ def bad_numbers(config: DictConfig) -> list[str]:
     problems = [
         _wrong(key, value)
         for key, value in values.items()
-        if value is not None and not _fits(value, _WHOLE.get(key))
+        if value is not None and not (value == "auto" and key in _AUTO) and not _fits(value, _WHOLE.get(key))
     ]
     return problems or [*_bad_sizes(config)]
 
@@ -53,7 +54,8 @@ def _fits(value: Any, least: int | None) -> bool:
 
 def _wrong(key: str, value: Any) -> str:
     if key in _WHOLE:
-        return f"{key}={value} must be a whole number, {_WHOLE[key]} or more"
+        auto = ", or auto" if key in _AUTO else ""
+        return f"{key}={value} must be a whole number, {_WHOLE[key]} or more{auto}"
     return f"{key}={value} must be a number, 0 or more"
 
 

@@ -54,7 +54,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-        if not self.here and self._trainer is not None and _starts_others(self._trainer):
+        if not self.here and self._trainer is not None and starts_others(self._trainer):
             self._trainer.strategy.launcher.kill(signal.SIGTERM)  # type: ignore[union-attr]
         self.here, self._number = True, number
         if callable(self._before.get(number)):
@@ -72,11 +72,11 @@ class StopRequest:
 
         Lightning kills rank 0 when one of these ends with anything else.
         """
-        child = self._trainer is not None and self._trainer.local_rank > 0 and _starts_others(self._trainer)
+        child = self._trainer is not None and self._trainer.local_rank > 0 and starts_others(self._trainer)
         return SystemExit(0) if child else Preempted(self._number)
 
 
-def _starts_others(trainer: lightning.Trainer) -> bool:
+def starts_others(trainer: lightning.Trainer) -> bool:
     """Whether the ranks of this machine were started by its first one, not by Slurm or torchrun."""
     strategy = trainer.strategy
     return (

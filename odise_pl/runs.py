@@ -33,7 +33,7 @@ _NO_MATTER = {
         "log_every_n_steps",
         "enable_progress_bar",
     ),
-    "data": ("num_workers", "prefetch_factor", "pin_memory"),
+    "data": ("num_workers", "prefetch_factor", "pin_memory", "timeout"),
 }
 
 

@@ -123,8 +123,8 @@ class Checkpoints(Checkpoint):
             self._stop.listen(trainer)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        """End; all that was trained is saved, and nobody waits for this rank between two batches."""
-        if self._stop.here:
+        """End; all that was trained is saved."""
+        if self._stop.anywhere():
             raise self._stop.end()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

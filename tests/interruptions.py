@@ -18,15 +18,45 @@ import torch
 from odise_pl.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
+OPTIONS = [
+    "experiment=laptop",
+    "data.num_workers=1",
+    "data.image_size=64",
+    "data.eval_short_side=64",
+    "data.eval_long_side=64",
+    "data.limit_samples=7",
+    "backbone.input_size=64",
+    "model.head.channels=32",
+    "model.head.mask_channels=32",
+    "model.head.embed_dim=32",
+    "model.head.queries=12",
+    "criterion.num_points=256",
+    "trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "callbacks.pictures.count=1",
+    # epochs of 7 batches, steps of 2: the fourth step of an epoch is of a single batch
+    "data.batch_size=1",
+    "global_batch=2",
+    "optimizer.warmup_steps=3",
+]
 
 
-def command(folder: Path, arguments: list[str]) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}", *arguments]
+def options(shards: Path, steps: int, *more: str) -> list[str]:
+    data = [f"data.train={shards}", f"data.val={shards}"]
+    return [*OPTIONS, "validate_every=7", *data, f"trainer.max_steps={steps}", *more]
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, arguments: list[str], script: str = "train.py") -> list[str]:
+    return [sys.executable, str(ROOT / script), f"hydra.run.dir={folder}", *arguments]
+
+
+def run(
+    folder: Path, *arguments: str, script: str = "train.py", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder, list(arguments)),
+        command(folder, list(arguments), script),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ import torch
 from interruptions import (
     assert_same_end,
     kill_at_random,
+    options,
     run,
     scalars,
     started,
@@ -22,36 +23,6 @@ from interruptions import (
 from odise_pl.reopening import description_of
 from odise_pl.resumption import as_option, saved_checkpoints
 from odise_pl.weights import WeightsError, read_checkpoint
-
-OPTIONS = [
-    "experiment=laptop",
-    "data.num_workers=1",
-    "data.image_size=64",
-    "data.eval_short_side=64",
-    "data.eval_long_side=64",
-    "data.limit_samples=7",
-    "backbone.input_size=64",
-    "model.head.channels=32",
-    "model.head.mask_channels=32",
-    "model.head.embed_dim=32",
-    "model.head.queries=12",
-    "criterion.num_points=256",
-    "trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "trainer.log_every_n_steps=1",
-    "callbacks.checkpoint.every_n_train_steps=1",
-    "callbacks.pictures.count=1",
-    # epochs of 7 batches, steps of 2: the fourth step of an epoch is of a single batch
-    "data.batch_size=1",
-    "global_batch=2",
-    "optimizer.warmup_steps=3",
-]
-
-
-def options(shards: Path, steps: int, *more: str) -> list[str]:
-    data = [f"data.train={shards}", f"data.val={shards}"]
-    return [*OPTIONS, "validate_every=7", *data, f"trainer.max_steps={steps}", *more]
-
 
 STEPS = 18
 
@@ -88,7 +59,7 @@ def test_killed_again_and_again_ends_as_undisturbed(
 
 @pytest.mark.slow
 def test_killed_twenty_times_ends_as_undisturbed(scene_shards: Path, tmp_path: Path) -> None:
-    long = options(scene_shards, 120, "validate_every=40")
+    long = options(scene_shards, 120, "validate_every=4")
     whole = run(tmp_path / "undisturbed", *long)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert_killed_is_as_undisturbed(tmp_path / "killed", long, tmp_path / "undisturbed", 20)

@@ -51,9 +51,9 @@ def batch() -> Batch:
 
 def test_a_step_draws_the_same_points_again() -> None:
     one, other = module(seed=1), module(seed=2)
-    assert torch.equal(one._uniform(5)(3, 2), one._uniform(5)(3, 2))
-    assert not torch.equal(one._uniform(5)(3, 2), one._uniform(6)(3, 2))
-    assert not torch.equal(one._uniform(5)(3, 2), other._uniform(5)(3, 2))
+    assert torch.equal(one.uniform(5)(3, 2), one.uniform(5)(3, 2))
+    assert not torch.equal(one.uniform(5)(3, 2), one.uniform(6)(3, 2))
+    assert not torch.equal(one.uniform(5)(3, 2), other.uniform(5)(3, 2))
 
 
 def test_the_loss_trains_what_is_trainable_and_nothing_else() -> None:
@@ -77,12 +77,21 @@ def test_what_evaluation_leaves_out_is_counted_in_samples() -> None:
     assert (result.num_images, result.left_out) == (2, 8)
 
 
-def test_diverged_training_stops_with_the_images() -> None:
+def test_a_batch_without_a_loss_still_has_gradients_for_those_who_wait_for_them() -> None:
     broken = module()
     with torch.no_grad():
         broken.model.mask_decoder.query_feat.weight.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=r"image 7.*optimizer\.lr"):
-        broken.training_step(batch(), 0)
+    loss = broken.training_step(batch(), 0)
+    assert loss.isnan()
+    loss.backward()
+    trained = [p for p in broken.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    assert not broken._guard.admits(norm, trained)
+    assert all(p.grad is None for p in trained)
+    broken._guard._in_a_row = 4
+    with pytest.raises(NonFiniteError, match=r"5 steps in a row.*optimizer\.lr"):
+        broken._guard.admits(norm, trained)
 
 
 def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:

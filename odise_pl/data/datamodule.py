@@ -39,7 +39,7 @@ class PanopticDataModule(LightningDataModule):
         train: shard set to train on.
         val: shard set to evaluate on, or several by name, each with settings of its own if need be: see
             :class:`~odise_pl.data.eval_sets.EvalSet`.
-        batch_size: images per training step on each device.
+        batch_size: images per training step on each device; ``auto`` is set later, by who knows it.
         eval_batch_size: images per evaluation step.
         num_workers: loader processes per device.
         image_size: side of the square that augmentation makes.
@@ -54,6 +54,7 @@ class PanopticDataModule(LightningDataModule):
         limit_samples: use only the first samples of each set.
         prefetch_factor: batches that each loader process keeps ready.
         pin_memory: page-locked batches; None: if there is a GPU.
+        timeout: seconds after which a batch that does not come is an error.
         words: noun phrases drawn, with replacement, from one random caption of each training image; the
             caption model needs them.
 
@@ -65,7 +66,7 @@ class PanopticDataModule(LightningDataModule):
         self,
         train: str | None = None,
         val: str | Mapping[str, Any] | None = None,
-        batch_size: int = 2,
+        batch_size: int | str = 2,
         eval_batch_size: int = 1,
         num_workers: int = 4,
         image_size: int = 1024,
@@ -80,6 +81,7 @@ class PanopticDataModule(LightningDataModule):
         prefetch_factor: int = 2,
         pin_memory: bool | None = None,
         words: int = 0,
+        timeout: float = 600,
     ) -> None:
         super().__init__()
         if augment not in AUGMENTATIONS:
@@ -88,13 +90,14 @@ class PanopticDataModule(LightningDataModule):
             raise DataError(f"data.words is {words}; give 0 (no words) or more, 8 as published")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
         self.train, self.sets = train, eval_sets(val)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batch_size = 1 if isinstance(batch_size, str) else batch_size
+        self.eval_batch_size = eval_batch_size
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
         self.limit_samples, self.words = limit_samples, words
         self.resize = EvalResize(eval_short_side, eval_long_side)
         jitter = LargeScaleJitter(image_size, (float(scale_range[0]), float(scale_range[1])))
         self.transform: Transform = jitter if augment == "lsj" else self.resize
-        self.options = LoaderOptions(num_workers, prefetch_factor, pin_memory)
+        self.options = LoaderOptions(num_workers, prefetch_factor, pin_memory, timeout)
         self._damage = DamageLog()
         self._sets: dict[str, ShardSet] = {}
         self._used = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -25,11 +26,15 @@ class LoaderOptions:
         num_workers: processes beside the training process; 0: the training process itself.
         prefetch_factor: batches that each of them keeps ready.
         pin_memory: put batches into page-locked memory; None: if there is a GPU.
+        timeout: seconds after which a batch that does not come is an error; needs processes of their own.
+        slow: seconds after which a batch that has come is worth a remark.
     """
 
     num_workers: int = 4
     prefetch_factor: int = 2
     pin_memory: bool | None = None
+    timeout: float = 600
+    slow: float = 30
 
     @property
     def workers(self) -> int:
@@ -37,18 +42,57 @@ class LoaderOptions:
         return max(self.num_workers, 1)
 
     def batches(self, stream: IterableDataset[Batch]) -> Iterator[Batch]:
-        """Run a stream; its workers end with the iterator."""
+        """Run a stream; its workers end with the iterator.
+
+        Raises:
+            DataError: while iterating: a worker was killed, or a batch did not come in time.
+        """
         pin = torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
-        return iter(
+        batches = iter(
             DataLoader(
                 stream,
                 batch_size=None,  # streams make whole batches
                 num_workers=self.num_workers,
                 prefetch_factor=self.prefetch_factor if self.num_workers else None,
                 pin_memory=pin,
+                timeout=self.timeout if self.num_workers else 0,
                 generator=torch.Generator(),  # else every epoch would draw from the global random state
             )
         )
+        return self._watched(batches)
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            since = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._clear(error) from error
+            waited = time.monotonic() - since
+            if waited > self.slow:
+                _log.warning("waited %.0f s for images %s", waited, ", ".join(batch.keys))
+            yield batch
+
+    def _clear(self, error: RuntimeError) -> RuntimeError:
+        """A remark of PyTorch about its workers in our words."""
+        text = str(error)
+        if "timed out" in text:
+            return _LoaderError(
+                f"no batch has come for {self.timeout:g} s: a disk or server that holds the shards does not "
+                f"answer; start the same command again when it does, or with a longer data.timeout"
+            )
+        if "DataLoader worker" in text:
+            return _LoaderError(
+                f"a loader process was killed ({text.strip()}), as systems do that run out of memory: lower "
+                f"data.num_workers, data.prefetch_factor or data.shuffle_buffer; the same command goes on"
+            )
+        return error
+
+
+class _LoaderError(DataError, RuntimeError):
+    """A loader process failed."""
 
 
 @dataclass

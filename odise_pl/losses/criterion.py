@@ -117,11 +117,31 @@ class SetCriterion:
         if kept:
             outputs = outputs if len(kept) == len(targets) else [_select(o, kept) for o in outputs]
             ids = [image_ids[i] for i in kept]
-            losses = [self._one(output, shown, uniform, ids, sums) for output in outputs]
+            losses, error = self._all(outputs, shown, uniform, ids, sums)
         else:
-            losses = [_nothing(output) for output in outputs]
-        self._check(losses, image_ids)
+            losses, error = [_nothing(output) for output in outputs], None
+        error = error or self._wrong(losses, image_ids)
+        if error is not None:
+            raise NonFiniteError(str(error), losses)
         return losses
+
+    def _all(
+        self,
+        outputs: Sequence[MaskPredictions],
+        targets: Sequence[Targets],
+        uniform: Uniform,
+        image_ids: Sequence[int],
+        sums: Denominators,
+    ) -> tuple[list[MaskLosses], NonFiniteError | None]:
+        """The losses of all outputs, and the first reason why one could not be matched."""
+        losses, first = [], None
+        for output in outputs:
+            try:
+                losses.append(self._one(output, targets, uniform, image_ids, sums))
+            except NonFiniteError as error:
+                losses.append(_not_a_number(output))
+                first = first or error
+        return losses, first
 
     def _denominators(self, targets: Sequence[Targets], output: MaskPredictions) -> Denominators:
         queries, device = output.class_logits.shape[1], output.class_logits.device
@@ -182,13 +202,13 @@ class SetCriterion:
         truth = sample_masks(masks, points)
         return paired_cross_entropy(sampled, truth).sum() / count, paired_dice(sampled, truth).sum() / count
 
-    def _check(self, losses: Sequence[MaskLosses], image_ids: Sequence[int]) -> None:
+    def _wrong(self, losses: Sequence[MaskLosses], image_ids: Sequence[int]) -> NonFiniteError | None:
         terms = torch.stack([torch.stack(list(vars(loss).values())).detach() for loss in losses])
         if terms.isfinite().all():
-            return
+            return None
         layer, term = (~terms.isfinite()).nonzero()[0].tolist()
         name = list(vars(losses[0]))[term]
-        raise NonFiniteError(
+        return NonFiniteError(
             f"images {list(image_ids)}: the {name} loss of decoder output {layer} is NaN or infinite; "
             + DIVERGED
         )
@@ -209,6 +229,11 @@ def _nothing(output: MaskPredictions) -> MaskLosses:
     """No loss, of which every prediction is still a part: data-parallel training waits for all gradients."""
     masks = output.mask_logits.float().sum() * 0
     return MaskLosses(output.class_logits.float().sum() * 0, masks, masks)
+
+
+def _not_a_number(output: MaskPredictions) -> MaskLosses:
+    nothing = _nothing(output)
+    return MaskLosses(*(term + math.nan for term in vars(nothing).values()))
 
 
 def average_over_ranks(number: float, device: torch.device, least: float = 1) -> Tensor:

@@ -127,6 +127,7 @@ class GroundingCriterion:
         if bad:
             raise NonFiniteError(
                 f"images {list(image_ids)}: grounding loss of decoder output {bad[0]} is NaN or infinite; "
-                f"{DIVERGED}"
+                f"{DIVERGED}",
+                losses,
             )
         return losses

@@ -6,8 +6,10 @@ import http.server
 import io
 import json
 import logging
+import os
 import pickle
 import shutil
+import signal
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from mini_coco import make_coco
 from PIL import Image
 
 from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.loader import LoaderOptions, TrainLoader
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.plan import EvalPlan, TrainPlan
 from odise_pl.data.records import DataError
@@ -357,6 +360,60 @@ def test_samples_of_a_worker_that_reads_nothing_are_counted_too(copied: Path) ->
     assert any(not len(batch) for batch in batches)
     assert sum(batch.left_out for batch in batches) == sum(sizes[good:])
     assert sum(map(len, batches)) == sum(sizes[:good])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [truncate, remove])
+def test_a_shard_that_is_lost_in_mid_epoch_is_named_and_the_epoch_goes_on(
+    copied: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = data(copied, num_workers=workers, shuffle_buffer=1, prefetch_factor=1)
+    whole = [batch.keys for batch in module.train_dataloader()]
+    batches = iter(module.train_dataloader())
+    begun = [next(batches).keys]
+    (shard,) = [path for path in copied.glob("*.tar") if whole[-2][0] in shard_keys(path)]
+    lost = set(shard_keys(shard))
+    assert not {key for keys in whole[:4] for key in keys} & lost  # not read ahead
+    damage(shard)
+    with caplog.at_level(logging.WARNING):
+        begun += [batch.keys for batch in batches]
+    assert len(begun) == len(whole) == 11
+    intact = [keys for keys in whole if not set(keys) & lost]
+    assert set(intact) <= set(begun)
+    assert f"left out: {shard}" in caplog.text
+
+
+def loader(urls: tuple[str, ...], sizes: tuple[int, ...], options: LoaderOptions) -> TrainLoader:
+    plan = TrainPlan(sizes, 2, buffer=1)
+    return TrainLoader(lambda e, f: TrainStream(urls, plan, LargeScaleJitter(32), 0, e, f), 2, options)
+
+
+def test_a_sample_that_takes_long_is_waited_for_and_named(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard_set = check_shards(shards)
+    slow = tuple(f"pipe:sleep 0.5; cat {url}" for url in shard_set.urls)
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader(slow, shard_set.sizes, LoaderOptions(1, slow=0.4)))
+    assert len(keys(batches)) == len(set(keys(batches))) == 22
+    assert "waited 1 s for images" in caplog.text or "waited 0 s for images" in caplog.text
+
+
+def test_a_server_that_never_answers_ends_with_one_message(shards: Path) -> None:
+    hanging = tuple(f"pipe:sleep 4; cat {url}" for url in check_shards(shards).urls)
+    with pytest.raises(DataError, match=r"no batch has come for 1 s.*data\.timeout"):
+        list(loader(hanging, check_shards(shards).sizes, LoaderOptions(1, timeout=1)))
+
+
+def kill_worker(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loader_process_ends_with_one_message(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = data(shards, num_workers=1)
+    monkeypatch.setattr(TrainStream, "_sample", kill_worker)
+    with pytest.raises(DataError, match=r"a loader process was killed .*data\.num_workers"):
+        list(module.train_dataloader())
 
 
 def test_nothing_readable_ends_with_one_message(copied: Path) -> None:

@@ -1,0 +1,53 @@
+"""train.py, in which something goes wrong: ``FAULTS="KIND:RANK:BATCH ..."``; batches are counted from 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+import train
+from odise_pl.data.records import DataError
+from odise_pl.lightning_module import OdiseModule
+from odise_pl.structures import Batch
+
+healthy = OdiseModule.training_step
+
+
+def faulty(self: OdiseModule, batch: Batch, batch_idx: int) -> Any:
+    for fault in os.environ["FAULTS"].split():
+        kind, rank, number = fault.split(":")
+        if int(rank) == self.global_rank and int(number) == self.trainer.fit_loop.total_batch_idx:
+            batch = FAULTS[kind](batch)
+    return healthy(self, batch, batch_idx)
+
+
+def die(batch: Batch) -> Batch:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return batch
+
+
+def fail(batch: Batch) -> Batch:
+    raise DataError("shard 7 is gone")
+
+
+def not_a_number(batch: Batch) -> Batch:
+    return replace(batch, images=batch.images * float("nan"))
+
+
+def sleep(batch: Batch) -> Batch:
+    time.sleep(60)
+    return batch
+
+
+FAULTS = {"die": die, "fail": fail, "nan": not_a_number, "sleep": sleep}
+
+if __name__ == "__main__":
+    OdiseModule.training_step = faulty  # type: ignore[method-assign]
+    conf = str(Path(__file__).parents[1] / "conf")
+    hydra.main(version_base="1.3", config_path=conf, config_name="train")(train.main.__wrapped__)()

@@ -1,0 +1,171 @@
+"""What clusters do to a run: each fault ends in recovery, or in one clear message on rank 0 in time."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from interruptions import ROOT, options, run, scalars, step_of
+from omegaconf import DictConfig
+
+from odise_pl.data.records import DataError
+from odise_pl.errors import UserError
+from odise_pl.lightning_module import OdiseModule
+from odise_pl.losses.errors import NonFiniteError
+from odise_pl.saving import SavingError
+from odise_pl.structures import Batch
+from odise_pl.weights import read_checkpoint
+
+SECONDS = 10  # from a fault to the end of all processes; not a claim of speed, but of there being no hang
+TWO = ["trainer.devices=2", "trainer.strategy=ddp", "validate_every=100", "data.num_workers=0"]
+
+
+def composed(folder: Path, arguments: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", ["run=test", f"run_dir={folder}", "data.num_workers=0", *arguments])
+
+
+def faulty(folder: Path, arguments: list[str], faults: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, *arguments, script="tests/faulty_train.py", FAULTS=faults, PYTHONPATH=str(ROOT))
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if any(str(folder) in word for word in p.info["cmdline"] or ())]
+
+
+def all_ended(folder: Path) -> bool:
+    limit = time.monotonic() + SECONDS
+    while processes_of(folder) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return not processes_of(folder)
+
+
+def test_a_rank_that_fails_says_why_on_rank_0_and_one_bad_batch_does_not_matter(
+    scene_shards: Path, tmp_path: Path
+) -> None:
+    """Batch 1 of rank 1 is NaN: all ranks leave the step out. In batch 4 rank 1 fails."""
+    done = faulty(tmp_path, options(scene_shards, 9, *TWO), "nan:1:1 fail:1:4")
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert output.count("a step is left out, its gradients are NaN or infinite: image") == 1
+    assert "another process of this run has ended" in done.stderr
+    assert "rank 1: DataError: shard 7 is gone" in done.stderr
+    assert "Traceback" not in output
+    assert all_ended(tmp_path)
+    assert step_of(tmp_path) == 4
+    state = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert list(scalars(tmp_path)["train/steps_left_out"].values()) == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_rank_dies_the_others_end(scene_shards: Path, tmp_path: Path, rank: int) -> None:
+    done = faulty(tmp_path, options(scene_shards, 9, *TWO), f"die:{rank}:3")
+    assert done.returncode != 0
+    if rank == 1:
+        assert "another process of this run has ended or cannot be reached" in done.stderr
+        assert "the same command goes on from the last checkpoint" in done.stderr
+    assert all_ended(tmp_path)
+    assert step_of(tmp_path) == 3
+
+
+@pytest.mark.slow
+def test_a_minute_of_one_rank_holds_the_others_up_and_nothing_else(
+    scene_shards: Path, tmp_path: Path
+) -> None:
+    done = faulty(tmp_path, options(scene_shards, 4, *TWO), "sleep:1:2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert step_of(tmp_path) == 4
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written for steps 2 and 3 goes to /dev/full; step 4 finds room again."""
+    import train
+
+    place = tmp_path / "checkpoints"
+    fill = OdiseModule.training_step
+
+    def filling(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step in (1, 2):
+            (place / f".step_{self.global_step + 1}.ckpt.partial").symlink_to("/dev/full")
+        return fill(self, batch, batch_idx)
+
+    monkeypatch.setattr(OdiseModule, "training_step", filling)
+    one = ["data.batch_size=2", "validate_every=100"]
+    train.train(composed(tmp_path, options(scene_shards, 4, *one)))
+    told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert len(told) == 2
+    for text, step in zip(told, (2, 3), strict=True):
+        assert f"the checkpoint of step {step} cannot be written to {place}" in text
+        assert "the last one is of step 1" in text
+        assert "No space left on device" in text
+    assert sorted(path.name for path in place.iterdir()) == ["last.ckpt", "step_1.ckpt", "step_4.ckpt"]
+
+    # the last one of all is an error, and the ones before it are still there
+    def filling_the_last(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 5:
+            (place / ".step_6.ckpt.partial").symlink_to("/dev/full")
+        return fill(self, batch, batch_idx)
+
+    monkeypatch.setattr(OdiseModule, "training_step", filling_the_last)
+    with pytest.raises(
+        SavingError, match=r"step 6 cannot be written .* the last one is of step 5.*free some"
+    ):
+        train.train(composed(tmp_path, options(scene_shards, 6, *one, "ckpt=last")))
+    assert step_of(tmp_path) == 5
+
+
+def test_training_that_diverged_ends_after_five_steps_with_the_images(
+    scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+
+    healthy, before = OdiseModule.training_step, {}
+
+    def broken(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        before.setdefault(self.global_step, self.model.mask_decoder.query_feat.weight.detach().clone())
+        if self.global_step >= 1:
+            batch.images.fill_(float("nan"))
+        return healthy(self, batch, batch_idx)
+
+    monkeypatch.setattr(OdiseModule, "training_step", broken)
+    with pytest.raises(NonFiniteError, match=r"5 steps in a row \(image \d+: .*\); training has diverged"):
+        train.train(composed(tmp_path, options(scene_shards, 9, "data.batch_size=2", "validate_every=100")))
+    assert not torch.equal(before[0], before[1])
+    assert all(torch.equal(before[1], before[step]) for step in range(2, 6))
+
+
+def test_out_of_memory_names_what_needs_less(
+    scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+
+    def hungry(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return torch.empty(2**55)
+
+    monkeypatch.setattr(OdiseModule, "training_step", hungry)
+    with pytest.raises(UserError) as error:
+        train.train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
+    for setting in ("data.batch_size", "backbone.window_batch", "backbone.checkpoint_activations=true"):
+        assert setting in str(error.value)
+
+
+def test_errors_of_users_keep_their_words(
+    scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+
+    def broken(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        raise DataError("shard 7 is gone")
+
+    monkeypatch.setattr(OdiseModule, "training_step", broken)
+    with pytest.raises(DataError, match="shard 7 is gone"):
+        train.train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
