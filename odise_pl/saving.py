@@ -70,6 +70,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.every, self.keep = Path(dirpath), every_n_train_steps, max(keep, 1)
         self._io, self._stop = _NotingIO(), StopRequest()
         self._step = self._saved = self._tried = self._validated = 0
+        self._validates = False
         self._loops: dict[str, Any] = {}
 
     # What Lightning calls
@@ -92,7 +93,7 @@ class Checkpoints(Checkpoint):
             for left in self.folder.glob(".*.partial"):
                 _remove(left)
         self._loops = _loops(trainer)
-        if self._step and self._validated != self._step and _validates_after(trainer, self._step):
+        if self._step and self._validates and self._validated != self._step:
             _validate(trainer)
 
     def on_train_batch_end(
@@ -106,21 +107,23 @@ class Checkpoints(Checkpoint):
         """Remember the place in training at the end of a step; what it logs is not written yet."""
         if trainer.global_step != self._step:
             self._step, self._loops = trainer.global_step, _loops(trainer)
+            self._validates = _validates_now(trainer)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save the step before this batch when it is time, or when the run has to end."""
-        self._save_if_due(trainer)
+        if self._tried != self._step and self._step % self.every == 0:
+            self.save(trainer)
         if self._stop.anywhere():
             self._end(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save what validation takes; where nothing is trained, listen to signals, too."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._save_if_due(trainer)
-        else:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._stop.listen(trainer)
+        elif self._tried != self._step:
+            self.save(trainer)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """End; all that was trained is saved."""
@@ -142,12 +145,12 @@ class Checkpoints(Checkpoint):
             raise SavingError(f"{self._failure(trainer)}; free some, and start the same command again")
 
     def state_dict(self) -> dict[str, Any]:
-        """Which step was validated last."""
-        return {"validated": self._validated}
+        """Which step was validated last, and whether the one that is saved has to be."""
+        return {"validated": self._validated, "validates": self._validates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`state_dict`."""
-        self._validated = state_dict["validated"]
+        self._validated, self._validates = state_dict["validated"], state_dict["validates"]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -162,12 +165,6 @@ class Checkpoints(Checkpoint):
         checkpoint["loops"] = self._loops or checkpoint["loops"]
 
     # What it does
-
-    def _save_if_due(self, trainer: lightning.Trainer) -> None:
-        if self._tried != self._step and (
-            self._step % self.every == 0 or _validates_after(trainer, self._step)
-        ):
-            self.save(trainer)
 
     def save(self, trainer: lightning.Trainer) -> bool:
         """Write the checkpoint of the last step; whether it succeeded, the same on all ranks."""
@@ -221,15 +218,12 @@ def _loops(trainer: lightning.Trainer) -> dict[str, Any]:
     return copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
 
 
-def _validates_after(trainer: lightning.Trainer, step: int) -> bool:
-    every = trainer.val_check_interval
-    if (
-        not isinstance(every, int)
-        or trainer.check_val_every_n_epoch is not None
-        or not trainer.enable_validation
-    ):
+def _validates_now(trainer: lightning.Trainer) -> bool:
+    """Whether Lightning, which counts batches, validates after this one."""
+    every = trainer.val_check_batch
+    if not isinstance(every, int) or trainer.check_val_every_n_epoch is not None:
         return False
-    return step % max(every // trainer.accumulate_grad_batches, 1) == 0
+    return trainer.enable_validation and (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
 
 
 def _validate(trainer: lightning.Trainer) -> None:

@@ -123,12 +123,15 @@ def kill_at_random(folder: Path, arguments: list[str], random: random.Random) ->
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard shows, by name and step; without what depends on the clock and the machine."""
+    """What TensorBoard shows, by name and step; without what depends on the clock and the machine.
+
+    And without the epoch: a validation at the end of an epoch that is made good counts as of the next.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    names = [n for n in events.Tags()["scalars"] if n.partition("/")[0] not in ("speed", "memory")]
+    names = [n for n in events.Tags()["scalars"] if n.partition("/")[0] not in ("speed", "memory", "epoch")]
     return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
 
 

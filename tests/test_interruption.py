@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from interruptions import (
+    ROOT,
     assert_same_end,
     kill_at_random,
     options,
@@ -59,7 +60,7 @@ def test_killed_again_and_again_ends_as_undisturbed(
 
 @pytest.mark.slow
 def test_killed_twenty_times_ends_as_undisturbed(scene_shards: Path, tmp_path: Path) -> None:
-    long = options(scene_shards, 120, "validate_every=4")
+    long = options(scene_shards, 120)
     whole = run(tmp_path / "undisturbed", *long)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert_killed_is_as_undisturbed(tmp_path / "killed", long, tmp_path / "undisturbed", 20)
@@ -82,6 +83,18 @@ def assert_killed_is_as_undisturbed(
     assert scalars(folder) == scalars(undisturbed)
     assert not list((folder / "checkpoints").glob(".*"))
     assert len(list((folder / "checkpoints").glob("step_*.ckpt"))) == 2
+
+
+def test_a_validation_that_was_cut_off_is_made_good(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    """The last checkpoint before batch 14 is of the step that is validated before that batch."""
+    died = run(tmp_path, *arguments, script="tests/faulty_train.py", FAULTS="die:0:14", PYTHONPATH=str(ROOT))
+    assert died.returncode == -signal.SIGKILL
+    assert step_of(tmp_path) == 8
+    done = run(tmp_path, *arguments, "trainer.log_every_n_steps=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scalars(tmp_path) == scalars(undisturbed)
 
 
 def test_asked_to_end_it_saves_and_goes_on(
