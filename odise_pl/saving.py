@@ -229,7 +229,9 @@ def _validates_now(trainer: lightning.Trainer) -> bool:
 def _validate(trainer: lightning.Trainer) -> None:
     """The validation that was due when the run was stopped: Lightning would take it for done."""
     trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else it would go on with the batches of the validation before
+    loop.run()
     trainer.training = True
 
 

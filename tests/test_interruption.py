@@ -88,10 +88,10 @@ def assert_killed_is_as_undisturbed(
 def test_a_validation_that_was_cut_off_is_made_good(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The last checkpoint before batch 14 is of the step that is validated before that batch."""
-    died = run(tmp_path, *arguments, script="tests/faulty_train.py", FAULTS="die:0:14", PYTHONPATH=str(ROOT))
+    """The last checkpoint before batch 28 is of a step that is validated before it, the second of the run."""
+    died = run(tmp_path, *arguments, script="tests/faulty_train.py", FAULTS="die:0:28", PYTHONPATH=str(ROOT))
     assert died.returncode == -signal.SIGKILL
-    assert step_of(tmp_path) == 8
+    assert step_of(tmp_path) == 16
     done = run(tmp_path, *arguments, "trainer.log_every_n_steps=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert scalars(tmp_path) == scalars(undisturbed)
