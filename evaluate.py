@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -100,7 +101,9 @@ def score(config: DictConfig) -> dict[str, dict[str, float]]:
         predictor, measures = find_predictions(root, name, data.eval_names, classes, data.measures(name))
         benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
         digests += predictor.facts()
-    folder = Path(config.run_dir, "evaluation", f"predictions-{root.resolve().name}")
+    # folders of one name elsewhere, and other sets, have results of their own
+    place = hashlib.sha256(repr((str(root.resolve()), tuple(data.eval_names))).encode()).hexdigest()[:8]
+    folder = Path(config.run_dir, "evaluation", f"predictions-{root.resolve().name}-{place}")
     output = Output(
         folder, digest_of(config, *digests), {"predictions": str(root)}, None, None, config.save_every
     )

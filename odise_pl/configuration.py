@@ -113,8 +113,8 @@ def check_evaluation(config: DictConfig) -> None:
 
 
 def _bad_places(config: DictConfig) -> list[str]:
-    """Folders that cannot be written; the run's own is Hydra's to make."""
-    options = ("save_predictions", "paths.cache") if config.predictions is None else ()
+    """Folders that cannot be written."""
+    options = ("run_dir", *(("save_predictions", "paths.cache") if config.predictions is None else ()))
     found = {option: OmegaConf.select(config, option) for option in options}
     problems = {option: unwritable(Path(place)) for option, place in found.items() if place is not None}
     return [

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 def unwritable(folder: Path) -> str | None:
@@ -30,13 +32,22 @@ class CheckRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the program unless the folder can be written."""
-        self._check(config.hydra.run.dir)
+        self._check(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """The same for the folder of a sweep."""
-        self._check(config.hydra.sweep.dir)
+        self._check(config, "sweep")
 
-    def _check(self, folder: str) -> None:
+    def _check(self, config: DictConfig, mode: str) -> None:
+        instance = HydraConfig.instance()
+        before = instance.cfg
+        try:
+            instance.set_config(config)  # references to Hydra's own settings are resolved by it
+            folder = config.hydra[mode].dir
+        except OmegaConfBaseException:
+            return  # such as the name of a run that is itself swept: Hydra says what is wrong
+        finally:
+            instance.cfg = before
         problem = unwritable(Path(folder))
         if problem is not None:
             # Hydra turns every other exception of a callback into a warning

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -26,10 +27,11 @@ from odise_pl.drawing import overlay
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import panoptic_annotation
 from odise_pl.lightning_module import describe
+from odise_pl.limits import bad_numbers
 from odise_pl.odise import Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import Vocabulary, load_vocabulary, packaged_vocabularies
 
 _TRAINING = "coco_panoptic"  # of checkpoints that do not say what they were trained on
 
@@ -90,15 +92,28 @@ def load_segmenter(
             "captioner=blip reads captions from shards, which images do not have: add "
             "captioner.on_the_fly=true to caption them here"
         )
+    numbers = bad_numbers(config)
+    if numbers:
+        raise SettingError("; ".join(numbers))
     check_weights(config)
+    # what is random in an untrained backbone is drawn as in training
+    lightning.seed_everything(config.seed, verbose=False)
     model: Odise = instantiate(config.model)
     load_weights(model, checkpoint)
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     return Segmenter(
-        model.eval().to(accelerator if device == "auto" else device),
+        model.eval().to(_device(device)),
         description.vocabulary or load_vocabulary(_TRAINING),
         EvalResize(config.data.eval_short_side, config.data.eval_long_side),
     )
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name.startswith("cuda") and not available:
+        raise SettingError(f"--device {name}: no GPU that this PyTorch can use; leave it out or say cpu")
+    return name
 
 
 def _composed(conf: Path, overrides: Sequence[str]) -> DictConfig:
@@ -153,8 +168,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _names(text: str) -> Any:
     """``dog,park bench,grass:stuff``, or what :func:`load_vocabulary` reads."""
-    listed = "," in text and not text.lstrip().startswith("[")
-    return [entry.strip() for entry in text.split(",")] if listed else text
+    if text.lstrip().startswith("["):
+        return text
+    known = text in packaged_vocabularies() or "/" in text or "." in text
+    return text if known and "," not in text else [entry.strip() for entry in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default predictions)")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="configuration folder (default conf)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="of the configuration, e.g. model=odise_label for an official release; may be repeated",

@@ -189,7 +189,9 @@ def evaluation_folder(config: DictConfig, step: int | None, digest: str) -> Path
 def _interrupted(config: DictConfig, digest: str) -> Path | None:
     """The folder of this very evaluation, if it was interrupted."""
     claims = sorted(Path(config.run_dir, EVALUATIONS).glob(f"*/{CLAIM}"))
-    return next((c.parent.parent for c in claims if c.read_text(encoding="utf-8") == digest), None)
+    return next(
+        (c.parent.parent for c in claims if c.read_text(encoding="utf-8", errors="replace") == digest), None
+    )
 
 
 def _set_name(val: Any) -> list[str]:

@@ -24,6 +24,9 @@ _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>.*?)(?::\s*(?P<kind>thing|st
 _UNUSED_ID = "invalid_class_id"
 
 
+_LONGEST_PATH = 1000  # characters; asking for longer ones is an error of its own
+
+
 class VocabularyError(UserError, ValueError):
     """A vocabulary that cannot be found, read or used."""
 
@@ -206,7 +209,7 @@ def _find_file(source: str | Path) -> Path:
     packaged = _packaged_directory() / f"{source}.json"
     if isinstance(source, str) and source in packaged_vocabularies():
         return packaged
-    if not Path(source).is_file():
+    if len(str(source)) > _LONGEST_PATH or not Path(source).is_file():
         raise VocabularyError(
             f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
             f'({", ".join(packaged_vocabularies())}); a list of names is written [dog, "park bench"]'

@@ -30,9 +30,12 @@ def test_what_others_protect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
 def test_a_run_whose_folder_is_a_file_ends_in_one_line(program: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    command = [sys.executable, program, f"hydra.run.dir={tmp_path}/file/run"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: run folder {tmp_path}/file/run: {tmp_path}/file is a file")
-    assert len(done.stderr.splitlines()) == 1
+    """Also one whose name is made of Hydra's own settings."""
+    (tmp_path / "runs").touch()
+    for folder in (f"{tmp_path}/runs/mine", f"{tmp_path}/runs/${{hydra:runtime.choices.model}}"):
+        command = [sys.executable, program, f"hydra.run.dir={folder}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: run folder {tmp_path}/runs/")
+        assert f"{tmp_path}/runs is a file, not a folder" in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -98,10 +98,11 @@ def test_the_command_writes_what_it_finds(
         ({"image": "nothing.jpg"}, "nothing.jpg cannot be read as an image"),
         ({"image": __file__}, "test_predict.py cannot be read as an image"),
         ({"--names": "ball,,box"}, "has an empty name"),
-        ({"--names": "nonsense"}, "no vocabulary 'nonsense'"),
+        ({"--names": "nonsense.txt"}, "no vocabulary 'nonsense.txt'"),
         ({"--out": __file__}, "test_predict.py is a file, not a folder"),
         ({"--conf": "nowhere"}, "--conf nowhere is not the conf folder"),
         ({"--set": "model=nonsense"}, "model=nonsense: "),
+        ({"--set": "data.eval_short_side=-3"}, "data.eval_short_side=-3"),
         ({"--set": "captioner=blip"}, "add captioner.on_the_fly=true"),
         ({"--set": "classifier.mode=nonsense"}, "classifier.mode=nonsense: choose one of"),
     ],
@@ -122,6 +123,29 @@ def test_what_is_wrong_is_said_in_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_command_gives_the_same_with_random_frozen_weights(
+    checkpoint: Path, photos: list[Path]
+) -> None:
+    image = read_image(photos[0])
+    first, second = (
+        load_segmenter(checkpoint, [EVERYTHING, *more], CONF).segment(image, NAMES)
+        for more in ([], ["run=x"])
+    )
+    assert torch.equal(first.semantic, second.semantic)
+    assert first.panoptic.segments == second.panoptic.segments
+
+
+def test_photos_are_upright_and_keep_their_brightness(tmp_path: Path) -> None:
+    deep = np.full((4, 6), 128 * 257, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.unique(np.asarray(read_image(tmp_path / "deep.png"))).tolist() == [128]
+    lying = Image.new("RGB", (6, 4))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "lying.jpg", exif=exif)
+    assert read_image(tmp_path / "lying.jpg").size == (4, 6)
 
 
 def test_two_images_of_one_name_are_not_written_over_each_other(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from odise_pl.data.records import DataError
 
@@ -50,17 +50,25 @@ def decode_rgb(data: bytes) -> Image.Image:
     Raises:
         DataError: it cannot be decoded.
     """
-    return open_image(data).convert("RGB")
+    return as_rgb(open_image(data))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """To 8 bits of red, green and blue; of 16 bits the upper eight, which Pillow alone would clip."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB.
+    """An image file as RGB, upright as viewers show it.
 
     Raises:
         DataError: it is not there or cannot be decoded.
     """
     try:
-        return open_image(path.read_bytes()).convert("RGB")
+        return as_rgb(ImageOps.exif_transpose(open_image(path.read_bytes())))
     except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 

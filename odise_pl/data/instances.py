@@ -14,6 +14,7 @@ from pycocotools import mask as mask_api
 from odise_pl.data.records import DataError, InstanceRecord
 
 Rle = dict[str, Any]
+_FARTHEST = 1e6  # pixels that a polygon may lie away from the corner of the image
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
     height, width = size
     try:
         if isinstance(segmentation, list):
+            _check_polygons(segmentation)
             return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
         if tuple(segmentation["size"]) != size:
             raise DataError(
                 f"has a run-length code of size {segmentation['size']}, its image has {list(size)}"
             )
         if isinstance(segmentation["counts"], list):
+            _check_counts(segmentation["counts"], height * width)
             return mask_api.frPyObjects(segmentation, height, width)
         counts = segmentation["counts"]
         rle = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
@@ -52,6 +55,20 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
         raise DataError(
             f"has a segmentation that is neither polygons nor run-length code ({error})"
         ) from error
+
+
+def _check_polygons(polygons: Sequence[Any]) -> None:
+    """The C code never returns from coordinates without an end."""
+    values = np.concatenate(
+        [np.asarray(polygon, dtype=float).ravel() for polygon in polygons] or [np.zeros(0)]
+    )
+    if not (np.abs(values) <= _FARTHEST).all():
+        raise DataError(f"has a polygon with a coordinate that is no number up to {_FARTHEST:.0f}")
+
+
+def _check_counts(counts: Sequence[Any], pixels: int) -> None:
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != pixels:
+        raise DataError(f"has run lengths that are not whole numbers with a sum of {pixels}, its pixels")
 
 
 def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class FolderPredictor(nn.Module):
         there = {
             "panoptic": self._panoptic is not None,
             "instances": self._instances is not None,
-            "semantic": (self.folder / SEMANTIC).is_dir(),
+            "semantic": (self.folder / SEMANTIC).exists(),
         }
         return tuple(name for name, found in there.items() if found)
 
@@ -126,13 +127,16 @@ class FolderPredictor(nn.Module):
         return PanopticSegmentation(self._map(f"{PANOPTIC}/{name}", decode_ids, size), segments)
 
     def _segment(self, info: Any, where: str) -> Segment:
-        category = self._category(self._field(info, "category_id", where), where)
-        return Segment(self._field(info, "id", where, int), category, self.vocabulary.isthing[category])
+        category = self._category(self._field(info, "category_id", where, int), where)
+        segment_id = self._field(info, "id", where, int)
+        if not 0 <= segment_id < 1 << 24:
+            raise self._fault(where, f"id {segment_id} is none that a PNG of three bytes can hold")
+        return Segment(segment_id, category, self.vocabulary.isthing[category])
 
     def _read_instances(self, image_id: int, size: Size) -> Instances:
         results = [] if self._instances is None else self._instances.get(image_id, [])
         where = f"{INSTANCES}.json: image_id {image_id}"
-        labels = [self._category(self._field(r, "category_id", where), where) for r in results]
+        labels = [self._category(self._field(r, "category_id", where, int), where) for r in results]
         scores = [float(self._field(r, "score", where, float)) for r in results]
         masks = [self._mask(self._field(r, "segmentation", where), size, where) for r in results]
         return Instances(
@@ -146,7 +150,7 @@ class FolderPredictor(nn.Module):
 
         try:
             return torch.from_numpy(mask_api.decode(run_length(segmentation, size)).astype(bool))
-        except DataError as error:
+        except (DataError, ValueError) as error:
             raise self._fault(where, str(error)) from error
 
     def _read_semantic(self, key: str, size: Size) -> Tensor:
@@ -159,8 +163,8 @@ class FolderPredictor(nn.Module):
             values = decode((self.folder / name).read_bytes())
         except FileNotFoundError as error:
             raise self._fault(name, "is missing") from error
-        except DataError as error:
-            raise self._fault(name, str(error)) from error
+        except (DataError, OSError, ValueError) as error:
+            raise self._fault(name[:100], str(error)) from error
         if values.shape != size:
             shape = f"{values.shape[1]}x{values.shape[0]}"
             raise self._fault(name, f"has {shape} pixels, the image has {size[1]}x{size[0]}")
@@ -174,11 +178,11 @@ class FolderPredictor(nn.Module):
 
     def _json(self, name: str, field: str | None) -> Sequence[Any] | None:
         path = self.folder / name
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._fault(name, f"cannot be read ({error})") from error
         if field is None:
             if not isinstance(content, list):
@@ -196,6 +200,8 @@ class FolderPredictor(nn.Module):
             raise self._fault(where, f"an entry has no {field}")
         value = item[field]
         fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if kind is float and isinstance(value, int) and abs(value) > sys.float_info.max:
+            fits = False
         if not fits:
             raise self._fault(where, f"{field} {value!r} is no {_KINDS[kind]}")
         return value

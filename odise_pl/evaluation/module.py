@@ -117,11 +117,11 @@ class EvaluationModule(lightning.LightningModule):
             raise DataError("no sample can be read: all shards are damaged or without labels")
         if isinstance(self.predictor, FolderPredictor):
             self.predictor.refuse_strangers(result)
-        self.result = result
         if self.writer is not None:
             self.trainer.strategy.barrier()
             if self.trainer.is_global_zero:
                 self.writer.finish(result.num_images)
+        self.result = result  # from here on there is nothing left to save
 
     def save(self) -> None:
         """Save what was done, unless scoring a batch has failed half-way."""

@@ -146,7 +146,7 @@ def evaluate_all(
 def _writer(benchmark: Benchmark, output: Output) -> PredictionWriter | None:
     if output.predictions is None:
         return None
-    return PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary)
+    return PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary, output.digest)
 
 
 def _finished(progress: Progress, writer: PredictionWriter | None) -> dict[str, Any] | None:

@@ -23,7 +23,9 @@ from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
 
 _PARTS = ".parts"
+_OWNER = f"{_PARTS}/evaluation"
 _MAPS = (PANOPTIC, SEMANTIC)  # folders of PNGs
+_NAMES = (_PARTS, *_MAPS, f"{PANOPTIC}.json", f"{INSTANCES}.json")
 
 
 class PredictionWriter:
@@ -35,27 +37,41 @@ class PredictionWriter:
     Args:
         folder: ``panoptic.json``, ``panoptic/KEY.png``, ``instances.json`` and ``semantic/KEY.png`` go here.
         vocabulary: classes of the set; files carry its ids.
+        digest: of the evaluation; predictions of another one are neither continued nor written over.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        self.folder, self.vocabulary = folder, vocabulary
+    def __init__(self, folder: Path, vocabulary: Vocabulary, digest: str) -> None:
+        self.folder, self.vocabulary, self.digest = folder, vocabulary, digest
 
     def start(self, rank: int) -> None:
-        """Begin from nothing: parts that an evaluation of something else left are removed by the first rank.
+        """Begin from nothing: what this evaluation has left is removed, all of it by the first rank.
 
         Raises:
-            PredictionError: the folder holds predictions already.
+            PredictionError: the folder holds other predictions.
         """
+        if rank:
+            return
         self.refuse_taken()
-        if rank == 0:
-            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+        for name in _NAMES:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            if (self.folder / name).is_file():
+                (self.folder / name).unlink()
+        (self.folder / _PARTS).mkdir(parents=True)
+        write_text(self.folder / _OWNER, self.digest)
 
     def refuse_taken(self) -> None:
-        """Raises PredictionError if the folder holds predictions already."""
-        if (self.folder / f"{PANOPTIC}.json").exists():
+        """Raises PredictionError if the folder holds predictions that are not this evaluation's."""
+        there = [name for name in _NAMES if (self.folder / name).exists()]
+        if there and not self._own():
             raise PredictionError(
-                f"{self.folder} holds predictions already: name another folder, or delete it"
+                f"{self.folder} holds predictions already ({there[0]}): name another folder, or delete it"
             )
+
+    def _own(self) -> bool:
+        try:
+            return (self.folder / _OWNER).read_text(encoding="utf-8") == self.digest
+        except (OSError, ValueError):
+            return False
 
     def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
         """Write the predictions of a batch; a batch that comes again is written over."""
@@ -74,20 +90,28 @@ class PredictionWriter:
         write_text(self._part(batch.number), json.dumps(part))
 
     def holds(self, batches: Iterable[int]) -> bool:
-        """Whether all that was written of these batches is still there."""
-        for number in batches:
-            path = self._part(number)
-            if not path.is_file():
-                return False
+        """Whether all that this evaluation has written of these batches is still there."""
+        batches = list(batches)
+        if batches and not self._own():
+            return False
+        return all(self._has_maps(self._part(number)) for number in batches)
+
+    def _has_maps(self, path: Path) -> bool:
+        """Whether a JSON file with annotations is there and every map it names."""
+        try:
             names = [a["file_name"] for a in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
-            if not all((self.folder / kind / name).is_file() for kind in _MAPS for name in names):
-                return False
-        return True
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return all((self.folder / kind / name).is_file() for kind in _MAPS for name in names)
 
     @property
     def finished(self) -> bool:
-        """Whether the predictions of the whole set are there."""
-        return all((self.folder / f"{name}.json").is_file() for name in (PANOPTIC, INSTANCES))
+        """Whether this evaluation's predictions of the whole set are there."""
+        path = self.folder / f"{PANOPTIC}.json"
+        if not self._has_maps(path) or not (self.folder / f"{INSTANCES}.json").is_file():
+            return False
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content.get("info", {}).get("evaluation") == self.digest
 
     def finish(self, images: int) -> None:
         """Put the parts together when all ranks have written theirs.
@@ -102,7 +126,7 @@ class PredictionWriter:
         found = sum(len(part["images"]) for part in parts)
         if found != images:
             raise PredictionError(
-                f"{self.folder} holds predictions of {found} of {images} images: something else has removed "
+                f"{self.folder} holds predictions of {found} of {images} images: something else has changed "
                 "files while the evaluation ran; delete the folder and repeat"
             )
         categories = [
@@ -110,6 +134,7 @@ class PredictionWriter:
             for c in self.vocabulary.categories
         ]
         panoptic = {
+            "info": {"evaluation": self.digest},
             "images": [image for part in parts for image in part["images"]],
             "annotations": [annotation for part in parts for annotation in part["annotations"]],
             "categories": categories,

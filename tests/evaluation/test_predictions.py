@@ -78,7 +78,7 @@ def empty(truth: Truth) -> Prediction:
 def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Prediction]) -> Path:
     """Predictions of a set, made of its truth."""
     module = data(shards, name)
-    writer = PredictionWriter(folder, module.vocabulary(name))
+    writer = PredictionWriter(folder, module.vocabulary(name), "digest")
     writer.start(0)
     images = 0
     for batch in module.eval_loader(name):
@@ -104,7 +104,8 @@ def test_files_are_not_put_together_unless_every_image_is_there(
     benchmark_shards: Path, tmp_path: Path
 ) -> None:
     module = data(benchmark_shards / "ade847_val", "ade847")
-    writer = PredictionWriter(tmp_path, module.vocabulary("ade847"))
+    writer = PredictionWriter(tmp_path, module.vocabulary("ade847"), "digest")
+    writer.start(0)
     first, *_ = module.eval_loader("ade847")
     writer.write(first, [perfect(truth) for truth in first.truths if truth is not None])
     assert writer.holds([first.number])
@@ -113,6 +114,24 @@ def test_files_are_not_put_together_unless_every_image_is_there(
         writer.finish(3)
     (tmp_path / "semantic" / f"{first.keys[0]}.png").unlink()
     assert not writer.holds([first.number]), "a map of a batch is gone"
+    (tmp_path / ".parts" / f"{first.number:09d}.json").write_text("[]")
+    assert not writer.holds([first.number]), "a part is damaged"
+    with pytest.raises(PredictionError, match="holds predictions already"):
+        PredictionWriter(tmp_path, writer.vocabulary, "another").start(0)
+    writer.start(0)
+    assert not list(tmp_path.rglob("*.png")), "this evaluation may begin again"
+
+
+def test_predictions_of_a_finished_set_are_looked_at_one_by_one(
+    benchmark_shards: Path, tmp_path: Path
+) -> None:
+    shards = benchmark_shards / "ade847_val"
+    folder = write(shards, "ade847", tmp_path, perfect)
+    vocabulary = data(shards, "ade847").vocabulary("ade847")
+    assert PredictionWriter(folder, vocabulary, "digest").finished
+    assert not PredictionWriter(folder, vocabulary, "another").finished
+    next((folder / "semantic").iterdir()).unlink()
+    assert not PredictionWriter(folder, vocabulary, "digest").finished
 
 
 @pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
@@ -203,6 +222,11 @@ def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
+def _file_for_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 FAULTS: list[tuple[str, Callable[[Path], None]]] = [
     (
         "no annotation with image_id 2",
@@ -224,7 +248,7 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=77777)),
     ),
     (
-        "category_id 4.5 is none",
+        "category_id 4.5 is no whole number",
         lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=4.5)),
     ),
     (
@@ -257,6 +281,37 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         r"instances\.json: 1 images are none of the data set's, image_id 77",
         lambda f: change(f, "instances.json", lambda c: c.append({**c[0], "image_id": 77})),
     ),
+    ("panoptic: Not a directory|panoptic/.*Not a directory", lambda f: _file_for_folder(f / "panoptic")),
+    ("semantic/.*Not a directory", lambda f: _file_for_folder(f / "semantic")),
+    (r"instances\.json: cannot be read", lambda f: (f / "instances.json").write_text("[" * 200_000)),
+    (
+        "file_name '' is|panoptic/: ",
+        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(file_name="")),
+    ),
+    (
+        "id 10{30} is none that a PNG",
+        lambda f: change(
+            f, "panoptic.json", lambda c: c["annotations"][1]["segments_info"][0].update(id=10**30)
+        ),
+    ),
+    (
+        "score 10{400} is no number",
+        lambda f: change(f, "instances.json", lambda c: c[0].update(score=10**400)),
+    ),
+    (
+        "polygon with a coordinate that is no number",
+        lambda f: change(
+            f, "instances.json", lambda c: c[0].update(segmentation=[[1, 1, 10, float("nan"), 5, 5]])
+        ),
+    ),
+    (
+        "run lengths that are not whole numbers with a sum of",
+        lambda f: change(
+            f,
+            "instances.json",
+            lambda c: c[0].update(segmentation={"size": c[0]["segmentation"]["size"], "counts": [1, 2, 3]}),
+        ),
+    ),
     (
         "score 'high' is no number",
         lambda f: change(f, "instances.json", lambda c: c[0].update(score="high")),
@@ -283,7 +338,11 @@ def test_faults_are_named(
 
 
 def test_predictions_that_are_there_are_not_written_over(benchmark_shards: Path, folder: Path) -> None:
-    writer = PredictionWriter(folder, data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco"))
+    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
+    writer = PredictionWriter(folder, vocabulary, "digest")
+    with pytest.raises(PredictionError, match="holds predictions already"):
+        writer.start(0)
+    (folder / "panoptic.json").unlink()
     with pytest.raises(PredictionError, match="holds predictions already"):
         writer.start(0)
 
@@ -294,7 +353,7 @@ def test_parts_of_two_runs_and_two_ranks_are_put_together_in_order(
     shards = benchmark_shards / "coco_val2017"
     module = data(shards, "coco")
     whole = write(shards, "coco", tmp_path / "whole", perfect)
-    writers = [PredictionWriter(tmp_path / "parts", module.vocabulary("coco")) for _ in range(2)]
+    writers = [PredictionWriter(tmp_path / "parts", module.vocabulary("coco"), "digest") for _ in range(2)]
     batches: list[Batch] = list(module.eval_loader("coco"))
     for writer, batch in zip(
         [writers[0], writers[1], writers[1]], [*reversed(batches), batches[0]], strict=True

@@ -17,6 +17,7 @@ from torch import nn
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
+from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.run import (
     Benchmark,
     EvaluationProgress,
@@ -24,6 +25,7 @@ from odise_pl.evaluation.run import (
     SaveOnInterruption,
     evaluate_all,
 )
+from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
@@ -118,6 +120,32 @@ def test_predictions_that_are_gone_are_made_again(
     evaluate(benchmark_shards, tmp_path, asked)
     assert len(asked) == 9
     assert files(tmp_path) == files(whole)
+
+
+def test_a_signal_while_predictions_are_put_together_loses_nothing(
+    whole: Path, benchmark_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PredictionWriter.finish
+
+    def interrupted(self: PredictionWriter, images: int) -> None:
+        original(self, images)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asked: list[str] = []
+    monkeypatch.setattr(PredictionWriter, "finish", interrupted)
+    with pytest.raises(SystemExit):
+        evaluate(benchmark_shards, tmp_path, asked)
+    monkeypatch.undo()
+    evaluate(benchmark_shards, tmp_path, asked)
+    assert len(asked) == 9
+    assert files(tmp_path) == files(whole)
+
+
+def test_two_evaluations_do_not_mix_their_predictions(benchmark_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path / "a", [], 2, predictions=tmp_path / "kept")
+    with pytest.raises(PredictionError, match="holds predictions already"):
+        evaluate(benchmark_shards, tmp_path / "b", [], digest="other", predictions=tmp_path / "kept")
 
 
 @pytest.mark.parametrize(("signum", "scoring"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
