@@ -173,14 +173,14 @@ def test_options_that_do_not_exist_are_refused(shards: Path) -> None:
         module(shards).vocabulary("val")
 
 
-def test_a_missing_set_ends_in_one_line_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "split"), [("my_train", "train2017"), ("my_open", "val2017")])
+def test_a_missing_set_ends_in_one_line_before_anything_starts(name: str, split: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
     with pytest.raises(DataError) as error:
-        module(tmp_path / "nowhere").setup("fit")
-    assert str(error.value).startswith(
-        f"no shard set at {tmp_path / 'nowhere' / 'dataset.json'}; make it with: "
-    )
-    assert f"odise_pl.data.prepare coco --root COCO --split train2017 --out {tmp_path / 'nowhere'}" in str(
-        error.value
+        module(folder).setup("fit")
+    assert str(error.value) == (
+        f"no shard set at {folder / 'dataset.json'}; make it with: "
+        f"python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
     )
 
 
