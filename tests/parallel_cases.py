@@ -45,7 +45,7 @@ def same_points(*size: int) -> Tensor:
 
 
 class Module(OdiseModule):
-    def _uniform(self, batch_idx: int) -> Uniform:
+    def uniform(self, batch_idx: int) -> Uniform:
         return same_points
 
 
