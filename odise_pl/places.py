@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class CheckRunFolder(Callback):
         instance = HydraConfig.instance()
         before = instance.cfg
         try:
+            config = deepcopy(config)  # what is set is made read-only
             instance.set_config(config)  # references to Hydra's own settings are resolved by it
             folder = config.hydra[mode].dir
         except OmegaConfBaseException:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -158,15 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="write the samples as a picture")
     options = parser.parse_args(arguments)
     wanted = options.models or ["clip", "vae", "unet"]
-    clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
-    if "clip" in wanted:
+    clip = None
+    if "clip" in wanted or "unet" in wanted:
+        clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
+    if clip is not None and "clip" in wanted:
         share = 100 * grade_clip(clip, options.count)
         print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
-    if "vae" in wanted or "unet" in wanted:
-        models = load_diffusion(str(options.weights / "diffusion"))
     if "vae" in wanted:
-        print(f"vae: {grade_vae(models.vae, options.count):.2f} dB on {options.count} held-out pictures")
-    if "unet" in wanted:
+        vae: Any = AutoencoderKL.from_pretrained(options.weights / "diffusion" / "vae").float().eval()
+        print(f"vae: {grade_vae(vae, options.count):.2f} dB on {options.count} held-out pictures")
+    if clip is not None and "unet" in wanted:
+        models = load_diffusion(str(options.weights / "diffusion"))
         share, samples = grade_unet(models, clip, options.each, options.steps)
         print(f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised")
         if options.sheet:
