@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
 from shard_members import unlabel
 from torch import Tensor, distributed, multiprocessing
+from trained import composed
 
 from odise_pl.data.prepare import main as prepare
 from odise_pl.lightning_module import OdiseModule, StepLosses
@@ -22,7 +21,6 @@ from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.optimization import OptimizerSettings
 from odise_pl.structures import Batch, Targets
 
-CONF = Path(__file__).parents[1] / "conf"
 SMALL = [
     "experiment=laptop",
     "model=odise_caption",
@@ -198,11 +196,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (shard,) = (folder / "shards").glob("*.tar")
     unlabel(shard, "2")
     return folder / "shards"
-
-
-def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, ["run=test", f"run_dir={run_dir}", *overrides])
 
 
 STEPS = 60

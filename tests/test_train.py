@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from trained import ROOT, composed
 
 from odise_pl.weights import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "experiment=laptop",
     "data.num_workers=0",
@@ -35,12 +33,6 @@ def shards(scene_shards: Path) -> Path:
 
 def options(shards: Path, *more: str) -> list[str]:
     return [*SMALL, f"data.train={shards}", f"data.val={shards}", *more]
-
-
-def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        # the run's name and folder ask Hydra for what only a program has
-        return compose(name, ["run=test", f"run_dir={run_dir}", *overrides])
 
 
 def run(script: str, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

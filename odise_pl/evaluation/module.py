@@ -66,10 +66,12 @@ class EvaluationModule(lightning.LightningModule):
 
     def _restore(self, place: tuple[int, int]) -> frozenset[int]:
         """The batches that are done; none if their predictions are to be kept and are gone."""
+        if self.writer is None:
+            return self._progress.restore(self.metrics, *place)
         done = self._progress.done()
-        gone = self.writer is not None and not self.writer.holds(done)
+        gone = not self.writer.holds(done)
         self.trainer.strategy.barrier()  # every rank has seen the same before one changes it
-        if self.writer is not None and gone:
+        if gone:
             _log.warning(
                 "%s: predictions of the interrupted evaluation are gone: starting anew", self.writer.folder
             )
@@ -78,8 +80,7 @@ class EvaluationModule(lightning.LightningModule):
                 self._progress.discard()
         if done:
             return self._progress.restore(self.metrics, *place)
-        if self.writer is not None:
-            self.writer.start(place[0])
+        self.writer.start(place[0])
         return done
 
     def on_validation_start(self) -> None:

@@ -120,7 +120,7 @@ def evaluate_all(
     # asked before anything runs, so that all ranks agree
     finished = {name: _finished(one, writers[name]) for name, one in progress.items()}
     for name, writer in writers.items():
-        if writer is not None and finished[name] is None and not progress[name].done():
+        if writer is not None and finished[name] is None:
             writer.refuse_taken()
     if trainer.is_global_zero:
         claim = output.folder / CLAIM

@@ -94,23 +94,24 @@ class PredictionWriter:
         batches = list(batches)
         if batches and not self._own():
             return False
-        return all(self._has_maps(self._part(number)) for number in batches)
+        return all(self._with_maps(self._part(number)) is not None for number in batches)
 
-    def _has_maps(self, path: Path) -> bool:
-        """Whether a JSON file with annotations is there and every map it names."""
+    def _with_maps(self, path: Path) -> dict[str, Any] | None:
+        """What a JSON file with annotations holds; None unless it can be read and its maps are there."""
         try:
-            names = [a["file_name"] for a in json.loads(path.read_text(encoding="utf-8"))["annotations"]]
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            names = [annotation["file_name"] for annotation in content["annotations"]]
         except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return all((self.folder / kind / name).is_file() for kind in _MAPS for name in names)
+            return None
+        there = all((self.folder / kind / name).is_file() for kind in _MAPS for name in names)
+        return content if there else None
 
     @property
     def finished(self) -> bool:
         """Whether this evaluation's predictions of the whole set are there."""
-        path = self.folder / f"{PANOPTIC}.json"
-        if not self._has_maps(path) or not (self.folder / f"{INSTANCES}.json").is_file():
+        content = self._with_maps(self.folder / f"{PANOPTIC}.json")
+        if content is None or not (self.folder / f"{INSTANCES}.json").is_file():
             return False
-        content = json.loads(path.read_text(encoding="utf-8"))
         return content.get("info", {}).get("evaluation") == self.digest
 
     def finish(self, images: int) -> None:
