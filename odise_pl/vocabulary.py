@@ -7,6 +7,7 @@ list, a file, or what a user types; :func:`load_vocabulary` reads all of them.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from omegaconf import OmegaConf
 
 from odise_pl.errors import UserError
 
+_log = logging.getLogger(__name__)
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours.
-_ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>.*?)(?::\s*(?P<kind>thing|stuff))?", re.DOTALL)
+_ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
 # OpenSeg's lists keep a line for ids that the data set does not use.
 _UNUSED_ID = "invalid_class_id"
 
@@ -179,8 +181,8 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
             * the same sequence as one string, ``'[dog, "park bench"]'``;
             * a vocabulary, which is returned as it is.
 
-            Classes of lines are things unless the line ends in ``:stuff``, and their ids count from 0 unless
-            the lines give them.
+            Classes of lines are things unless the line ends in ``:stuff`` (in any case), and their ids count
+            from 0 unless the lines give them. A synonym that names another class is told in the log.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
 
     Raises:
@@ -243,7 +245,7 @@ def _from_entries(entries: Iterable[Any], name: str) -> Vocabulary:
         raise VocabularyError(
             f"vocabulary '{name}': {numbered} of {len(parsed)} classes have an id; give all or none"
         )
-    return Vocabulary(
+    vocabulary = Vocabulary(
         name,
         tuple(
             Category(index if identifier is None else identifier, names[0], names[1:], isthing)
@@ -251,6 +253,26 @@ def _from_entries(entries: Iterable[Any], name: str) -> Vocabulary:
             if _UNUSED_ID not in names
         ),
     )
+    _tell_ambiguous(vocabulary)
+    return vocabulary
+
+
+def _tell_ambiguous(vocabulary: Vocabulary) -> None:
+    """A synonym may be another class's name, as published lists have it, but it is rarely meant."""
+    named = {_normalised(name): index for index, name in enumerate(vocabulary.names)}
+    found = [
+        f"'{synonym}', a synonym of '{category.name}', is a class of its own"
+        for index, category in enumerate(vocabulary.categories)
+        for synonym in category.synonyms
+        if named.get(_normalised(synonym), index) != index
+    ]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        _log.warning(
+            "vocabulary '%s': %s%s: both get its score, and the class listed first wins a tie; remove one "
+            "if they are meant to be told apart",
+            *(vocabulary.name, found[0], more),
+        )
 
 
 def _parse_entry(entry: Any, vocabulary: str) -> tuple[int | None, tuple[str, ...], bool]:
@@ -262,11 +284,15 @@ def _parse_entry(entry: Any, vocabulary: str) -> tuple[int | None, tuple[str, ..
             f"such as 'on', 'off' and numbers)"
         )
     match = _ENTRY.fullmatch(",".join(parts).strip())
-    assert match is not None  # every part of the expression may be empty
+    if match is None:
+        raise VocabularyError(
+            f"vocabulary '{vocabulary}': {entry!r} has a colon that nothing but ':thing' or ':stuff' may "
+            f"follow; names with colons can be given in a JSON file"
+        )
     names = _distinct(name.strip() for name in match["names"].split(","))
     if "" in names:
         raise VocabularyError(f"vocabulary '{vocabulary}': {entry!r} has an empty name")
-    return int(match["id"]) if match["id"] else None, names, match["kind"] != "stuff"
+    return int(match["id"]) if match["id"] else None, names, (match["kind"] or "thing").casefold() == "thing"
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

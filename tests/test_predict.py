@@ -13,7 +13,7 @@ from shard_members import members
 from trained import ROOT, train_a_little
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.images import decode_ids, read_image
+from odise_pl.data.images import decode_ids, decode_rgb, read_image
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.predict import load_segmenter, main
 from odise_pl.vocabulary import load_vocabulary
@@ -146,6 +146,31 @@ def test_photos_are_upright_and_keep_their_brightness(tmp_path: Path) -> None:
     exif[0x0112] = 6
     lying.save(tmp_path / "lying.jpg", exif=exif)
     assert read_image(tmp_path / "lying.jpg").size == (4, 6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
+    """Half of it opaque black; of the palette, grey and RGB files one value is declared transparent."""
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
+    image.paste((90, 90, 90, 0), (2, 0, 4, 2))
+    path, options = tmp_path / "cut_out.png", {}
+    if mode in ("L", "RGB"):
+        options["transparency"] = 90 if mode == "L" else (90, 90, 90)
+    if mode == "P":
+        image = Image.fromarray(np.repeat(np.array([[0, 0, 1, 1]], np.uint8), 2, axis=0), "P")
+        image.putpalette([0, 0, 0, 90, 90, 90])
+        options["transparency"] = 1
+    image.convert(mode).save(path, **options)
+    pixels = np.asarray(read_image(path))
+    assert pixels.shape == (2, 4, 3)
+    assert (pixels[:, :2] == 0).all()
+    assert (pixels[:, 2:] == 255).all()
+    assert np.array_equal(np.asarray(decode_rgb(path.read_bytes())), pixels), "the same from a shard"
+
+
+def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 100, 200, 128)).save(tmp_path / "half.png")
+    assert np.asarray(read_image(tmp_path / "half.png"))[0, 0] == pytest.approx([127, 177, 227], abs=1)
 
 
 def test_two_images_of_one_name_are_not_written_over_each_other(

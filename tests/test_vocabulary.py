@@ -117,6 +117,32 @@ def test_a_list_as_typed_by_a_user() -> None:
     )
 
 
+def test_the_kind_of_a_class_is_read_in_any_case() -> None:
+    loaded = load_vocabulary(["grass:Stuff", "sky: STUFF", "Dog:Thing", "7 up"])
+    assert loaded.names == ("grass", "sky", "Dog", "7 up")
+    assert loaded.isthing == (False, False, True, True)
+
+
+def test_a_synonym_that_is_another_class_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    load_vocabulary(["dog,puppy", "cat,pet", "parrot,pet"])
+    assert not caplog.records, "two classes may share a synonym"
+    loaded = load_vocabulary(["dog,puppy", " Puppy", "cat"], name="mine")
+    assert loaded.labels == (("dog", "puppy"), ("Puppy",), ("cat",))
+    (record,) = caplog.records
+    assert "vocabulary 'mine': 'puppy', a synonym of 'dog', is a class of its own:" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_published_lists_are_read_in_openseg_format_too(name: str, tmp_path: Path) -> None:
+    """Their names are the same, also where a synonym is another class's name."""
+    packaged, file = load_vocabulary(name), tmp_path / "openseg.txt"
+    lines = [f"{c.id}:{','.join(c.names)}" for c in packaged.categories]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    loaded = load_vocabulary(file)
+    assert loaded.labels == packaged.labels
+    assert [c.id for c in loaded.categories] == [c.id for c in packaged.categories]
+
+
 def test_text_file(tmp_path: Path) -> None:
     file = tmp_path / "farm.txt"
     file.write_text("cow, cattle\n\nhay bale\nmeadow:stuff\n", encoding="utf-8")
@@ -188,6 +214,8 @@ def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> N
         ("[dog, on]", "True is neither a name.*quote"),
         ("[dog", r"cannot read the list of class names \[dog"),
         (["1:dog", "cat"], "1 of 2 classes have an id"),
+        (["grass:stuf"], r"'grass:stuf' has a colon that nothing but ':thing' or ':stuff' may follow"),
+        (["grass:stuff,lawn"], r"'grass:stuff,lawn' has a colon"),
     ],
 )
 def test_unreadable_source(source: str | list[object], message: str) -> None:

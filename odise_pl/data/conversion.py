@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from odise_pl.data.files import SourceFile
-from odise_pl.data.images import encode_ids, encode_semantic, open_image, resize_ids, resize_image
+from odise_pl.data.images import as_rgb, encode_ids, encode_semantic, open_image, resize_ids, resize_image
 from odise_pl.data.records import (
     IMAGE,
     PANOPTIC,
@@ -115,7 +115,7 @@ class Conversion:
         if size == (image.height, image.width):
             return content
         buffer = io.BytesIO()
-        resize_image(image.convert("RGB"), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        resize_image(as_rgb(image), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
         return buffer.getvalue()
 
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from odise_pl.data.records import DataError
 _ORIENTATION_TAG = 0x0112
 # Value that stands for no class in a grey PNG, by Pillow's mode.
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
@@ -54,10 +56,16 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """To 8 bits of red, green and blue; of 16 bits the upper eight, which Pillow alone would clip."""
+    """To 8 bits of red, green and blue; of 16 bits the upper eight, which Pillow alone would clip.
+
+    What is transparent shows white, as on paper: the colour that a file has there is nothing anybody sees.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -120,6 +128,16 @@ def decode_semantic(data: bytes) -> NDArray[np.int32]:
 def encode_semantic(classes: NDArray[np.integer]) -> bytes:
     """The inverse of :func:`decode_semantic`, in 16 bits."""
     return _png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is there and ends as every PNG does; its pixels are not decoded."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
 
 
 def _png(image: Image.Image) -> bytes:

@@ -44,12 +44,13 @@ class FolderPredictor(nn.Module):
         self.folder, self.vocabulary = folder, vocabulary
         annotations = self._json(f"{PANOPTIC}.json", "annotations")
         self._panoptic = None if annotations is None else self._by_image(annotations)
-        self._instances: dict[int, list[Any]] | None = None
+        self._instances: dict[int, list[tuple[int, Any]]] | None = None  # with their places in the file
         results = self._json(f"{INSTANCES}.json", None)
         if results is not None:
             self._instances = defaultdict(list)
-            for result in results:
-                self._instances[self._id(result, INSTANCES)].append(result)
+            for number, result in enumerate(results):
+                self._instances[self._id(result, INSTANCES)].append((number, result))
+            self._tell_repeated(results)
 
     def _by_image(self, annotations: Sequence[Any]) -> dict[int, Any]:
         found: dict[int, Any] = {}
@@ -59,6 +60,22 @@ class FolderPredictor(nn.Module):
                 raise self._fault(f"{PANOPTIC}.json", f"image_id {image_id} has two annotations")
             found[image_id] = annotation
         return found
+
+    def _tell_repeated(self, results: Sequence[Any]) -> None:
+        """COCO's format allows a result to come again, and its rules count it as wrong."""
+        seen: set[str] = set()
+        repeated = []
+        for number, result in enumerate(results):
+            fact = repr([result.get(name) for name in ("image_id", "category_id", "score", "segmentation")])
+            if fact in seen:
+                repeated.append(number)
+            seen.add(fact)
+        if repeated:
+            _log.warning(
+                "%s/%s.json: %d of %d results are the same as one before (same image, category, mask and "
+                "score), entry %d the first; by COCO's rules they count as false: were two lists joined?",
+                *(self.folder, INSTANCES, len(repeated), len(results), repeated[0]),
+            )
 
     def facts(self) -> tuple[str, ...]:
         """What tells these predictions from others."""
@@ -135,10 +152,12 @@ class FolderPredictor(nn.Module):
 
     def _read_instances(self, image_id: int, size: Size) -> Instances:
         results = [] if self._instances is None else self._instances.get(image_id, [])
-        where = f"{INSTANCES}.json: image_id {image_id}"
-        labels = [self._category(self._field(r, "category_id", where, int), where) for r in results]
-        scores = [float(self._field(r, "score", where, float)) for r in results]
-        masks = [self._mask(self._field(r, "segmentation", where), size, where) for r in results]
+        labels, scores, masks = [], [], []
+        for number, result in results:
+            where = f"{INSTANCES}.json: entry {number} (image_id {image_id})"
+            labels.append(self._category(self._field(result, "category_id", where, int), where))
+            scores.append(float(self._field(result, "score", where, float)))
+            masks.append(self._mask(self._field(result, "segmentation", where), size, where))
         return Instances(
             torch.tensor(labels, dtype=torch.int64),
             torch.tensor(scores, dtype=torch.float64),

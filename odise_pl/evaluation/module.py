@@ -69,12 +69,10 @@ class EvaluationModule(lightning.LightningModule):
         if self.writer is None:
             return self._progress.restore(self.metrics, *place)
         done = self._progress.done()
-        gone = not self.writer.holds(done)
+        lost = self.writer.lost(done)
         self.trainer.strategy.barrier()  # every rank has seen the same before one changes it
-        if gone:
-            _log.warning(
-                "%s: predictions of the interrupted evaluation are gone: starting anew", self.writer.folder
-            )
+        if lost is not None:
+            _log.warning("%s of the interrupted evaluation is gone or damaged: starting anew", lost)
             done = frozenset()
             if self.trainer.is_global_zero:
                 self._progress.discard()

@@ -154,8 +154,9 @@ def _finished(progress: Progress, writer: PredictionWriter | None) -> dict[str, 
     summary = progress.summary()
     if summary is None or writer is None:
         return summary
-    if not writer.finished:
-        _log.warning("%s: predictions of the interrupted evaluation are gone: starting anew", writer.folder)
+    lost = writer.reopen()
+    if lost is not None:
+        _log.warning("%s of the interrupted evaluation is gone or damaged: starting anew", lost)
         return None
     writer.clean()
     return summary

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from odise_pl.data.images import encode_ids
+from odise_pl.data.images import encode_ids, is_whole_png
 from odise_pl.evaluation.coco_results import (
     INSTANCES,
     PANOPTIC,
@@ -56,7 +56,10 @@ class PredictionWriter:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             if (self.folder / name).is_file():
                 (self.folder / name).unlink()
-        (self.folder / _PARTS).mkdir(parents=True)
+        self._claim()
+
+    def _claim(self) -> None:
+        (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
         write_text(self.folder / _OWNER, self.digest)
 
     def refuse_taken(self) -> None:
@@ -89,30 +92,37 @@ class PredictionWriter:
             part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
         write_text(self._part(batch.number), json.dumps(part))
 
-    def holds(self, batches: Iterable[int]) -> bool:
-        """Whether all that this evaluation has written of these batches is still there."""
+    def lost(self, batches: Iterable[int]) -> Path | None:
+        """The first file of what this evaluation has written of these batches that is gone or damaged."""
         batches = list(batches)
         if batches and not self._own():
-            return False
-        return all(self._with_maps(self._part(number)) is not None for number in batches)
+            return self.folder / _PARTS
+        found = (self._lost(self._part(number)) for number in batches)
+        return next((path for path in found if path is not None), None)
 
-    def _with_maps(self, path: Path) -> dict[str, Any] | None:
-        """What a JSON file with annotations holds; None unless it can be read and its maps are there."""
+    def lost_of_all(self) -> Path | None:
+        """The same of the predictions of the whole set, once they are put together."""
+        instances = self.folder / f"{INSTANCES}.json"
+        return self._lost(self._whole, self.digest) or (None if instances.is_file() else instances)
+
+    def reopen(self) -> Path | None:
+        """The same; if there is one, the others may be written over, unless nothing says whose they are."""
+        lost = self.lost_of_all()
+        if lost not in (None, self._whole):
+            self._claim()
+        return lost
+
+    def _lost(self, path: Path, digest: str | None = None) -> Path | None:
+        """A JSON file with annotations, unless it can be read and is of the digest, or one of its maps."""
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             names = [annotation["file_name"] for annotation in content["annotations"]]
         except (OSError, ValueError, KeyError, TypeError):
-            return None
-        there = all((self.folder / kind / name).is_file() for kind in _MAPS for name in names)
-        return content if there else None
-
-    @property
-    def finished(self) -> bool:
-        """Whether this evaluation's predictions of the whole set are there."""
-        content = self._with_maps(self.folder / f"{PANOPTIC}.json")
-        if content is None or not (self.folder / f"{INSTANCES}.json").is_file():
-            return False
-        return content.get("info", {}).get("evaluation") == self.digest
+            return path
+        if content.get("info", {}).get("evaluation") != digest:
+            return path
+        maps = (self.folder / kind / name for kind in _MAPS for name in names)
+        return next((file for file in maps if not is_whole_png(file)), None)
 
     def finish(self, images: int) -> None:
         """Put the parts together when all ranks have written theirs.
@@ -141,13 +151,17 @@ class PredictionWriter:
             "categories": categories,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / f"{PANOPTIC}.json", json.dumps(panoptic))
+        write_text(self._whole, json.dumps(panoptic))
         results = [result for part in parts for result in part["results"]]
         write_text(self.folder / f"{INSTANCES}.json", json.dumps(results))
 
     def clean(self) -> None:
         """Remove the parts; not before the result of the set is on disk, which nothing else could give."""
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    @property
+    def _whole(self) -> Path:
+        return self.folder / f"{PANOPTIC}.json"
 
     def _part(self, number: int) -> Path:
         return self.folder / _PARTS / f"{number:09d}.json"

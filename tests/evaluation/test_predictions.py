@@ -19,6 +19,7 @@ from benchmark_shards import BENCHMARKS
 from hotcoco.panoptic import PanopticEval
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -108,14 +109,18 @@ def test_files_are_not_put_together_unless_every_image_is_there(
     writer.start(0)
     first, *_ = module.eval_loader("ade847")
     writer.write(first, [perfect(truth) for truth in first.truths if truth is not None])
-    assert writer.holds([first.number])
-    assert not writer.holds([first.number, 99])
+    assert writer.lost([first.number]) is None
+    assert writer.lost([first.number, 99]) == tmp_path / ".parts" / f"{99:09d}.json"
     with pytest.raises(PredictionError, match="of 2 of 3 images"):
         writer.finish(3)
-    (tmp_path / "semantic" / f"{first.keys[0]}.png").unlink()
-    assert not writer.holds([first.number]), "a map of a batch is gone"
-    (tmp_path / ".parts" / f"{first.number:09d}.json").write_text("[]")
-    assert not writer.holds([first.number]), "a part is damaged"
+    semantic, panoptic = (tmp_path / kind / f"{first.keys[0]}.png" for kind in ("semantic", "panoptic"))
+    semantic.unlink()
+    assert writer.lost([first.number]) == semantic
+    panoptic.write_bytes(panoptic.read_bytes()[:-7])
+    assert writer.lost([first.number]) == panoptic, "cut off"
+    part = tmp_path / ".parts" / f"{first.number:09d}.json"
+    part.write_text("[]")
+    assert writer.lost([first.number]) == part, "damaged"
     with pytest.raises(PredictionError, match="holds predictions already"):
         PredictionWriter(tmp_path, writer.vocabulary, "another").start(0)
     writer.start(0)
@@ -128,10 +133,20 @@ def test_predictions_of_a_finished_set_are_looked_at_one_by_one(
     shards = benchmark_shards / "ade847_val"
     folder = write(shards, "ade847", tmp_path, perfect)
     vocabulary = data(shards, "ade847").vocabulary("ade847")
-    assert PredictionWriter(folder, vocabulary, "digest").finished
-    assert not PredictionWriter(folder, vocabulary, "another").finished
-    next((folder / "semantic").iterdir()).unlink()
-    assert not PredictionWriter(folder, vocabulary, "digest").finished
+    writer = PredictionWriter(folder, vocabulary, "digest")
+    assert writer.lost_of_all() is None
+    assert PredictionWriter(folder, vocabulary, "another").lost_of_all() == folder / "panoptic.json"
+    for name in ("semantic", "panoptic"):
+        damaged = min((folder / name).iterdir())
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+        assert writer.lost_of_all() == damaged
+    writer.reopen()
+    writer.refuse_taken()
+    writer.clean()
+    (folder / "panoptic.json").unlink()
+    assert writer.reopen() == folder / "panoptic.json"
+    with pytest.raises(PredictionError, match="holds predictions already"):
+        writer.refuse_taken()  # nothing says whose they are
 
 
 @pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
@@ -227,6 +242,21 @@ def _file_for_folder(folder: Path) -> None:
     folder.touch()
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _compressed(folder: Path, lengths: list[int]) -> None:
+    """Run lengths as pycocotools itself writes and takes them, whatever they add up to."""
+
+    def edit(content: Any) -> None:
+        size = content[4]["segmentation"]["size"]
+        code = mask_api.frPyObjects({"size": size, "counts": lengths}, *size)["counts"]
+        content[4].update(segmentation={"size": size, "counts": code.decode()})
+
+    change(folder, "instances.json", edit)
+
+
 FAULTS: list[tuple[str, Callable[[Path], None]]] = [
     (
         "no annotation with image_id 2",
@@ -313,6 +343,27 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         ),
     ),
     (
+        r"instances\.json: entry 4 \(image_id \d\): has run lengths that .* encode the mask of the whole",
+        lambda f: _compressed(f, [3, 5, 7]),
+    ),
+    ("has run lengths that are not whole numbers", lambda f: _compressed(f, [3, 10**6])),
+    (
+        "run-length code with characters that are none",
+        lambda f: change(
+            f,
+            "instances.json",
+            lambda c: c[0].update(segmentation={"size": c[0]["segmentation"]["size"], "counts": "a b"}),
+        ),
+    ),
+    (
+        r"panoptic/0*2\.png: cannot be decoded \(image file is truncated",
+        lambda f: _cut(f / "panoptic/000000000002.png"),
+    ),
+    (
+        r"semantic/0*2\.png: cannot be decoded \(image file is truncated",
+        lambda f: _cut(f / "semantic/000000000002.png"),
+    ),
+    (
         "score 'high' is no number",
         lambda f: change(f, "instances.json", lambda c: c[0].update(score="high")),
     ),
@@ -335,6 +386,19 @@ def test_faults_are_named(
     spoil(folder)
     with pytest.raises(UserError, match=message):
         score(benchmark_shards, folder, tmp_path, "data=coco")
+
+
+def test_results_that_come_again_are_told_and_scored_as_by_cocos_rules(
+    benchmark_shards: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "odise_pl")
+    assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] == 1
+    assert "results are the same" not in caplog.text
+    change(folder, "instances.json", lambda c: c.extend(list(c)))
+    count = len(json.loads((folder / "instances.json").read_text()))
+    assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] < 1
+    assert f"instances.json: {count // 2} of {count} results are the same as one before" in caplog.text
+    assert f"entry {count // 2} the first" in caplog.text
 
 
 def test_predictions_that_are_there_are_not_written_over(benchmark_shards: Path, folder: Path) -> None:

@@ -122,6 +122,25 @@ def test_predictions_that_are_gone_are_made_again(
     assert files(tmp_path) == files(whole)
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(2, "coco/panoptic"), (5, "coco/semantic")])
+def test_a_map_that_was_cut_off_is_named_and_made_again(
+    limit: int,
+    kept: str,
+    whole: Path,
+    benchmark_shards: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the middle of the first set, and after it."""
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(benchmark_shards, tmp_path, [], limit)
+    damaged = min((tmp_path / "kept" / kept).iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    evaluate(benchmark_shards, tmp_path, [])
+    assert f"{damaged} of the interrupted evaluation is gone or damaged: starting anew" in caplog.text
+    assert files(tmp_path) == files(whole)
+
+
 def test_a_signal_while_predictions_are_put_together_loses_nothing(
     whole: Path, benchmark_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
