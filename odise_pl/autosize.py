@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from odise_pl.allocations import Allocations, bytes_of
 from odise_pl.data.collate import collate
 from odise_pl.faults import OUT_OF_MEMORY, OutOfMemoryError, is_out_of_memory
 from odise_pl.lightning_module import OdiseModule
@@ -58,11 +59,12 @@ def choose(
     for some in _WINDOWS if windows is None else (windows,):
         needed = trial(some)
         if needed is not None and needed * (batch or 1) <= room:
-            return Sizes(batch or _largest(images, room // max(needed, 1)), some)
+            return Sizes(batch or largest_batch(images, room // max(needed, 1)), some)
     raise OutOfMemoryError(f"{OUT_OF_MEMORY} ({free / 2**30:.1f} GiB are free)")
 
 
-def _largest(images: int, limit: int) -> int:
+def largest_batch(images: int, limit: int) -> int:
+    """The most images at once, of ``limit`` at most, that divide those of an optimiser step."""
     return max(n for n in range(1, images + 1) if images % n == 0 and n <= max(limit, 1))
 
 
@@ -91,15 +93,15 @@ def fit_to_device(
         batch = before
     images = module.global_batch // trainer.world_size
     if trainer.world_size > 1:
-        batch = _largest(images, PUBLISHED) if batch == AUTO else batch
+        batch = largest_batch(images, PUBLISHED) if batch == AUTO else batch
         windows = ALL if windows == AUTO else windows
     if batch != AUTO and windows != AUTO:
         return Sizes(int(batch), int(windows))
     device = trainer.strategy.root_device
     place_all(module, trainer)  # as training will have them
     module.to(device)
-    free = free_memory(device) - 2 * _bytes([p for p in module.parameters() if p.requires_grad])  # AdamW's
-    one, context = _image(module, image_size).to(device), trainer.precision_plugin.forward_context
+    free = free_memory(device) - 2 * bytes_of([p for p in module.parameters() if p.requires_grad])  # AdamW's
+    one, context = demanding_batch(module, image_size).to(device), trainer.precision_plugin.forward_context
     wanted = [None if size == AUTO else int(size) for size in (batch, windows)]
     found = choose(lambda some: _trial(module, one, some, context), free, images, *wanted)
     told = f"{found.batch} images at once, {found.windows or 'all'} windows at once"
@@ -117,7 +119,7 @@ def free_memory(device: torch.device) -> int:
 
 def _trial(module: OdiseModule, one: Batch, windows: int, context: Any) -> int | None:
     module.model.backbone.window_batch = windows
-    measure = _cuda_bytes if one.images.device.type == "cuda" else _kept_bytes
+    measure = _cuda_bytes if one.images.device.type == "cuda" else _counted_bytes
     try:
         with context():
             return measure(lambda: module.losses(one, module.uniform(0)).total, module)
@@ -140,29 +142,16 @@ def _cuda_bytes(loss: Callable[[], Tensor], module: OdiseModule) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _kept_bytes(loss: Callable[[], Tensor], module: OdiseModule) -> int:
-    """What the forward pass keeps for the backward pass, where there is no counter of memory."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+def _counted_bytes(loss: Callable[[], Tensor], module: OdiseModule) -> int:
+    """The same where the device keeps no count."""
+    with Allocations() as allocations:
         loss().backward()
-    return sum(kept.values())
+    return allocations.peak
 
 
-def _bytes(tensors: list[Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _image(module: OdiseModule, side: int) -> Batch:
-    """One image as demanding as any."""
-    return collate([_sample(module, side)])
+def demanding_batch(module: OdiseModule, side: int, images: int = 1) -> Batch:
+    """Images of ``side`` pixels with more objects than nearly any of COCO."""
+    return collate([_sample(module, side) for _ in range(images)])
 
 
 def _sample(module: OdiseModule, side: int) -> Sample:

@@ -88,17 +88,19 @@ def check_training(config: DictConfig) -> None:
 
 def training_problems(config: DictConfig) -> list[str]:
     """What is wrong with a configuration itself or missing of what it reads, wherever the run lies."""
-    problems = [
-        *bad_numbers(config),
-        *_bad_timesteps(config),
-        *_bad_flags(config),
-        *_bad_precision(config),
+    return [
+        *setting_problems(config),
         *_bad_vocabularies(config),
         *_missing_weights(config),
         *_unnamed(config, "train"),
         *_missing_shards(config, ("train", "val")),
         *_missing_captions(config, ("train", "val")),
     ]
+
+
+def setting_problems(config: DictConfig) -> list[str]:
+    """What is wrong with the settings of a training run, whatever is there on this machine."""
+    problems = [*bad_numbers(config), *_bad_timesteps(config), *_bad_flags(config), *_bad_precision(config)]
     if config.grounding is not None and config.data.words < 1:
         problems.append(f"data.words={config.data.words}: captions supervise by their words; 8 are published")
     return problems

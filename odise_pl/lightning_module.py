@@ -155,7 +155,7 @@ class OdiseModule(lightning.LightningModule):
 
     def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
         """All losses of a batch, with random points from ``uniform``; NaN where there are none."""
-        outputs = self.model(batch.images, self._classes_for_training(), batch.generated_captions)
+        outputs = self.model(batch.images, self.training_classes(), batch.generated_captions)
         targets = batch.targets
         if self.grounding is not None:
             targets = tuple(Targets(torch.zeros_like(t.labels), t.masks) for t in targets)
@@ -175,8 +175,8 @@ class OdiseModule(lightning.LightningModule):
             self._guard.note(error)
             return error.losses
 
-    def _classes_for_training(self) -> TextClasses:
-        # frozen text embeddings: computed once, on the device that trains
+    def training_classes(self) -> TextClasses:
+        """Embedded names of the training classes, computed once, on the device that trains."""
         if self._training_classes is None or self._training_classes.embeddings.device != self.device:
             self._training_classes = self.model.encode_classes(self.vocabulary.labels)
         return self._training_classes

@@ -26,7 +26,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 def max_over_synonyms(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """The best of each class's names: [..., T] with T = sum(counts) to [..., len(counts)]."""
-    owner = torch.repeat_interleave(torch.tensor(counts)).to(logits.device)
+    owner = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts)).to(logits.device)
     best = logits.new_full((*logits.shape[:-1], len(counts)), float("-inf"))
     return best.scatter_reduce(-1, owner.expand_as(logits), logits, "amax")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +33,28 @@ class Match:
     targets: Tensor
 
 
+# Costs [Q, N] to pairs of rows and columns, int64 [min(Q, N)] each, rows ascending.
+Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def cheapest(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """The one-to-one assignment whose costs have the least sum."""
+    rows, columns = linear_sum_assignment(costs.numpy())
+    return torch.as_tensor(rows), torch.as_tensor(columns)
+
+
 class HungarianMatcher:
     """Cheapest one-to-one assignment of queries to targets.
 
     Args:
         classification, mask, dice: weights of the costs.
         num_points: points at which masks are compared; one set serves all masks of an image.
+
+    Attributes:
+        assign: pairs rows and columns of the costs.
     """
+
+    assign: Assignment
 
     def __init__(
         self, classification: float = 2.0, mask: float = 5.0, dice: float = 5.0, num_points: int = 12544
@@ -48,6 +63,7 @@ class HungarianMatcher:
             raise SettingError("all weights of the matching cost are 0; give one of them a value")
         self.classification, self.mask, self.dice = classification, mask, dice
         self.num_points = num_points
+        self.assign = cheapest
 
     @torch.no_grad()
     def __call__(
@@ -77,8 +93,7 @@ class HungarianMatcher:
             raise NonFiniteError(
                 f"image {image_id}: the matching cost ({', '.join(bad)}) is NaN or infinite; " + DIVERGED
             )
-        queries, columns = linear_sum_assignment(matrix.numpy())
-        return Match(torch.as_tensor(queries), torch.as_tensor(columns))
+        return Match(*self.assign(matrix))
 
     @torch.no_grad()
     def costs(self, class_logits: Tensor, mask_logits: Tensor, target: Targets, uniform: Uniform) -> Costs:
