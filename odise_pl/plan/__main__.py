@@ -144,7 +144,9 @@ def plan(config: DictConfig, memory: Sequence[float]) -> None:
     cost = cache(partial(simulate, partial(module_of, config)))
     console = Console(width=None if sys.stdout.isatty() else 200)
     if len(memory) > 1:
-        needs = [(rung, need(rung, _bytes(cost))) for case in cases for rung in rungs(case)]
+        # DDP takes what one device does, and its buckets
+        alike = [case for case in cases if case.strategy != "ddp"]
+        needs = [(rung, need(rung, _bytes(cost))) for case in alike for rung in rungs(case)]
         console.print(device_table(needs, config.global_batch, memory))
         return
     columns = [Column(case, cost(case)) for case in cases]

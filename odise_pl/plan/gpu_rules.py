@@ -6,13 +6,13 @@ documentation of automatic mixed precision, "CUDA Ops that can autocast to float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 # What a GPU runs in float32, of what a network is made of; all overloads.
 IN_FLOAT32 = (
@@ -23,8 +23,11 @@ IN_FLOAT32 = (
     *("binary_cross_entropy_with_logits", "soft_margin_loss"),
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
 )
+# What a GPU runs in the widest of its inputs' precisions, and a processor in float32.
+IN_WIDEST = ("grid_sampler",)
 _LOW = (torch.bfloat16, torch.float16)
 _KEY = "AutocastCPU"
+Cast = Callable[[Sequence[Any]], list[Any]]  # of an operation's arguments
 
 
 @contextmanager
@@ -32,30 +35,35 @@ def gpu_autocast() -> Iterator[None]:
     """Inside, ``torch.autocast("cpu")`` rounds what ``torch.autocast("cuda")`` rounds."""
     library = torch.library.Library("aten", "IMPL")
     try:
-        for name in IN_FLOAT32:
-            packet = getattr(torch.ops.aten, name)
-            for overload in packet.overloads():
-                _widen(library, getattr(packet, overload))
+        for names, cast in ((IN_FLOAT32, _to_float32), (IN_WIDEST, _to_widest)):
+            for packet in (getattr(torch.ops.aten, name) for name in names):
+                for overload in packet.overloads():
+                    _register(library, getattr(packet, overload), cast)
         yield
     finally:
         library._destroy()
 
 
-def _widen(library: torch.library.Library, operation: Any) -> None:
+def _register(library: torch.library.Library, operation: Any, cast: Cast) -> None:
     if any(argument.is_out for argument in operation._schema.arguments):
         return
-    library.impl(operation, _in_float32(operation), _KEY, allow_override=True)
+    library.impl(operation, _after(cast, operation), _KEY, allow_override=True)
 
 
-def _in_float32(operation: Any) -> Callable[..., Any]:
+def _after(cast: Cast, operation: Any) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         # the casts are a part of the graph, and the operation is not cast again
-        with torch.autocast("cpu", enabled=False):
-            wide_args, wide_kwargs = tree_map_only(Tensor, _wide, (args, kwargs))
-            return operation(*wide_args, **wide_kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+            return operation(*cast(args), **kwargs)
 
     return kernel
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _LOW else tensor
+def _to_float32(arguments: Sequence[Any]) -> list[Any]:
+    return [a.float() if isinstance(a, Tensor) and a.dtype in _LOW else a for a in arguments]
+
+
+def _to_widest(arguments: Sequence[Any]) -> list[Any]:
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    widest = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    return [a.to(widest) if isinstance(a, Tensor) else a for a in arguments]
