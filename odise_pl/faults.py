@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from odise_pl.errors import UserError
-from odise_pl.preemption import Preempted, starts_others
+from odise_pl.preemption import Preempted, end_with_parent
 
 _CONNECTION = ("connection closed by peer", "connection reset", "nccl", "gloo", "broken pipe", "c10d")
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -49,12 +47,11 @@ def clear_faults(trainer: lightning.Trainer, run_dir: str | Path) -> Iterator[No
     messages, rank = Path(run_dir, ".faults"), trainer.global_rank
     if rank == 0:
         _forget(messages)
-    if trainer.local_rank > 0 and starts_others(trainer):
-        _end_with_parent()
+    end_with_parent(trainer)
     try:
         yield
     except SIGTERMException as error:  # of Lightning's own handler: its exit code would be 0
-        raise Preempted() from error
+        raise Preempted(trainer) from error
     except Exception as error:
         known = _known(error, messages if trainer.world_size > 1 else None)
         if rank and not isinstance(known, RankLostError):
@@ -120,15 +117,3 @@ def _forget(messages: Path) -> None:
         for path in messages.glob("*"):
             path.unlink(missing_ok=True)
         messages.rmdir()
-
-
-def _end_with_parent() -> None:
-    """End this process, which a first rank has started, when that one is gone: nobody else would."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()

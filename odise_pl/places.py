@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,18 @@ def unwritable(folder: Path) -> str | None:
     return None
 
 
+@contextmanager
+def hydra_settings(config: DictConfig) -> Iterator[DictConfig]:
+    """A copy of a configuration whose references to Hydra's own settings are resolved by itself."""
+    instance = HydraConfig.instance()
+    before, own = instance.cfg, deepcopy(config)  # what is set is made read-only
+    try:
+        instance.set_config(own)
+        yield own
+    finally:
+        instance.cfg = before
+
+
 class CheckRunFolder(Callback):
     """Says in one line that the folder of a run cannot be made, which Hydra does before anything else."""
 
@@ -40,16 +54,11 @@ class CheckRunFolder(Callback):
         self._check(config, "sweep")
 
     def _check(self, config: DictConfig, mode: str) -> None:
-        instance = HydraConfig.instance()
-        before = instance.cfg
         try:
-            config = deepcopy(config)  # what is set is made read-only
-            instance.set_config(config)  # references to Hydra's own settings are resolved by it
-            folder = config.hydra[mode].dir
+            with hydra_settings(config) as own:
+                folder = own.hydra[mode].dir
         except OmegaConfBaseException:
             return  # such as the name of a run that is itself swept: Hydra says what is wrong
-        finally:
-            instance.cfg = before
         problem = unwritable(Path(folder))
         if problem is not None:
             # Hydra turns every other exception of a callback into a warning

@@ -1,18 +1,21 @@
-"""A cluster asks a run to end: after the batch in hand, on all ranks, with an exit code that says so."""
+"""A run is asked to end: what is done is saved, on all ranks, and the exit code says it is unfinished."""
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-_log = logging.getLogger(__name__)
 # Slurm sends SIGUSR1 where a job asks for it ahead of time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -21,14 +24,22 @@ class Preempted(SystemExit):
     """A run ended because it was asked to, with everything saved.
 
     The exit code is 128 + signal, as in shells: 143 of SIGTERM and of what stands for it, 130 of Ctrl-C.
+    It is 0 in a process that Lightning started, which kills rank 0 when one of these ends with anything else,
+    be it before that one has saved its part.
+
+    Args:
+        trainer: of this process.
+        number: of the signal.
     """
 
-    def __init__(self, number: int = signal.SIGTERM) -> None:
-        super().__init__(128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM))
+    def __init__(self, trainer: lightning.Trainer, number: int = signal.SIGTERM) -> None:
+        code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        super().__init__(0 if trainer.local_rank > 0 and is_launched_by_lightning(trainer) else code)
+        self.signal = signal.Signals(number).name
 
 
 class StopRequest:
-    """Whether this process or another rank was asked to end.
+    """Whether this process or another rank was asked to end; for steps that all ranks make together.
 
     It takes the place of Lightning's handlers, which talk to other ranks while these may be in the middle of
     something else, and end with exit code 0. Handlers that were there before Lightning's are still called,
@@ -54,8 +65,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-        if not self.here and self._trainer is not None and starts_others(self._trainer):
-            self._trainer.strategy.launcher.kill(signal.SIGTERM)  # type: ignore[union-attr]
         self.here, self._number = True, number
         if callable(self._before.get(number)):
             self._before[number](number, frame)
@@ -67,21 +76,75 @@ class StopRequest:
             return self.here
         return trainer.strategy.reduce_boolean_decision(self.here, all=False)
 
-    def end(self) -> SystemExit:
-        """What is to be raised; with exit code 0 in a process that Lightning started.
-
-        Lightning kills rank 0 when one of these ends with anything else.
-        """
-        child = self._trainer is not None and self._trainer.local_rank > 0 and starts_others(self._trainer)
-        return SystemExit(0) if child else Preempted(self._number)
+    def end(self) -> Preempted:
+        """What is to be raised."""
+        assert self._trainer is not None  # nobody was asked before it listened
+        return Preempted(self._trainer, self._number)
 
 
-def starts_others(trainer: lightning.Trainer) -> bool:
-    """Whether the ranks of this machine were started by its first one, not by Slurm or torchrun."""
+class Interruption(StopRequest):
+    """Ends a process as soon as it is asked to, whatever other ranks do, but not while it is :meth:`held`.
+
+    For work that ranks do apart from one another and of which nothing but the piece in hand is lost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held = False
+
+    def listen(self, trainer: lightning.Trainer) -> None:
+        """Begin; Preempted at once if Lightning was asked before."""
+        super().listen(trainer)
+        self._end_if_asked()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.here and self._trainer is not None and is_launched_by_lightning(self._trainer):
+            self._trainer.strategy.launcher.kill(signal.SIGTERM)  # type: ignore[union-attr]
+        super()._note(number, frame)
+        if self._held:
+            signal.signal(number, self._note)  # Ctrl-C does not cut it when it comes again, either
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if not self.here or self._held:
+            return
+        for number in SIGNALS:  # impatience must not cut the saving short
+            signal.signal(number, signal.SIG_IGN)
+        raise self.end()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What must not be cut in two; a signal takes effect at its end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._end_if_asked()
+
+
+def is_launched_by_lightning(trainer: lightning.Trainer) -> bool:
+    """Whether the ranks of this machine are processes of its first one, not started by Slurm or torchrun.
+
+    Lightning itself does not tell any more once it has started them.
+    """
     strategy = trainer.strategy
     return (
         isinstance(strategy, ParallelStrategy)
         and isinstance(strategy.launcher, _SubprocessScriptLauncher)
-        and strategy.cluster_environment is not None
-        and not strategy.cluster_environment.creates_processes_externally
+        and isinstance(strategy.cluster_environment, LightningEnvironment)
     )
+
+
+def end_with_parent(trainer: lightning.Trainer) -> None:
+    """In a process that a first rank has started: end when that one is gone; nobody else would see to it."""
+    if trainer.local_rank == 0 or not is_launched_by_lightning(trainer):
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()

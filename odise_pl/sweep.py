@@ -9,7 +9,6 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -17,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from odise_pl.configuration import training_problems
+from odise_pl.places import hydra_settings
 
 _SHOWN = 3
 
@@ -73,14 +73,9 @@ def _combinations(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """What is swept in each run, and its configuration; nothing for what Hydra itself will refuse."""
     overrides = _overrides(config)
     swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
-    instance = HydraConfig.instance()
-    before = instance.cfg
     try:
         for combination in BasicSweeper.split_arguments(overrides, None)[0]:
-            run = _loader().load_sweep_config(config, combination)
-            instance.set_config(run)  # references to Hydra's own settings are resolved by it
-            yield " ".join(o for o in combination if o.partition("=")[0] in swept), run
+            with hydra_settings(_loader().load_sweep_config(config, combination)) as run:
+                yield " ".join(o for o in combination if o.partition("=")[0] in swept), run
     except HydraException:
         return
-    finally:
-        instance.cfg = before

@@ -67,12 +67,12 @@ def run(
 
 
 @contextmanager
-def started(folder: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, arguments: list[str], script: str = "train.py") -> Iterator[subprocess.Popen[str]]:
     """A run in the background with its output in ``output.txt``; all of it is killed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
-            command(folder, arguments),
+            command(folder, arguments, script),
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from benchmark_shards import BENCHMARKS
+from interruptions import run, started, wait_for
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 from trained import ROOT, composed
@@ -20,6 +27,7 @@ from trained import ROOT, composed
 from odise_pl.configuration import check_evaluation
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.preemption import Preempted
 
 
 def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
@@ -103,6 +111,60 @@ def test_two_ranks_give_exactly_the_result_of_one(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Evaluation (%)" in done.stdout
     assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_ranks_that_are_asked_to_end_go_on_with_the_same_command(
+    number: signal.Signals, whole: Path, checkpoint: Path, benchmark_shards: Path, tmp_path: Path
+) -> None:
+    """Both save what they have done and are gone; the digits are those of one rank without a break."""
+    some = ("coco", "ade150", "pc59")
+    more = ["trainer.devices=2", "save_every=0", f"save_predictions={tmp_path / 'predictions'}"]
+    arguments = options(checkpoint, benchmark_shards, f"data=[{','.join(some)}]", *more)
+    with started(tmp_path, arguments, "evaluate.py") as process:
+        wait_for(lambda: any(tmp_path.glob("evaluation/*/.progress/coco/rank*.pt")), process)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number, (tmp_path / "output.txt").read_text()
+        wait_for_end(process.pid)
+    output = (tmp_path / "output.txt").read_text()
+    assert f"stopped by {number.name}: what is done is saved" in output
+    assert "Traceback" not in output
+    assert not results(tmp_path).keys() >= set(some), "it was stopped before the end"
+    done = run(tmp_path, *arguments, script="evaluate.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "batches are done, going on" in done.stdout or "is finished: taken from" in done.stdout
+    assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
+
+
+def wait_for_end(group: int, seconds: float = 20) -> None:
+    """Of all processes of a group."""
+    limit = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < limit:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        pytest.fail("a rank is left")
+
+
+@pytest.mark.parametrize("environment", [LightningEnvironment, TorchElasticEnvironment])
+def test_lightnings_own_processes_end_so_that_it_lets_rank_0_save(
+    environment: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kills rank 0 when one of them ends with anything but 0, and says nothing to rank 0's caller."""
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as it has set it for them, and torchrun for its processes
+    monkeypatch.setenv("RANK", "1")
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=DDPStrategy(cluster_environment=environment()),
+        logger=False,
+        enable_checkpointing=False,
+    )
+    trainer.strategy._configure_launcher()
+    own = environment is LightningEnvironment
+    assert Preempted(trainer, signal.SIGTERM).code == (0 if own else 143)
+    assert Preempted(trainer, signal.SIGINT).code == (0 if own else 130)
 
 
 def test_every_number_of_ranks_computes_with_the_same_number_of_threads(

@@ -13,11 +13,11 @@ from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor
-from odise_pl.evaluation.interruption import Interruption
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.parallel import place_all
+from odise_pl.preemption import Interruption
 from odise_pl.structures import Batch, Prediction
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class EvaluationModule(lightning.LightningModule):
         self.name, self.predictor, self.metrics, self.writer = name, predictor, metrics, writer
         self.result: EvaluationResult | None = None
         self._loader, self._progress = loader, progress
-        self._interruption: Interruption | None = None
+        self._interruption = Interruption()
         self._consistent = True
 
     def configure_model(self) -> None:
@@ -83,8 +83,7 @@ class EvaluationModule(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """From now on there is something to save."""
-        self._interruption = Interruption(self.trainer)
-        self._interruption.listen()
+        self._interruption.listen(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and score a batch; predictions are on disk before the batch counts as done."""
@@ -93,7 +92,6 @@ class EvaluationModule(lightning.LightningModule):
             return
         if self.writer is not None:
             self.writer.write(batch, predictions)
-        assert self._interruption is not None
         with self._interruption.held():
             self._consistent = False
             self._score(batch, predictions)

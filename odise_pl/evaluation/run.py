@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
-from odise_pl.evaluation.interruption import Stopped
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.report import as_dict, write_report, write_table, write_text
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
+from odise_pl.preemption import Preempted, end_with_parent
 from odise_pl.runs import CLAIM
 from odise_pl.vocabulary import Vocabulary
 
@@ -95,7 +94,7 @@ class SaveOnInterruption(Callback):
         """What is done stays done."""
         assert isinstance(pl_module, EvaluationModule)
         pl_module.save()
-        if isinstance(exception, Stopped) and trainer.is_global_zero:
+        if isinstance(exception, Preempted) and trainer.is_global_zero:
             _log.warning("stopped by %s: what is done is saved; the same command goes on", exception.signal)
 
 
@@ -112,6 +111,7 @@ def evaluate_all(
     Returns:
         fractions by set and score, on every rank.
     """
+    end_with_parent(trainer)
     progress = {
         b.name: Progress(output.folder / _PROGRESS / b.name, output.digest, output.save_every)
         for b in benchmarks
@@ -175,7 +175,7 @@ def _evaluate(
     try:
         trainer.validate(module, verbose=False)
     except SIGTERMException as error:  # of Lightning's own handler, before there is anything to save
-        raise Stopped(signal.SIGTERM) from error
+        raise Preempted(trainer) from error
     assert module.result is not None
     summary = as_dict(module.result, benchmark.name)
     if trainer.is_global_zero:
