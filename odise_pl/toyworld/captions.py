@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from odise_pl.toyworld.scene import Placed, Scene
+from odise_pl.toyworld.stuff import Stuff
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "there is ", "an image of ")
@@ -29,6 +30,15 @@ def write_caption(scene: Scene, random: np.random.Generator) -> str:
     if pick < 0.85:
         return _finish(f"{_listing(scene.things, random)} {_where(scene, random)}".strip(), random)
     return _finish(f"{_listing(scene.things, random)}, {_background(scene, random)}", random)
+
+
+def write_names(stuff: Stuff, random: np.random.Generator, count: int) -> tuple[str, ...]:
+    """``count`` captions of one kind of stuff and nothing else."""
+    return tuple(_finish(_stuff_name(stuff, random), random) for _ in range(count))
+
+
+def _stuff_name(stuff: Stuff, random: np.random.Generator) -> str:
+    return _pick((stuff.name, stuff.name, *stuff.synonyms), random)
 
 
 def _finish(text: str, random: np.random.Generator) -> str:
@@ -89,10 +99,10 @@ def _where(scene: Scene, random: np.random.Generator) -> str:
     if random.random() < 0.2 or not scene.stuff:
         return ""
     _, stuff = scene.stuff[-1 if random.random() < 0.6 else int(random.integers(len(scene.stuff)))]
-    return f"{_ON.get(stuff.name, 'on')} the {_pick((stuff.name, stuff.name, *stuff.synonyms), random)}"
+    return f"{_ON.get(stuff.name, 'on')} the {_stuff_name(stuff, random)}"
 
 
 def _background(scene: Scene, random: np.random.Generator) -> str:
-    names = [_pick((stuff.name, stuff.name, *stuff.synonyms), random) for _, stuff in scene.stuff]
+    names = [_stuff_name(stuff, random) for _, stuff in scene.stuff]
     listing = " and ".join(names)
     return listing if random.random() < 0.5 else f"with {listing} behind"

@@ -13,20 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odise_pl.data import processes
-from odise_pl.toyworld.captions import write_captions
+from odise_pl.toyworld.captions import write_captions, write_names
 from odise_pl.toyworld.scene import Scene, paint_scene
 from odise_pl.toyworld.style import WEB
 
 CHUNK = 500  # pictures in a file
 CAPTIONS = 4  # of each picture
-DETAIL_CAPTIONS = 2  # of each thing
+DETAIL_CAPTIONS = 2  # of each detail
 SIDE = 128
 _SEED = 7
+_TRIES = 12  # boxes that are drawn to find one that shows a kind of stuff alone, ...
+_PURE = 0.85  # ... or this share of it at least
+_PART = (16, 96)  # range of the sides of such a box, in pixels
 
 
 @dataclass(frozen=True)
 class Detail:
-    """A thing in a picture: its box (left, top, right, bottom) in whole pixels, and captions of it alone."""
+    """A thing in a picture, or a part that shows one kind of stuff: its box and captions of it alone.
+
+    Attributes:
+        box: left, top, right, bottom in whole pixels.
+        captions: as people write them under such a picture.
+    """
 
     box: tuple[int, int, int, int]
     captions: Sequence[str]
@@ -86,10 +94,25 @@ def _paint_chunk(folder: Path, number: int) -> None:
 
 
 def _details(scene: Scene, random: np.random.Generator) -> list[dict[str, Any]]:
-    return [
+    things = [
         {
             "box": [min(SIDE, max(0, round(side))) for side in placed.box],
             "captions": write_captions(replace(scene, things=(placed,)), random, DETAIL_CAPTIONS),
         }
         for placed in scene.things
     ]
+    parts = [(stuff, _part(scene.ids == number, random)) for number, stuff in scene.stuff]
+    return things + [
+        {"box": box, "captions": write_names(stuff, random, DETAIL_CAPTIONS)} for stuff, box in parts if box
+    ]
+
+
+def _part(mask: NDArray[np.bool_], random: np.random.Generator) -> list[int] | None:
+    """The largest of some random boxes that hold little else than the mask."""
+    boxes = []
+    for _ in range(_TRIES):
+        width, height = (int(side) for side in random.integers(*_PART, size=2))
+        left, top = int(random.integers(SIDE - width + 1)), int(random.integers(SIDE - height + 1))
+        if mask[top : top + height, left : left + width].mean() >= _PURE:
+            boxes.append([left, top, left + width, top + height])
+    return max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)

@@ -20,7 +20,6 @@ import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from open_clip.transformer import PatchDropout
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -43,8 +42,7 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-PATCH_DROPOUT = 0.75
-_STEPS = {"clip": 6000, "vae": 10000, "unet": 4000}
+_STEPS = {"clip": 6000, "vae": 10000, "unet": 5000}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     corpus = paint_corpus(options.work / "pictures", options.chunks, options.workers)
     schedule = Schedule(options.steps or _STEPS[options.model], _LR[options.model])
     if options.model == "clip":
-        module: Any = ContrastiveModel(_dropping_clip(), schedule)
+        module: Any = ContrastiveModel(build_clip(CLIP), schedule)
         make: Any = partial(clip_batch, corpus)
     elif options.model == "vae":
         module = Autoencoder(start_linear(build_diffusion(DIFFUSION).vae), schedule)
@@ -71,12 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.model.register_to_config(scaling_factor=_unit_scale(module.model, corpus))
     _write(module, options.out)
     return 0
-
-
-def _dropping_clip() -> Any:
-    model = build_clip(CLIP)
-    model.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
-    return model
 
 
 def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:

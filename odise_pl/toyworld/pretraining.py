@@ -23,8 +23,11 @@ from odise_pl.toyworld.corpus import SIDE, Corpus
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 
 Batch = dict[str, Any]
-_DETAILS = 0.6  # share of images of one thing that CLIP is shown
-_SURROUNDINGS = 0.4  # the most that is seen on each side of it, of its size
+Box = tuple[int, int, int, int]
+PATCHES = 64  # of an image that CLIP is shown, a quarter
+_DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown, ...
+_ENLARGED = 0.4  # ... and of those among them that fill the image
+_SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
@@ -146,32 +149,62 @@ class Autoencoder(lightning.LightningModule):
 
 
 def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1 and ``tokens`` of a caption of each.
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of a caption.
 
-    Most of the images are of one thing with something around it, the others whole pictures.
+    Some of the images are whole pictures, most of them crops: enlarged, or as large as they are in the
+    picture, of which the patches outside the crop are not looked at. The latter is what masked CLIP sees.
     """
     pairs = [_pair(corpus, int(index), random) for index in random.integers(len(corpus), size=size)]
-    tokens = byte_pairs([caption for _, caption in pairs], VOCABULARY, CLIP.text_length)
-    return {"images": torch.stack([image for image, _ in pairs]), "tokens": tokens}
+    images, patches, captions = zip(*pairs, strict=True)
+    tokens = byte_pairs(captions, VOCABULARY, CLIP.text_length)
+    return {"images": torch.stack(images), "patches": torch.stack(patches), "tokens": tokens}
 
 
-def _pair(corpus: Corpus, index: int, random: np.random.Generator) -> tuple[Tensor, str]:
+def _pair(corpus: Corpus, index: int, random: np.random.Generator) -> tuple[Tensor, Tensor, str]:
     image, details = pixels([corpus.image(index)]), corpus.details[index]
-    if details and random.random() < _DETAILS:
-        detail = _pick(details, random)
-        return _around(image, detail.box, random), _pick(detail.captions, random)
-    return image[0], _pick(corpus.captions[index], random)
+    whole = (0, 0, SIDE, SIDE)
+    if not details or random.random() >= _DETAILS:
+        return image[0], _some_patches(whole, random), _pick(corpus.captions[index], random)
+    detail = _pick(details, random)
+    left, top, right, bottom = box = _around(detail.box, random)
+    if random.random() < _ENLARGED:
+        cut, box = image[..., top:bottom, left:right], whole
+        image = F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return image[0], _some_patches(box, random), _pick(detail.captions, random)
 
 
 def _pick(choices: Sequence[Any], random: np.random.Generator) -> Any:
     return choices[int(random.integers(len(choices)))]
 
 
-def _around(image: Tensor, box: tuple[int, int, int, int], random: np.random.Generator) -> Tensor:
+def _around(box: Box, random: np.random.Generator) -> Box:
     left, top, right, bottom = box
     x, y = (round(side * random.uniform(0, _SURROUNDINGS)) for side in (right - left, bottom - top))
-    cut = image[..., max(0, top - y) : bottom + y + 1, max(0, left - x) : right + x + 1]
-    return F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+    return max(0, left - x), max(0, top - y), min(SIDE, right + x + 1), min(SIDE, bottom + y + 1)
+
+
+def _some_patches(box: Box, random: np.random.Generator) -> Tensor:
+    """Numbers of PATCHES patches in a box, each as often as any other or once more."""
+    size = CLIP.patch_size
+    left, top, right, bottom = box[0] // size, box[1] // size, -(-box[2] // size), -(-box[3] // size)
+    numbers = (SIDE // size * np.arange(top, bottom)[:, None] + np.arange(left, right)).ravel()
+    chosen = np.resize(random.permutation(numbers), PATCHES)
+    return torch.from_numpy(chosen)
+
+
+class ChosenPatches(nn.Module):
+    """Takes the place of open_clip's patch dropout: which patches are looked at is said from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: Tensor | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[N, 1 + patches, D] to [N, 1 + chosen, D]; the class token comes first."""
+        if self.numbers is None:
+            return tokens
+        places = torch.cat([self.numbers.new_zeros(len(tokens), 1), self.numbers + 1], dim=1)
+        return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class ContrastiveModel(lightning.LightningModule):
@@ -180,12 +213,14 @@ class ContrastiveModel(lightning.LightningModule):
     def __init__(self, clip: Any, schedule: Schedule) -> None:
         super().__init__()
         self.model, self.schedule, self.loss = clip, schedule, ClipLoss()
+        self.model.visual.patch_dropout = ChosenPatches()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contrast of the pairs in the batch."""
         images = (batch["images"] - self.mean) / self.std
+        self.model.visual.patch_dropout.numbers = batch["patches"]
         image, text, scale = self.model(images, batch["tokens"])
         with torch.no_grad():
             right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
