@@ -26,17 +26,19 @@ _TRIES = 12  # boxes that are drawn to find one that shows a kind of stuff alone
 _PURE = 0.85  # ... or this share of it at least
 _PART = (16, 96)  # range of the sides of such a box, in pixels
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels
+
 
 @dataclass(frozen=True)
 class Detail:
     """A thing in a picture, or a part that shows one kind of stuff: its box and captions of it alone.
 
     Attributes:
-        box: left, top, right, bottom in whole pixels.
+        box: where it is.
         captions: as people write them under such a picture.
     """
 
-    box: tuple[int, int, int, int]
+    box: Box
     captions: Sequence[str]
 
 

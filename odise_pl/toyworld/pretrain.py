@@ -21,21 +21,18 @@ from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from odise_pl.backbones.clip import build_clip
+from odise_pl.backbones.clip import build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import build_diffusion
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
+from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
 from odise_pl.toyworld.pretraining import (
     Autoencoder,
     ContrastiveModel,
-    Denoiser,
     Draws,
-    Latents,
     Schedule,
     clip_batch,
-    diffusion_batch,
     picture_batch,
     pixels,
     start_linear,
@@ -61,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = Autoencoder(start_linear(build_diffusion(DIFFUSION).vae), schedule)
         make = partial(picture_batch, corpus)
     else:
-        models = build_diffusion(DIFFUSION)
-        module = Denoiser(models.unet, models.text_encoder, schedule)
+        text_encoder = text_encoder_of(load_clip(str(options.out / "clip.safetensors"), CLIP))
+        module = Denoiser(build_diffusion(DIFFUSION).unet, text_encoder, schedule)
         make = partial(diffusion_batch, _latents(corpus, options))
     _fit(module, make, options)
     if isinstance(module, Autoencoder):
@@ -102,24 +99,17 @@ def _unit_scale(vae: Any, corpus: Corpus) -> float:
     return float(1 / vae.eval().encode(images).latent_dist.mean.std())
 
 
-@torch.no_grad()
 def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
-    """Latents of the corpus by the finished autoencoder, of unit variance; computed once for its weights."""
+    """Latents of the corpus by the finished autoencoder; computed once for its weights."""
     folder = options.out / "diffusion" / "vae"
     known = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
-    path = options.work / f"latents_{options.chunks}_{known[:12]}.pt"
+    path = options.work / f"views_{options.chunks}_{known[:12]}.pt"
     if not path.exists():
-        vae: Any = AutoencoderKL.from_pretrained(folder).float()
-        parts = []
-        for chunk in corpus.images:
-            for start in range(0, len(chunk), 50):
-                images = 2 * pixels(list(chunk[start : start + 50])) - 1
-                both = torch.cat([images, images.flip(-1)])
-                mean = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
-                parts.append(torch.stack(mean.chunk(2), dim=1).half())
-        torch.save(torch.cat(parts), path)
-    values: Tensor = torch.load(path, weights_only=True)
-    return Latents(values.float(), corpus.captions)
+        latents = encode_views(AutoencoderKL.from_pretrained(folder).float(), corpus)
+        unfinished = path.with_suffix(".part")
+        torch.save(vars(latents), unfinished)
+        unfinished.replace(path)
+    return Latents(**torch.load(path, weights_only=True, mmap=True))
 
 
 def _write(module: Any, out: Path) -> None:
@@ -137,7 +127,7 @@ def _write(module: Any, out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.pretrain", description=__doc__)
-    parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the finished vae")
+    parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the other two")
     parser.add_argument("--out", type=Path, default=Path("odise_pl/toyworld/weights"), help="of the weights")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
     parser.add_argument("--chunks", type=int, default=48, help="size of the corpus, in files of 500 pictures")

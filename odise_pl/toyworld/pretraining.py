@@ -1,4 +1,4 @@
-"""How the small world's frozen models learn: CLIP, the autoencoder, the diffusion model on its latents."""
+"""How the small world's frozen models learn: CLIP and the autoencoder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,18 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from odise_pl.backbones.clip import MEAN, STD
-from odise_pl.backbones.latent_diffusion import noise_schedule
-from odise_pl.backbones.stable_diffusion import tokenize
 from odise_pl.backbones.tokens import tokenize as byte_pairs
-from odise_pl.toyworld.corpus import SIDE, Corpus
+from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 
 Batch = dict[str, Any]
-Box = tuple[int, int, int, int]
 PATCHES = 64  # of an image that CLIP is shown, a quarter
 _DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown, ...
 _ENLARGED = 0.4  # ... and of those among them that fill the image
 _SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
-_DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
 _KL_WEIGHT = 2e-7
-_SNR_LIMIT = 5.0
 
 
 class Draws(IterableDataset[Batch]):
@@ -149,7 +144,7 @@ class Autoencoder(lightning.LightningModule):
 
 
 def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of a caption.
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of captions.
 
     Some of the images are whole pictures, most of them crops: enlarged, or as large as they are in the
     picture, of which the patches outside the crop are not looked at. The latter is what masked CLIP sees.
@@ -235,60 +230,3 @@ class ContrastiveModel(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.schedule.configure(self.parameters())
-
-
-@dataclass(frozen=True)
-class Latents:
-    """What the diffusion model learns from: latents [N, 2, C, h, w] (as it is, mirrored) and captions."""
-
-    values: Tensor
-    captions: Any
-
-
-def diffusion_batch(latents: Latents, size: int, random: np.random.Generator) -> Batch:
-    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps``."""
-    indices = random.integers(len(latents.captions), size=size)
-    captions = [
-        ""
-        if random.random() < _DROPPED_CAPTIONS
-        else latents.captions[index][int(random.integers(len(latents.captions[index])))]
-        for index in indices
-    ]
-    # "to the left of" would be wrong in a mirrored picture
-    sided = torch.tensor([" left of" in text or " right of" in text for text in captions])
-    mirrored = torch.from_numpy(random.integers(0, 2, size)) * ~sided
-    values = latents.values[torch.from_numpy(indices), mirrored]
-    noise = torch.from_numpy(random.standard_normal(values.shape, np.float32))
-    steps = torch.from_numpy(random.integers(0, 1000, size))
-    tokens = tokenize(captions, DIFFUSION.text_pad, VOCABULARY)
-    return {"latents": values, "tokens": tokens, "noise": noise, "steps": steps}
-
-
-class Denoiser(lightning.LightningModule):
-    """The UNet and its text encoder, trained together (arXiv 2112.10752).
-
-    Errors are weighed by the signal-to-noise ratio of their step, at most 5 (arXiv 2303.09556), for quicker
-    learning.
-    """
-
-    alphas_cumprod: Tensor
-
-    def __init__(self, unet: Any, text_encoder: Any, schedule: Schedule) -> None:
-        super().__init__()
-        self.unet, self.text_encoder, self.schedule = unet, text_encoder, schedule
-        self.register_buffer("alphas_cumprod", noise_schedule().float(), persistent=False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Squared error of the noise that is seen in a noisy latent."""
-        signal = self.alphas_cumprod[batch["steps"]].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * batch["latents"] + (1 - signal).sqrt() * batch["noise"]
-        context = self.text_encoder(batch["tokens"]).last_hidden_state
-        seen = self.unet(noisy, batch["steps"], context).sample
-        error = (seen - batch["noise"]).square().mean((1, 2, 3))
-        ratio = (signal / (1 - signal)).flatten()
-        loss = (error * (_SNR_LIMIT / ratio).clamp(max=1)).mean()
-        self.log_dict({"loss": loss, "error": error.mean()}, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return self.schedule.configure([*self.unet.parameters(), *self.text_encoder.parameters()])

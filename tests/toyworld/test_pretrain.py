@@ -8,11 +8,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from odise_pl.backbones.clip import FrozenCLIP, load_clip
-from odise_pl.backbones.stable_diffusion import load_diffusion
+from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
+from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
+from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, grade, pretrain
-from odise_pl.toyworld.pretraining import Latents, clip_batch, diffusion_batch
-from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+from odise_pl.toyworld.denoising import Latents, diffusion_batch, enlarge, text_encoder_of, views
+from odise_pl.toyworld.pretraining import PATCHES, clip_batch
+from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
+from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -86,8 +89,11 @@ def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_pa
     one, two = (clip_batch(pictures, 4, np.random.default_rng([0, 5])) for _ in range(2))
     assert torch.equal(one["images"], two["images"])
     assert torch.equal(one["tokens"], two["tokens"])
+    assert torch.equal(one["patches"], two["patches"])
     assert one["images"].shape == (4, 3, 128, 128)
+    assert one["patches"].shape == (4, PATCHES)
     names = {name for thing in THINGS for name in (thing.name, thing.many, *thing.synonyms)}
+    names |= {name for stuff in STUFF for name in (stuff.name, *stuff.synonyms)}
     for detail in (detail for details in pictures.details for detail in details):
         left, top, right, bottom = detail.box
         assert 0 <= left < right <= 128
@@ -132,3 +138,39 @@ def test_crops_show_their_thing() -> None:
     assert len(cut) == 40
     assert {image.shape for image, _ in cut} == {(128, 128, 3)}
     assert len({thing.name for _, thing in cut}) > 10
+
+
+def test_the_text_encoder_of_the_diffusion_model_is_clips() -> None:
+    clip = build_clip(CLIP).eval()
+    encoder = text_encoder_of(clip)
+    texts = ["a photo of a red pineapple on the grass", "a cat"]
+    with torch.no_grad():
+        end = (tokenize(texts, VOCABULARY, 77, DIFFUSION.text_pad) == VOCABULARY - 1).int().argmax(1)
+        ours = encode_prompts(encoder, texts, DIFFUSION.text_pad)[range(2), end] @ clip.text_projection
+        expected = clip.encode_text(tokenize(texts, VOCABULARY, CLIP.text_length))
+    torch.testing.assert_close(ours, expected)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("box", [(0, 0, 10, 40), (100, 60, 128, 90), (10, 20, 120, 128), (40, 40, 70, 60)])
+def test_a_detail_is_enlarged_with_its_surroundings(box: tuple[int, int, int, int]) -> None:
+    image = np.zeros((128, 128, 3), np.uint8)
+    left, top, right, bottom = box
+    image[top:bottom, left:right] = 255
+    shown = enlarge(image, box)
+    assert shown.shape == image.shape
+    side = min(128, round(1.2 * max(right - left, bottom - top)))
+    share = (right - left) * (bottom - top) / side**2
+    assert shown.mean() / 255 == pytest.approx(share, abs=0.05)
+
+
+def test_views_are_pictures_and_one_detail_of_each(tmp_path: Path) -> None:
+    pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
+    seen = list(views(pictures))
+    assert len(pictures) < len(seen) <= 2 * len(pictures)
+    written = [captions for _, captions in seen]
+    assert all(captions in written for captions in pictures.captions)
+    singles = [captions for captions in written if captions not in list(pictures.captions)]
+    assert all(any(captions == detail.captions for details in pictures.details for detail in details)
+               for captions in singles)  # fmt: skip
+    assert [captions for _, captions in views(pictures)] == written

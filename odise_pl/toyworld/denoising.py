@@ -1,0 +1,165 @@
+"""How the small world's diffusion model learns, on latents of the finished autoencoder and texts of CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from open_clip import CLIP
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from odise_pl.backbones.latent_diffusion import noise_schedule
+from odise_pl.backbones.stable_diffusion import build_diffusion, tokenize
+from odise_pl.toyworld.corpus import SIDE, Box, Corpus
+from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
+from odise_pl.toyworld.sizes import DIFFUSION, VOCABULARY
+from odise_pl.weights import load_exactly
+
+_DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
+_SNR_LIMIT = 5.0
+_CLEAR = 32  # least longer side in pixels of a detail that is shown enlarged
+_MARGIN = 0.1  # on each side of it, of its longer side
+_AT_ONCE = 50  # pictures
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the diffusion model learns from: latents [N, 2, C, h, w] (as it is, mirrored) and captions."""
+
+    values: Tensor
+    captions: Sequence[Sequence[str]]
+
+
+View = tuple[np.ndarray, Sequence[str]]
+
+
+def views(corpus: Corpus, seed: int = 0) -> Iterator[View]:
+    """Every picture with its captions, and one of its details, enlarged, with captions of that alone."""
+    for index in range(len(corpus)):
+        image = corpus.image(index)
+        yield image, corpus.captions[index]
+        clear = [detail for detail in corpus.details[index] if _side(detail.box) >= _CLEAR]
+        if clear:
+            detail = clear[int(np.random.default_rng([seed, index]).integers(len(clear)))]
+            yield enlarge(image, detail.box), detail.captions
+
+
+def _side(box: Box) -> int:
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def enlarge(image: np.ndarray, box: Box) -> np.ndarray:
+    """The square around a box, as far as the picture reaches, in the picture's size."""
+    side = min(SIDE, round((1 + 2 * _MARGIN) * _side(box)))
+    left, top = (min(max(0, (low + high - side) // 2), SIDE - side) for low, high in (box[::2], box[1::2]))
+    cut = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(cut.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+@torch.no_grad()
+def encode_views(vae: Any, corpus: Corpus) -> Latents:
+    """Latents of all views, of unit variance, in half precision."""
+    parts, captions = [], []
+    every = views(corpus)
+    while batch := list(islice(every, _AT_ONCE)):
+        images = 2 * pixels([image for image, _ in batch]) - 1
+        mean = vae.encode(torch.cat([images, images.flip(-1)])).latent_dist.mean * vae.config.scaling_factor
+        parts.append(torch.stack(mean.chunk(2), dim=1).half())
+        captions += [texts for _, texts in batch]
+    return Latents(torch.cat(parts), captions)
+
+
+@torch.no_grad()
+def text_encoder_of(clip: CLIP) -> CLIPTextModel:
+    """CLIP's text encoder as diffusion models carry it, frozen (arXiv 2112.10752, Stable Diffusion).
+
+    Texts are longer here, so that the last place stands for all that CLIP does not know; nothing but padding
+    comes to stand there.
+    """
+    encoder = build_diffusion(DIFFUSION).text_encoder
+    places = encoder.get_parameter("embeddings.position_embedding.weight")
+    known = clip.positional_embedding
+    tensors = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": known[torch.arange(len(places)).clamp(max=len(known) - 1)],
+        **_renamed("final_layer_norm", clip.ln_final.state_dict()),
+    }
+    for number, block in enumerate(clip.transformer.resblocks):
+        layer = f"encoder.layers.{number}"
+        for theirs, ours in _LAYER_PARTS.items():
+            tensors |= _renamed(f"{layer}.{ours}", block.get_submodule(theirs).state_dict())
+        for kind in ("weight", "bias"):
+            joined = block.attn.get_parameter(f"in_proj_{kind}")
+            for name, part in zip("qkv", joined.chunk(3), strict=True):
+                tensors[f"{layer}.self_attn.{name}_proj.{kind}"] = part
+    load_exactly(encoder, tensors, "CLIP's text encoder")
+    return encoder.requires_grad_(False)
+
+
+_LAYER_PARTS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def _renamed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def diffusion_batch(latents: Latents, size: int, random: np.random.Generator) -> Batch:
+    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps``."""
+    indices = random.integers(len(latents.captions), size=size)
+    captions = [
+        ""
+        if random.random() < _DROPPED_CAPTIONS
+        else latents.captions[index][int(random.integers(len(latents.captions[index])))]
+        for index in indices
+    ]
+    # "to the left of" would be wrong in a mirrored picture
+    sided = torch.tensor([" left of" in text or " right of" in text for text in captions])
+    mirrored = torch.from_numpy(random.integers(0, 2, size)) * ~sided
+    values = latents.values[torch.from_numpy(indices), mirrored]
+    noise = torch.from_numpy(random.standard_normal(values.shape, np.float32))
+    steps = torch.from_numpy(random.integers(0, 1000, size))
+    tokens = tokenize(captions, DIFFUSION.text_pad, VOCABULARY)
+    return {"latents": values, "tokens": tokens, "noise": noise, "steps": steps}
+
+
+class Denoiser(lightning.LightningModule):
+    """The UNet, reading a frozen text encoder (arXiv 2112.10752).
+
+    Errors are weighed by the signal-to-noise ratio of their step, at most 5 (arXiv 2303.09556), for quicker
+    learning.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, unet: Any, text_encoder: CLIPTextModel, schedule: Schedule) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.schedule = unet, text_encoder, schedule
+        self.register_buffer("alphas_cumprod", noise_schedule().float(), persistent=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Squared error of the noise that is seen in a noisy latent."""
+        signal = self.alphas_cumprod[batch["steps"]].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * batch["latents"] + (1 - signal).sqrt() * batch["noise"]
+        context = self.text_encoder(batch["tokens"]).last_hidden_state
+        seen = self.unet(noisy, batch["steps"], context).sample
+        error = (seen - batch["noise"]).square().mean((1, 2, 3))
+        ratio = (signal / (1 - signal)).flatten()
+        loss = (error * (_SNR_LIMIT / ratio).clamp(max=1)).mean()
+        self.log_dict({"loss": loss, "error": error.mean()}, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.schedule.configure(self.unet.parameters())
