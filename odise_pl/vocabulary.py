@@ -174,7 +174,7 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
         source: one of
 
             * the name of a packaged vocabulary, see :func:`packaged_vocabularies`;
-            * a ``.json`` file, see :meth:`Vocabulary.from_json`;
+            * a ``.json`` file, see :meth:`Vocabulary.from_json`, or the ``dataset.json`` of a shard set;
             * a text file with one class a line, ``name,synonym,...`` or OpenSeg's ``id:name,synonym,...``;
             * a sequence of such lines, where a class may also be a list of its names:
               ``["dog,puppy", ["park bench", "bench"], "grass:stuff"]``;
@@ -224,7 +224,11 @@ def _from_file(path: Path, name: str | None) -> Vocabulary:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return _from_entries([line for line in text.splitlines() if line.strip()], name or path.stem)
-        return Vocabulary.from_json(json.loads(text), name or path.stem)
+        data = json.loads(text)
+        if isinstance(data, dict) and isinstance(data.get("vocabulary"), dict):  # a shard set's dataset.json
+            data = data["vocabulary"]
+            name = name or data.get("name")
+        return Vocabulary.from_json(data, name or path.stem)
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -174,6 +174,13 @@ def test_coco_annotation_file(tmp_path: Path) -> None:
     assert loaded.index_of(7) == 1
 
 
+def test_the_description_of_a_shard_set(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    own = Vocabulary("mine", (Category(3, "dog", ("puppy",)), Category(5, "grass", (), False)))
+    path.write_text(json.dumps({"format": 1, "name": "a set", "vocabulary": own.to_json()}))
+    assert load_vocabulary(path) == own
+
+
 def test_a_vocabulary_is_returned_as_it_is() -> None:
     given = vocabulary("dog")
     assert load_vocabulary(given) is given

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from odise_pl.data.decoding import DecodedSample, decode
 from odise_pl.data.images import decode_rgb
@@ -41,9 +42,41 @@ def devices(name: str) -> tuple[str, ...]:
     return tuple(f"cuda:{i}" for i in range(count)) or ("cpu",)
 
 
+class Describes(Protocol):
+    """A loaded captioning model, like :class:`~odise_pl.blip.BlipSentences`."""
+
+    @property
+    def mean(self) -> Tensor:
+        """A tensor of the model, which tells its device."""
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in 0..1, of any size, as the model takes them: [N, 3, S, S]."""
+
+    def caption(self, pixels: Tensor) -> list[str]:
+        """A sentence about each image."""
+
+
+class Captions(Protocol):
+    """Which model captions; each process loads it when it first needs it."""
+
+    @property
+    def name(self) -> str:
+        """For the manifest."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Limit of a caption's length."""
+
+    def on(self, index: int) -> Describes:
+        """The model on one of its devices."""
+
+    def digest(self) -> str:
+        """Changes with the model."""
+
+
 @dataclass(frozen=True)
 class CaptionModel:
-    """Which model captions, and where it runs; each process loads it when it first needs it.
+    """Which BLIP captions, and where it runs; each process loads it when it first needs it.
 
     Attributes:
         weights: folder or hub id, see :func:`load_blip`.
@@ -188,7 +221,7 @@ def chunks(urls: Sequence[str], checked: Sequence[CheckedShard]) -> list[Chunk]:
     return found
 
 
-def caption_chunk(chunk: Chunk, folder: Path, model: CaptionModel) -> list[str]:
+def caption_chunk(chunk: Chunk, folder: Path, model: Captions) -> list[str]:
     """Captions of a chunk, or those that an interrupted run noted."""
     note = folder / WORK / f"captions-{chunk.index:06d}.json"
     made_from = repr((chunk.shard, chunk.state, chunk.places))
@@ -196,11 +229,11 @@ def caption_chunk(chunk: Chunk, folder: Path, model: CaptionModel) -> list[str]:
     return captions
 
 
-def _captions(chunk: Chunk, blip: BlipSentences) -> list[str]:
+def _captions(chunk: Chunk, model: Describes) -> list[str]:
     images = [image_tensor(decode_rgb(raw.members[IMAGE])) for raw in _raw(chunk.url, chunk.places)]
     with _one_thread():
-        pixels = torch.cat([blip.pixels(image[None].to(blip.mean.device)) for image in images])
-        return [caption for batch in pixels.split(BATCH) for caption in blip.caption(batch)]
+        pixels = torch.cat([model.pixels(image[None].to(model.mean.device)) for image in images])
+        return [caption for batch in pixels.split(BATCH) for caption in model.caption(batch)]
 
 
 @contextmanager

@@ -39,23 +39,20 @@ class DemoError(UserError):
 def train(folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
     """``python train.py`` in a process of its own, which shows the results at its end.
 
-    An interrupted run is resumed; of a finished one the results are shown again.
+    An interrupted run goes on; of a finished one the results are shown again.
 
     Raises:
         DemoError: it has failed.
     """
-    if (folder / MARKER).exists():
-        print(f"{folder} is finished: used as it is; delete it to train again")
-        console = Console()
-        console.print(result_table(results(folder)).terminal(console.width))
-        return
+    before = (folder / MARKER).exists()
     command = ["train.py", f"experiment={experiment}", f"hydra.run.dir={folder}", f"paths.shards={shards}"]
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        command.append("ckpt=last")
     command += overrides
     print(f"$ python {' '.join(command)}", flush=True)
     if subprocess.run([sys.executable, *command], check=False).returncode:
         raise DemoError(f"training in {folder} has not come to its end; the same command goes on with it")
+    if before:
+        console = Console()
+        console.print(result_table(results(folder)).terminal(console.width))
 
 
 def results(folder: Path) -> list[Any]:

@@ -144,7 +144,7 @@ class Autoencoder(lightning.LightningModule):
 
 
 def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of captions.
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of each.
 
     Some of the images are whole pictures, most of them crops: enlarged, or as large as they are in the
     picture, of which the patches outside the crop are not looked at. The latter is what masked CLIP sees.
