@@ -191,8 +191,10 @@ def _load_folder(source: str, local: bool) -> DiffusionModels:
 
 def _load_network(kind: Any, name: str, source: str, local: bool) -> Any:
     """One network in float32; the libraries would only warn of tensors that are not there."""
+    # diffusers advises an installation if it is left to choose
+    more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
     network, report = kind.from_pretrained(
-        source, subfolder=name, local_files_only=local, output_loading_info=True
+        source, subfolder=name, local_files_only=local, output_loading_info=True, **more
     )
     missing = sorted(report["missing_keys"])
     if missing:

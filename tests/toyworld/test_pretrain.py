@@ -7,11 +7,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from torch.utils.tensorboard import SummaryWriter
 
 from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
 from odise_pl.backbones.tokens import tokenize
-from odise_pl.toyworld import corpus, grade, pretrain
+from odise_pl.toyworld import corpus, curves, grade, pretrain
 from odise_pl.toyworld.denoising import Latents, diffusion_batch, enlarge, text_encoder_of, views
 from odise_pl.toyworld.pretraining import PATCHES, clip_batch
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
@@ -174,3 +175,18 @@ def test_views_are_pictures_and_one_detail_of_each(tmp_path: Path) -> None:
     assert all(any(captions == detail.captions for details in pictures.details for detail in details)
                for captions in singles)  # fmt: skip
     assert [captions for _, captions in views(pictures)] == written
+
+
+def test_curves_are_drawn_from_the_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = SummaryWriter(str(tmp_path / "vae"))
+    for step, value in ((0, 10.0), (20, 20.0), (20, 21.0), (40, 30.0)):
+        log.add_scalar("psnr", value, step)
+    log.close()
+    steps, values = curves.read_curve(tmp_path / "vae", "psnr")
+    assert steps.tolist() == [0, 20, 40]
+    assert values.tolist() == [10, 21, 30]
+    assert curves.main([str(tmp_path), "--out", str(tmp_path / "curves.png")]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert curves.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "none.png")]) == 1
+    assert "run pretrain first" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()
