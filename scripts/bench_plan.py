@@ -17,8 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from itertools import repeat
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,7 +77,7 @@ class Measured:
 
 
 class Batches:
-    """A loader of the same batch again and again."""
+    """A loader of the same batch again and again, every time with words that were not seen before."""
 
     def __init__(self, batch: Batch, number: int) -> None:
         self.batch, self.number = batch, number
@@ -87,7 +86,9 @@ class Batches:
         return self.number
 
     def __iter__(self) -> Iterator[Batch]:
-        return repeat(self.batch, self.number)
+        for step in range(self.number):
+            words = tuple(tuple(f"{word} {step}" for word in some) for some in self.batch.words)
+            yield replace(self.batch, words=words)
 
 
 class LastStep(Callback):

@@ -21,6 +21,7 @@ _MEMORY = {
     "windows": "activations of the windows",
     "heads": "activations of decoders and losses",
     "backward": "workspace of the backward pass",
+    "other": "gathered blocks, embedded names",
 }
 _TRAFFIC = {
     "gathered": "all-gathered",

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from odise_pl.allocations import Allocations, bytes_of
+from odise_pl.allocations import OTHER, Allocations, bytes_of
 from odise_pl.autosize import demanding_batch
 from odise_pl.lightning_module import OdiseModule
 from odise_pl.optimization import build_optimizer
@@ -31,7 +31,7 @@ from odise_pl.plan.traffic import Collectives, Traffic
 from odise_pl.structures import Batch
 
 STRATEGIES = ("single", "ddp", "fsdp")
-_KINDS = ("weights", "gradients", "optimizer", "batch", "windows", "heads", "backward")
+_KINDS = ("weights", "gradients", "optimizer", "batch", "windows", "heads", "backward", OTHER)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Memory:
         windows: of captioner, diffusion model and projections for all windows.
         heads: of the decoders and the losses.
         backward: what the backward pass and the optimiser are working on; recomputed activations.
+        other: blocks of frozen weights that are gathered at that moment; embedded names.
     """
 
     weights: int
@@ -91,6 +92,7 @@ class Memory:
     windows: int
     heads: int
     backward: int
+    other: int = 0
 
     @property
     def total(self) -> int:
