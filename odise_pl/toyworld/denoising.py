@@ -13,15 +13,18 @@ import torch
 from open_clip import CLIP
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from odise_pl.backbones.latent_diffusion import noise_schedule
 from odise_pl.backbones.stable_diffusion import build_diffusion, tokenize
+from odise_pl.backbones.timesteps import STEPS
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
 from odise_pl.toyworld.sizes import DIFFUSION, VOCABULARY
 from odise_pl.weights import load_exactly
 
+_HALF_SIZE = 2 / 3  # share of the batches that come first and are half as large
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
 _SNR_LIMIT = 5.0
 _CLEAR = 32  # least longer side in pixels of a detail that is shown enlarged
@@ -31,9 +34,16 @@ _AT_ONCE = 50  # pictures
 
 @dataclass(frozen=True)
 class Latents:
-    """What the diffusion model learns from: latents [N, 2, C, h, w] (as it is, mirrored) and captions."""
+    """What the diffusion model learns from.
 
-    values: Tensor
+    Attributes:
+        whole: latents [N, 2, C, h, w] of views, as they are and mirrored.
+        half: latents [N, 2, C, h / 2, w / 2] of the same at half the size.
+        captions: of each.
+    """
+
+    whole: Tensor
+    half: Tensor
     captions: Sequence[Sequence[str]]
 
 
@@ -66,14 +76,20 @@ def enlarge(image: np.ndarray, box: Box) -> np.ndarray:
 @torch.no_grad()
 def encode_views(vae: Any, corpus: Corpus) -> Latents:
     """Latents of all views, of unit variance, in half precision."""
-    parts, captions = [], []
+    whole, half, captions = [], [], []
     every = views(corpus)
     while batch := list(islice(every, _AT_ONCE)):
-        images = 2 * pixels([image for image, _ in batch]) - 1
-        mean = vae.encode(torch.cat([images, images.flip(-1)])).latent_dist.mean * vae.config.scaling_factor
-        parts.append(torch.stack(mean.chunk(2), dim=1).half())
+        images = pixels([image for image, _ in batch])
+        whole.append(_both_ways(vae, images))
+        half.append(_both_ways(vae, F.avg_pool2d(images, 2)))
         captions += [texts for _, texts in batch]
-    return Latents(torch.cat(parts), captions)
+    return Latents(torch.cat(whole), torch.cat(half), captions)
+
+
+def _both_ways(vae: Any, images: Tensor) -> Tensor:
+    both = 2 * torch.cat([images, images.flip(-1)]) - 1
+    latents: Tensor = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
+    return torch.stack(latents.chunk(2), dim=1).half()
 
 
 @torch.no_grad()
@@ -116,23 +132,31 @@ def _renamed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def diffusion_batch(latents: Latents, size: int, random: np.random.Generator) -> Batch:
-    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps``."""
-    indices = random.integers(len(latents.captions), size=size)
-    captions = [
-        ""
-        if random.random() < _DROPPED_CAPTIONS
-        else latents.captions[index][int(random.integers(len(latents.captions[index])))]
-        for index in indices
-    ]
+def diffusion_batch(
+    latents: Latents, steps: int, size: int, random: np.random.Generator, number: int
+) -> Batch:
+    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps`` of diffusion.
+
+    The first of ``steps`` batches are of half the size, at a third of the cost: what things look like and are
+    called is learned on them, as Stable Diffusion learned it at 256 pixels.
+    """
+    kept = latents.half if number < _HALF_SIZE * steps else latents.whole
+    indices = random.integers(len(kept), size=size)
+    captions = [_caption(latents.captions[index], random) for index in indices]
     # "to the left of" would be wrong in a mirrored picture
     sided = torch.tensor([" left of" in text or " right of" in text for text in captions])
     mirrored = torch.from_numpy(random.integers(0, 2, size)) * ~sided
-    values = latents.values[torch.from_numpy(indices), mirrored]
+    values = kept[torch.from_numpy(indices), mirrored].float()
     noise = torch.from_numpy(random.standard_normal(values.shape, np.float32))
-    steps = torch.from_numpy(random.integers(0, 1000, size))
+    times = torch.from_numpy(random.integers(0, STEPS, size))
     tokens = tokenize(captions, DIFFUSION.text_pad, VOCABULARY)
-    return {"latents": values, "tokens": tokens, "noise": noise, "steps": steps}
+    return {"latents": values, "tokens": tokens, "noise": noise, "steps": times}
+
+
+def _caption(captions: Sequence[str], random: np.random.Generator) -> str:
+    if random.random() < _DROPPED_CAPTIONS:
+        return ""
+    return captions[int(random.integers(len(captions)))]
 
 
 class Denoiser(lightning.LightningModule):

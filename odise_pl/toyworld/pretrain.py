@@ -39,7 +39,8 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-_STEPS = {"clip": 6000, "vae": 10000, "unet": 5000}
+_STEPS = {"clip": 12000, "vae": 10000, "unet": 9000}
+_CYCLES = {"clip": 2, "vae": 1, "unet": 1}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     lightning.seed_everything(options.seed, verbose=False)
     corpus = paint_corpus(options.work / "pictures", options.chunks, options.workers)
-    schedule = Schedule(options.steps or _STEPS[options.model], _LR[options.model])
+    steps = options.steps or _STEPS[options.model]
+    schedule = Schedule(steps, _LR[options.model], _CYCLES[options.model])
     if options.model == "clip":
         module: Any = ContrastiveModel(build_clip(CLIP), schedule)
         make: Any = partial(clip_batch, corpus)
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         text_encoder = text_encoder_of(load_clip(str(options.out / "clip.safetensors"), CLIP))
         module = Denoiser(build_diffusion(DIFFUSION).unet, text_encoder, schedule)
-        make = partial(diffusion_batch, _latents(corpus, options))
+        make = partial(diffusion_batch, _latents(corpus, options), schedule.steps)
     _fit(module, make, options)
     if isinstance(module, Autoencoder):
         module.model.register_to_config(scaling_factor=_unit_scale(module.model, corpus))

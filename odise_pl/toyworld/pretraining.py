@@ -34,40 +34,42 @@ class Draws(IterableDataset[Batch]):
     """Endless batches, each decided by the seed and its number alone: a resumed run goes on with the next.
 
     Args:
-        make: generator to batch.
+        make: generator and number to batch.
         seed: of all batches.
         first: number of the first batch.
     """
 
-    def __init__(self, make: Callable[[np.random.Generator], Batch], seed: int, first: int = 0) -> None:
+    def __init__(self, make: Callable[[np.random.Generator, int], Batch], seed: int, first: int = 0) -> None:
         self.make, self.seed, self.first = make, seed, first
 
     def __iter__(self) -> Iterator[Batch]:
         number = self.first
         while True:
-            yield self.make(np.random.default_rng([self.seed, number]))
+            yield self.make(np.random.default_rng([self.seed, number]), number)
             number += 1
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with a warm-up and a cosine to zero.
+    """AdamW with a warm-up and cosines to zero (arXiv 1608.03983).
 
     Attributes:
         steps: optimiser steps.
         lr: highest learning rate.
+        cycles: cosines, one after the other.
         warmup: steps until then.
         weight_decay: of matrices and convolutions.
     """
 
     steps: int
     lr: float
+    cycles: int = 1
     warmup: int = 100
     weight_decay: float = 0.01
 
     def factor(self, step: int) -> float:
         """The learning rate at a step, as a share of the highest."""
-        done = min(1.0, step / self.steps)
+        done = 1.0 if step >= self.steps else self.cycles * step / self.steps % 1
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * done))
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Any:
@@ -87,11 +89,11 @@ def pixels(images: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
 
 
-def picture_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
+def picture_batch(corpus: Corpus, size: int, random: np.random.Generator, number: int = 0) -> Batch:
     """``images`` [N, 3, S, S] in 0..1, half of them mirrored; ``noise`` for their latents.
 
     Most batches are ``size`` small crops, which cost a quarter of whole pictures and differ more; the others
-    are a quarter as many whole pictures.
+    are a quarter as many whole pictures. The number of the batch does not matter.
     """
     small = random.random() < _SMALL_BATCHES
     side, count = (SIDE // 2, size) if small else (SIDE, max(1, size // 4))
@@ -143,11 +145,12 @@ class Autoencoder(lightning.LightningModule):
         return self.schedule.configure(self.parameters())
 
 
-def clip_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
+def clip_batch(corpus: Corpus, size: int, random: np.random.Generator, number: int = 0) -> Batch:
     """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of each.
 
     Some of the images are whole pictures, most of them crops: enlarged, or as large as they are in the
     picture, of which the patches outside the crop are not looked at. The latter is what masked CLIP sees.
+    The number of the batch does not matter.
     """
     pairs = [_pair(corpus, int(index), random) for index in random.integers(len(corpus), size=size)]
     images, patches, captions = zip(*pairs, strict=True)
@@ -203,7 +206,11 @@ class ChosenPatches(nn.Module):
 
 
 class ContrastiveModel(lightning.LightningModule):
-    """CLIP (arXiv 2103.00020), seeing a quarter of the patches of an image (FLIP, arXiv 2212.00794)."""
+    """CLIP (arXiv 2103.00020), seeing a quarter of the patches of an image (FLIP, arXiv 2212.00794).
+
+    In the second half of the steps the text encoder stays as it is (LiT, arXiv 2111.07991): the image encoder
+    needs more time, and the diffusion model reads the text encoder.
+    """
 
     def __init__(self, clip: Any, schedule: Schedule) -> None:
         super().__init__()
@@ -211,6 +218,14 @@ class ContrastiveModel(lightning.LightningModule):
         self.model.visual.patch_dropout = ChosenPatches()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """The text encoder learns in the first cycle of the schedule alone."""
+        learns = self.schedule.cycles * self.global_step < self.schedule.steps
+        for part in (self.model.transformer, self.model.token_embedding, self.model.ln_final):
+            part.requires_grad_(learns)
+        self.model.positional_embedding.requires_grad_(learns)
+        self.model.text_projection.requires_grad_(learns)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contrast of the pairs in the batch."""

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LambdaCallback
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
@@ -14,7 +19,7 @@ from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
 from odise_pl.toyworld.denoising import Latents, diffusion_batch, enlarge, text_encoder_of, views
-from odise_pl.toyworld.pretraining import PATCHES, clip_batch
+from odise_pl.toyworld.pretraining import PATCHES, ContrastiveModel, Draws, Schedule, clip_batch
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
@@ -101,16 +106,16 @@ def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_pa
         assert 0 <= top < bottom <= 128
         assert all(any(name in caption.lower() for name in names) for caption in detail.captions)
     # a caption that names a side never goes with a mirrored latent
-    sided = Latents(
-        torch.stack([torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)], dim=1),
-        [["a cat to the left of a cup"]],
-    )
-    free = Latents(sided.values, [["a cat and a cup"]])
+    values = torch.stack([torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 4)], dim=1)
+    sided = Latents(values, values[..., ::2, ::2], [["a cat to the left of a cup"]])
+    free = Latents(values, values[..., ::2, ::2], [["a cat and a cup"]])
     random = np.random.default_rng(0)
-    kept = diffusion_batch(sided, 64, random)
+    kept = diffusion_batch(sided, 10, 64, random, 9)
     named = (kept["tokens"] != kept["tokens"].amin(0)).any(1)
     assert (kept["latents"][named] == 0).all() or not named.all()
-    assert diffusion_batch(free, 64, random)["latents"].unique().tolist() == [0, 1]
+    assert diffusion_batch(free, 10, 64, random, 9)["latents"].unique().tolist() == [0, 1]
+    sides = [diffusion_batch(free, 9, 2, random, number)["latents"].shape[-1] for number in range(9)]
+    assert sides == 6 * [2] + 3 * [4]  # the first two thirds are of half the size
 
 
 def test_grades_say_how_good_models_are(trained: Path) -> None:
@@ -190,3 +195,35 @@ def test_curves_are_drawn_from_the_logs(tmp_path: Path, capsys: pytest.CaptureFi
     assert curves.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "none.png")]) == 1
     assert "run pretrain first" in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_learning_rate_falls_to_zero_once_in_each_cycle() -> None:
+    factors = [Schedule(40, 1.0, cycles=2, warmup=1).factor(step) for step in range(41)]
+    assert factors[0] == factors[20] == 1
+    assert factors[19] < 0.01
+    assert factors[40] == 0
+    assert factors[:20] == sorted(factors[:20], reverse=True)
+    assert factors[20:40] == pytest.approx(factors[:20])
+
+
+def test_clips_text_encoder_learns_in_the_first_half_alone(tmp_path: Path) -> None:
+    module = ContrastiveModel(build_clip(CLIP), Schedule(4, 1e-3, cycles=2, warmup=1))
+    states = []
+    watch = LambdaCallback(
+        on_train_batch_end=lambda *_: states.append(
+            {n: p.clone() for n, p in module.model.named_parameters()}
+        )
+    )
+    pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
+    draws = Draws(partial(clip_batch, pictures, 2), seed=0)
+    trainer = lightning.Trainer(max_steps=4, accelerator="cpu", logger=False, callbacks=[watch],
+                                enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    trainer.fit(module, DataLoader(draws, batch_size=None))
+    changed = [
+        {name for name in now if not torch.equal(now[name], before[name])}
+        for before, now in itertools.pairwise(states)
+    ]
+    text = {name for name in states[0] if not name.startswith(("visual.", "logit_scale"))}
+    assert text <= changed[0]
+    assert not text & (changed[1] | changed[2])
+    assert "visual.proj" in changed[2]
