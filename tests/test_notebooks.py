@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nbformat
@@ -36,13 +35,4 @@ def test_a_notebook_runs_from_its_own_folder(path: Path, run: Path) -> None:
     client.execute()
     pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 4
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_shows_its_outputs_and_is_small(path: Path) -> None:
     assert path.stat().st_size <= MOST_BYTES
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["execution_count"] for cell in cells)
-    assert not any(o["output_type"] in ("error", "stream") and o.get("name") == "stderr"
-                   for cell in cells for o in cell["outputs"])  # fmt: skip
-    assert str(Path.home()) not in path.read_text()
