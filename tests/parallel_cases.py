@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from odise_pl.build import heuristic_captioner
 from odise_pl.lightning_module import OdiseModule
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
@@ -28,13 +29,15 @@ from odise_pl.structures import Batch, Targets
 # Two images on each of two ranks: words and labels are not dealt evenly.
 DOG, BALL = ("dog", "green grass", "dog"), ("red ball", "sky", "blue box")
 WORDS, LABELLED = (DOG, (), BALL, DOG), (True, True, False, True)
-# Steps, height of the images, and settings of the backbone.
+# Steps, height of the images, and settings of the network.
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "label": (5, 64, {}),
     "caption": (5, 64, {}),
     # several passes through the frozen blocks before the backward pass, which runs them once more
     "recomputed": (2, 128, {"checkpoint_activations": True, "window_batch": 1}),
     "accumulated": (2, 64, {}),
+    # sentences that one rank has to encode and another has not
+    "heuristic": (3, 64, {"captioner": heuristic_captioner(["dog", "grass", "sky", "red ball"], top=2)}),
 }
 
 

@@ -48,15 +48,19 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cluster_run(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(shards: Path, folder: Path, *more: str) -> None:
     """Two epochs on two machines of two devices, as torchrun starts them."""
-    folder = tmp_path_factory.mktemp("cluster")
     seen = [f"+callbacks.seen={{_target_: test_cluster.Seen, folder: '{folder}'}}"]
     run = ["data.batch_size=1", "global_batch=4", "trainer.max_steps=4", "validate_every=4"]
     logged = ["callbacks.checkpoint.every_n_train_steps=2", "~callbacks.progress"]
-    data = [f"data.train={scene_shards}", f"data.val={scene_shards}", f"hydra.run.dir={folder}"]
-    ranks.run(ranks.torchrun, 2, 2, ["train.py", *SMALL, *run, *logged, *seen, *data])
+    data = [f"data.train={shards}", f"data.val={shards}", f"hydra.run.dir={folder}"]
+    ranks.run(ranks.torchrun, 2, 2, ["train.py", *SMALL, *run, *logged, *seen, *data, *more])
+
+
+@pytest.fixture(scope="module")
+def cluster_run(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster")
+    train(scene_shards, folder)
     return folder
 
 
@@ -78,6 +82,26 @@ def test_a_checkpoint_of_several_machines_is_like_any_other(cluster_run: Path) -
     assert len(moments) == len(checkpoint["state_dict"])
     assert {type(value) for value in checkpoint["state_dict"].values()} == {torch.Tensor}
     assert (cluster_run / "finished.json").is_file()
+
+
+def test_a_run_of_several_machines_goes_on_as_if_undisturbed(
+    cluster_run: Path, scene_shards: Path, tmp_path: Path
+) -> None:
+    middle = cluster_run / "checkpoints" / "step_2.ckpt"
+    train(scene_shards, tmp_path, f"ckpt={middle}")
+    whole, resumed = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (cluster_run, tmp_path))
+    assert resumed["global_step"] == whole["global_step"] == 4
+    start = read_checkpoint(middle)["state_dict"]
+    assert not all(torch.equal(start[name], value) for name, value in whole["state_dict"].items())
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+    for index, state in whole["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(resumed["optimizer_states"][0]["state"][index][name], value)
+    again = [(tmp_path / f"seen_{rank}.txt").read_text() for rank in range(4)]
+    assert all(
+        (cluster_run / f"seen_{rank}.txt").read_text().endswith(text) for rank, text in enumerate(again)
+    )
 
 
 def test_evaluation_on_several_machines_gives_the_numbers_of_one(

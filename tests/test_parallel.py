@@ -29,7 +29,7 @@ def load(folder: Path, strategy: str, case: str) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{strategy} {case} {rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", ["label", "caption", "recomputed"])
+@pytest.mark.parametrize("case", ["label", "caption", "recomputed", "heuristic"])
 def test_sharded_as_replicated_as_one_device_with_the_joined_batch(two: Path, case: str) -> None:
     one = parallel_cases.fit(case)
     start = dict(parallel_cases.module(case).named_parameters())

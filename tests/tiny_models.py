@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
 from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
 from odise_pl.build import (
     BackboneSettings,
+    CaptionerParts,
     ClipSettings,
     HeadSettings,
     build_odise,
@@ -95,6 +97,7 @@ def odise(
     inference: InferenceSettings | None = None,
     published_quirks: bool = False,
     mapped: bool = False,
+    captioner: Callable[[CaptionerParts], nn.Module] | None = None,
     **backbone: Any,
 ) -> Odise:
     """A network of its own, whose windows are 64 pixels in training."""
@@ -103,7 +106,7 @@ def odise(
     model = build_odise(
         BackboneSettings(**settings),
         ClipSettings(architecture=CLIP),
-        implicit_captioner(),
+        captioner or implicit_captioner(),
         HEAD,
         classifier or ClassifierSettings(),
         inference or InferenceSettings(),
