@@ -36,6 +36,8 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     # several passes through the frozen blocks before the backward pass, which runs them once more
     "recomputed": (2, 128, {"checkpoint_activations": True, "window_batch": 1}),
     "accumulated": (2, 64, {}),
+    # the second rank's images are twice as high, and have twice as many windows
+    "uneven": (2, 64, {"window_batch": 1}),
     # sentences that one rank has to encode and another has not
     "heuristic": (3, 64, {"captioner": heuristic_captioner(["dog", "grass", "sky", "red ball"], top=2)}),
 }
@@ -102,7 +104,8 @@ class Steps:
     """A loader of one rank's share of every step."""
 
     def __init__(self, case: str, rank: int, ranks: int) -> None:
-        self.steps, self.height, _ = CASES[case]
+        self.steps, height, _ = CASES[case]
+        self.height = height * (rank + 1) if case == "uneven" else height
         size = 4 // ranks
         self.images = slice(rank * size, (rank + 1) * size)
 

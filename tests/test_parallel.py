@@ -45,11 +45,13 @@ def test_sharded_as_replicated_as_one_device_with_the_joined_batch(two: Path, ca
             torch.testing.assert_close(first["weights"][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_accumulated_gradients_are_averaged_once(two: Path) -> None:
-    replicated, sharded = load(two, "ddp", "accumulated")[0], load(two, "fsdp", "accumulated")[0]
-    assert torch.equal(replicated["losses"], sharded["losses"])
-    for name, value in replicated["weights"].items():
-        torch.testing.assert_close(sharded["weights"][name], value, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("case", ["accumulated", "uneven"])
+def test_sharded_as_replicated(two: Path, case: str) -> None:
+    for rank in (0, 1):
+        replicated, sharded = load(two, "ddp", case)[rank], load(two, "fsdp", case)[rank]
+        assert torch.equal(replicated["losses"], sharded["losses"])
+        for name, value in replicated["weights"].items():
+            torch.testing.assert_close(sharded["weights"][name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_sharded(two: Path) -> None:
