@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from odise_pl.checkpoint import load_weights
-from odise_pl.configuration import adopt, check_weights, user_error
+from odise_pl.configuration import adopt, check_weights, clear_errors
 from odise_pl.data.images import encode_ids, read_image
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.drawing import overlay
@@ -198,14 +198,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
+    with clear_errors():
         run(_parser().parse_args(arguments))
-    except Exception as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        print(f"error: {known}", file=sys.stderr)
-        return 1
     return 0
 
 

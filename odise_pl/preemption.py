@@ -6,16 +6,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+_LAST_WORDS = 4.0  # seconds, more than a rank waits for the message of one that failed
 # Slurm sends SIGUSR1 where a job asks for it ahead of time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -54,6 +57,7 @@ class StopRequest:
 
     def listen(self, trainer: lightning.Trainer) -> None:
         """Begin; to be called when Lightning has set its own handlers, which it takes back by itself."""
+        _put_killing_off()
         self._trainer, self.here = trainer, trainer.received_sigterm
         if threading.current_thread() is not threading.main_thread():
             return
@@ -148,3 +152,15 @@ def end_with_parent(trainer: lightning.Trainer) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def _put_killing_off() -> None:
+    """Lightning kills the first rank when it sees that another is dead: not before it has said so."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver) and not isinstance(thread._terminate_all, partial):
+            thread._terminate_all = partial(_kill_later, thread._terminate_all)  # type: ignore[method-assign]
+
+
+def _kill_later(kill: Callable[[], None]) -> None:
+    time.sleep(_LAST_WORDS)
+    kill()

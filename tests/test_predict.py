@@ -113,15 +113,14 @@ def test_what_is_wrong_is_said_in_one_line(
     tmp_path: Path,
     change: dict[str, str],
     message: str,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {"--names": "ball,box", "--out": str(tmp_path / "out"), "--conf": str(CONF), **change}
     ckpt, image = options.pop("ckpt", str(checkpoint)), options.pop("image", str(photos[0]))
     flags = [text for pair in options.items() for text in pair]
-    assert main([ckpt, image, *flags]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
+    with pytest.raises(SystemExit) as ended:
+        main([ckpt, image, *flags])
+    assert str(ended.value).startswith("error: ")
+    assert message in str(ended.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,8 +172,6 @@ def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "half.png"))[0, 0] == pytest.approx([127, 177, 227], abs=1)
 
 
-def test_two_images_of_one_name_are_not_written_over_each_other(
-    checkpoint: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(checkpoint), str(photos[0]), str(photos[0]), "--names", "ball"]) == 1
-    assert "two images have one name" in capsys.readouterr().err
+def test_two_images_of_one_name_are_not_written_over_each_other(checkpoint: Path, photos: list[Path]) -> None:
+    with pytest.raises(SystemExit, match="error: two images have one name"):
+        main([str(checkpoint), str(photos[0]), str(photos[0]), "--names", "ball"])

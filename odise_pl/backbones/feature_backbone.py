@@ -74,13 +74,15 @@ class DiffusionBackbone(nn.Module):
         side = min(height, width, self.train_window) if self.training else min(height, width)
         windows = plan_windows(height, width, side)
         cuts = cut_windows(images, windows, self.input_size)
-        chunks = self._chunks(cuts, None if captions is None else [*captions] * len(windows))
+        chunks = list(self._chunks(cuts, None if captions is None else [*captions] * len(windows)))
+        # asked before the first of them runs, whose blocks are gathered from all ranks
+        missing = self.ranks.longest(len(chunks)) - len(chunks)
         pyramids = [self._window_pyramid(*chunk, side) for chunk in chunks]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
-        for _ in range(self.ranks.longest(len(pyramids)) - len(pyramids)):
+        for _ in range(missing):
             # in step with ranks that have more windows: part of the graph, so in the backward pass, too
             unused = self._window_pyramid(cuts[:1], captions and captions[:1], side)
-            levels[0] = levels[0] + 0 * unused[0].sum()
+            levels = [level + 0 * x.sum() for level, x in zip(levels, unused, strict=True)]
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
 
     def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:

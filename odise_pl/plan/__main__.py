@@ -25,7 +25,7 @@ from rich.console import Console
 
 from odise_pl.autosize import AUTO, PUBLISHED, largest_batch
 from odise_pl.command_line import expand
-from odise_pl.configuration import setting_problems, user_error
+from odise_pl.configuration import clear_errors, setting_problems
 from odise_pl.errors import SettingError
 from odise_pl.lightning_module import OdiseModule
 from odise_pl.optimization import accumulation_steps
@@ -218,14 +218,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    try:
+    with clear_errors():
         run(_parser().parse_args(arguments))
-    except Exception as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        print(f"error: {known}", file=sys.stderr)
-        return 1
     return 0
 
 
