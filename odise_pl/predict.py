@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status, or ends the program with what is wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with clear_errors():
         run(_parser().parse_args(arguments))

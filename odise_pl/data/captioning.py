@@ -56,7 +56,7 @@ class Describes(Protocol):
         """A sentence about each image."""
 
 
-class Captions(Protocol):
+class CaptionSource(Protocol):
     """Which model captions; each process loads it when it first needs it."""
 
     @property
@@ -221,7 +221,7 @@ def chunks(urls: Sequence[str], checked: Sequence[CheckedShard]) -> list[Chunk]:
     return found
 
 
-def caption_chunk(chunk: Chunk, folder: Path, model: Captions) -> list[str]:
+def caption_chunk(chunk: Chunk, folder: Path, model: CaptionSource) -> list[str]:
     """Captions of a chunk, or those that an interrupted run noted."""
     note = folder / WORK / f"captions-{chunk.index:06d}.json"
     made_from = repr((chunk.shard, chunk.state, chunk.places))

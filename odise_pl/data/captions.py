@@ -34,7 +34,7 @@ from odise_pl.data.records import DataError
 from odise_pl.data.shards import WORK, finished_shards, write_file
 
 if TYPE_CHECKING:
-    from odise_pl.data.captioning import Captions, CheckedShard
+    from odise_pl.data.captioning import CaptionSource, CheckedShard
 
 _WEIGHTS = Path("weights/blip-image-captioning-base")
 _FETCH = f"hf download Salesforce/{_WEIGHTS.name} --local-dir {_WEIGHTS}"
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> Manifest:
 
 
 def prepare_captions(
-    shard_set: ShardSet, folder: Path, model: Captions, workers: int, skip_bad: bool
+    shard_set: ShardSet, folder: Path, model: CaptionSource, workers: int, skip_bad: bool
 ) -> Manifest:
     """Write a copy of a shard set in which every record has a ``generated_caption``.
 
@@ -154,7 +154,7 @@ def _caption(
     shard_set: ShardSet,
     checked: Sequence[CheckedShard],
     folder: Path,
-    model: Captions,
+    model: CaptionSource,
     pool: processes.Workers,
     progress: Progress,
 ) -> list[list[str]]:

@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status, or ends the program with what is wrong."""
     with clear_errors():
         run(_parser().parse_args(arguments))
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from odise_pl.toyworld.scene import Placed, Scene
 from odise_pl.toyworld.stuff import Stuff
 
+T = TypeVar("T")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "there is ", "an image of ")
 _ON = {"sea": "in", "sky": "in", "brick wall": "in front of", "tiles": "in front of", "mountain": "near"}
@@ -38,21 +40,22 @@ def write_names(stuff: Stuff, random: np.random.Generator, count: int) -> tuple[
 
 
 def _stuff_name(stuff: Stuff, random: np.random.Generator) -> str:
-    return _pick((stuff.name, stuff.name, *stuff.synonyms), random)
+    return pick((stuff.name, stuff.name, *stuff.synonyms), random)
 
 
 def _finish(text: str, random: np.random.Generator) -> str:
-    text = _pick(_OPENINGS, random) + text
+    text = pick(_OPENINGS, random) + text
     return text[0].upper() + text[1:] + "." if random.random() < 0.5 else text
 
 
-def _pick(choices: Sequence[str], random: np.random.Generator) -> str:
+def pick(choices: Sequence[T], random: np.random.Generator) -> T:
+    """One of some, each as often as any other."""
     return choices[int(random.integers(len(choices)))]
 
 
 def _noun(placed: Placed, random: np.random.Generator) -> str:
     names = (placed.thing.name,) * 3 + placed.thing.synonyms
-    return _pick(names, random)
+    return pick(names, random)
 
 
 def _phrase(placed: Placed, random: np.random.Generator) -> str:

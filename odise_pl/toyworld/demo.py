@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +25,11 @@ from odise_pl.metrics.report import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER
+from odise_pl.toyworld.commands import call
 from odise_pl.toyworld.make import main as make
 
 SETS = ("toy_val", "toy_open")
 _EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
-
-
-class DemoError(UserError):
-    """A step of the demo has failed; its own message stands above."""
 
 
 def train(folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
@@ -42,14 +38,11 @@ def train(folder: Path, shards: Path, experiment: str, overrides: Sequence[str])
     An interrupted run goes on; of a finished one the results are shown again.
 
     Raises:
-        DemoError: it has failed.
+        CommandError: it has failed.
     """
     before = (folder / MARKER).exists()
-    command = ["train.py", f"experiment={experiment}", f"hydra.run.dir={folder}", f"paths.shards={shards}"]
-    command += overrides
-    print(f"$ python {' '.join(command)}", flush=True)
-    if subprocess.run([sys.executable, *command], check=False).returncode:
-        raise DemoError(f"training in {folder} has not come to its end; the same command goes on with it")
+    where = (f"hydra.run.dir={folder}", f"paths.shards={shards}")
+    call("train.py", f"experiment={experiment}", *where, *overrides)
     if before:
         console = Console()
         console.print(result_table(results(folder)).terminal(console.width))

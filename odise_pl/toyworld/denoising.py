@@ -19,6 +19,7 @@ from transformers import CLIPTextModel
 from odise_pl.backbones.latent_diffusion import noise_schedule
 from odise_pl.backbones.stable_diffusion import build_diffusion, tokenize
 from odise_pl.backbones.timesteps import STEPS
+from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
 from odise_pl.toyworld.sizes import DIFFUSION, VOCABULARY
@@ -57,7 +58,7 @@ def views(corpus: Corpus, seed: int = 0) -> Iterator[View]:
         yield image, corpus.captions[index]
         clear = [detail for detail in corpus.details[index] if _side(detail.box) >= _CLEAR]
         if clear:
-            detail = clear[int(np.random.default_rng([seed, index]).integers(len(clear)))]
+            detail = pick(clear, np.random.default_rng([seed, index]))
             yield enlarge(image, detail.box), detail.captions
 
 
@@ -156,7 +157,7 @@ def diffusion_batch(
 def _caption(captions: Sequence[str], random: np.random.Generator) -> str:
     if random.random() < _DROPPED_CAPTIONS:
         return ""
-    return captions[int(random.integers(len(captions)))]
+    return pick(captions, random)
 
 
 class Denoiser(lightning.LightningModule):

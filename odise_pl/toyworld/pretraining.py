@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 from odise_pl.backbones.clip import MEAN, STD
 from odise_pl.backbones.tokens import tokenize as byte_pairs
+from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 
@@ -162,17 +163,13 @@ def _pair(corpus: Corpus, index: int, random: np.random.Generator) -> tuple[Tens
     image, details = pixels([corpus.image(index)]), corpus.details[index]
     whole = (0, 0, SIDE, SIDE)
     if not details or random.random() >= _DETAILS:
-        return image[0], _some_patches(whole, random), _pick(corpus.captions[index], random)
-    detail = _pick(details, random)
+        return image[0], _some_patches(whole, random), pick(corpus.captions[index], random)
+    detail = pick(details, random)
     left, top, right, bottom = box = _around(detail.box, random)
     if random.random() < _ENLARGED:
         cut, box = image[..., top:bottom, left:right], whole
         image = F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)
-    return image[0], _some_patches(box, random), _pick(detail.captions, random)
-
-
-def _pick(choices: Sequence[Any], random: np.random.Generator) -> Any:
-    return choices[int(random.integers(len(choices)))]
+    return image[0], _some_patches(box, random), pick(detail.captions, random)
 
 
 def _around(box: Box, random: np.random.Generator) -> Box:

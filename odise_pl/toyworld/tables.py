@@ -7,7 +7,6 @@ the results beside the published ones. Takes hours; what is finished is skipped,
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
 from odise_pl.runs import EVALUATIONS, MARKER, FinishedRun, read_run
 from odise_pl.toyworld.captioner import SentenceModel
+from odise_pl.toyworld.commands import call
+from odise_pl.toyworld.demo import SETS
 from odise_pl.toyworld.make import main as make
 
 CAPTIONED = "captioned"  # folder of the shards that hold captions by a model
-_SETS = ("toy_train", "toy_val", "toy_open")
 _FIXED_TIME = "captioner.learnable_time=false"
 _NONE = "-"
 
@@ -40,10 +40,6 @@ COLUMNS = (
 )
 
 
-class TablesError(UserError):
-    """A run has failed; its own message stands above."""
-
-
 @dataclass(frozen=True)
 class Case:
     """One training of the tables, repeated with several seeds.
@@ -56,17 +52,13 @@ class Case:
     name: str
     settings: tuple[str, ...]
 
-    def folder(self, root: Path, seed: int) -> Path:
-        """Where the run with this seed lies."""
-        return root / self.name / f"seed_{seed}"
-
 
 def cases(shards: Path) -> list[Case]:
     """All trainings; those that two tables share occur once."""
     caption = "experiment=toy_caption"
     words = f"captioner.vocabulary={shards / 'toy_open' / 'dataset.json'}"
     captioned = [f"data.train={shards / CAPTIONED / 'toy_train'}"]
-    captioned += [f"data.val.{name}={shards / CAPTIONED / name}" for name in _SETS[1:]]
+    captioned += [f"data.val.{name}={shards / CAPTIONED / name}" for name in SETS]
     steps = _ablation("timestep").rows
     return [
         Case("label", ("experiment=toy",)),
@@ -82,6 +74,10 @@ def cases(shards: Path) -> list[Case]:
     ]
 
 
+def _folder(root: Path, case: str, seed: int) -> Path:
+    return root / case / f"seed_{seed}"
+
+
 def _steps(row: str) -> str:
     return row if row == "learnable" else f"[{row.replace('+', ',')}]"
 
@@ -94,22 +90,20 @@ def run_all(root: Path, shards: Path, seeds: Sequence[int], overrides: Sequence[
     """Train all cases, seed by seed, and evaluate the caption model with each classifier.
 
     Raises:
-        TablesError: one has failed.
+        CommandError: one has failed.
     """
     for seed in seeds:
         for case in cases(shards):
-            where = (f"hydra.run.dir={case.folder(root, seed)}", f"paths.shards={shards}", f"seed={seed}")
-            _call("train.py", *case.settings, *where, *overrides)
-        folder = Case("caption", ()).folder(root, seed)
+            where = (
+                f"hydra.run.dir={_folder(root, case.name, seed)}",
+                f"paths.shards={shards}",
+                f"seed={seed}",
+            )
+            call("train.py", *case.settings, *where, *overrides)
+        folder = _folder(root, "caption", seed)
         for mode in _ablation("classifier").rows:
             what = (f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", f"classifier={mode}", "data=toy")
-            _call("evaluate.py", *what, f"hydra.run.dir={folder}", f"paths.shards={shards}", "trainer=cpu")
-
-
-def _call(*command: str) -> None:
-    print(f"$ python {' '.join(command)}", flush=True)
-    if subprocess.run([sys.executable, *command], check=False).returncode:
-        raise TablesError(f"python {' '.join(command)} has failed; the same command goes on from there")
+            call("evaluate.py", *what, f"hydra.run.dir={folder}", f"paths.shards={shards}", "trainer=cpu")
 
 
 def finished(root: Path, case: str) -> list[FinishedRun]:
@@ -121,12 +115,12 @@ def finished(root: Path, case: str) -> list[FinishedRun]:
     return [run for run in runs if run.settings.classifier == mode]
 
 
-def scores(runs: Sequence[FinishedRun]) -> list[list[float]]:
-    """Percentages of the runs for each of :data:`COLUMNS`."""
-    return [
-        [100 * run.scores[data][name] for run in runs if name in run.scores.get(data, {})]
-        for _, data, name in COLUMNS
-    ]
+def scores(runs: Sequence[FinishedRun]) -> dict[str, list[float]]:
+    """Percentages of the runs by the headings of :data:`COLUMNS`."""
+    return {
+        title: [100 * run.scores[data][name] for run in runs if name in run.scores.get(data, {})]
+        for title, data, name in COLUMNS
+    }
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -138,7 +132,7 @@ def _cell(values: Sequence[float]) -> str:
 def _row(root: Path, name: str, case: str, published: Sequence[float | None]) -> tuple[str, ...]:
     runs = finished(root, case)
     paper = (_NONE if value is None else f"{value:.1f}" for value in published)
-    return (name, *paper, *map(_cell, scores(runs)), str(len(runs)))
+    return (name, *paper, *map(_cell, scores(runs).values()), str(len(runs)))
 
 
 def _header(name: str) -> tuple[str, ...]:
@@ -168,7 +162,7 @@ def _case_of(ablation: Ablation, row: str) -> str:
 
 def orders(root: Path, ablation: Ablation) -> Iterator[str]:
     """The rows from best to worst in the paper and here, on the set that was not trained on."""
-    found = {name: scores(finished(root, _case_of(ablation, name)))[1] for name in ablation.rows}
+    found = {name: scores(finished(root, _case_of(ablation, name)))["toy_open PQ"] for name in ablation.rows}
     if all(found.values()):
         ours = sorted(found, key=lambda name: -fmean(found[name]))
         paper = sorted(ablation.rows, key=lambda name: -ablation.rows[name].ade20k)
@@ -201,7 +195,7 @@ def document(root: Path) -> str:
 
 def write_captions(shards: Path, weights: str, workers: int) -> None:
     """Copies of the shards in which every image has a caption by a model."""
-    for name in _SETS:
+    for name in ("toy_train", *SETS):
         prepare_captions(
             check_shards(shards / name), shards / CAPTIONED / name, SentenceModel(weights), workers, False
         )

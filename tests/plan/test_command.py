@@ -41,6 +41,7 @@ def test_what_is_wrong_is_named_in_one_line(wrong: str, named: str) -> None:
         main(["--conf", str(planned.CONF), *planned.SMALL, wrong])
     assert str(ended.value).startswith("error: ")
     assert named in str(ended.value)
+    assert "Traceback" not in str(ended.value)
 
 
 def test_blip_on_the_fly_cannot_be_planned() -> None:

@@ -35,6 +35,10 @@ def test_the_demo_and_the_demo_again(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(arguments(tmp_path)) == 0  # nothing is trained again
     assert "toy_open, novel" in capsys.readouterr().out
     assert (run / "checkpoints" / "last.ckpt").resolve().stat().st_mtime_ns == written
+    (run / "finished.json").unlink()  # as if it had been interrupted after its last step
+    assert main(arguments(tmp_path)) == 0
+    assert "it goes on from step_2.ckpt" in (run / "train.log").read_text()
+    assert (run / "finished.json").is_file()
 
 
 def test_a_demo_that_fails_says_so(
@@ -46,7 +50,7 @@ def test_a_demo_that_fails_says_so(
         commands.append(command)
         return subprocess.CompletedProcess(command, 143)
 
-    monkeypatch.setattr(demo.subprocess, "run", failing)
+    monkeypatch.setattr(subprocess, "run", failing)
     assert main(["caption", *arguments(tmp_path)]) == 1
     assert "the same command goes on" in capsys.readouterr().err
     assert ["experiment=toy_caption" in command for command in commands] == [True]
