@@ -214,8 +214,16 @@ class Checkpoints(Checkpoint):
 
 
 def _loops(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The place in training, as Lightning keeps it in checkpoints."""
-    return copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+    """The place in training, as Lightning keeps it in checkpoints, within an epoch that has begun.
+
+    Lightning does not count an epoch as begun that follows a resumption at the end of another. Stopped at its
+    end again, it would lose count of it.
+    """
+    loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+    for progress in loops["fit_loop"]["epoch_progress"].values():
+        done = progress["processed"]
+        progress |= {"ready": done + 1, "started": done + 1, "completed": done}
+    return loops
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:

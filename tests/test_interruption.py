@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,30 @@ def assert_killed_is_as_undisturbed(
     assert len(list((folder / "checkpoints").glob("step_*.ckpt"))) == 2
 
 
+def test_killed_at_the_end_of_one_epoch_after_another_it_keeps_count_of_them(
+    arguments: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    """Random points are drawn by epoch and batch: with an epoch lost, those of later epochs are others."""
+    for batch, step in ((7, 4), (14, 8), (28, 16)):
+        died = run_to_death(tmp_path, arguments, batch)
+        assert died.returncode == -signal.SIGKILL, died.stdout + died.stderr
+        assert step_of(tmp_path) == step
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_end(undisturbed, tmp_path)
+    assert scalars(tmp_path) == scalars(undisturbed)
+
+
+def run_to_death(folder: Path, arguments: list[str], batch: int) -> subprocess.CompletedProcess[str]:
+    faults = {"FAULTS": f"die:0:{batch}", "PYTHONPATH": str(ROOT)}
+    return run(folder, *arguments, script="tests/faulty_train.py", **faults)
+
+
 def test_a_validation_that_was_cut_off_is_made_good(
     arguments: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     """The last checkpoint before batch 28 is of a step that is validated before it, the second of the run."""
-    died = run(tmp_path, *arguments, script="tests/faulty_train.py", FAULTS="die:0:28", PYTHONPATH=str(ROOT))
+    died = run_to_death(tmp_path, arguments, 28)
     assert died.returncode == -signal.SIGKILL
     assert step_of(tmp_path) == 16
     done = run(tmp_path, *arguments, "trainer.log_every_n_steps=1")
