@@ -36,10 +36,12 @@ class Detail:
     Attributes:
         box: where it is.
         captions: as people write them under such a picture.
+        thing: whether it is a thing.
     """
 
     box: Box
     captions: Sequence[str]
+    thing: bool
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def paint_corpus(folder: Path, chunks: int, workers: int = 2) -> Corpus:
     return Corpus(
         [np.load(_path(folder, number, "npy"), mmap_mode="r") for number in range(chunks)],
         [one["captions"] for one in texts],
-        [[Detail(tuple(d["box"]), d["captions"]) for d in one["details"]] for one in texts],
+        [[Detail(tuple(d["box"]), d["captions"], d["thing"]) for d in one["details"]] for one in texts],
     )
 
 
@@ -100,12 +102,15 @@ def _details(scene: Scene, random: np.random.Generator) -> list[dict[str, Any]]:
         {
             "box": [min(SIDE, max(0, round(side))) for side in placed.box],
             "captions": write_captions(replace(scene, things=(placed,)), random, DETAIL_CAPTIONS),
+            "thing": True,
         }
         for placed in scene.things
     ]
     parts = [(stuff, _part(scene.ids == number, random)) for number, stuff in scene.stuff]
     return things + [
-        {"box": box, "captions": write_names(stuff, random, DETAIL_CAPTIONS)} for stuff, box in parts if box
+        {"box": box, "captions": write_names(stuff, random, DETAIL_CAPTIONS), "thing": False}
+        for stuff, box in parts
+        if box
     ]
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from odise_pl.backbones.clip import build_clip, load_clip
-from odise_pl.backbones.stable_diffusion import build_diffusion
+from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
 from odise_pl.toyworld.pretraining import (
@@ -42,6 +42,7 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 _STEPS = {"clip": 12000, "vae": 10000, "unet": 9000}
 _CYCLES = {"clip": 2, "vae": 1, "unet": 1}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
+_CHUNKS = {"clip": 48, "vae": 48, "unet": 24}  # of the corpus
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
 
@@ -50,18 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     lightning.seed_everything(options.seed, verbose=False)
-    corpus = paint_corpus(options.work / "pictures", options.chunks, options.workers)
+    chunks = options.chunks or _CHUNKS[options.model]
+    corpus = paint_corpus(options.work / "pictures", chunks, options.workers)
     steps = options.steps or _STEPS[options.model]
-    schedule = Schedule(steps, _LR[options.model], _CYCLES[options.model])
+    schedule = Schedule(steps, _LR[options.model], _CYCLES[options.model], options.first)
+    clip, models = _models(options)
     if options.model == "clip":
-        module: Any = ContrastiveModel(build_clip(CLIP), schedule)
-        make: Any = partial(clip_batch, corpus)
+        module: Any = ContrastiveModel(clip, schedule)
+        make: Any = partial(clip_batch, corpus, steps)
     elif options.model == "vae":
-        module = Autoencoder(start_linear(build_diffusion(DIFFUSION).vae), schedule)
+        module = Autoencoder(models.vae if options.first else start_linear(models.vae), schedule)
         make = partial(picture_batch, corpus)
     else:
-        text_encoder = text_encoder_of(load_clip(str(options.out / "clip.safetensors"), CLIP))
-        module = Denoiser(build_diffusion(DIFFUSION).unet, text_encoder, schedule)
+        module = Denoiser(models.unet, text_encoder_of(clip), schedule)
         make = partial(diffusion_batch, _latents(corpus, options), schedule.steps)
     _fit(module, make, options)
     if isinstance(module, Autoencoder):
@@ -70,13 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _models(options: argparse.Namespace) -> tuple[Any, DiffusionModels]:
+    """CLIP and the diffusion model, with the weights there are of what is learned or read."""
+    models = build_diffusion(DIFFUSION)
+    if options.first and options.model != "clip":
+        part, folder = getattr(models, options.model), options.out / "diffusion" / options.model
+        part.load_state_dict(type(part).from_pretrained(folder).state_dict())
+    if options.model == "unet" or (options.model == "clip" and options.first):
+        return load_clip(str(options.out / "clip.safetensors"), CLIP), models
+    return build_clip(CLIP), models
+
+
 def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
     folder = options.work / options.model
     last = folder / "last.ckpt"
-    first = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
-    draws = Draws(partial(make, options.batch or _BATCH[options.model]), options.seed, first)
+    done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
+    draws = Draws(partial(make, options.batch or _BATCH[options.model]), options.seed, options.first + done)
     trainer = lightning.Trainer(
-        max_steps=module.schedule.steps,
+        max_steps=module.schedule.steps - module.schedule.first,
         accelerator=options.accelerator,
         devices=1,
         logger=TensorBoardLogger(folder, name="", version=""),
@@ -90,7 +103,7 @@ def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
         enable_model_summary=False,
     )
     trainer.fit(
-        module, DataLoader(draws, batch_size=None), ckpt_path=last if first else None, weights_only=True
+        module, DataLoader(draws, batch_size=None), ckpt_path=last if done else None, weights_only=True
     )
 
 
@@ -105,7 +118,7 @@ def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
     """Latents of the corpus by the finished autoencoder; computed once for its weights."""
     folder = options.out / "diffusion" / "vae"
     known = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
-    path = options.work / f"views_{options.chunks}_{known[:12]}.pt"
+    path = options.work / f"views_{len(corpus)}_{known[:12]}.pt"
     if not path.exists():
         latents = encode_views(AutoencoderKL.from_pretrained(folder).float(), corpus)
         unfinished = path.with_suffix(".part")
@@ -132,8 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the other two")
     parser.add_argument("--out", type=Path, default=Path("odise_pl/toyworld/weights"), help="of the weights")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
-    parser.add_argument("--chunks", type=int, default=48, help="size of the corpus, in files of 500 pictures")
+    parser.add_argument("--chunks", type=int, help="files of 500 pictures; by default as shipped")
     parser.add_argument("--steps", type=int, help="optimiser steps; by default as shipped")
+    parser.add_argument(
+        "--first", type=int, default=0, help="steps behind the weights in --out, from which it goes on"
+    )
     parser.add_argument("--batch", type=int, help="pictures of a step; by default as shipped")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
@@ -24,7 +25,7 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 Batch = dict[str, Any]
 PATCHES = 64  # of an image that CLIP is shown, a quarter
 _DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown, ...
-_ENLARGED = 0.4  # ... and of those among them that fill the image
+_ENLARGED = 0.4  # ... and of those among them that fill the image, in the second half
 _SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
@@ -58,20 +59,26 @@ class Schedule:
         steps: optimiser steps.
         lr: highest learning rate.
         cycles: cosines, one after the other.
-        warmup: steps until then.
+        first: steps that were done before this run, by another whose weights it starts from.
+        warmup: steps until the learning rate is what the cosine says.
         weight_decay: of matrices and convolutions.
     """
 
     steps: int
     lr: float
     cycles: int = 1
+    first: int = 0
     warmup: int = 100
     weight_decay: float = 0.01
 
     def factor(self, step: int) -> float:
-        """The learning rate at a step, as a share of the highest."""
-        done = 1.0 if step >= self.steps else self.cycles * step / self.steps % 1
+        """The learning rate at a step of this run, as a share of the highest."""
+        done = 1.0 if self.first + step >= self.steps else self.cycle(step) % 1
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def cycle(self, step: int) -> float:
+        """How many cosines are behind a step of this run."""
+        return self.cycles * (self.first + step) / self.steps
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Any:
         """What Lightning's ``configure_optimizers`` returns."""
@@ -146,27 +153,29 @@ class Autoencoder(lightning.LightningModule):
         return self.schedule.configure(self.parameters())
 
 
-def clip_batch(corpus: Corpus, size: int, random: np.random.Generator, number: int = 0) -> Batch:
+def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generator, number: int) -> Batch:
     """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of each.
 
-    Some of the images are whole pictures, most of them crops: enlarged, or as large as they are in the
-    picture, of which the patches outside the crop are not looked at. The latter is what masked CLIP sees.
-    The number of the batch does not matter.
+    Some of the images are whole pictures, most of them details. In the first half of ``steps`` batches these
+    are things, enlarged, so that names are learned quickly; then things and stuff, more than half of them as
+    large as they are in the picture, of which patches outside are not looked at: what masked CLIP sees.
     """
-    pairs = [_pair(corpus, int(index), random) for index in random.integers(len(corpus), size=size)]
+    pair = partial(_pair, corpus, random, number < steps / 2)
+    pairs = [pair(int(index)) for index in random.integers(len(corpus), size=size)]
     images, patches, captions = zip(*pairs, strict=True)
     tokens = byte_pairs(captions, VOCABULARY, CLIP.text_length)
     return {"images": torch.stack(images), "patches": torch.stack(patches), "tokens": tokens}
 
 
-def _pair(corpus: Corpus, index: int, random: np.random.Generator) -> tuple[Tensor, Tensor, str]:
-    image, details = pixels([corpus.image(index)]), corpus.details[index]
+def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -> tuple[Tensor, Tensor, str]:
+    image = pixels([corpus.image(index)])
+    details = [detail for detail in corpus.details[index] if detail.thing or not easy]
     whole = (0, 0, SIDE, SIDE)
     if not details or random.random() >= _DETAILS:
         return image[0], _some_patches(whole, random), pick(corpus.captions[index], random)
     detail = pick(details, random)
     left, top, right, bottom = box = _around(detail.box, random)
-    if random.random() < _ENLARGED:
+    if easy or random.random() < _ENLARGED:
         cut, box = image[..., top:bottom, left:right], whole
         image = F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)
     return image[0], _some_patches(box, random), pick(detail.captions, random)
@@ -218,7 +227,7 @@ class ContrastiveModel(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The text encoder learns in the first cycle of the schedule alone."""
-        learns = self.schedule.cycles * self.global_step < self.schedule.steps
+        learns = self.schedule.cycle(self.global_step) < 1
         for part in (self.model.transformer, self.model.token_embedding, self.model.ln_final):
             part.requires_grad_(learns)
         self.model.positional_embedding.requires_grad_(learns)

@@ -21,7 +21,7 @@ CLIP = CLIPArchitecture(
 )
 DIFFUSION = DiffusionArchitecture(
     unet_channels=(32, 64, 128, 128),
-    heads=4,
+    heads=2,
     context_dim=128,
     vae_channels=(16, 32, 64, 64),
     vae_groups=8,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
-from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
+from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
-from odise_pl.toyworld.denoising import Latents, diffusion_batch, enlarge, text_encoder_of, views
-from odise_pl.toyworld.pretraining import PATCHES, ContrastiveModel, Draws, Schedule, clip_batch
+from odise_pl.toyworld.denoising import (
+    Latents,
+    diffusion_batch,
+    encode_views,
+    enlarge,
+    text_encoder_of,
+    views,
+)
+from odise_pl.toyworld.pretraining import PATCHES, ContrastiveModel, Draws, Schedule, clip_batch, pixels
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
@@ -92,7 +101,7 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path: Path) -> None:
 def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_path: Path) -> None:
     pictures = corpus.paint_corpus(tmp_path, 2, workers=1)
     assert len(pictures) == 24
-    one, two = (clip_batch(pictures, 4, np.random.default_rng([0, 5])) for _ in range(2))
+    one, two = (clip_batch(pictures, 10, 4, np.random.default_rng([0, 5]), 5) for _ in range(2))
     assert torch.equal(one["images"], two["images"])
     assert torch.equal(one["tokens"], two["tokens"])
     assert torch.equal(one["patches"], two["patches"])
@@ -170,16 +179,62 @@ def test_a_detail_is_enlarged_with_its_surroundings(box: tuple[int, int, int, in
     assert shown.mean() / 255 == pytest.approx(share, abs=0.05)
 
 
-def test_views_are_pictures_and_one_detail_of_each(tmp_path: Path) -> None:
+def test_views_are_pictures_and_two_details_of_each_at_most(tmp_path: Path) -> None:
     pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
     seen = list(views(pictures))
-    assert len(pictures) < len(seen) <= 2 * len(pictures)
+    assert 2 * len(pictures) < len(seen) <= 3 * len(pictures)
     written = [captions for _, captions in seen]
     assert all(captions in written for captions in pictures.captions)
     singles = [captions for captions in written if captions not in list(pictures.captions)]
     assert all(any(captions == detail.captions for details in pictures.details for detail in details)
                for captions in singles)  # fmt: skip
+    assert len(singles) == len({str(captions) for captions in singles})
     assert [captions for _, captions in views(pictures)] == written
+
+
+def test_latents_of_views_are_kept_small_for_all_and_whole_for_some(tmp_path: Path) -> None:
+    pictures = corpus.paint_corpus(tmp_path, 8, workers=1)
+    models = build_diffusion(DIFFUSION)
+    models.vae.register_to_config(scaling_factor=2.0)
+    latents = encode_views(models.vae, pictures)
+    every = list(views(pictures))
+    assert list(latents.captions) == [captions for _, captions in every]
+    assert latents.half.shape == (len(every), 2, 16, 8, 8)
+    assert len(pictures) / 2 < len(latents.whole) < len(every)
+    image = 2 * pixels([every[3][0]]) - 1
+    with torch.no_grad():
+        plain, mirrored = (2 * models.vae.encode(x).latent_dist.mean[0] for x in (image, image.flip(-1)))
+    for found, expected in zip(latents.whole[3], (plain, mirrored), strict=True):
+        assert (found - expected).std() < 0.05 * expected.std()
+
+
+def test_it_goes_on_from_weights_of_a_number_of_steps(trained: Path, tmp_path: Path) -> None:
+    """The second half of CLIP's steps, in which only its image encoder learns."""
+    shutil.copytree(trained, tmp_path / "weights")
+    run(tmp_path, "clip", 4, "--first", "2")
+    before, after = (load_file(folder / "clip.safetensors") for folder in (trained, tmp_path / "weights"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "visual.proj" in changed
+    assert changed <= {name for name in before if name.startswith(("visual.", "logit_scale"))}
+    done = torch.load(tmp_path / "work" / "clip" / "last.ckpt", weights_only=True)
+    assert done["global_step"] == 2
+    for model in ("vae", "unet"):
+        weights = tmp_path / "weights" / "diffusion" / model / "diffusion_pytorch_model.safetensors"
+        before = load_file(weights)
+        run(tmp_path, model, 3, "--first", "2", "--batch", "1")
+        now = load_file(weights)
+        # one step with the learning rate at its lowest: near to what it started from
+        assert any(not torch.equal(before[name], now[name]) for name in before)
+        for name, value in before.items():
+            torch.testing.assert_close(now[name], value, atol=2e-3, rtol=0.1)
+
+
+def test_clip_is_first_shown_things_enlarged(tmp_path: Path) -> None:
+    pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
+    random = np.random.default_rng(0)
+    easy, all_kinds = (clip_batch(pictures, 10, 150, random, number)["patches"] for number in (4, 5))
+    assert all(len(chosen.unique()) == PATCHES for chosen in easy), "patches of a whole image"
+    assert any(len(chosen.unique()) < PATCHES for chosen in all_kinds), "a few, of a detail in its size"
 
 
 def test_curves_are_drawn_from_the_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +270,7 @@ def test_clips_text_encoder_learns_in_the_first_half_alone(tmp_path: Path) -> No
         )
     )
     pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
-    draws = Draws(partial(clip_batch, pictures, 2), seed=0)
+    draws = Draws(partial(clip_batch, pictures, 4, 2), seed=0)
     trainer = lightning.Trainer(max_steps=4, accelerator="cpu", logger=False, callbacks=[watch],
                                 enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
     trainer.fit(module, DataLoader(draws, batch_size=None))
