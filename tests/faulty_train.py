@@ -32,6 +32,11 @@ def die(batch: Batch) -> Batch:
     return batch
 
 
+def die_first(batch: Batch) -> Batch:
+    """Not again when torchrun has started it again."""
+    return die(batch) if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else batch
+
+
 def fail(batch: Batch) -> Batch:
     raise DataError("shard 7 is gone")
 
@@ -45,7 +50,7 @@ def sleep(batch: Batch) -> Batch:
     return batch
 
 
-FAULTS = {"die": die, "fail": fail, "nan": not_a_number, "sleep": sleep}
+FAULTS = {"die": die, "die_first": die_first, "fail": fail, "nan": not_a_number, "sleep": sleep}
 
 if __name__ == "__main__":
     OdiseModule.training_step = faulty  # type: ignore[method-assign]

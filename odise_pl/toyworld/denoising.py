@@ -78,7 +78,9 @@ def enlarge(image: np.ndarray, box: Box) -> np.ndarray:
 @torch.no_grad()
 def encode_views(vae: Any, corpus: Corpus) -> Latents:
     """Latents of unit variance, in half precision."""
-    whole, half, captions = [], [], []
+    whole: list[Tensor] = []
+    half: list[Tensor] = []
+    captions: list[Sequence[str]] = []
     every, enough = views(corpus), _WHOLE * len(corpus)
     while batch := list(islice(every, _AT_ONCE)):
         images = pixels([image for image, _ in batch])
