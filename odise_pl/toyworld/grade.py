@@ -1,6 +1,7 @@
 """Grade the small world's frozen models: ``python -m odise_pl.toyworld.grade [clip] [vae] [unet]``.
 
-* ``clip``: how often it names the thing in a held-out crop, among all categories;
+* ``clip``: how often it names the thing in a held-out crop, among all categories; and what is behind a true
+  mask, as masked CLIP sees it;
 * ``vae``: peak signal-to-noise ratio of restored held-out pictures, in decibels;
 * ``unet``: how often CLIP recognises what a prompt of one thing asked to be drawn.
 """
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
+from odise_pl.heads.classifier import visible_patches
 from odise_pl.toyworld.corpus import SIDE
 from odise_pl.toyworld.pretraining import pixels
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
@@ -73,9 +75,13 @@ def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
 @torch.no_grad()
 def named(clip: FrozenCLIP, images: Tensor, names: Sequence[str] = NAMES) -> list[str]:
     """What CLIP calls each image [N, 3, SIDE, SIDE] in 0..1."""
+    image = torch.cat([clip.encode_image(part) for part in images.split(64)])
+    return _nearest(clip, image, names)
+
+
+def _nearest(clip: FrozenCLIP, embeddings: Tensor, names: Sequence[str]) -> list[str]:
     text = F.normalize(clip.encode_text([_PROMPT.format(name) for name in names]), dim=-1)
-    image = torch.cat([F.normalize(clip.encode_image(part), dim=-1) for part in images.split(64)])
-    return [names[i] for i in (image @ text.T).argmax(1).tolist()]
+    return [names[i] for i in (embeddings @ text.T).argmax(1).tolist()]
 
 
 def grade_clip(clip: FrozenCLIP, count: int) -> float:
@@ -83,6 +89,25 @@ def grade_clip(clip: FrozenCLIP, count: int) -> float:
     pictures, things = zip(*crops(count), strict=True)
     found = named(clip, pixels(list(pictures)))
     return float(np.mean([name == thing.name for name, thing in zip(found, things, strict=True)]))
+
+
+@torch.no_grad()
+def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
+    """Shares of things and of stuff in ``count`` held-out pictures that masked CLIP names by true masks."""
+    random = np.random.default_rng(_SEED)
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for number in range(count):
+        scene = paint_scene(random, OPEN if number % 2 else WEB)
+        ids = torch.from_numpy(scene.ids[:SIDE, :SIDE])
+        segments = [(placed.id, placed.thing.name, True) for placed in scene.things]
+        segments += [(id, stuff.name, False) for id, stuff in scene.stuff]
+        segments = [one for one in segments if (ids == one[0]).any()]
+        logits = torch.stack([ids == id for id, _, _ in segments]).float()[None] * 20 - 10
+        image = clip.normalize(pixels([_square(scene)]))
+        found = clip.encode_masks(image, visible_patches(logits, clip.patch_size))[0]
+        for name, (_, truth, thing) in zip(_nearest(clip, found, NAMES), segments, strict=True):
+            right[thing].append(name == truth)
+    return float(np.mean(right[True])), float(np.mean(right[False]))
 
 
 @torch.no_grad()
@@ -164,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if clip is not None and "clip" in wanted:
         share = 100 * grade_clip(clip, options.count)
         print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
+        things, stuff = (100 * share for share in grade_masks(clip, options.count))
+        print(f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks")
     if "vae" in wanted:
         vae: Any = AutoencoderKL.from_pretrained(options.weights / "diffusion" / "vae").float().eval()
         print(f"vae: {grade_vae(vae, options.count):.2f} dB on {options.count} held-out pictures")

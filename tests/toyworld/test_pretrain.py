@@ -131,6 +131,7 @@ def test_grades_say_how_good_models_are(trained: Path) -> None:
     clip = FrozenCLIP(load_clip(str(trained / "clip.safetensors"), CLIP))
     models = load_diffusion(str(trained / "diffusion"))
     assert 0 <= grade.grade_clip(clip, 20) <= 0.3  # two steps teach nothing
+    assert all(0 <= share <= 0.3 for share in grade.grade_masks(clip, 6))
     assert 0 < grade.grade_vae(models.vae, 2) < 20
 
     class Perfect:
