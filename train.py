@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from odise_pl.command_line import expand
 from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record, refuse_changes
+from odise_pl.launch import note_first_process, sole_run
 from odise_pl.resumption import goes_on, keep
 from odise_pl.runs import digest_of, in_sweep, mark_finished, settings_of
 
@@ -28,11 +29,11 @@ def train(config: DictConfig) -> dict[str, float]:
     from odise_pl.reopening import description_of
     from odise_pl.vocabulary import rename
 
-    logger, description = dict(config.logger or {}), None
+    logger, description = dict(config.get("logger") or {}), None
     if config.ckpt is not None:
         description = description_of(checkpoint_path(config))
         refuse_changes(config, description.record)
-        if str(logger.get("_target_")).endswith("TensorBoardLogger"):
+        if "TensorBoard" in str(logger.get("_target_")):
             logger["purge_step"] = description.step  # steps that were logged, but not saved, come again
     # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
@@ -89,7 +90,8 @@ def train(config: DictConfig) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Check first, then train."""
-    with clear_errors(others_go_on=in_sweep()):
+    note_first_process()
+    with clear_errors(others_go_on=in_sweep()), sole_run(config.run_dir):
         if goes_on(config):
             check_training(config)
             train(config)

@@ -84,14 +84,15 @@ def fit_to_device(
         image_size: side of training images.
         batch: images of a forward pass, or ``auto``.
         windows: windows at once, or ``auto``.
-        before: images of a forward pass in the run that goes on, which ``auto`` keeps.
+        before: images of a forward pass in the run that goes on, which ``auto`` keeps, or as many of them as
+            this number of devices allows.
 
     Raises:
         OutOfMemoryError: the least does not fit; names the settings that need less.
     """
-    if batch == AUTO and before is not None:
-        batch = before
     images = module.global_batch // trainer.world_size
+    if batch == AUTO and before is not None:
+        batch = largest_batch(images, before)
     if trainer.world_size > 1:
         batch = largest_batch(images, PUBLISHED) if batch == AUTO else batch
         windows = ALL if windows == AUTO else windows

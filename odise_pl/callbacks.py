@@ -12,11 +12,11 @@ import lightning
 import psutil
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.lightning_module import OdiseModule
+from odise_pl.logger import TensorBoard
 from odise_pl.metrics.report import as_dict, write_report
 from odise_pl.metrics.tables import result_table
 from odise_pl.structures import Batch, Prediction
@@ -134,7 +134,7 @@ class PanopticPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the batch unless enough has been drawn."""
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if not isinstance(trainer.logger, TensorBoard) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, OdiseModule)
         room = self.count - self._drawn.get(dataloader_idx, 0)
@@ -143,7 +143,7 @@ class PanopticPictures(Callback):
         for index in range(min(room, len(batch))):
             picture = self._picture(pl_module, batch, outputs["predictions"][index], index, name)
             tag = f"{name}/{batch.image_ids[index]}"
-            trainer.logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+            trainer.logger.log_picture(tag, picture, trainer.global_step)
 
     def _picture(
         self, module: OdiseModule, batch: Batch, prediction: Prediction, index: int, name: str

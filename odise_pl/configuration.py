@@ -54,7 +54,9 @@ def clear_errors(others_go_on: bool = False) -> Iterator[None]:
 
 def user_error(error: BaseException | None) -> BaseException | None:
     """The user error in a chain of causes; libraries wrap what our constructors raise."""
-    while error is not None:
+    seen: set[int] = set()  # what comes to light while another error is handled may close a circle
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         # Lightning's is not imported: it would bring torch along
         if isinstance(error, UserError | MissingMandatoryValue) or type(error).__name__ == _LIGHTNINGS:
             return error

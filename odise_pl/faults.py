@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from odise_pl.errors import UserError
 from odise_pl.preemption import Preempted, end_with_parent
+from odise_pl.resumption import last_checkpoint
 
 _CONNECTION = ("connection closed by peer", "connection reset", "nccl", "gloo", "broken pipe", "c10d")
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -53,7 +54,7 @@ def clear_faults(trainer: lightning.Trainer, run_dir: str | Path) -> Iterator[No
     except SIGTERMException as error:  # of Lightning's own handler: its exit code would be 0
         raise Preempted(trainer) from error
     except Exception as error:
-        known = _known(error, messages if trainer.world_size > 1 else None)
+        known = _known(error, messages if trainer.world_size > 1 else None, last_checkpoint(run_dir))
         if rank and not isinstance(known, RankLostError):
             _leave(messages, rank, known)
         if known is error:
@@ -70,13 +71,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in _MEMORY)
 
 
-def _known(error: Exception, messages: Path | None) -> Exception:
+def _known(error: Exception, messages: Path | None, last: Path | None) -> Exception:
     if isinstance(error, UserError):
         return error
     if is_out_of_memory(error):
-        return OutOfMemoryError(
-            f"{OUT_OF_MEMORY}; the same command with them and ckpt=last goes on from the last checkpoint"
-        )
+        way = f"; the same command with them and ckpt=last goes on from {last.name}" if last else ""
+        return OutOfMemoryError(f"{OUT_OF_MEMORY}{way}")
     text = str(error).lower()
     distributed = isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in _CONNECTION)

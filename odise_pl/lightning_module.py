@@ -278,4 +278,5 @@ class OdiseModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Every trained weight must be there; Lightning itself is told not to insist on the frozen ones."""
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        load_trainable_state(self.model, state, "the checkpoint")
+        path = None if self._trainer is None else self._trainer.ckpt_path
+        load_trainable_state(self.model, state, str(path or "the checkpoint"))

@@ -18,6 +18,8 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from odise_pl.launch import first_process
+
 _LAST_WORDS = 4.0  # seconds, more than a rank waits for the message of one that failed
 # Slurm sends SIGUSR1 where a job asks for it ahead of time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -141,10 +143,13 @@ def is_launched_by_lightning(trainer: lightning.Trainer) -> bool:
 
 
 def end_with_parent(trainer: lightning.Trainer) -> None:
-    """In a process that a first rank has started: end when that one is gone; nobody else would see to it."""
+    """In a process that a first rank has started: end when that one is gone; nobody else would see to it.
+
+    It may be gone already, since a process needs seconds to come here.
+    """
     if trainer.local_rank == 0 or not is_launched_by_lightning(trainer):
         return
-    parent = os.getppid()
+    parent = first_process()
 
     def watch() -> None:
         while os.getppid() == parent:

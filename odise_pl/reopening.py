@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 from odise_pl.checkpoint import recognise
@@ -27,6 +29,7 @@ def description_of(path: Path) -> CheckpointDescription:
 
 def _whole(path: Path) -> CheckpointDescription:
     if path.is_file():
+        _refuse_damage(path)
         checkpoint = read_checkpoint(path)
         recognise(checkpoint, str(path))
         if any(name not in checkpoint for name in _NEEDED):
@@ -34,6 +37,19 @@ def _whole(path: Path) -> CheckpointDescription:
                 f"{path} holds weights and no state of training: start a new run with init_from={path}"
             )
     return describe(path)
+
+
+def _refuse_damage(path: Path) -> None:
+    """Checksums of all that an archive holds: torch does not look at them."""
+    if not zipfile.is_zipfile(path):
+        return  # what is cut off is none any more; said by what reads it
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise WeightsError(f"{path} is damaged ({error})") from error
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged (checksum of {damaged})")
 
 
 def _earlier(path: Path) -> str:

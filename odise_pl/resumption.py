@@ -81,7 +81,7 @@ def _refuse_another(config: DictConfig, last: Path) -> None:
 
 def newest_kept(folder: Path) -> DictConfig | None:
     """The configuration that a run was last started with, if it is there."""
-    paths = sorted(folder.glob("config*.yaml"), key=_number)
+    paths = sorted((path for path in folder.glob("config*.yaml") if path.stat().st_size), key=_number)
     if not paths:
         return None
     kept = OmegaConf.load(paths[-1])
@@ -119,7 +119,9 @@ def keep(config: DictConfig) -> None:
         return
     number = 0 if kept is None else 1 + max(_number(path) for path in folder.glob("config*.yaml"))
     path = folder / (f"config_{number}.yaml" if number else "config.yaml")
-    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    partial.replace(path)
 
 
 def _but_ckpt(config: DictConfig) -> dict[Any, Any]:

@@ -179,8 +179,12 @@ class Checkpoints(Checkpoint):
                 _remove(partial)
                 _log.error("%s: %s; training goes on", self._failure(trainer), error or "see the other ranks")
             return False
+        error = _publish(partial, path) if trainer.is_global_zero else None
+        if not trainer.strategy.reduce_boolean_decision(error is None):
+            if trainer.is_global_zero:
+                _log.error("%s: %s; training goes on", self._failure(trainer), error)
+            return False
         if trainer.is_global_zero:
-            _publish(partial, path)
             _prune(self.folder, self.keep)
         self._saved = self._step
         return True
@@ -243,11 +247,20 @@ def _validate(trainer: lightning.Trainer) -> None:
     trainer.training = True
 
 
-def _publish(partial: Path, path: Path) -> None:
-    """Give a whole checkpoint its name, and let ``last.ckpt`` be it."""
-    if partial.is_dir():
-        _remove(path)
-    partial.replace(path)
+def _publish(partial: Path, path: Path) -> OSError | None:
+    """Give a whole checkpoint its name, and let ``last.ckpt`` be it; returns why that is not possible."""
+    try:
+        if partial.is_dir():
+            _remove(path)
+        partial.replace(path)
+        _link(path)
+        _flush(path.parent)
+    except OSError as error:
+        return error
+    return None
+
+
+def _link(path: Path) -> None:
     link = path.with_name(f".{LAST}.partial")
     link.unlink(missing_ok=True)
     try:
@@ -257,7 +270,6 @@ def _publish(partial: Path, path: Path) -> None:
         link.replace(path.parent / LAST)
     except OSError:  # a file system without links: the newest file is the last
         _remove(path.parent / LAST)
-    _flush(path.parent)
 
 
 def _flush(folder: Path) -> None:

@@ -93,5 +93,7 @@ def test_several_devices_take_the_published_sizes() -> None:
         world_size = 2
 
     assert fit_to_device(made, Two(), 64, AUTO, AUTO) == Sizes(2, ALL)  # type: ignore[arg-type]
+    # a run that goes on, from one device on which the batch was 8
+    assert fit_to_device(made, Two(), 64, AUTO, AUTO, 8) == Sizes(4, ALL)  # type: ignore[arg-type]
     made.global_batch = 6
     assert fit_to_device(made, Two(), 64, AUTO, AUTO) == Sizes(1, ALL)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from odise_pl.configuration import (
     clear_errors,
     record,
     refuse_changes,
+    user_error,
 )
 from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
 from odise_pl.errors import SettingError
@@ -172,6 +173,12 @@ def test_user_errors_end_in_one_message() -> None:
 
     with pytest.raises(SystemExit, match="error: there is no such thing"), clear_errors():
         library()
+
+
+def test_errors_in_a_circle_come_to_an_end() -> None:
+    one, other = OSError("disk full"), ValueError("not logged")
+    one.__context__, other.__context__ = other, one
+    assert user_error(other) is None
 
 
 def test_other_errors_keep_their_traceback() -> None:

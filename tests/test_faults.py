@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from interruptions import ROOT, options, run, scalars, step_of
 from omegaconf import DictConfig
+from tensorboard.compat.tensorflow_stub.io import gfile
 
 from odise_pl.data.records import DataError
 from odise_pl.errors import UserError
@@ -123,6 +126,37 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert step_of(tmp_path) == 5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_curves_and_not_the_run(
+    scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard finds no room in steps 3 and 4; what is logged after the checkpoint of step 5 is there."""
+    import train
+
+    append, full = gfile.LocalFileSystem.append, [False]
+
+    def filled(self: Any, filename: str, content: bytes, binary: bool = False) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, filename, content, binary)
+
+    def filling(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        full[0] = self.global_step in (2, 3)
+        return train_as_ever(self, batch, batch_idx)
+
+    train_as_ever = OdiseModule.training_step
+    monkeypatch.setattr(OdiseModule, "training_step", filling)
+    monkeypatch.setattr(gfile.LocalFileSystem, "append", filled)
+    train.train(composed(tmp_path, options(scene_shards, 8, "data.batch_size=2", "validate_every=100")))
+    told = [record.getMessage() for record in caplog.records if "the curves in" in record.getMessage()]
+    assert told
+    assert all(f"{tmp_path}/tensorboard/ cannot be written: [Errno 28]" in text for text in told)
+    losses = scalars(tmp_path)["train/loss"]
+    assert {0, 6, 7} <= set(losses)
+    assert 3 not in losses
+    assert step_of(tmp_path) == 8
+
+
 def test_training_that_diverged_ends_after_five_steps_with_the_images(
     scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +190,7 @@ def test_out_of_memory_names_what_needs_less(
         train.train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
     for setting in ("data.batch_size", "backbone.window_batch", "backbone.checkpoint_activations=true"):
         assert setting in str(error.value)
+    assert "ckpt=last" not in str(error.value), "there is no checkpoint yet"
 
 
 def test_errors_of_users_keep_their_words(

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_everything_that_resuming_needs_is_saved(half: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "weights"])
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "foreign", "weights"])
 def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_one_before_is_offered(
     half: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -151,7 +152,12 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_one_before_is_offer
     spoil(last, damage)
     with pytest.raises(WeightsError) as refused:
         description_of(last)
-    cause = {"truncated": "is damaged", "foreign": "is neither", "weights": "no state of training"}[damage]
+    cause = {
+        "truncated": "is damaged",
+        "zeros": "is damaged (checksum of",
+        "foreign": "is neither",
+        "weights": "no state of training",
+    }[damage]
     assert f"{last} " in str(refused.value)
     assert cause in str(refused.value)
     assert str(refused.value).endswith(f"is whole, go on from it with {as_option(before)}")
@@ -165,6 +171,13 @@ def spoil(path: Path, damage: str) -> None:
     if damage == "truncated":
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
+    elif damage == "zeros":  # as a disk leaves them that lost a sector
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda record: record.file_size)
+        middle = largest.header_offset + largest.file_size // 2
+        with path.open("r+b") as file:
+            file.seek(middle)
+            file.write(bytes(512))
     elif damage == "foreign":
         torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, path)
     else:

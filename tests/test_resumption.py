@@ -75,6 +75,16 @@ def test_another_command_in_the_same_place_is_refused_and_what_differs_is_named(
         goes_on(config(tmp_path))
 
 
+def test_a_configuration_that_was_not_written_does_not_count(tmp_path: Path) -> None:
+    keep(config(tmp_path))
+    saved(tmp_path, 5)
+    (tmp_path / "config_1.yaml").touch()
+    assert goes_on(config(tmp_path))
+    keep(config(tmp_path, ckpt="last", data={"words": 8}))
+    assert not list(tmp_path.glob("*.partial"))
+    assert goes_on(config(tmp_path, data={"words": 8}))
+
+
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keep(config(tmp_path))
     saved(tmp_path, 10)

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
-SRUN = '#!/bin/bash\nshift\nexec "$@"\n'
+# srun answers SIGTERM by killing its tasks; scancel is what signals them
+SRUN = """#!/bin/bash
+shift
+"$@" &
+echo $! > task
+trap 'kill -KILL $(cat task)' TERM
+wait $(cat task)
+"""
+SCANCEL = '#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -TERM $(cat task)\n'
+SQUEUE = '#!/bin/bash\n[ "$*" = "--noheader --jobs 77 --format %T" ] && cat state\n'
 SCONTROL = '#!/bin/bash\necho "$@" > requeued\n'
 # ends with the code that it is given, at once or, when it is told to wait, with 143 at SIGTERM
 PYTHON = """#!/bin/bash
@@ -26,11 +35,13 @@ while true; do sleep 0.1; done
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    for name, content in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
+    commands = {"srun": SRUN, "scancel": SCANCEL, "squeue": SQUEUE, "scontrol": SCONTROL, "python": PYTHON}
+    for name, content in commands.items():
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
         path.chmod(0o755)
+    (tmp_path / "state").write_text("RUNNING\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     return tmp_path
@@ -53,9 +64,19 @@ def test_a_job_that_ends_by_itself_ends_with_its_code(job: Path, code: int) -> N
 
 
 def test_a_job_that_is_asked_to_end_waits_for_the_saving_and_is_put_into_the_queue_again(job: Path) -> None:
+    assert code_when_asked_to_end(job) == 143
+    assert (job / "requeued").read_text().split() == ["requeue", "77"]
+
+
+def test_a_job_that_is_cancelled_stays_cancelled(job: Path) -> None:
+    (job / "state").write_text("COMPLETING\n")
+    assert code_when_asked_to_end(job) == 143
+    assert not (job / "requeued").exists()
+
+
+def code_when_asked_to_end(job: Path) -> int:
     with start(job, "wait") as script:
         while not (job / "started").exists():
             assert script.poll() is None
         script.send_signal(signal.SIGTERM)
-        assert script.wait(30) == 143
-    assert (job / "requeued").read_text().split() == ["requeue", "77"]
+        return script.wait(30)

@@ -68,6 +68,8 @@ class LoaderOptions:
                 batch = next(batches)
             except StopIteration:
                 return
+            except DataError as error:
+                raise DataError(_own_words(error)) from error
             except RuntimeError as error:
                 raise self._clear(error) from error
             waited = time.monotonic() - since
@@ -89,6 +91,11 @@ class LoaderOptions:
                 f"data.num_workers, data.prefetch_factor or data.shuffle_buffer; the same command goes on"
             )
         return error
+
+
+def _own_words(error: DataError) -> str:
+    """The message of an error; PyTorch puts the traceback of the loader process before it."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 class _LoaderError(DataError, RuntimeError):

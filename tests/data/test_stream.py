@@ -423,6 +423,9 @@ def test_nothing_readable_ends_with_one_message(copied: Path) -> None:
         list(data(copied).train_dataloader())
     with pytest.raises(DataError, match="no sample can be read"):
         list(data(copied).val_dataloader())
+    with pytest.raises(DataError, match=r"^no sample of .* shards can be read") as from_a_loader_process:
+        list(data(copied, num_workers=1).train_dataloader())
+    assert "Traceback" not in str(from_a_loader_process.value)
 
 
 # URLs
