@@ -25,7 +25,7 @@ from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
 from odise_pl.toyworld.sizes import DIFFUSION, VOCABULARY
 from odise_pl.weights import load_exactly
 
-_HALF_SIZE = 2 / 3  # share of the batches that come first and are half as large
+HALF_SIZE = 4000  # batches that come first and are half as large
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance
 _SNR_LIMIT = 5.0
 _SHOWN = 2  # details of a picture, enlarged
@@ -138,15 +138,13 @@ def _renamed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def diffusion_batch(
-    latents: Latents, steps: int, size: int, random: np.random.Generator, number: int
-) -> Batch:
+def diffusion_batch(latents: Latents, size: int, random: np.random.Generator, number: int) -> Batch:
     """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps`` of diffusion.
 
-    The first of ``steps`` batches are of half the size, at a third of the cost: what things look like and are
-    called is learned on them, as Stable Diffusion learned it at 256 pixels.
+    The first batches are of half the size, at a third of the cost: what things look like and are called is
+    learned on them, as Stable Diffusion learned it at 256 pixels.
     """
-    kept = latents.half if number < _HALF_SIZE * steps else latents.whole
+    kept = latents.half if number < HALF_SIZE else latents.whole
     indices = random.integers(len(kept), size=size)
     captions = [_caption(latents.captions[index], random) for index in indices]
     # "to the left of" would be wrong in a mirrored picture

@@ -39,7 +39,7 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-_STEPS = {"clip": 12000, "vae": 10000, "unet": 6000}
+_STEPS = {"clip": 12000, "vae": 10000, "unet": 5300}
 _CYCLES = {"clip": 2, "vae": 1, "unet": 1}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _CHUNKS = {"clip": 48, "vae": 48, "unet": 24}  # of the corpus
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make = partial(picture_batch, corpus)
     else:
         module = Denoiser(models.unet, text_encoder_of(clip), schedule)
-        make = partial(diffusion_batch, _latents(corpus, options), schedule.steps)
+        make = partial(diffusion_batch, _latents(corpus, options))
     _fit(module, make, options)
     if isinstance(module, Autoencoder):
         module.model.register_to_config(scaling_factor=_unit_scale(module.model, corpus))

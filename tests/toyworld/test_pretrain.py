@@ -21,6 +21,7 @@ from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts,
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
 from odise_pl.toyworld.denoising import (
+    HALF_SIZE,
     Latents,
     diffusion_batch,
     encode_views,
@@ -119,12 +120,14 @@ def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_pa
     sided = Latents(values, values[..., ::2, ::2], [["a cat to the left of a cup"]])
     free = Latents(values, values[..., ::2, ::2], [["a cat and a cup"]])
     random = np.random.default_rng(0)
-    kept = diffusion_batch(sided, 10, 64, random, 9)
+    kept = diffusion_batch(sided, 64, random, HALF_SIZE)
     named = (kept["tokens"] != kept["tokens"].amin(0)).any(1)
     assert (kept["latents"][named] == 0).all() or not named.all()
-    assert diffusion_batch(free, 10, 64, random, 9)["latents"].unique().tolist() == [0, 1]
-    sides = [diffusion_batch(free, 9, 2, random, number)["latents"].shape[-1] for number in range(9)]
-    assert sides == 6 * [2] + 3 * [4]  # the first two thirds are of half the size
+    assert diffusion_batch(free, 64, random, HALF_SIZE)["latents"].unique().tolist() == [0, 1]
+    sides = {
+        n: diffusion_batch(free, 2, random, n)["latents"].shape[-1] for n in (0, HALF_SIZE - 1, HALF_SIZE)
+    }
+    assert sides == {0: 2, HALF_SIZE - 1: 2, HALF_SIZE: 4}  # the first are of half the size
 
 
 def test_grades_say_how_good_models_are(trained: Path) -> None:
@@ -217,12 +220,12 @@ def test_it_goes_on_from_weights_of_a_number_of_steps(trained: Path, tmp_path: P
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "visual.proj" in changed
     assert changed <= {name for name in before if name.startswith(("visual.", "logit_scale"))}
-    done = torch.load(tmp_path / "work" / "clip" / "last.ckpt", weights_only=True)
-    assert done["global_step"] == 2
-    for model in ("vae", "unet"):
+    checkpoint = torch.load(tmp_path / "work" / "clip" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    for model, done in (("vae", 2), ("unet", HALF_SIZE)):
         weights = tmp_path / "weights" / "diffusion" / model / "diffusion_pytorch_model.safetensors"
         before = load_file(weights)
-        run(tmp_path, model, 3, "--first", "2", "--batch", "1")
+        run(tmp_path, model, done + 1, "--first", str(done), "--batch", "1")
         now = load_file(weights)
         # one step with the learning rate at its lowest: near to what it started from
         assert any(not torch.equal(before[name], now[name]) for name in before)
