@@ -39,7 +39,7 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-_STEPS = {"clip": 12000, "vae": 10000, "unet": 5300}
+_STEPS = {"clip": 12000, "vae": 10000, "unet": 4900}
 _CYCLES = {"clip": 2, "vae": 1, "unet": 1}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _CHUNKS = {"clip": 48, "vae": 48, "unet": 24}  # of the corpus
