@@ -126,6 +126,21 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert step_of(tmp_path) == 5
 
 
+def test_a_checkpoint_that_cannot_be_renamed_is_said_and_the_next_one_tried(
+    scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import train
+
+    in_the_way = tmp_path / "checkpoints" / "step_1.ckpt" / "of_others"
+    in_the_way.mkdir(parents=True)
+    train.train(composed(tmp_path, options(scene_shards, 2, "data.batch_size=2", "validate_every=100")))
+    told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert len(told) == 1
+    assert "the checkpoint of step 1 cannot be written" in told[0]
+    assert in_the_way.is_dir()
+    assert step_of(tmp_path) == 2
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_costs_curves_and_not_the_run(
     scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

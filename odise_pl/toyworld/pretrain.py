@@ -148,7 +148,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunks", type=int, help="files of 500 pictures; by default as shipped")
     parser.add_argument("--steps", type=int, help="optimiser steps; by default as shipped")
     parser.add_argument(
-        "--first", type=int, default=0, help="steps behind the weights in --out, from which it goes on"
+        "--first",
+        type=int,
+        default=0,
+        help="steps behind the weights in --out, to go on from them; with a --work of its own",
     )
     parser.add_argument("--batch", type=int, help="pictures of a step; by default as shipped")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
