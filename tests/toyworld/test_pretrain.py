@@ -227,8 +227,9 @@ def test_it_goes_on_from_weights_of_a_number_of_steps(trained: Path, tmp_path: P
         before = load_file(weights)
         run(tmp_path, model, done + 1, "--first", str(done), "--batch", "1")
         now = load_file(weights)
-        # one step with the learning rate at its lowest: near to what it started from
-        assert any(not torch.equal(before[name], now[name]) for name in before)
+        # one step with the learning rate at its lowest: what it started from, or near to it
+        checkpoint = torch.load(tmp_path / "work" / model / "last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 1
         for name, value in before.items():
             torch.testing.assert_close(now[name], value, atol=2e-3, rtol=0.1)
 
