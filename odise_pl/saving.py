@@ -173,21 +173,23 @@ class Checkpoints(Checkpoint):
             logger.save()  # else a run that is killed would lose what it logged before this step
         path = self.folder / f"step_{self._step}.ckpt"
         partial = path.with_name(f".{path.name}.partial")
-        error = self._write(trainer, partial)
-        if not trainer.strategy.reduce_boolean_decision(error is None):
-            if trainer.is_global_zero:
-                _remove(partial)
-                _log.error("%s: %s; training goes on", self._failure(trainer), error or "see the other ranks")
+        if not self._went_well(trainer, self._write(trainer, partial), partial):
             return False
-        error = _publish(partial, path) if trainer.is_global_zero else None
-        if not trainer.strategy.reduce_boolean_decision(error is None):
-            if trainer.is_global_zero:
-                _log.error("%s: %s; training goes on", self._failure(trainer), error)
+        if not self._went_well(trainer, _publish(trainer, partial, path), partial):
             return False
         if trainer.is_global_zero:
             _prune(self.folder, self.keep)
         self._saved = self._step
         return True
+
+    def _went_well(self, trainer: lightning.Trainer, error: Exception | None, partial: Path) -> bool:
+        """Whether no rank has an error; else it is said, and what was begun is taken away."""
+        if trainer.strategy.reduce_boolean_decision(error is None):
+            return True
+        if trainer.is_global_zero:
+            _remove(partial)
+            _log.error("%s: %s; training goes on", self._failure(trainer), error or "see the other ranks")
+        return False
 
     def _write(self, trainer: lightning.Trainer, partial: Path) -> Exception | None:
         if trainer.is_global_zero and partial.is_dir():
@@ -247,8 +249,10 @@ def _validate(trainer: lightning.Trainer) -> None:
     trainer.training = True
 
 
-def _publish(partial: Path, path: Path) -> OSError | None:
-    """Give a whole checkpoint its name, and let ``last.ckpt`` be it; returns why that is not possible."""
+def _publish(trainer: lightning.Trainer, partial: Path, path: Path) -> OSError | None:
+    """Give a whole checkpoint its name, and let ``last.ckpt`` be it; on rank 0, which learns why not."""
+    if not trainer.is_global_zero:
+        return None
     try:
         if partial.is_dir():
             _remove(path)

@@ -76,12 +76,15 @@ def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
 def named(clip: FrozenCLIP, images: Tensor, names: Sequence[str] = NAMES) -> list[str]:
     """What CLIP calls each image [N, 3, SIDE, SIDE] in 0..1."""
     image = torch.cat([clip.encode_image(part) for part in images.split(64)])
-    return _nearest(clip, image, names)
+    return _nearest(image, _texts(clip, names), names)
 
 
-def _nearest(clip: FrozenCLIP, embeddings: Tensor, names: Sequence[str]) -> list[str]:
-    text = F.normalize(clip.encode_text([_PROMPT.format(name) for name in names]), dim=-1)
-    return [names[i] for i in (embeddings @ text.T).argmax(1).tolist()]
+def _texts(clip: FrozenCLIP, names: Sequence[str]) -> Tensor:
+    return F.normalize(clip.encode_text([_PROMPT.format(name) for name in names]), dim=-1)
+
+
+def _nearest(images: Tensor, texts: Tensor, names: Sequence[str]) -> list[str]:
+    return [names[i] for i in (images @ texts.T).argmax(1).tolist()]
 
 
 def grade_clip(clip: FrozenCLIP, count: int) -> float:
@@ -94,7 +97,7 @@ def grade_clip(clip: FrozenCLIP, count: int) -> float:
 @torch.no_grad()
 def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
     """Shares of things and of stuff in ``count`` held-out pictures that masked CLIP names by true masks."""
-    random = np.random.default_rng(_SEED)
+    random, texts = np.random.default_rng(_SEED), _texts(clip, NAMES)
     right: dict[bool, list[bool]] = {True: [], False: []}
     for number in range(count):
         scene = paint_scene(random, OPEN if number % 2 else WEB)
@@ -105,7 +108,7 @@ def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
         logits = torch.stack([ids == id for id, _, _ in segments]).float()[None] * 20 - 10
         image = clip.normalize(pixels([_square(scene)]))
         found = clip.encode_masks(image, visible_patches(logits, clip.patch_size))[0]
-        for name, (_, truth, thing) in zip(_nearest(clip, found, NAMES), segments, strict=True):
+        for name, (_, truth, thing) in zip(_nearest(found, texts, NAMES), segments, strict=True):
             right[thing].append(name == truth)
     return float(np.mean(right[True])), float(np.mean(right[False]))
 
