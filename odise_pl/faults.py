@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from odise_pl.errors import UserError
+from odise_pl.files import write_text
 from odise_pl.preemption import Preempted, end_with_parent
 from odise_pl.resumption import last_checkpoint
 
@@ -107,9 +108,7 @@ def _left(messages: Path) -> str:
 def _leave(messages: Path, rank: int, error: Exception) -> None:
     with suppress(OSError):
         messages.mkdir(parents=True, exist_ok=True)
-        partial = messages / f".{rank}.partial"
-        partial.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-        partial.replace(messages / f"rank_{rank}.txt")
+        write_text(messages / f"rank_{rank}.txt", f"{type(error).__name__}: {error}")
 
 
 def _forget(messages: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.errors import SettingError
+from odise_pl.files import write_text
 from odise_pl.runs import MARKER, computed, digest_of, in_sweep, is_finished
 
 _log = logging.getLogger(__name__)
@@ -118,10 +119,7 @@ def keep(config: DictConfig) -> None:
     if kept is not None and _but_ckpt(kept) == _but_ckpt(config):
         return
     number = 0 if kept is None else 1 + max(_number(path) for path in folder.glob("config*.yaml"))
-    path = folder / (f"config_{number}.yaml" if number else "config.yaml")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    partial.replace(path)
+    write_text(folder / (f"config_{number}.yaml" if number else "config.yaml"), OmegaConf.to_yaml(config))
 
 
 def _but_ckpt(config: DictConfig) -> dict[Any, Any]:

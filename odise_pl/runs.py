@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.errors import SettingError, UserError
+from odise_pl.files import write_text
 
 MARKER = "finished.json"
 CLAIM = ".progress/digest"  # whose progress lies in the folder of an evaluation
@@ -131,9 +132,7 @@ def mark_finished(
     known = {name: {k: v for k, v in by.items() if math.isfinite(v)} for name, by in scores.items()}
     content = {"settings": asdict(settings), "digest": digest, "scores": known}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MARKER}.part"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / MARKER)
+    write_text(folder / MARKER, json.dumps(content, indent=1) + "\n")
 
 
 def is_finished(folder: Path, digest: str) -> bool:

@@ -81,7 +81,7 @@ def test_a_configuration_that_was_not_written_does_not_count(tmp_path: Path) -> 
     (tmp_path / "config_1.yaml").touch()
     assert goes_on(config(tmp_path))
     keep(config(tmp_path, ckpt="last", data={"words": 8}))
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
     assert goes_on(config(tmp_path, data={"words": 8}))
 
 

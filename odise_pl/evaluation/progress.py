@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from odise_pl.metrics.report import write_text
+from odise_pl.files import write_text
 from odise_pl.metrics.suite import SegmentationMetrics
 
 _log = logging.getLogger(__name__)

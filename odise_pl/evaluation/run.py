@@ -17,7 +17,8 @@ from torch import nn
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.metrics.report import as_dict, write_report, write_table, write_text
+from odise_pl.files import write_text
+from odise_pl.metrics.report import as_dict, write_report, write_table
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
 from odise_pl.preemption import Preempted, end_with_parent

@@ -18,7 +18,7 @@ from odise_pl.evaluation.coco_results import (
     panoptic_annotation,
     semantic_png,
 )
-from odise_pl.metrics.report import write_text
+from odise_pl.files import write_text
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from odise_pl.files import write_text
 from odise_pl.metrics.panoptic_quality import Quality
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.metrics.tables import Published, Summary, result_table
@@ -143,18 +142,3 @@ def _per_class(result: EvaluationResult) -> list[dict[str, Any]]:
 
 def _numbers(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

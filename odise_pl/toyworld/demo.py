@@ -21,7 +21,7 @@ from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
-from odise_pl.metrics.report import write_text
+from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER

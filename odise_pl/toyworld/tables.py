@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from odise_pl.data.captions import prepare_captions
 from odise_pl.data.manifest import check_shards
 from odise_pl.errors import UserError
-from odise_pl.metrics.report import write_text
+from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
 from odise_pl.runs import EVALUATIONS, MARKER, FinishedRun, read_run

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_failed_write_leaves_the_old_report(
     def full(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         report.write_report(result, tmp_path, "second")
     assert (tmp_path / "results.json").read_bytes() == before
