@@ -2,13 +2,14 @@
 
 Trains and evaluates on the small world what the paper's tables compare, each with several seeds, and writes
 the results beside the published ones. Takes hours; what is finished is skipped, what was interrupted goes on.
+All scores are kept in a JSON file beside the tables, so that another machine can go on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,15 +20,17 @@ from odise_pl.errors import UserError
 from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
-from odise_pl.runs import EVALUATIONS, MARKER, FinishedRun, read_run
+from odise_pl.runs import EVALUATIONS, MARKER, read_run
 from odise_pl.toyworld.captioner import SentenceModel
 from odise_pl.toyworld.commands import call
 from odise_pl.toyworld.demo import SETS
 from odise_pl.toyworld.make import main as make
+from odise_pl.toyworld.results import Result, Results, ResultsError, Scores, digest, weights_digest
 
 CAPTIONED = "captioned"  # folder of the shards that hold captions by a model
 _FIXED_TIME = "captioner.learnable_time=false"
 _NONE = "-"
+WEIGHTS = Path("odise_pl/toyworld/weights")
 
 # What is measured: heading, data set, score.
 COLUMNS = (
@@ -74,10 +77,6 @@ def cases(shards: Path) -> list[Case]:
     ]
 
 
-def _folder(root: Path, case: str, seed: int) -> Path:
-    return root / case / f"seed_{seed}"
-
-
 def _steps(row: str) -> str:
     return row if row == "learnable" else f"[{row.replace('+', ',')}]"
 
@@ -86,39 +85,73 @@ def _ablation(name: str) -> Ablation:
     return next(ablation for ablation in ABLATIONS if ablation.name == name)
 
 
-def run_all(root: Path, shards: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Places:
+    """Folders of the runs and of the shards."""
+
+    runs: Path
+    shards: Path
+
+
+def digests(overrides: Sequence[str]) -> dict[str, str]:
+    """What every row of the tables depends on, by case; the same wherever runs and shards lie."""
+    weights = weights_digest(WEIGHTS)
+    found = {case.name: digest([*case.settings, *overrides], weights) for case in cases(Path("data/shards"))}
+    return found | {name: f"{found['caption']}/{name}" for name in _CLASSIFIERS}
+
+
+_CLASSIFIERS = tuple(f"classifier_{mode}" for mode in _ablation("classifier").rows)
+
+
+def run_all(
+    results: Results,
+    wanted: Mapping[str, str],
+    where: Places,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+) -> Iterator[str]:
     """Train all cases, seed by seed, and evaluate the caption model with each classifier.
+
+    Args:
+        results: what is there already, and where what is done is kept.
+        wanted: from :func:`digests`.
+        where: the runs and shards lie.
+        seeds: of the repetitions.
+        overrides: further settings of all trainings.
+
+    Yields:
+        the name of a case whenever another of its results is there.
 
     Raises:
         CommandError: one has failed.
     """
     for seed in seeds:
-        for case in cases(shards):
-            where = (
-                f"hydra.run.dir={_folder(root, case.name, seed)}",
-                f"paths.shards={shards}",
-                f"seed={seed}",
-            )
-            call("train.py", *case.settings, *where, *overrides)
-        folder = _folder(root, "caption", seed)
-        for mode in _ablation("classifier").rows:
-            what = (f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", f"classifier={mode}", "data=toy")
-            call("evaluate.py", *what, f"hydra.run.dir={folder}", f"paths.shards={shards}", "trainer=cpu")
+        for case in cases(where.shards):
+            parts = [case.name, *(_CLASSIFIERS if case.name == "caption" else ())]
+            if all(results.has(name, seed, wanted[name]) for name in parts):
+                continue
+            folder = where.runs / case.name / f"seed_{seed}"
+            place = (f"hydra.run.dir={folder}", f"paths.shards={where.shards}", f"seed={seed}")
+            call("train.py", *case.settings, *place, *overrides)
+            for name in parts:
+                marker = folder if name == case.name else _evaluated(folder, where.shards, name)
+                results.add(name, seed, Result(wanted[name], read_run(marker).scores))
+                yield name
 
 
-def finished(root: Path, case: str) -> list[FinishedRun]:
-    """The runs of a case that came to their end; for ``classifier_MODE``, evaluations of ``caption``."""
-    _, is_evaluation, mode = case.partition("classifier_")
-    if not is_evaluation:
-        return [read_run(path.parent) for path in sorted((root / case).glob(f"*/{MARKER}"))]
-    runs = [read_run(path.parent) for path in sorted((root / "caption").glob(f"*/{EVALUATIONS}/*/{MARKER}"))]
-    return [run for run in runs if run.settings.classifier == mode]
+def _evaluated(folder: Path, shards: Path, case: str) -> Path:
+    """Evaluate the caption model of a run with another classifier; returns the evaluation's folder."""
+    mode = case.removeprefix("classifier_")
+    what = (f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", f"classifier={mode}", "data=toy")
+    call("evaluate.py", *what, f"hydra.run.dir={folder}", f"paths.shards={shards}", "trainer=cpu")
+    found = (path.parent for path in sorted(folder.glob(f"{EVALUATIONS}/*/{MARKER}")))
+    return next(path for path in found if read_run(path).settings.classifier == mode)
 
 
-def scores(runs: Sequence[FinishedRun]) -> dict[str, list[float]]:
+def scores(runs: Sequence[Scores]) -> dict[str, list[float]]:
     """Percentages of the runs by the headings of :data:`COLUMNS`."""
     return {
-        title: [100 * run.scores[data][name] for run in runs if name in run.scores.get(data, {})]
+        title: [100 * run[data][name] for run in runs if name in run.get(data, {})]
         for title, data, name in COLUMNS
     }
 
@@ -129,8 +162,8 @@ def _cell(values: Sequence[float]) -> str:
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _row(root: Path, name: str, case: str, published: Sequence[float | None]) -> tuple[str, ...]:
-    runs = finished(root, case)
+def _row(results: Results, name: str, case: str, published: Sequence[float | None]) -> tuple[str, ...]:
+    runs = results.of(case)
     paper = (_NONE if value is None else f"{value:.1f}" for value in published)
     return (name, *paper, *map(_cell, scores(runs).values()), str(len(runs)))
 
@@ -139,18 +172,18 @@ def _header(name: str) -> tuple[str, ...]:
     return (name, "paper: COCO PQ", "paper: ADE20K PQ", *(title for title, *_ in COLUMNS), "seeds")
 
 
-def supervision_table(root: Path) -> Table:
+def supervision_table(results: Results) -> Table:
     """Label and caption supervision, and the control."""
     known = {name: [sets["coco"]["pq"], sets["ade150"]["pq"]] for name, sets in BENCHMARKS.items()}
-    rows = [_row(root, name, name, known[name]) for name in ("label", "caption")]
-    rows.append(_row(root, "label, random diffusion weights", "label_random", [None, None]))
+    rows = [_row(results, name, name, known[name]) for name in ("label", "caption")]
+    rows.append(_row(results, "label, random diffusion weights", "label_random", [None, None]))
     return Table("supervision", _header("supervision"), tuple(rows))
 
 
-def ablation_table(root: Path, ablation: Ablation) -> Table:
+def ablation_table(results: Results, ablation: Ablation) -> Table:
     """One of the paper's ablations."""
     rows = [
-        _row(root, name, _case_of(ablation, name), [published.coco, published.ade20k])
+        _row(results, name, _case_of(ablation, name), [published.coco, published.ade20k])
         for name, published in ablation.rows.items()
     ]
     return Table(ablation.name, _header(ablation.name), tuple(rows))
@@ -160,9 +193,9 @@ def _case_of(ablation: Ablation, row: str) -> str:
     return "caption" if (ablation.name, row) == ("captioner", "implicit") else f"{ablation.name}_{row}"
 
 
-def orders(root: Path, ablation: Ablation) -> Iterator[str]:
+def orders(results: Results, ablation: Ablation) -> Iterator[str]:
     """The rows from best to worst in the paper and here, on the set that was not trained on."""
-    found = {name: scores(finished(root, _case_of(ablation, name)))["toy_open PQ"] for name in ablation.rows}
+    found = {name: scores(results.of(_case_of(ablation, name)))["toy_open PQ"] for name in ablation.rows}
     if all(found.values()):
         ours = sorted(found, key=lambda name: -fmean(found[name]))
         paper = sorted(ablation.rows, key=lambda name: -ablation.rows[name].ade20k)
@@ -184,12 +217,12 @@ only differences between rows can be compared, and small ones lie within the spr
 """
 
 
-def document(root: Path) -> str:
+def document(results: Results) -> str:
     """All tables as Markdown."""
-    parts = [_HEAD, supervision_table(root).markdown()]
+    parts = [_HEAD, supervision_table(results).markdown()]
     for ablation in ABLATIONS:
-        lines = "\n".join(orders(root, ablation))
-        parts += [ablation_table(root, ablation).markdown(), *([lines + "\n"] if lines else [])]
+        lines = "\n".join(orders(results, ablation))
+        parts += [ablation_table(results, ablation).markdown(), *([lines + "\n"] if lines else [])]
     return "\n".join(parts)
 
 
@@ -201,6 +234,22 @@ def write_captions(shards: Path, weights: str, workers: int) -> None:
         )
 
 
+def _drop_others(results: Results, wanted: Mapping[str, str], replace: bool) -> None:
+    others = results.others(wanted)
+    if others and not replace:
+        raise ResultsError(
+            f"{results.path} holds {len(others)} results of other settings or weights, the first of "
+            f"{others[0][0]}: say --replace to make them anew, or name another --out"
+        )
+    for case, seed in others:
+        results.drop(case, seed)
+
+
+def _write(path: Path, results: Results) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, document(results))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.tables", description=__doc__)
@@ -208,20 +257,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/paper_tables"), help="folder of all runs")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
     parser.add_argument("--out", type=Path, default=Path("docs/toy_results.md"), help="the tables")
-    parser.add_argument(
-        "--clip", default="odise_pl/toyworld/weights/clip.safetensors", help="it chooses captions"
-    )
+    parser.add_argument("--replace", action="store_true", help="drop results of other settings or weights")
     parser.add_argument("--write-only", action="store_true", help="train nothing, write what is finished")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
+    where = Places(options.run, options.shards)
     try:
+        results = Results(options.out.with_suffix(".json"))
         if not options.write_only:
             if make(["--out", str(options.shards)]):
                 return 1
-            write_captions(options.shards, options.clip, workers=2)
-            run_all(options.run, options.shards, options.seeds, options.overrides)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.out, document(options.run))
+            write_captions(options.shards, str(WEIGHTS / "clip.safetensors"), workers=2)
+            wanted = digests(options.overrides)
+            _drop_others(results, wanted, options.replace)
+            for _ in run_all(results, wanted, where, options.seeds, options.overrides):
+                _write(options.out, results)
+        _write(options.out, results)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

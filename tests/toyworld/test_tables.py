@@ -16,6 +16,7 @@ from odise_pl.runs import RunSettings, mark_finished, settings_of
 from odise_pl.toyworld import tables
 from odise_pl.toyworld.captioner import SentenceModel, sentences
 from odise_pl.toyworld.make import main as make
+from odise_pl.toyworld.results import Result, Results, digest, weights_digest
 
 CONF = Path(__file__).parents[2] / "conf"
 CLIP = "odise_pl/toyworld/weights/clip.safetensors"
@@ -61,23 +62,24 @@ def test_captions_by_the_small_worlds_model_are_in_a_copy_of_the_shards(shards: 
                 assert json.loads(sample.members["json"])["generated_caption"] in chosen
 
 
-def finish(folder: Path, mode: str, value: float) -> None:
-    settings = RunSettings("caption", "0", True, "implicit", mode)
-    scores = {
-        "toy_val": {"pq": value},
-        "toy_open": {"pq": value / 2, "pq_base": value, "pq_novel": value / 4},
-    }
-    mark_finished(folder, settings, scores, f"{folder}")
+def scored(value: float) -> Result:
+    return Result(
+        "made so",
+        {
+            "toy_val": {"pq": value},
+            "toy_open": {"pq": value / 2, "pq_base": value, "pq_novel": value / 4},
+        },
+    )
 
 
 def test_the_tables_hold_mean_and_spread_of_what_is_finished(tmp_path: Path) -> None:
+    results = Results(tmp_path / "docs" / "results.json")
     for seed, value in enumerate((0.5, 0.6, 0.7)):
-        folder = tmp_path / "caption" / f"seed_{seed}"
-        finish(folder, "both", value)
+        results.add("caption", seed, scored(value))
         for shift, mode in enumerate(("discriminative", "diffusion", "both")):
-            finish(folder / "evaluation" / mode, mode, value - 0.1 * shift)
-    finish(tmp_path / "captioner_empty" / "seed_0", "both", 0.4)
-    text = tables.document(tmp_path)
+            results.add(f"classifier_{mode}", seed, scored(value - 0.1 * shift))
+    results.add("captioner_empty", 0, scored(0.4))
+    text = tables.document(Results(results.path))
     assert (
         "| caption | 45.6 | 23.4 | 60.0 ± 10.0 | 30.0 ± 5.0 | 60.0 ± 10.0 | 15.0 ± 2.5 | - | - | 3 |" in text
     )
@@ -88,6 +90,76 @@ def test_the_tables_hold_mean_and_spread_of_what_is_finished(tmp_path: Path) -> 
     assert "paper, ADE20K: both > diffusion > discriminative" in text
     assert "here, toy_open: discriminative > diffusion > both" in text
     assert text.count("here, toy_open:") == 1  # of what is complete
+
+
+def test_a_digest_is_that_of_all_that_decides_a_training(tmp_path: Path) -> None:
+    (tmp_path / "unet.safetensors").write_bytes(b"1")
+    weights = weights_digest(tmp_path)
+    first = digest(["experiment=toy"], weights, CONF)
+    assert digest(["experiment=toy"], weights, CONF) == first
+    assert digest(["experiment=toy", "optimizer.lr=2e-3"], weights, CONF) != first
+    (tmp_path / "unet.safetensors").write_bytes(b"2")
+    assert digest(["experiment=toy"], weights_digest(tmp_path), CONF) != first
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def call(program: str, *settings: str) -> None:
+        """A training or an evaluation that scores as its number says."""
+        called.append(settings[0] if program == "train.py" else settings[1])
+        folder = Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
+        mode = "both"
+        if program == "evaluate.py":
+            mode = settings[1].partition("=")[2]
+            folder = folder / "evaluation" / mode
+        settings_of_run = RunSettings("caption", "0", True, "implicit", mode)
+        mark_finished(folder, settings_of_run, scored(len(called) / 100).scores, "whole")
+
+    monkeypatch.setattr(tables, "call", call)
+    where, path = tables.Places(tmp_path / "runs", shards), tmp_path / "results.json"
+    wanted = tables.digests([])
+    names = list(tables.run_all(Results(path), wanted, where, [3], []))
+    assert len(called) == len(names) == len(wanted)
+    assert called[1:5] == [
+        "experiment=toy_caption",
+        "classifier=discriminative",
+        "classifier=diffusion",
+        "classifier=both",
+    ]
+    # on a machine that has none of the runs
+    elsewhere = tables.Places(tmp_path / "other", Path("elsewhere"))
+    assert list(tables.run_all(Results(path), wanted, elsewhere, [3], [])) == []
+    results = Results(path)
+    results.drop("classifier_both", 3)
+    called.clear()
+    again = list(tables.run_all(results, wanted, elsewhere, [3], []))
+    assert again == names[1:5]
+    assert again[0] == "caption"
+    assert len(called) == 4
+    assert results.of("captioner_empty") == Results(path).of("captioner_empty") != []
+
+
+def test_results_of_other_settings_are_refused_or_replaced(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(tables, "make", lambda arguments: 0)
+    monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
+    monkeypatch.setattr(tables, "run_all", lambda *_: ran)
+    out = tmp_path / "tables.md"
+    Results(out.with_suffix(".json")).add("label", 0, scored(0.5))
+    before = out.with_suffix(".json").read_bytes()
+    assert tables.main(["--out", str(out)]) == 1
+    message = capsys.readouterr().err
+    assert "tables.json holds 1 results" in message
+    assert "--replace" in message
+    assert out.with_suffix(".json").read_bytes() == before
+    assert tables.main(["--out", str(out), "--replace"]) == 0
+    assert Results(out.with_suffix(".json")).of("label") == []
+    out.with_suffix(".json").write_text('{"label": 3}')
+    assert tables.main(["--out", str(out)]) == 1
+    assert "tables.json does not hold results" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_ends_the_tables_and_keeps_what_is_there(

@@ -1,0 +1,119 @@
+"""The scores behind the small world's tables, in a file beside them, from which any machine can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from odise_pl.errors import UserError
+from odise_pl.files import write_text
+from odise_pl.runs import digest_of
+
+Scores = Mapping[str, Mapping[str, float]]  # of each evaluation set by metric, as fractions
+
+
+class ResultsError(UserError, ValueError):
+    """The file of results is damaged."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that came to its end.
+
+    Attributes:
+        digest: of everything that decides the scores, see :func:`digest`.
+        scores: what was measured.
+    """
+
+    digest: str
+    scores: Scores
+
+
+class Results:
+    """Results by case and seed, kept in a JSON file.
+
+    Args:
+        path: of the file; it and its folder are made when there is something to keep.
+
+    Raises:
+        ResultsError: the file holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._runs: dict[str, dict[int, Result]] = {}
+        if path.exists():
+            try:
+                self._runs = _parsed(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ResultsError(
+                    f"{path} does not hold results of the tables ({error}); delete it, or name another --out"
+                ) from error
+
+    def of(self, case: str) -> list[Scores]:
+        """Scores of a case, in the order of its seeds."""
+        return [result.scores for _, result in sorted(self._runs.get(case, {}).items())]
+
+    def has(self, case: str, seed: int, digest: str) -> bool:
+        """Whether this very run is there."""
+        known = self._runs.get(case, {}).get(seed)
+        return known is not None and known.digest == digest
+
+    def add(self, case: str, seed: int, result: Result) -> None:
+        """Keep a result, in place of one of other settings; the file is written whole or not at all."""
+        self._runs.setdefault(case, {})[seed] = result
+        self._write()
+
+    def others(self, digests: Mapping[str, str]) -> list[tuple[str, int]]:
+        """Case and seed of what was made with other settings than these, by case."""
+        return [
+            (case, seed)
+            for case, runs in self._runs.items()
+            for seed, result in runs.items()
+            if result.digest != digests.get(case)
+        ]
+
+    def drop(self, case: str, seed: int) -> None:
+        """Forget a result."""
+        del self._runs[case][seed]
+        self._write()
+
+    def _write(self) -> None:
+        plain = {
+            case: {str(seed): asdict(result) for seed, result in sorted(runs.items())}
+            for case, runs in sorted(self._runs.items())
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(plain, indent=1) + "\n")
+
+
+def _parsed(plain: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, dict[int, Result]]:
+    return {
+        case: {int(seed): Result(**result) for seed, result in runs.items()}  # type: ignore[arg-type]
+        for case, runs in plain.items()
+    }
+
+
+def digest(settings: Sequence[str], weights: str, conf: Path = Path("conf")) -> str:
+    """Changes with everything that decides what a training ends with, but for the place of the shards.
+
+    Args:
+        settings: of ``train.py``.
+        weights: digest of the frozen models, see :func:`weights_digest`.
+        conf: folder of the configuration.
+    """
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        return digest_of(compose("train", [*settings, "run=tables"]), weights)
+
+
+def weights_digest(folder: Path) -> str:
+    """Of all weight files and their configurations in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+        found.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return found.hexdigest()
