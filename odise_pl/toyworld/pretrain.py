@@ -39,8 +39,8 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-_STEPS = {"clip": 15000, "vae": 10000, "unet": 7500}
-_CYCLES = {"clip": 3, "vae": 1, "unet": 2}
+_STEPS = {"clip": 12000, "vae": 10000, "unet": 7500}
+_CYCLES = {"clip": 2, "vae": 1, "unet": 2}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _CHUNKS = {"clip": 48, "vae": 48, "unet": 24}  # of the corpus
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}

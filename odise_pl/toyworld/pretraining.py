@@ -25,7 +25,7 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 Batch = dict[str, Any]
 PATCHES = 64  # of an image that CLIP is shown, a quarter
 _DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown, ...
-_ENLARGED = 0.4  # ... and of those among them that fill the image, after the first cycle
+_ENLARGED = 0.4  # ... and of those among them that fill the image, in the second half
 _SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
@@ -153,14 +153,14 @@ class Autoencoder(lightning.LightningModule):
         return self.schedule.configure(self.parameters())
 
 
-def clip_batch(corpus: Corpus, easy: int, size: int, random: np.random.Generator, number: int) -> Batch:
+def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generator, number: int) -> Batch:
     """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of each.
 
-    Some of the images are whole pictures, most of them details. In the first ``easy`` batches these are
-    things, enlarged, so that names are learned quickly; then things and stuff, more than half of them as
+    Some of the images are whole pictures, most of them details. In the first half of ``steps`` batches these
+    are things, enlarged, so that names are learned quickly; then things and stuff, more than half of them as
     large as they are in the picture, of which patches outside are not looked at: what masked CLIP sees.
     """
-    pair = partial(_pair, corpus, random, number < easy)
+    pair = partial(_pair, corpus, random, number < steps / 2)
     pairs = [pair(int(index)) for index in random.integers(len(corpus), size=size)]
     images, patches, captions = zip(*pairs, strict=True)
     tokens = byte_pairs(captions, VOCABULARY, CLIP.text_length)
@@ -214,8 +214,8 @@ class ChosenPatches(nn.Module):
 class ContrastiveModel(lightning.LightningModule):
     """CLIP (arXiv 2103.00020), seeing a quarter of the patches of an image (FLIP, arXiv 2212.00794).
 
-    In the second cycle of the schedule the text encoder stays as it is (LiT, arXiv 2111.07991): the image
-    encoder needs more time. In the third the names of stuff, which the first does not show, find their place.
+    In the second half of the steps the text encoder stays as it is (LiT, arXiv 2111.07991): the image encoder
+    needs more time, and the diffusion model reads the text encoder.
     """
 
     def __init__(self, clip: Any, schedule: Schedule) -> None:
@@ -226,8 +226,8 @@ class ContrastiveModel(lightning.LightningModule):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The text encoder learns in the first and the third cycle of the schedule."""
-        learns = int(self.schedule.cycle(self.global_step)) != 1
+        """The text encoder learns in the first cycle of the schedule alone."""
+        learns = self.schedule.cycle(self.global_step) < 1
         for part in (self.model.transformer, self.model.token_embedding, self.model.ln_final):
             part.requires_grad_(learns)
         self.model.positional_embedding.requires_grad_(learns)

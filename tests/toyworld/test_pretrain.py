@@ -213,11 +213,13 @@ def test_latents_of_views_are_kept_small_for_all_and_whole_for_some(tmp_path: Pa
 
 
 def test_it_goes_on_from_weights_of_a_number_of_steps(trained: Path, tmp_path: Path) -> None:
+    """The second half of CLIP's steps, in which only its image encoder learns."""
     shutil.copytree(trained, tmp_path / "weights")
     run(tmp_path, "clip", 4, "--first", "2")
     before, after = (load_file(folder / "clip.safetensors") for folder in (trained, tmp_path / "weights"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "visual.proj" in changed
+    assert changed <= {name for name in before if name.startswith(("visual.", "logit_scale"))}
     checkpoint = torch.load(tmp_path / "work" / "clip" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     for model, done in (("vae", 2), ("unet", HALF_SIZE)):
@@ -235,7 +237,7 @@ def test_it_goes_on_from_weights_of_a_number_of_steps(trained: Path, tmp_path: P
 def test_clip_is_first_shown_things_enlarged(tmp_path: Path) -> None:
     pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
     random = np.random.default_rng(0)
-    easy, all_kinds = (clip_batch(pictures, 5, 150, random, number)["patches"] for number in (4, 5))
+    easy, all_kinds = (clip_batch(pictures, 10, 150, random, number)["patches"] for number in (4, 5))
     assert all(len(chosen.unique()) == PATCHES for chosen in easy), "patches of a whole image"
     assert any(len(chosen.unique()) < PATCHES for chosen in all_kinds), "a few, of a detail in its size"
 
@@ -264,8 +266,8 @@ def test_the_learning_rate_falls_to_zero_once_in_each_cycle() -> None:
     assert factors[20:40] == pytest.approx(factors[:20])
 
 
-def test_clips_text_encoder_rests_in_the_second_of_three_cycles(tmp_path: Path) -> None:
-    module = ContrastiveModel(build_clip(CLIP), Schedule(6, 1e-3, cycles=3, warmup=1))
+def test_clips_text_encoder_learns_in_the_first_half_alone(tmp_path: Path) -> None:
+    module = ContrastiveModel(build_clip(CLIP), Schedule(4, 1e-3, cycles=2, warmup=1))
     states = []
     watch = LambdaCallback(
         on_train_batch_end=lambda *_: states.append(
@@ -274,7 +276,7 @@ def test_clips_text_encoder_rests_in_the_second_of_three_cycles(tmp_path: Path) 
     )
     pictures = corpus.paint_corpus(tmp_path, 1, workers=1)
     draws = Draws(partial(clip_batch, pictures, 4, 2), seed=0)
-    trainer = lightning.Trainer(max_steps=6, accelerator="cpu", logger=False, callbacks=[watch],
+    trainer = lightning.Trainer(max_steps=4, accelerator="cpu", logger=False, callbacks=[watch],
                                 enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
     trainer.fit(module, DataLoader(draws, batch_size=None))
     changed = [
@@ -282,6 +284,6 @@ def test_clips_text_encoder_rests_in_the_second_of_three_cycles(tmp_path: Path) 
         for before, now in itertools.pairwise(states)
     ]
     text = {name for name in states[0] if not name.startswith(("visual.", "logit_scale"))}
-    assert [text <= names for names in changed] == [True, False, False, True, True]
+    assert text <= changed[0]
     assert not text & (changed[1] | changed[2])
-    assert all("visual.proj" in names for names in changed)
+    assert "visual.proj" in changed[2]
