@@ -25,14 +25,13 @@ from torch.utils.data import DataLoader
 
 from odise_pl.backbones.clip import build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion
+from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
 from odise_pl.toyworld.pretraining import (
     Autoencoder,
-    ContrastiveModel,
     Draws,
     Schedule,
-    clip_batch,
     picture_batch,
     pixels,
     start_linear,

@@ -20,6 +20,7 @@ from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
+from odise_pl.toyworld.contrastive import PATCHES, ContrastiveModel, clip_batch
 from odise_pl.toyworld.denoising import (
     HALF_SIZE,
     Latents,
@@ -29,7 +30,7 @@ from odise_pl.toyworld.denoising import (
     text_encoder_of,
     views,
 )
-from odise_pl.toyworld.pretraining import PATCHES, ContrastiveModel, Draws, Schedule, clip_batch, pixels
+from odise_pl.toyworld.pretraining import Draws, Schedule, pixels
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
