@@ -5,7 +5,7 @@ It is built and loaded once and shared by the captioner and the classifiers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,16 +216,36 @@ class FrozenCLIP(nn.Module):
         Returns:
             [B, Q, embed_dim], not normalised.
         """
-        visual = self.model.visual
-        tokens = visual._embeds(images)
-        copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
-        keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
-        for block in visual.transformer.resblocks:
-            self.ranks.gather(block)
-            copies = _cross_block(block, copies, tokens, keep)
-            tokens = block(tokens)
-        embeddings: Tensor = visual.ln_post(copies) @ visual.proj
-        return embeddings
+        return embed_regions(self.model.visual, images, visible, self.ranks.gather)[0]
+
+
+def embed_regions(
+    visual: open_clip.transformer.VisionTransformer,
+    images: Tensor,
+    visible: Tensor,
+    before: Callable[[nn.Module], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of parts of images and of the images, see :meth:`FrozenCLIP.encode_masks`, with gradients.
+
+    Args:
+        visual: CLIP's image encoder.
+        images: [B, 3, S, S] at CLIP's size, already normalised.
+        visible: bool [B, Q, patches].
+        before: is called with every block before it is used.
+
+    Returns:
+        [B, Q, embed_dim] of the parts and [B, embed_dim] of the images, not normalised.
+    """
+    tokens = visual._embeds(images)
+    copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
+    keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
+    for block in visual.transformer.resblocks:
+        if before is not None:
+            before(block)
+        copies = _cross_block(block, copies, tokens, keep)
+        tokens = block(tokens)
+    parts, whole = (visual.ln_post(one) @ visual.proj for one in (copies, tokens[:, 0]))
+    return parts, whole
 
 
 def _cross_block(block: ResidualAttentionBlock, queries: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 
-_STEPS = {"clip": 12000, "vae": 10000, "unet": 7500}
-_CYCLES = {"clip": 2, "vae": 1, "unet": 2}
+_STEPS = {"clip": 18000, "vae": 10000, "unet": 7500}
+_CYCLES = {"clip": 3, "vae": 1, "unet": 2}
 _BATCH = {"clip": 96, "vae": 8, "unet": 64}
 _CHUNKS = {"clip": 48, "vae": 48, "unet": 24}  # of the corpus
 _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
@@ -90,6 +90,7 @@ def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
     trainer = lightning.Trainer(
         max_steps=module.schedule.steps - module.schedule.first,
         accelerator=options.accelerator,
+        precision=options.precision,
         devices=1,
         logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=[
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that paint")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed is faster on some machines")
     parser.add_argument("--progress", action="store_true", help="show a progress bar")
     return parser
 
