@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.backbones.clip import MEAN, STD, embed_regions
-from odise_pl.backbones.tokens import tokenize as byte_pairs
 from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
-from odise_pl.toyworld.sizes import CLIP, VOCABULARY
+from odise_pl.toyworld.regions import ENLARGED, around, enlarged, patches_of, regions_batch, tokens_of
 
 PATCHES = 64  # of an image that CLIP is shown, a quarter
-_DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown, ...
-_ENLARGED = 0.4  # ... and of those among them that fill the image, after the first third
-_SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
-_SHOWN = (0.3, 1.0)  # share of the patches of a part that are seen
+_DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown
 
 
 def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generator, number: int) -> Batch:
@@ -37,9 +31,9 @@ def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generato
     * at last :func:`regions_batch` shows parts in their pictures, as masked CLIP sees them.
     """
     third = 3 * number // steps
-    return (
-        patches_batch(corpus, third == 0, size, random) if third < 2 else regions_batch(corpus, size, random)
-    )
+    if third < 2:
+        return patches_batch(corpus, third == 0, size, random)
+    return regions_batch(corpus, size, random)
 
 
 def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Generator) -> Batch:
@@ -51,65 +45,7 @@ def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Gener
     pair = partial(_pair, corpus, random, easy)
     pairs = [pair(int(index)) for index in random.integers(len(corpus), size=size)]
     images, patches, captions = zip(*pairs, strict=True)
-    return {"images": torch.stack(images), "patches": torch.stack(patches), "tokens": _tokens(captions)}
-
-
-def _tokens(captions: Sequence[str]) -> Tensor:
-    return byte_pairs(captions, VOCABULARY, CLIP.text_length)
-
-
-def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """A third of ``size`` images, and parts of them that have captions (grounded captions, arXiv 2306.14824).
-
-    Returns:
-        ``images`` [N, 3, SIDE, SIDE] in 0..1, ``visible`` bool [N, R, patches], of which some rows show
-        nothing, ``tokens`` of the captions of all images, then of all parts that show something.
-    """
-    numbers = random.integers(len(corpus), size=max(1, size // 3))
-    views = [_view(corpus, random, int(index)) for index in numbers]
-    images, captions, regions = zip(*views, strict=True)
-    every = [region for one in regions for region in one]
-    visible = np.zeros((len(images), max(1, *map(len, regions)), (SIDE // CLIP.patch_size) ** 2), bool)
-    for rows, one in zip(visible, regions, strict=True):
-        for row, (patches, _) in zip(rows, one, strict=False):
-            row[:] = patches
-    tokens = _tokens([*captions, *(caption for _, caption in every)])
-    return {"images": torch.cat(images), "visible": torch.from_numpy(visible), "tokens": tokens}
-
-
-def _view(
-    corpus: Corpus, random: np.random.Generator, index: int
-) -> tuple[Tensor, str, list[tuple[NDArray[np.bool_], str]]]:
-    """A picture or a detail, enlarged; its caption; patches and captions of the parts in it."""
-    details, captions, box = corpus.details[index], corpus.captions[index], (0, 0, SIDE, SIDE)
-    if details and random.random() < _ENLARGED:
-        detail = pick(details, random)
-        captions, box = detail.captions, _around(detail.box, random)
-    seen = [(part, _moved(part.box, box)) for part in details if _is_inside(part.box, box)]
-    regions = [(_part_patches(moved, random), pick(part.captions, random)) for part, moved in seen]
-    return _enlarged(pixels([corpus.image(index)]), box), pick(captions, random), regions
-
-
-def _is_inside(part: Box, box: Box) -> bool:
-    """Whether a box holds the centre of another."""
-    x, y = (part[0] + part[2]) / 2, (part[1] + part[3]) / 2
-    return box[0] <= x < box[2] and box[1] <= y < box[3]
-
-
-def _moved(part: Box, box: Box) -> Box:
-    """Where a part is when a box fills the image."""
-    (x, y), (width, height) = box[:2], (box[2] - box[0], box[3] - box[1])
-    left, right = (min(SIDE, max(0, round(SIDE * (side - x) / width))) for side in (part[0], part[2]))
-    top, bottom = (min(SIDE, max(0, round(SIDE * (side - y) / height))) for side in (part[1], part[3]))
-    return left, top, right, bottom
-
-
-def _part_patches(box: Box, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Some of the patches of a box, one at least."""
-    numbers = random.permutation(_patches(box))
-    shown = np.zeros((SIDE // CLIP.patch_size) ** 2, bool)
-    shown[numbers[: max(1, round(len(numbers) * random.uniform(*_SHOWN)))]] = True
-    return shown
+    return {"images": torch.stack(images), "patches": torch.stack(patches), "tokens": tokens_of(captions)}
 
 
 def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -> tuple[Tensor, Tensor, str]:
@@ -119,38 +55,15 @@ def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -
     if not details or random.random() >= _DETAILS:
         return image[0], _some_patches(whole, random), pick(corpus.captions[index], random)
     detail = pick(details, random)
-    box = _around(detail.box, random)
-    if easy or random.random() < _ENLARGED:
-        image, box = _enlarged(image, box), whole
+    box = around(detail.box, random)
+    if easy or random.random() < ENLARGED:
+        image, box = enlarged(image, box), whole
     return image[0], _some_patches(box, random), pick(detail.captions, random)
-
-
-def _around(box: Box, random: np.random.Generator) -> Box:
-    left, top, right, bottom = box
-    x, y = (round(side * random.uniform(0, _SURROUNDINGS)) for side in (right - left, bottom - top))
-    return max(0, left - x), max(0, top - y), min(SIDE, right + x + 1), min(SIDE, bottom + y + 1)
-
-
-def _enlarged(image: Tensor, box: Box) -> Tensor:
-    """A box of an image [1, 3, SIDE, SIDE], made to fill it."""
-    left, top, right, bottom = box
-    if box == (0, 0, SIDE, SIDE):
-        return image
-    return F.interpolate(
-        image[..., top:bottom, left:right], (SIDE, SIDE), mode="bilinear", align_corners=False
-    )
 
 
 def _some_patches(box: Box, random: np.random.Generator) -> Tensor:
     """Numbers of PATCHES patches in a box, each as often as any other or once more."""
-    return torch.from_numpy(np.resize(random.permutation(_patches(box)), PATCHES))
-
-
-def _patches(box: Box) -> NDArray[np.int64]:
-    """Numbers of the patches that a box touches."""
-    size = CLIP.patch_size
-    left, top, right, bottom = box[0] // size, box[1] // size, -(-box[2] // size), -(-box[3] // size)
-    return (SIDE // size * np.arange(top, bottom)[:, None] + np.arange(left, right)).ravel()
+    return torch.from_numpy(np.resize(random.permutation(patches_of(box)), PATCHES))
 
 
 class ChosenPatches(nn.Module):
@@ -209,7 +122,7 @@ class ContrastiveModel(lightning.LightningModule):
             embeddings: Tensor = self.model.encode_image(images)
             return embeddings
         parts, whole = embed_regions(self.model.visual, images, batch["visible"])
-        return torch.cat([whole, parts[batch["visible"].any(2)]])
+        return torch.cat([whole[batch["captioned"]], parts[batch["visible"].any(2)]])
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """The scale stays at most 100, as published."""

@@ -20,7 +20,7 @@ from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
-from odise_pl.toyworld.contrastive import PATCHES, ContrastiveModel, clip_batch, regions_batch
+from odise_pl.toyworld.contrastive import PATCHES, ContrastiveModel, clip_batch
 from odise_pl.toyworld.denoising import (
     HALF_SIZE,
     Latents,
@@ -31,6 +31,7 @@ from odise_pl.toyworld.denoising import (
     views,
 )
 from odise_pl.toyworld.pretraining import Draws, Schedule, pixels
+from odise_pl.toyworld.regions import View, mosaic, regions_batch
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION, VOCABULARY
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
@@ -241,10 +242,11 @@ def test_clip_is_shown_things_enlarged_then_details_in_their_size_then_regions(t
     easy, all_kinds, regions = (clip_batch(pictures, 12, 150, random, number) for number in (3, 4, 8))
     assert all(len(chosen.unique()) == PATCHES for chosen in easy["patches"]), "patches of a whole image"
     assert any(len(chosen.unique()) < PATCHES for chosen in all_kinds["patches"]), "a few, of a detail"
-    images, seen = len(regions["images"]), int(regions["visible"].any(2).sum())
-    assert images == 50
-    assert seen > images
-    assert len(regions["tokens"]) == images + seen
+    seen = int(regions["visible"].any(2).sum())
+    assert len(regions["images"]) == 37
+    assert seen > 100
+    assert 0 < regions["captioned"].sum() < 37, "the others are put together"
+    assert len(regions["tokens"]) == regions["captioned"].sum() + seen
 
 
 def test_regions_show_patches_of_what_their_captions_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,24 +255,43 @@ def test_regions_show_patches_of_what_their_captions_name(monkeypatch: pytest.Mo
     box = (32, 64, 64, 96)
     one = corpus.Corpus([image], [["all"]], [[corpus.Detail(box, ["part"], True)]])
     monkeypatch.setattr(corpus, "CHUNK", 1)
+    monkeypatch.setattr("odise_pl.toyworld.regions._MOSAICS", 0.0)
     shares = set()
     for number in range(40):
-        batch = regions_batch(one, 3, np.random.default_rng(number))
+        batch = regions_batch(one, 4, np.random.default_rng(number))
         assert len(batch["tokens"]) == 2
         ((patches,),) = batch["visible"]
         tiles = batch["images"][0].mean(0).unfold(0, 8, 8).unfold(1, 8, 8).mean((2, 3)).flatten()
         assert patches.any()
-        assert (tiles[patches] > 0.01).all(), "no patch beside the part"
+        assert (tiles[patches] > 0).all(), "no patch beside the part"
         shares.add(round(float(patches.float().mean()), 2))
         whole = torch.equal(batch["tokens"][0], tokenize(["all"], VOCABULARY, CLIP.text_length)[0])
         assert whole == (tiles.mean().item() == pytest.approx(1 / 16))
     assert min(shares) < 0.05 < 0.2 < max(shares), "in the picture and enlarged"
 
 
+def test_in_a_mosaic_views_are_parts_and_their_parts_move_along() -> None:
+    views = [
+        View(
+            torch.full((1, 3, 128, 128), number / 4), f"view {number}", [((0, 32, 3, 128), f"part {number}")]
+        )
+        for number in range(3)
+    ]
+    whole = mosaic([*views, View(torch.ones(1, 3, 128, 128), None, [])])
+    assert whole.caption is None
+    assert whole.image.shape == (1, 3, 128, 128)
+    assert len(whole.parts) == 6
+    for (left, top, right, bottom), caption in whole.parts:
+        shown = whole.image[0, 0, top:bottom, left:right]
+        assert (shown == int(caption[-1]) / 4).all()
+        assert shown.shape == ((64, 64) if caption.startswith("view") else (48, 2))
+
+
 def test_a_picture_without_details_has_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "CHUNK", 1)
+    monkeypatch.setattr("odise_pl.toyworld.regions._MOSAICS", 0.0)
     plain = corpus.Corpus([np.zeros((1, 128, 128, 3), np.uint8)], [["sky"]], [[]])
-    batch = regions_batch(plain, 6, np.random.default_rng(0))
+    batch = regions_batch(plain, 8, np.random.default_rng(0))
     assert not batch["visible"].any()
     assert len(batch["tokens"]) == len(batch["images"]) == 2
     loss = ContrastiveModel(build_clip(CLIP), Schedule(4, 1e-3)).training_step(batch, 0)
