@@ -37,7 +37,7 @@ _SEED = 1234  # of what is painted here and nowhere else
 _PROMPT = "a photo of a {}"
 _MARGIN = 0.1  # around a thing in a crop, of its size
 _VISIBLE = 0.6  # of a thing's box-filling size, for a crop that shows it
-GUIDANCE = 5.0
+GUIDANCE = 7.5  # as is usual for Stable Diffusion
 _COLOURS = 128  # of a sheet
 NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
 

@@ -21,7 +21,8 @@ from odise_pl.toyworld.sizes import CLIP, VOCABULARY
 ENLARGED = 0.4  # share of details that fill the image
 _MOSAICS = 0.4  # share of images that are put together from four: small things
 _SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
-_SHOWN = (0.3, 1.0)  # share of the patches of a part that are seen
+_RADIUS = (0.7, 1.5)  # of an ellipse of which patches are seen; 1 touches the sides of the box
+_SHOWN = (0.4, 1.0)  # share of its patches that are
 _WHOLE = (0, 0, SIDE, SIDE)
 
 
@@ -52,7 +53,7 @@ def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Bat
     visible = np.zeros((len(views), max(1, *(len(v.parts) for v in views)), len(patches_of(_WHOLE))), bool)
     for view, rows in zip(views, visible, strict=True):
         for (box, _), row in zip(view.parts, rows, strict=False):
-            row[_some(patches_of(box), random)] = True
+            row[_some(box, random)] = True
     captions = [view.caption for view in views if view.caption is not None]
     return {
         "images": torch.cat([view.image for view in views]),
@@ -62,8 +63,15 @@ def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Bat
     }
 
 
-def _some(patches: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-    return random.permutation(patches)[: max(1, round(len(patches) * random.uniform(*_SHOWN)))]
+def _some(box: Box, random: np.random.Generator) -> NDArray[np.int64]:
+    """Some patches of an ellipse in a box, one at least: like a mask, which nobody has drawn."""
+    patches = patches_of(box)
+    (left, top, right, bottom), size = box, CLIP.patch_size
+    y, x = (size * (part + 0.5) for part in np.divmod(patches, SIDE // size))
+    across, down = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+    away = across**2 + down**2
+    inside = patches[away <= max(random.uniform(*_RADIUS) ** 2, away.min())]
+    return random.permutation(inside)[: max(1, round(len(inside) * random.uniform(*_SHOWN)))]
 
 
 def tokens_of(captions: Sequence[str]) -> Tensor:
