@@ -26,7 +26,6 @@ from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER
 from odise_pl.toyworld.commands import call
-from odise_pl.toyworld.make import main as make
 
 SETS = ("toy_val", "toy_open")
 _EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
@@ -105,9 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     caption = options.supervision == "caption"
     folder = options.run or Path("runs", "demo_caption" if caption else "demo")
     sizes = [f"--{name}={count}" for name, count in zip(("train", "val", "open"), options.count, strict=True)]
-    if make(["--out", str(options.shards), *sizes]):
-        return 1
     try:
+        # in a process of its own: its workers import what their parent did, and painting needs no torch
+        call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
         train(folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
         write_text(folder / "results.md", result_table(results(folder)).markdown())
         sheet = pictures(folder, options.shards, options.pictures)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from odise_pl.toyworld import demo
 from odise_pl.toyworld.demo import main
+from odise_pl.toyworld.make import main as make
 
 TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=2", "data.num_workers=0"]
 
@@ -48,16 +48,16 @@ def test_a_demo_that_fails_says_so(
 
     def failing(command: list[str], check: bool) -> Any:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 143)
+        return subprocess.CompletedProcess(command, 143 if "train.py" in command else 0)
 
     monkeypatch.setattr(subprocess, "run", failing)
     assert main(["caption", *arguments(tmp_path)]) == 1
     assert "the same command goes on" in capsys.readouterr().err
-    assert ["experiment=toy_caption" in command for command in commands] == [True]
+    assert ["experiment=toy_caption" in command for command in commands] == [False, True]
 
 
-def test_sets_of_another_size_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sets_of_another_size_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = ["--run", str(tmp_path / "run"), "--shards", str(tmp_path), "--count", "2", "1", "1"]
-    assert demo.make(["--out", str(tmp_path), "--train", "3", "--val", "1", "--open", "1"]) == 0
+    assert make(["--out", str(tmp_path), "--train", "3", "--val", "1", "--open", "1"]) == 0
     assert main(few) == 1
-    assert "holds 3 pictures, 2 are asked for" in capsys.readouterr().err
+    assert "holds 3 pictures, 2 are asked for" in capfd.readouterr().err
