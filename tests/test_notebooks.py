@@ -28,11 +28,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_from_its_own_folder(path: Path, run: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
+    assert len(_pictures(notebook)) >= 4, "it is kept with its outputs: jupyter execute --inplace"
     loading = [cell for cell in notebook.cells if RUN in cell.source]
     assert len(loading) == 1
     loading[0].source = loading[0].source.replace(RUN, f"RUN = {str(run)!r}")
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
     client.execute()
-    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 4
+    assert len(_pictures(notebook)) >= 4
     assert path.stat().st_size <= MOST_BYTES
+
+
+def _pictures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
