@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from odise_pl.backbones.clip import MEAN, STD, embed_regions
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.corpus import SIDE, Box, Corpus
+from odise_pl.toyworld.corpus import Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
-from odise_pl.toyworld.regions import ENLARGED, around, enlarged, patches_of, regions_batch, tokens_of
+from odise_pl.toyworld.regions import ENLARGED, WHOLE, around, enlarged, patches_of, regions_batch, tokens_of
 
 PATCHES = 64  # of an image that CLIP is shown, a quarter
 _DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown
@@ -51,13 +51,12 @@ def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Gener
 def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -> tuple[Tensor, Tensor, str]:
     image = pixels([corpus.image(index)])
     details = [detail for detail in corpus.details[index] if detail.thing or not easy]
-    whole = (0, 0, SIDE, SIDE)
     if not details or random.random() >= _DETAILS:
-        return image[0], _some_patches(whole, random), pick(corpus.captions[index], random)
+        return image[0], _some_patches(WHOLE, random), pick(corpus.captions[index], random)
     detail = pick(details, random)
     box = around(detail.box, random)
     if easy or random.random() < ENLARGED:
-        image, box = enlarged(image, box), whole
+        image, box = enlarged(image, box), WHOLE
     return image[0], _some_patches(box, random), pick(detail.captions, random)
 
 

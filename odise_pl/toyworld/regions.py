@@ -23,7 +23,7 @@ _MOSAICS = 0.4  # share of images that are put together from four: small things
 _SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
 _RADIUS = (0.7, 1.5)  # of an ellipse of which patches are seen; 1 touches the sides of the box
 _SHOWN = (0.4, 1.0)  # share of its patches that are
-_WHOLE = (0, 0, SIDE, SIDE)
+WHOLE = (0, 0, SIDE, SIDE)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Bat
         parts that show something.
     """
     views = [_view(corpus, random) for _ in range(max(1, size // 4))]
-    visible = np.zeros((len(views), max(1, *(len(v.parts) for v in views)), len(patches_of(_WHOLE))), bool)
+    visible = np.zeros((len(views), max(1, *(len(v.parts) for v in views)), len(patches_of(WHOLE))), bool)
     for view, rows in zip(views, visible, strict=True):
         for (box, _), row in zip(view.parts, rows, strict=False):
             row[_some(box, random)] = True
@@ -88,12 +88,12 @@ def _view(corpus: Corpus, random: np.random.Generator) -> View:
 def _single(corpus: Corpus, random: np.random.Generator) -> View:
     """A picture or a detail, enlarged, with the details that are in it."""
     index = int(random.integers(len(corpus)))
-    details, captions, box = corpus.details[index], corpus.captions[index], _WHOLE
+    details, captions, box = corpus.details[index], corpus.captions[index], WHOLE
     if details and random.random() < ENLARGED:
         detail = pick(details, random)
         captions, box = detail.captions, around(detail.box, random)
     seen = [part for part in details if _is_inside(part.box, box)]
-    parts = [(_moved(part.box, box, _WHOLE), pick(part.captions, random)) for part in seen]
+    parts = [(_moved(part.box, box, WHOLE), pick(part.captions, random)) for part in seen]
     return View(enlarged(pixels([corpus.image(index)]), box), pick(captions, random), parts)
 
 
@@ -106,7 +106,7 @@ def mosaic(views: Sequence[View]) -> View:
         left, top = half * (number % 2), half * (number // 2)
         tile = (left, top, left + half, top + half)
         parts += [(tile, view.caption)] if view.caption is not None else []
-        parts += [(_moved(box, _WHOLE, tile), caption) for box, caption in view.parts]
+        parts += [(_moved(box, WHOLE, tile), caption) for box, caption in view.parts]
     image = torch.cat([torch.cat(small[:2], dim=3), torch.cat(small[2:], dim=3)], dim=2)
     return View(image, None, parts)
 
