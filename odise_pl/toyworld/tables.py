@@ -8,8 +8,10 @@ All scores are kept in a JSON file beside the tables, so that another machine ca
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,7 +26,6 @@ from odise_pl.runs import EVALUATIONS, MARKER, read_run
 from odise_pl.toyworld.captioner import SentenceModel
 from odise_pl.toyworld.commands import call
 from odise_pl.toyworld.demo import SETS
-from odise_pl.toyworld.make import main as make
 from odise_pl.toyworld.results import Result, Results, ResultsError, Scores, digest, weights_digest
 
 CAPTIONED = "captioned"  # folder of the shards that hold captions by a model
@@ -109,6 +110,7 @@ def run_all(
     where: Places,
     seeds: Sequence[int],
     overrides: Sequence[str],
+    jobs: int = 1,
 ) -> Iterator[str]:
     """Train all cases, seed by seed, and evaluate the caption model with each classifier.
 
@@ -118,32 +120,58 @@ def run_all(
         where: the runs and shards lie.
         seeds: of the repetitions.
         overrides: further settings of all trainings.
+        jobs: trainings at once, which share the processor's cores.
 
     Yields:
         the name of a case whenever another of its results is there.
 
     Raises:
-        CommandError: one has failed.
+        CommandError: one has failed; those that have begun come to their end.
     """
-    for seed in seeds:
-        for case in cases(where.shards):
-            parts = [case.name, *(_CLASSIFIERS if case.name == "caption" else ())]
-            if all(results.has(name, seed, wanted[name]) for name in parts):
-                continue
-            folder = where.runs / case.name / f"seed_{seed}"
-            place = (f"hydra.run.dir={folder}", f"paths.shards={where.shards}", f"seed={seed}")
-            call("train.py", *case.settings, *place, *overrides)
-            for name in parts:
-                marker = folder if name == case.name else _evaluated(folder, where.shards, name)
-                results.add(name, seed, Result(wanted[name], read_run(marker).scores))
-                yield name
+    missing = [
+        (case, seed)
+        for seed in seeds
+        for case in cases(where.shards)
+        if not all(results.has(name, seed, wanted[name]) for name in _parts(case))
+    ]
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        seed_of = {pool.submit(_run, case, seed, where, overrides, threads): seed for case, seed in missing}
+        try:
+            for done in as_completed(seed_of):
+                for name, scores in done.result().items():
+                    results.add(name, seed_of[done], Result(wanted[name], scores))
+                    yield name
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _evaluated(folder: Path, shards: Path, case: str) -> Path:
+def _parts(case: Case) -> tuple[str, ...]:
+    """Rows that one training fills."""
+    return (case.name, *(_CLASSIFIERS if case.name == "caption" else ()))
+
+
+def _run(
+    case: Case, seed: int, where: Places, overrides: Sequence[str], threads: int | None
+) -> dict[str, Scores]:
+    """Train, and evaluate if need be: the scores of every row."""
+    folder = where.runs / case.name / f"seed_{seed}"
+    place = (f"hydra.run.dir={folder}", f"paths.shards={where.shards}", f"seed={seed}")
+    call("train.py", *case.settings, *place, *overrides, threads=threads)
+    return {
+        name: read_run(
+            folder if name == case.name else _evaluated(folder, where.shards, name, threads)
+        ).scores
+        for name in _parts(case)
+    }
+
+
+def _evaluated(folder: Path, shards: Path, case: str, threads: int | None) -> Path:
     """Evaluate the caption model of a run with another classifier; returns the evaluation's folder."""
     mode = case.removeprefix("classifier_")
     what = (f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", f"classifier={mode}", "data=toy")
-    call("evaluate.py", *what, f"hydra.run.dir={folder}", f"paths.shards={shards}", "trainer=cpu")
+    place = (f"hydra.run.dir={folder}", f"paths.shards={shards}")
+    call("evaluate.py", *what, *place, "trainer=cpu", threads=threads)
     found = (path.parent for path in sorted(folder.glob(f"{EVALUATIONS}/*/{MARKER}")))
     return next(path for path in found if read_run(path).settings.classifier == mode)
 
@@ -250,10 +278,17 @@ def _write(path: Path, results: Results) -> None:
     write_text(path, document(results))
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.tables", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=_jobs, default=1, help="trainings at once, which share the cores")
     parser.add_argument("--run", type=Path, default=Path("runs/paper_tables"), help="folder of all runs")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
     parser.add_argument("--out", type=Path, default=Path("docs/toy_results.md"), help="the tables")
@@ -265,12 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = Results(options.out.with_suffix(".json"))
         if not options.write_only:
-            if make(["--out", str(options.shards)]):
-                return 1
+            call("-m", "odise_pl.toyworld.make", "--out", str(options.shards))
             write_captions(options.shards, str(WEIGHTS / "clip.safetensors"), workers=2)
             wanted = digests(options.overrides)
             _drop_others(results, wanted, options.replace)
-            for _ in run_all(results, wanted, where, options.seeds, options.overrides):
+            for _ in run_all(results, wanted, where, options.seeds, options.overrides, options.jobs):
                 _write(options.out, results)
         _write(options.out, results)
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from odise_pl.published import ABLATIONS
 from odise_pl.runs import RunSettings, mark_finished, settings_of
 from odise_pl.toyworld import tables
 from odise_pl.toyworld.captioner import SentenceModel, sentences
+from odise_pl.toyworld.commands import CommandError, call
 from odise_pl.toyworld.make import main as make
 from odise_pl.toyworld.results import Result, Results, digest, weights_digest
 
@@ -104,9 +106,11 @@ def test_a_digest_is_that_of_all_that_decides_a_training(tmp_path: Path) -> None
 
 def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
+    cores: list[int | None] = []
 
-    def call(program: str, *settings: str) -> None:
+    def call(program: str, *settings: str, threads: int | None) -> None:
         """A training or an evaluation that scores as its number says."""
+        cores.append(threads)
         called.append(settings[0] if program == "train.py" else settings[1])
         folder = Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
         mode = "both"
@@ -121,6 +125,8 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: 
     wanted = tables.digests([])
     names = list(tables.run_all(Results(path), wanted, where, [3], []))
     assert len(called) == len(names) == len(wanted)
+    assert sorted(names) == sorted(wanted)
+    assert set(cores) == {None}
     assert called[1:5] == [
         "experiment=toy_caption",
         "classifier=discriminative",
@@ -134,17 +140,53 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: 
     results.drop("classifier_both", 3)
     called.clear()
     again = list(tables.run_all(results, wanted, elsewhere, [3], []))
-    assert again == names[1:5]
-    assert again[0] == "caption"
+    assert again == ["caption", "classifier_discriminative", "classifier_diffusion", "classifier_both"]
     assert len(called) == 4
     assert results.of("captioner_empty") == Results(path).of("captioner_empty") != []
+
+
+def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_end(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+    begun: list[str] = []
+
+    def call(program: str, *settings: str, threads: int | None) -> None:
+        """The first two trainings meet; one of them fails then, the other one comes to its end."""
+        begun.append(settings[0])
+        assert threads == 2
+        if len(begun) > 2:  # begun before the failure was seen
+            raise CommandError("has failed, too")
+        together.wait()
+        if settings[0] == "experiment=toy_caption":
+            raise CommandError("has failed")
+        folder = Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
+        mark_finished(
+            folder, RunSettings("label", "0", True, "implicit", "both"), scored(0.5).scores, "whole"
+        )
+
+    monkeypatch.setattr(tables, "call", call)
+    monkeypatch.setattr(tables.os, "cpu_count", lambda: 4)
+    where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
+    with pytest.raises(CommandError):
+        list(tables.run_all(results, tables.digests([]), where, [3], [], jobs=2))
+    assert len(begun) < 5
+    assert sorted(begun[:2]) == ["experiment=toy", "experiment=toy_caption"]
+    assert (where.runs / "label" / "seed_3").exists()
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_jobs_are_a_number(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tables.main(["--jobs", jobs])
+    assert "--jobs" in capsys.readouterr().err
 
 
 def test_results_of_other_settings_are_refused_or_replaced(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(tables, "make", lambda arguments: 0)
+    monkeypatch.setattr(tables, "call", lambda *_: None)
     monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
     monkeypatch.setattr(tables, "run_all", lambda *_: ran)
     out = tmp_path / "tables.md"
@@ -165,7 +207,12 @@ def test_results_of_other_settings_are_refused_or_replaced(
 def test_a_run_that_fails_ends_the_tables_and_keeps_what_is_there(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tables, "make", lambda arguments: 0)
+    def unpainted(*command: str, threads: int | None = None) -> None:
+        """The pictures are there."""
+        if "odise_pl.toyworld.make" not in command:
+            call(*command, threads=threads)
+
+    monkeypatch.setattr(tables, "call", unpainted)
     monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
     where = ["--run", str(tmp_path), "--shards", str(shards), "--out", str(tmp_path / "docs" / "tables.md")]
     assert tables.main([*where, "--seeds", "0", "--set", "trainer.max_steps=0"]) == 1
