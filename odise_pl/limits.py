@@ -30,6 +30,7 @@ _REAL = (
     *(f"criterion.weights.{name}" for name in ("classification", "mask", "dice")),
     *(f"fusion.{name}" for name in ("seen_share", "unseen_share")),
     *(f"model.inference.{name}" for name in ("object_threshold", "overlap_threshold")),
+    "data.color_jitter",
 )
 
 

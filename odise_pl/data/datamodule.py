@@ -17,7 +17,7 @@ from odise_pl.data.manifest import ShardSet, check_shards
 from odise_pl.data.plan import EvalPlan, TrainPlan, limited
 from odise_pl.data.records import DataError
 from odise_pl.data.stream import EvalStream, TrainStream
-from odise_pl.data.transforms import EvalResize, LargeScaleJitter, Transform
+from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
 from odise_pl.vocabulary import Vocabulary, rename
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class PanopticDataModule(LightningDataModule):
         epoch_length: training samples of an epoch over all devices; by default the set's number of
             samples. It may be larger, which repeats the set within an epoch.
         augment: "lsj" (large-scale jitter), or "none": training sees images exactly as evaluation does.
+        color_jitter: brightness, contrast and saturation of training images change by up to this share;
+            0, as published: not at all.
         limit_samples: use only the first samples of each set.
         prefetch_factor: batches that each loader process keeps ready.
         pin_memory: page-locked batches; None: if there is a GPU.
@@ -82,10 +84,13 @@ class PanopticDataModule(LightningDataModule):
         pin_memory: bool | None = None,
         words: int = 0,
         timeout: float = 600,
+        color_jitter: float = 0.0,
     ) -> None:
         super().__init__()
         if augment not in AUGMENTATIONS:
             raise DataError(f"augment is {augment!r}; there are {', '.join(AUGMENTATIONS)}")
+        if not 0 <= color_jitter <= 1:
+            raise DataError(f"data.color_jitter is {color_jitter}; give 0 (none, as published) to 1")
         if words < 0:
             raise DataError(f"data.words is {words}; give 0 (no words) or more, 8 as published")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
@@ -97,6 +102,8 @@ class PanopticDataModule(LightningDataModule):
         self.resize = EvalResize(eval_short_side, eval_long_side)
         jitter = LargeScaleJitter(image_size, (float(scale_range[0]), float(scale_range[1])))
         self.transform: Transform = jitter if augment == "lsj" else self.resize
+        if color_jitter:
+            self.transform = ColorJitter(self.transform, color_jitter)
         self.options = LoaderOptions(num_workers, prefetch_factor, pin_memory, timeout)
         self._damage = DamageLog()
         self._sets: dict[str, ShardSet] = {}

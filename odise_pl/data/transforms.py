@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from odise_pl.data.images import resize_ids, resize_image, unique_ids
@@ -66,6 +66,24 @@ class LargeScaleJitter:
         full = np.full((self.size, self.size), VOID, dtype=np.int32)
         full[: ids.shape[0], : ids.shape[1]] = ids
         return canvas, full
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast and saturation, in this order, times factors of their own; then another transform.
+
+    Attributes:
+        then: the other transform, so that what it pads keeps its colour.
+        strength: factors are uniform in ``1 - strength`` to ``1 + strength``.
+    """
+
+    then: Transform
+    strength: float
+
+    def __call__(self, image: Image.Image, ids: Ids, random: np.random.Generator) -> tuple[Image.Image, Ids]:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(random.uniform(1 - self.strength, 1 + self.strength))
+        return self.then(image, ids, random)
 
 
 @dataclass(frozen=True)

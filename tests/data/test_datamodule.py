@@ -169,6 +169,8 @@ def test_vocabulary_and_lengths(shards: Path) -> None:
 def test_options_that_do_not_exist_are_refused(shards: Path) -> None:
     with pytest.raises(DataError, match="augment is 'much'; there are lsj, none"):
         module(shards, augment="much")
+    with pytest.raises(DataError, match=r"data.color_jitter is 1.5; give 0 \(none, as published\) to 1"):
+        module(shards, color_jitter=1.5)
     with pytest.raises(DataError, match=r"no data set 'val': give its folder, for example data\.val="):
         module(shards).vocabulary("val")
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from odise_pl.data.transforms import (
+    ColorJitter,
     EvalResize,
     LargeScaleJitter,
     fitted,
@@ -91,6 +92,39 @@ def test_jitter_depends_on_its_generator_only() -> None:
     first, second = (LargeScaleJitter(64)(image, ids, np.random.default_rng(5)) for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
     assert (first[1] == second[1]).all()
+
+
+def test_color_jitter_changes_colours_within_its_strength_and_nothing_else() -> None:
+    image, ids = Image.new("RGB", (20, 10), (120, 80, 40)), np.ones((10, 20), dtype=np.int32)
+    jitter = ColorJitter(LargeScaleJitter(32, (0.5, 0.5)), 0.4)
+    seen = []
+    for seed in range(200):
+        changed, changed_ids = jitter(image, ids, np.random.default_rng(seed))
+        pixels = np.asarray(changed).astype(int)
+        assert (pixels[changed_ids == 0] == 128).all()
+        seen.append(pixels[changed_ids == 1].mean(0))
+    means = np.array(seen)
+    # in a single colour, brightness decides the grey, and contrast times saturation the distance to it
+    grey, spread = means @ (0.299, 0.587, 0.114), means[:, 0] - means[:, 2]
+    original = np.dot((120, 80, 40), (0.299, 0.587, 0.114))
+    assert grey.min() == pytest.approx(0.6 * original, abs=3)
+    assert grey.max() == pytest.approx(1.4 * original, abs=3)
+    ratio = spread / grey * original / 80
+    assert 0.33 < ratio.min() < 0.55
+    assert 1.6 < ratio.max() < 2.0
+    first, second = (jitter(image, ids, np.random.default_rng(5))[0].tobytes() for _ in range(2))
+    assert first == second
+
+
+def test_color_jitter_stretches_contrast() -> None:
+    image, ids = scene(32, 32)
+    changed = [
+        np.asarray(ColorJitter(EvalResize(32, 32), 0.5)(image, ids, np.random.default_rng(seed))[0]).std()
+        / np.asarray(image).std()
+        for seed in range(100)
+    ]
+    assert min(changed) < 0.5
+    assert max(changed) > 1.4
 
 
 @pytest.mark.parametrize(
