@@ -40,7 +40,8 @@ class PanopticDataModule(LightningDataModule):
         val: shard set to evaluate on, or several by name, each with settings of its own if need be: see
             :class:`~odise_pl.data.eval_sets.EvalSet`.
         batch_size: images per training step on each device; ``auto`` is set later, by who knows it.
-        eval_batch_size: images per evaluation step.
+        eval_batch_size: images per evaluation step. Those of different sizes are padded to one canvas, whose
+            windows are those of the largest: the results are not those of each image by itself.
         num_workers: loader processes per device.
         image_size: side of the square that augmentation makes.
         scale_range: scales of large-scale jitter.

@@ -46,7 +46,7 @@ def test_a_demo_that_fails_says_so(
 ) -> None:
     commands: list[list[str]] = []
 
-    def failing(command: list[str], check: bool) -> Any:
+    def failing(command: list[str], **_: Any) -> Any:
         commands.append(command)
         return subprocess.CompletedProcess(command, 143 if "train.py" in command else 0)
 
