@@ -11,8 +11,9 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -126,24 +127,28 @@ def run_all(
         the name of a case whenever another of its results is there.
 
     Raises:
-        CommandError: one has failed; those that have begun come to their end.
+        CommandError: one has failed; none is begun after it, and the others come to their end.
     """
-    missing = [
+    missing = (
         (case, seed)
         for seed in seeds
         for case in cases(where.shards)
         if not all(results.has(name, seed, wanted[name]) for name in _parts(case))
-    ]
+    )
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    running: dict[Future[dict[str, Scores]], int] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        seed_of = {pool.submit(_run, case, seed, where, overrides, threads): seed for case, seed in missing}
-        try:
-            for done in as_completed(seed_of):
+        while True:
+            # one by one, so that none is begun after a failure
+            for case, seed in islice(missing, jobs - len(running)):
+                running[pool.submit(_run, case, seed, where, overrides, threads)] = seed
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                seed = running.pop(done)
                 for name, scores in done.result().items():
-                    results.add(name, seed_of[done], Result(wanted[name], scores))
+                    results.add(name, seed, Result(wanted[name], scores))
                     yield name
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _parts(case: Case) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_en
     where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
     with pytest.raises(CommandError):
         list(tables.run_all(results, tables.digests([]), where, [3], [], jobs=2))
-    assert len(begun) < 5
+    assert len(begun) <= 3
     assert sorted(begun[:2]) == ["experiment=toy", "experiment=toy_caption"]
     assert (where.runs / "label" / "seed_3").exists()
 
