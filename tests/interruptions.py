@@ -104,16 +104,19 @@ def step_of(folder: Path) -> int:
 def kill_at_random(folder: Path, arguments: list[str], random: random.Random) -> int | None:
     """SIGKILL a run with all its processes, half of the times anywhere, else while it trains.
 
+    After five new steps at most, so that a fast machine does not finish before.
+
     Returns the step of its last checkpoint then, or None if it was finished before.
     """
     before = step_of(folder)
+    furthest = before + random.randint(1, 5)
     with started(folder, arguments) as process:
         moment = time.monotonic() + random.uniform(0, 20)
         if random.random() < 0.5:
             while process.poll() is None and step_of(folder) == before:
                 time.sleep(0.005)
             moment = time.monotonic() + random.uniform(0, 2)
-        while process.poll() is None and time.monotonic() < moment:
+        while process.poll() is None and time.monotonic() < moment and step_of(folder) < furthest:
             time.sleep(0.005)
         if process.poll() is not None:
             assert process.returncode == 0, (folder / "output.txt").read_text()
