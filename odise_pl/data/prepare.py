@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_command(commands)
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, required=True, help="folder of the shard set")
-        command.add_argument("--workers", type=_positive, help="processes (default: one for each core)")
+        command.add_argument("--workers", type=positive, help="processes (default: one for each core)")
         command.add_argument(
             "--skip-bad", action="store_true", help="leave entries with problems out instead of stopping"
         )
@@ -54,7 +54,12 @@ def _pack(options: argparse.Namespace) -> Manifest:
     return manifest
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of processes on the command line, 1 or more.
+
+    Raises:
+        ArgumentTypeError, ValueError: it is none; argparse names the option.
+    """
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")

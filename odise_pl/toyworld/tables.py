@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 
 from odise_pl.data.captions import prepare_captions
 from odise_pl.data.manifest import check_shards
+from odise_pl.data.prepare import positive
 from odise_pl.errors import UserError
 from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
@@ -283,17 +284,11 @@ def _write(path: Path, results: Results) -> None:
     write_text(path, document(results))
 
 
-def _jobs(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.tables", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=_jobs, default=1, help="trainings at once, which share the cores")
+    parser.add_argument("--jobs", type=positive, default=1, help="trainings at once, which share the cores")
     parser.add_argument("--run", type=Path, default=Path("runs/paper_tables"), help="folder of all runs")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
     parser.add_argument("--out", type=Path, default=Path("docs/toy_results.md"), help="the tables")

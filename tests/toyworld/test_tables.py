@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,11 @@ def test_a_digest_is_that_of_all_that_decides_a_training(tmp_path: Path) -> None
     assert digest(["experiment=toy"], weights_digest(tmp_path), CONF) != first
 
 
+def folder_of(settings: Sequence[str]) -> Path:
+    """Where a training or an evaluation is told to run."""
+    return Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
+
+
 def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     cores: list[int | None] = []
@@ -112,7 +118,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: 
         """A training or an evaluation that scores as its number says."""
         cores.append(threads)
         called.append(settings[0] if program == "train.py" else settings[1])
-        folder = Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
+        folder = folder_of(settings)
         mode = "both"
         if program == "evaluate.py":
             mode = settings[1].partition("=")[2]
@@ -160,7 +166,7 @@ def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_en
         together.wait()
         if settings[0] == "experiment=toy_caption":
             raise CommandError("has failed")
-        folder = Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
+        folder = folder_of(settings)
         mark_finished(
             folder, RunSettings("label", "0", True, "implicit", "both"), scored(0.5).scores, "whole"
         )
