@@ -21,7 +21,7 @@ from PIL import Image
 
 from odise_pl.checkpoint import load_weights
 from odise_pl.configuration import adopt, check_weights, clear_errors
-from odise_pl.data.images import encode_ids, read_image
+from odise_pl.data.images import as_rgb, encode_ids, read_image
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.drawing import overlay
 from odise_pl.errors import SettingError
@@ -54,11 +54,11 @@ class Segmenter:
         """Panoptic map, instances and class map at the size of the image.
 
         Args:
-            image: RGB.
+            image: of any mode; what is transparent is taken for white.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`.
         """
         classes = self.model.prepare(load_vocabulary(vocabulary), self.training)
-        pixels = image_tensor(self.resize.image(image))
+        pixels = image_tensor(self.resize.image(as_rgb(image)))
         images, valid = pad_images([pixels])
         device = self.model.clip.mean.device
         (prediction,) = self.model.predict(images.to(device), valid, [(image.height, image.width)], classes)

@@ -180,25 +180,36 @@ def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
 
 
 def _load_folder(source: str, local: bool) -> DiffusionModels:
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return DiffusionModels(**{name: load_network(name, source, local) for name in _KINDS})
+
+
+_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+
+
+def load_network(name: str, source: str, local: bool = True) -> Any:
+    """One network of a diffusers folder or of the hub, in float32.
+
+    Args:
+        name: ``unet``, ``vae`` or ``text_encoder``.
+        source: the folder that holds all three, or a hub id.
+        local: the hub is not asked.
+
+    Raises:
+        WeightsError: nothing there, damaged, or incomplete, of which the libraries would only warn.
+    """
+    kind: Any = _KINDS[name]
+    # diffusers advises an installation if it is left to choose
+    more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
     try:
-        parts = {name: _load_network(kind, name, source, local) for name, kind in kinds.items()}
+        network, report = kind.from_pretrained(
+            source, subfolder=name, local_files_only=local, output_loading_info=True, **more
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
     except (OSError, ValueError, RuntimeError) as error:
         where = "folder" if local else "hub id"
         raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
-    return DiffusionModels(**parts)
-
-
-def _load_network(kind: Any, name: str, source: str, local: bool) -> Any:
-    """One network in float32; the libraries would only warn of tensors that are not there."""
-    # diffusers advises an installation if it is left to choose
-    more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
-    network, report = kind.from_pretrained(
-        source, subfolder=name, local_files_only=local, output_loading_info=True, **more
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
     own(network.parameters())
     return network.float()
 

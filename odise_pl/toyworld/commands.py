@@ -3,27 +3,82 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from types import FrameType
+from typing import Any, Self
 
 from odise_pl.errors import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandError(UserError):
     """A program has failed; its own message stands above."""
 
 
-def call(*command: str, threads: int | None = None) -> None:
-    """``python COMMAND``, which is shown before it starts.
+class Programs:
+    """Runs programs and, as a context, passes on to them what asks this process to end.
 
-    Args:
-        command: the program's arguments.
-        threads: it computes with; by default as many as it likes.
-
-    Raises:
-        CommandError: it has failed.
+    Training saves its last step then. Each program has a process group of its own: Ctrl-C in a terminal
+    reaches it once, by way of this process, which waits for its end.
     """
-    print(f"$ python {' '.join(command)}", flush=True)
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    if subprocess.run([sys.executable, *command], check=False, env=environment).returncode:
-        raise CommandError(f"python {' '.join(command)} has failed; the same command goes on from there")
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.RLock()  # a signal may come while its thread holds it
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                self._before[number] = signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def call(self, *command: str, threads: int | None = None) -> None:
+        """``python COMMAND``, which is shown before it starts.
+
+        Args:
+            command: the program's arguments.
+            threads: it computes with; by default as many as it likes.
+
+        Raises:
+            CommandError: it has failed.
+            SystemExit: this process was asked to end; with the exit code of shells, 128 + signal.
+        """
+        environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        with self._lock:
+            self._end_if_asked()
+            print(f"$ python {' '.join(command)}", flush=True)
+            process = subprocess.Popen([sys.executable, *command], env=environment, process_group=0)
+            self._running.add(process)
+        try:
+            failed = process.wait()
+        finally:
+            with self._lock:
+                self._running.remove(process)
+        self._end_if_asked()
+        if failed:
+            raise CommandError(
+                f"python {' '.join(command)} has failed; when what it says is mended, the same command "
+                f"goes on"
+            )
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        with self._lock:
+            self._asked = number
+            for process in self._running:
+                process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            if not self._running:
+                self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self._asked is not None:
+            raise SystemExit(128 + self._asked)

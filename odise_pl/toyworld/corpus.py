@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odise_pl.data import processes
+from odise_pl.files import write_text
 from odise_pl.toyworld.captions import write_captions, write_names
 from odise_pl.toyworld.scene import Scene, paint_scene
 from odise_pl.toyworld.style import WEB
@@ -94,7 +95,7 @@ def _paint_chunk(folder: Path, number: int) -> None:
         texts.append({"captions": captions, "details": _details(scene, other)})
     np.save(_path(folder, number, "npy"), images)
     # written last: it says that the chunk is complete
-    _path(folder, number, "json").write_text(json.dumps(texts))
+    write_text(_path(folder, number, "json"), json.dumps(texts))
 
 
 def _details(scene: Scene, random: np.random.Generator) -> list[dict[str, Any]]:

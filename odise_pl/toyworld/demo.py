@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.prepare import positive
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
@@ -25,31 +26,53 @@ from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER
-from odise_pl.toyworld.commands import call
+from odise_pl.toyworld.commands import Programs
 
 SETS = ("toy_val", "toy_open")
 _EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
 
 
-def train(folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
+def train(programs: Programs, folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
     """``python train.py`` in a process of its own, which shows the results at its end.
 
     An interrupted run goes on; of a finished one the results are shown again.
 
     Raises:
         CommandError: it has failed.
+        UserError: a finished run has lost its network.
     """
     before = (folder / MARKER).exists()
+    if before and not _network(folder).exists():
+        raise UserError(
+            f"{_network(folder)} is missing: delete {folder} to train anew, or name another --run"
+        )
     where = (f"hydra.run.dir={folder}", f"paths.shards={shards}")
-    call("train.py", f"experiment={experiment}", *where, *overrides)
+    programs.call("train.py", f"experiment={experiment}", *where, *overrides)
     if before:
         console = Console()
         console.print(result_table(results(folder)).terminal(console.width))
 
 
+def _network(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
 def results(folder: Path) -> list[Any]:
-    """What was measured on every set at the end of a run."""
-    return [json.loads((folder / "results" / name / "results.json").read_text()) for name in SETS]
+    """What was measured on every set at the end of a run.
+
+    Raises:
+        UserError: it is not there any more, or damaged.
+    """
+    return [_result(folder / "results" / name / "results.json", folder) for name in SETS]
+
+
+def _result(path: Path, folder: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete {folder / MARKER}, and the same command measures anew"
+        ) from error
 
 
 def pictures(folder: Path, shards: Path, count: int, conf: Path = Path("conf")) -> Path:
@@ -58,7 +81,7 @@ def pictures(folder: Path, shards: Path, count: int, conf: Path = Path("conf")) 
     Returns:
         the PNG.
     """
-    segmenter = load_segmenter(folder / "checkpoints" / "last.ckpt", conf=conf)
+    segmenter = load_segmenter(_network(folder), conf=conf)
     data = PanopticDataModule(
         val={"toy_open": str(shards / "toy_open")},
         num_workers=0,
@@ -96,24 +119,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo, runs/demo_caption)")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
     parser.add_argument(
-        "--count", type=int, nargs=3, default=(2000, 200, 200), metavar=("TRAIN", "VAL", "OPEN")
+        "--count", type=positive, nargs=3, default=(2000, 200, 200), metavar=("TRAIN", "VAL", "OPEN")
     )
-    parser.add_argument("--pictures", type=int, default=8, help="rows of the sheet")
+    parser.add_argument("--pictures", type=positive, default=8, help="rows of the sheet")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     caption = options.supervision == "caption"
     folder = options.run or Path("runs", "demo_caption" if caption else "demo")
     sizes = [f"--{name}={count}" for name, count in zip(("train", "val", "open"), options.count, strict=True)]
     try:
-        # in a process of its own: its workers import what their parent did, and painting needs no torch
-        call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
-        train(folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
+        with Programs() as programs:
+            # in a process of its own: its workers import what their parent did, and painting needs no torch
+            programs.call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
+            train(programs, folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
         write_text(folder / "results.md", result_table(results(folder)).markdown())
         sheet = pictures(folder, options.shards, options.pictures)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"pictures: {sheet} (image, truth, prediction); network: {folder}/checkpoints/last.ckpt")
+    print(f"pictures: {sheet} (image, truth, prediction); network: {_network(folder)}")
     print(f"curves: tensorboard --logdir {folder}")
     return 0
 

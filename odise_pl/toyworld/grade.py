@@ -16,14 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.backbones.clip import FrozenCLIP, load_clip
-from odise_pl.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
+from odise_pl.backbones.stable_diffusion import (
+    DiffusionModels,
+    encode_prompts,
+    load_diffusion,
+    load_network,
+)
+from odise_pl.data.prepare import positive
+from odise_pl.errors import UserError
 from odise_pl.heads.classifier import visible_patches
 from odise_pl.toyworld.corpus import SIDE
 from odise_pl.toyworld.pretraining import pixels
@@ -32,7 +39,9 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
 from odise_pl.toyworld.things import THINGS, Thing
+from odise_pl.weights import WeightsError
 
+_MODELS = ("clip", "vae", "unet")
 _SEED = 1234  # of what is painted here and nowhere else
 _PROMPT = "a photo of a {}"
 _MARGIN = 0.1  # around a thing in a crop, of its size
@@ -179,32 +188,49 @@ def sheet(samples: Sequence[tuple[str, Tensor]], columns: int = 13) -> Image.Ima
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.grade", description=__doc__)
-    parser.add_argument("models", nargs="*", help="clip, vae, unet; by default all")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="clip, vae, unet; by default all")
     parser.add_argument("--weights", type=Path, default=Path("odise_pl/toyworld/weights"))
-    parser.add_argument("--count", type=int, default=500, help="held-out crops, and pictures")
-    parser.add_argument("--each", type=int, default=6, help="samples of each thing")
-    parser.add_argument("--steps", type=int, default=50, help="of DDIM")
+    parser.add_argument("--count", type=positive, default=500, help="held-out crops, and pictures")
+    parser.add_argument("--each", type=positive, default=6, help="samples of each thing")
+    parser.add_argument("--steps", type=positive, default=50, help="of DDIM")
     parser.add_argument("--sheet", type=Path, help="write the samples as a picture")
     options = parser.parse_args(arguments)
-    wanted = options.models or ["clip", "vae", "unet"]
+    unknown = sorted(set(options.models) - set(_MODELS))
+    if unknown:
+        parser.error(f"MODEL: there is no {unknown[0]}; choose from {', '.join(_MODELS)}")
+    try:
+        _grade(options.models or _MODELS, options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
+    """Load what is graded and no more: the other models may not have been trained yet."""
+    diffusion = str(options.weights / "diffusion")
     clip = None
     if "clip" in wanted or "unet" in wanted:
-        clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
+        clip = FrozenCLIP(_load_clip(options.weights / "clip.safetensors"))
     if clip is not None and "clip" in wanted:
         share = 100 * grade_clip(clip, options.count)
         print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
         things, stuff = (100 * share for share in grade_masks(clip, options.count))
         print(f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks")
     if "vae" in wanted:
-        vae: Any = AutoencoderKL.from_pretrained(options.weights / "diffusion" / "vae").float().eval()
-        print(f"vae: {grade_vae(vae, options.count):.2f} dB on {options.count} held-out pictures")
+        ratio = grade_vae(load_network("vae", diffusion).eval(), options.count)
+        print(f"vae: {ratio:.2f} dB on {options.count} held-out pictures")
     if clip is not None and "unet" in wanted:
-        models = load_diffusion(str(options.weights / "diffusion"))
-        share, samples = grade_unet(models, clip, options.each, options.steps)
+        share, samples = grade_unet(load_diffusion(diffusion), clip, options.each, options.steps)
         print(f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised")
         if options.sheet:
             sheet(samples[:: max(1, options.each // 2)]).save(options.sheet)
-    return 0
+
+
+def _load_clip(path: Path) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"{path} is not there; --weights names the folder that pretraining wrote")
+    return load_clip(str(path), CLIP)
 
 
 if __name__ == "__main__":

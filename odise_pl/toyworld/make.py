@@ -7,10 +7,12 @@ ADE20K is to COCO. They are written in COCO's panoptic layout and packed as any 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,11 @@ from PIL import Image
 
 from odise_pl.data import processes
 from odise_pl.data.coco import read_coco
-from odise_pl.data.manifest import FILE_NAME, check_shards
-from odise_pl.data.packing import prepare
+from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
+from odise_pl.data.packing import prepare, refuse_strangers, whole
+from odise_pl.data.prepare import positive
 from odise_pl.data.records import DataError
+from odise_pl.data.shards import WORK
 from odise_pl.toyworld.captions import write_captions
 from odise_pl.toyworld.scene import Scene, World, paint_scene
 from odise_pl.toyworld.stuff import STUFF, Stuff
@@ -75,29 +79,58 @@ def vocabulary(novel: bool) -> Vocabulary:
 def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path:
     """Paint and pack one set into ``folder/toy_NAME``; one that is there is kept. Returns its folder.
 
+    What an interrupted run left is made anew, since that takes seconds.
+
     Raises:
-        DataError: the folder holds something else.
+        DataError: the folder holds something else or a damaged set, or another run is painting into it.
     """
-    out = folder / f"toy_{toy_set.name}"
-    if (out / FILE_NAME).exists():
-        _check_count(out, toy_set)
-        return out
-    root = folder / f".toy_{toy_set.name}"
-    shutil.rmtree(root, ignore_errors=True)  # left by a run that was interrupted
-    _paint(toy_set, root, seed, workers)
-    source = read_coco(root, toy_set.name, "annotation")
-    source = replace(source, dataset="toy", vocabulary=vocabulary(toy_set.novel))
-    prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
-    shutil.rmtree(root)
+    out, root = folder / f"toy_{toy_set.name}", folder / f".toy_{toy_set.name}"
+    with _alone(folder):
+        if (out / FILE_NAME).exists():
+            _check(out, toy_set, seed)
+            return out
+        if (out / WORK).exists():
+            shutil.rmtree(out)
+        refuse_strangers(out)
+        shutil.rmtree(root, ignore_errors=True)
+        _paint(toy_set, root, seed, workers)
+        source = read_coco(root, toy_set.name, "annotation")
+        source = replace(
+            source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=_annotations(seed)
+        )
+        prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
+        shutil.rmtree(root)
     return out
 
 
-def _check_count(out: Path, toy_set: ToySet) -> None:
-    found = check_shards(out).manifest.counts.samples
-    if found != toy_set.count:
-        raise DataError(
-            f"{out} holds {found} pictures, {toy_set.count} are asked for; delete it, or name another --out"
-        )
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; --out names a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".toy.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another run is painting into {folder}; wait for it to end") from error
+        yield
+
+
+def _annotations(seed: int) -> str:
+    """What a set was made from, in ``dataset.json``."""
+    return f"odise_pl.toyworld, seed {seed}"
+
+
+def _check(out: Path, toy_set: ToySet, seed: int) -> None:
+    """Whether a finished set is whole and the one that is asked for."""
+    location = out / FILE_NAME
+    manifest = Manifest.from_bytes(location.read_bytes(), str(location))
+    found = f"{manifest.counts.samples} pictures, made from {manifest.source.annotations}"
+    wanted = f"{toy_set.count} pictures, made from {_annotations(seed)}"
+    if found != wanted:
+        raise DataError(f"{out} holds {found}; asked for are {wanted}: delete it, or name another --out")
+    whole(ShardSet(str(location), manifest), out)
 
 
 def _paint(toy_set: ToySet, root: Path, seed: int, workers: int) -> None:
@@ -158,20 +191,27 @@ def _extent(scene: Scene, number: int) -> dict[str, Any]:
     return {"area": len(rows), "bbox": box}
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.make", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/shards"), help="folder of the shard sets")
-    parser.add_argument("--train", type=int, default=2000, help="pictures of toy_train")
-    parser.add_argument("--val", type=int, default=200, help="pictures of toy_val")
-    parser.add_argument("--open", type=int, default=200, help="pictures of toy_open")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--train", type=positive, default=2000, help="pictures of toy_train")
+    parser.add_argument("--val", type=positive, default=200, help="pictures of toy_val")
+    parser.add_argument("--open", type=positive, default=200, help="pictures of toy_open")
+    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--workers", type=positive, default=2, help="processes")
     options = parser.parse_args(arguments)
     try:
         for toy_set in toy_sets(options.train, options.val, options.open):
             print(make(toy_set, options.out, options.seed, options.workers))
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,14 +17,15 @@ from typing import Any
 
 import lightning
 import torch
-from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from odise_pl.backbones.clip import build_clip, load_clip
-from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion
+from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
+from odise_pl.data.prepare import positive
+from odise_pl.errors import UserError
 from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
@@ -37,6 +38,7 @@ from odise_pl.toyworld.pretraining import (
     start_linear,
 )
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
+from odise_pl.weights import WeightsError
 
 _STEPS = {"clip": 18000, "vae": 10000, "unet": 7500}
 _CYCLES = {"clip": 3, "vae": 1, "unet": 2}
@@ -49,6 +51,16 @@ _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
+    try:
+        _pretrain(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    _check_needed(options)
     lightning.seed_everything(options.seed, verbose=False)
     chunks = options.chunks or _CHUNKS[options.model]
     corpus = paint_corpus(options.work / "pictures", chunks, options.workers)
@@ -68,15 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(module, Autoencoder):
         module.model.register_to_config(scaling_factor=_unit_scale(module.model, corpus))
     _write(module, options.out)
-    return 0
+
+
+def _check_needed(options: argparse.Namespace) -> None:
+    """Before hours of work: whether the weights are there that this model learns with or goes on from."""
+    needed = {"unet": ["clip", "vae"]}.get(options.model, []) + ([options.model] if options.first else [])
+    for model in needed:
+        path = options.out / ("clip.safetensors" if model == "clip" else f"diffusion/{model}")
+        if not path.exists():
+            raise WeightsError(f"{path} is not there: pretrain {model} first, or name another --out")
 
 
 def _models(options: argparse.Namespace) -> tuple[Any, DiffusionModels]:
     """CLIP and the diffusion model, with the weights there are of what is learned or read."""
     models = build_diffusion(DIFFUSION)
     if options.first and options.model != "clip":
-        part, folder = getattr(models, options.model), options.out / "diffusion" / options.model
-        part.load_state_dict(type(part).from_pretrained(folder).state_dict())
+        trained = load_network(options.model, str(options.out / "diffusion"))
+        getattr(models, options.model).load_state_dict(trained.state_dict())
     if options.model == "unet" or (options.model == "clip" and options.first):
         return load_clip(str(options.out / "clip.safetensors"), CLIP), models
     return build_clip(CLIP), models
@@ -120,7 +140,7 @@ def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
     known = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
     path = options.work / f"views_{len(corpus)}_{known[:12]}.pt"
     if not path.exists():
-        latents = encode_views(AutoencoderKL.from_pretrained(folder).float(), corpus)
+        latents = encode_views(load_network("vae", str(folder.parent)), corpus)
         unfinished = path.with_suffix(".part")
         torch.save(vars(latents), unfinished)
         unfinished.replace(path)
@@ -143,20 +163,21 @@ def _write(module: Any, out: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.pretrain", description=__doc__)
     parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the other two")
-    parser.add_argument("--out", type=Path, default=Path("odise_pl/toyworld/weights"), help="of the weights")
+    out = Path("odise_pl/toyworld/weights")
+    parser.add_argument("--out", type=Path, default=out, help="of the weights; those there are replaced")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
-    parser.add_argument("--chunks", type=int, help="files of 500 pictures; by default as shipped")
-    parser.add_argument("--steps", type=int, help="optimiser steps; by default as shipped")
+    parser.add_argument("--chunks", type=positive, help="files of 500 pictures; by default 48, 24 for unet")
+    parser.add_argument("--steps", type=positive, help="optimiser steps; by default about as shipped")
     parser.add_argument(
         "--first",
         type=int,
         default=0,
         help="steps behind the weights in --out, to go on from them; with a --work of its own",
     )
-    parser.add_argument("--batch", type=int, help="pictures of a step; by default as shipped")
-    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--batch", type=positive, help="pictures of a step; by default as shipped")
+    parser.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes that paint")
+    parser.add_argument("--workers", type=positive, default=2, help="processes that paint")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
     parser.add_argument("--precision", default="32-true", help="bf16-mixed is faster on some machines")
     parser.add_argument("--progress", action="store_true", help="show a progress bar")

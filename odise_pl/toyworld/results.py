@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
@@ -50,7 +51,7 @@ class Results:
         if path.exists():
             try:
                 self._runs = _parsed(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise ResultsError(
                     f"{path} does not hold results of the tables ({error}); delete it, or name another --out"
                 ) from error
@@ -92,11 +93,14 @@ class Results:
         write_text(self.path, json.dumps(plain, indent=1) + "\n")
 
 
-def _parsed(plain: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, dict[int, Result]]:
-    return {
-        case: {int(seed): Result(**result) for seed, result in runs.items()}  # type: ignore[arg-type]
-        for case, runs in plain.items()
-    }
+def _parsed(plain: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[int, Result]]:
+    return {case: {int(seed): _result(**run) for seed, run in runs.items()} for case, runs in plain.items()}
+
+
+def _result(digest: str, scores: Mapping[str, Mapping[str, float]]) -> Result:
+    return Result(
+        digest, {name: {metric: float(v) for metric, v in some.items()} for name, some in scores.items()}
+    )
 
 
 def digest(settings: Sequence[str], weights: str, conf: Path = Path("conf")) -> str:

@@ -26,7 +26,7 @@ from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
 from odise_pl.runs import EVALUATIONS, MARKER, read_run
 from odise_pl.toyworld.captioner import SentenceModel
-from odise_pl.toyworld.commands import call
+from odise_pl.toyworld.commands import Programs
 from odise_pl.toyworld.demo import SETS
 from odise_pl.toyworld.results import Result, Results, ResultsError, Scores, digest, weights_digest
 
@@ -107,6 +107,7 @@ _CLASSIFIERS = tuple(f"classifier_{mode}" for mode in _ablation("classifier").ro
 
 
 def run_all(
+    programs: Programs,
     results: Results,
     wanted: Mapping[str, str],
     where: Places,
@@ -117,6 +118,7 @@ def run_all(
     """Train all cases, seed by seed, and evaluate the caption model with each classifier.
 
     Args:
+        programs: that train and evaluate.
         results: what is there already, and where what is done is kept.
         wanted: from :func:`digests`.
         where: the runs and shards lie.
@@ -142,7 +144,7 @@ def run_all(
         while True:
             # one by one, so that none is begun after a failure
             for case, seed in islice(missing, jobs - len(running)):
-                running[pool.submit(_run, case, seed, where, overrides, threads)] = seed
+                running[pool.submit(_run, programs, case, seed, where, overrides, threads)] = seed
             if not running:
                 return
             for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -158,26 +160,26 @@ def _parts(case: Case) -> tuple[str, ...]:
 
 
 def _run(
-    case: Case, seed: int, where: Places, overrides: Sequence[str], threads: int | None
+    programs: Programs, case: Case, seed: int, where: Places, overrides: Sequence[str], threads: int | None
 ) -> dict[str, Scores]:
     """Train, and evaluate if need be: the scores of every row."""
     folder = where.runs / case.name / f"seed_{seed}"
     place = (f"hydra.run.dir={folder}", f"paths.shards={where.shards}", f"seed={seed}")
-    call("train.py", *case.settings, *place, *overrides, threads=threads)
+    programs.call("train.py", *case.settings, *place, *overrides, threads=threads)
     return {
         name: read_run(
-            folder if name == case.name else _evaluated(folder, where.shards, name, threads)
+            folder if name == case.name else _evaluated(programs, folder, where.shards, name, threads)
         ).scores
         for name in _parts(case)
     }
 
 
-def _evaluated(folder: Path, shards: Path, case: str, threads: int | None) -> Path:
+def _evaluated(programs: Programs, folder: Path, shards: Path, case: str, threads: int | None) -> Path:
     """Evaluate the caption model of a run with another classifier; returns the evaluation's folder."""
     mode = case.removeprefix("classifier_")
     what = (f"ckpt={folder / 'checkpoints' / 'last.ckpt'}", f"classifier={mode}", "data=toy")
     place = (f"hydra.run.dir={folder}", f"paths.shards={shards}")
-    call("evaluate.py", *what, *place, "trainer=cpu", threads=threads)
+    programs.call("evaluate.py", *what, *place, "trainer=cpu", threads=threads)
     found = (path.parent for path in sorted(folder.glob(f"{EVALUATIONS}/*/{MARKER}")))
     return next(path for path in found if read_run(path).settings.classifier == mode)
 
@@ -284,6 +286,16 @@ def _write(path: Path, results: Results) -> None:
     write_text(path, document(results))
 
 
+def _measure(results: Results, wanted: Mapping[str, str], where: Places, options: argparse.Namespace) -> None:
+    """Do all that is missing, and write the tables after each run."""
+    seeds = tuple(dict.fromkeys(options.seeds))
+    with Programs() as programs:
+        programs.call("-m", "odise_pl.toyworld.make", "--out", str(where.shards))
+        write_captions(where.shards, str(WEIGHTS / "clip.safetensors"), workers=2)
+        for _ in run_all(programs, results, wanted, where, seeds, options.overrides, options.jobs):
+            _write(options.out, results)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.tables", description=__doc__)
@@ -297,17 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     where = Places(options.run, options.shards)
+    if options.out.suffix != ".md":
+        parser.error(f"--out {options.out}: names the Markdown file, NAME.md; the scores go to NAME.json")
     try:
         results = Results(options.out.with_suffix(".json"))
+        wanted = digests(options.overrides)
+        _drop_others(results, wanted, options.replace)
         if not options.write_only:
-            call("-m", "odise_pl.toyworld.make", "--out", str(options.shards))
-            write_captions(options.shards, str(WEIGHTS / "clip.safetensors"), workers=2)
-            wanted = digests(options.overrides)
-            _drop_others(results, wanted, options.replace)
-            for _ in run_all(results, wanted, where, options.seeds, options.overrides, options.jobs):
-                _write(options.out, results)
+            _measure(results, wanted, where, options)
         _write(options.out, results)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(options.out)

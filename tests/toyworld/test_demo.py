@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from odise_pl.runs import RunSettings, mark_finished
+from odise_pl.toyworld.commands import Programs
 from odise_pl.toyworld.demo import main
 from odise_pl.toyworld.make import main as make
 
@@ -45,19 +48,37 @@ def test_a_demo_that_fails_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[list[str]] = []
+    popen = subprocess.Popen
 
-    def failing(command: list[str], **_: Any) -> Any:
+    def failing(command: list[str], **options: Any) -> Any:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 143 if "train.py" in command else 0)
+        code = 1 if "train.py" in command else 0
+        return popen([sys.executable, "-c", f"raise SystemExit({code})"], **options)
 
-    monkeypatch.setattr(subprocess, "run", failing)
+    monkeypatch.setattr(subprocess, "Popen", failing)
     assert main(["caption", *arguments(tmp_path)]) == 1
     assert "the same command goes on" in capsys.readouterr().err
     assert ["experiment=toy_caption" in command for command in commands] == [False, True]
+
+
+def test_what_a_finished_demo_has_lost_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Programs, "call", lambda *_: None)
+    folder = tmp_path / "run"
+    mark_finished(folder, RunSettings("label", "0", True, "implicit", "both"), {}, "whole")
+    assert main(arguments(tmp_path)) == 1
+    assert f"last.ckpt is missing: delete {folder}" in capsys.readouterr().err
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (folder / "results" / "toy_val").mkdir(parents=True)
+    (folder / "results" / "toy_val" / "results.json").write_text("{")
+    assert main(arguments(tmp_path)) == 1
+    assert "toy_val/results.json cannot be read" in capsys.readouterr().err
 
 
 def test_sets_of_another_size_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = ["--run", str(tmp_path / "run"), "--shards", str(tmp_path), "--count", "2", "1", "1"]
     assert make(["--out", str(tmp_path), "--train", "3", "--val", "1", "--open", "1"]) == 0
     assert main(few) == 1
-    assert "holds 3 pictures, 2 are asked for" in capfd.readouterr().err
+    assert "holds 3 pictures, made from odise_pl.toyworld, seed 0; asked for are 2" in capfd.readouterr().err

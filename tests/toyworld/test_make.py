@@ -28,7 +28,12 @@ def test_the_same_seed_gives_the_same_shards(tmp_path: Path) -> None:
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert main([*arguments, str(tmp_path / "c"), "--workers", "1", "--seed", "1"]) == 0
     assert files(tmp_path / "a") != files(tmp_path / "c")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["toy_open", "toy_train", "toy_val"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        ".toy.lock",
+        "toy_open",
+        "toy_train",
+        "toy_val",
+    ]
 
 
 def test_novel_categories_are_in_the_open_set_alone(tmp_path: Path) -> None:
@@ -59,8 +64,73 @@ def test_what_is_there_is_kept_and_other_things_are_refused(tmp_path: Path) -> N
     before = (out / "dataset.json").stat().st_mtime_ns
     make(toy_sets(val=3)[1], tmp_path)
     assert (out / "dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="toy_val holds 3 pictures, 5 are asked for"):
+    with pytest.raises(DataError, match=r"toy_val holds 3 pictures.*asked for are 5 pictures"):
         make(toy_sets(val=5)[1], tmp_path)
+    with pytest.raises(DataError, match=r"seed 0; asked for are .* seed 1"):
+        make(toy_sets(val=3)[1], tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "missing"])
+def test_damaged_shards_are_named(damage: str, tmp_path: Path) -> None:
+    shard = make(toy_sets(val=3)[1], tmp_path) / "val-000000.tar"
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"val-000000.tar: is missing or damaged .* delete .*toy_val"):
+        make(toy_sets(val=3)[1], tmp_path)
+
+
+def test_a_run_that_was_killed_while_it_wrote_shards_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(toy_sets(val=3)[1], tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("odise_pl.data.packing._manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(toy_sets(val=3)[1], tmp_path)
+    assert (tmp_path / "toy_val" / "val-000000.tar").exists()
+    again = make(toy_sets(val=3)[1], tmp_path)
+    assert files(again) == files(whole)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = []
+
+    def second(*_: object) -> None:
+        codes.append(main(["--out", str(tmp_path), "--workers", "1"]))
+
+    monkeypatch.setattr("odise_pl.toyworld.make._paint", second)
+    with pytest.raises(DataError):  # there is nothing to pack
+        make(toy_sets(val=3)[1], tmp_path)
+    assert codes == [1]
+    assert "another run is painting into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--train", "0"), ("--val", "-3"), ("--workers", "0"), ("--seed", "-1"), ("--open", "x")]
+)
+def test_options_out_of_range_are_named(
+    wrong: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), *wrong])
+    assert wrong[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--out", str(tmp_path / "file")]) == 1
+    assert "file is a file; --out names a folder" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "file" / "sub")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_an_interrupted_run_starts_again(tmp_path: Path) -> None:

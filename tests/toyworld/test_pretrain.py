@@ -12,12 +12,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
+from odise_pl.backbones.stable_diffusion import tokenize as tokenize_padded
 from odise_pl.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
 from odise_pl.toyworld.contrastive import PATCHES, ContrastiveModel, clip_batch
@@ -37,6 +39,7 @@ from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.things import THINGS
 
 CONF = Path(__file__).parents[2] / "conf"
+WEIGHTS = CONF.parent / "odise_pl" / "toyworld" / "weights"
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +126,10 @@ def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_pa
     free = Latents(values, values[..., ::2, ::2], [["a cat and a cup"]])
     random = np.random.default_rng(0)
     kept = diffusion_batch(sided, 64, random, HALF_SIZE)
-    named = (kept["tokens"] != kept["tokens"].amin(0)).any(1)
-    assert (kept["latents"][named] == 0).all() or not named.all()
+    named = (kept["tokens"] != tokenize_padded([""], DIFFUSION.text_pad, VOCABULARY)).any(1)
+    assert 32 < named.sum() < 64  # some have no caption
+    assert (kept["latents"][named] == 0).all()
+    assert kept["latents"][~named].unique().tolist() == [0, 1]
     assert diffusion_batch(free, 64, random, HALF_SIZE)["latents"].unique().tolist() == [0, 1]
     sides = {
         n: diffusion_batch(free, 2, random, n)["latents"].shape[-1] for n in (0, HALF_SIZE - 1, HALF_SIZE)
@@ -152,6 +157,59 @@ def test_grades_say_how_good_models_are(trained: Path) -> None:
     images = grade.sample(models, ["a red ball", "a cat"], steps=2)
     assert images.shape == (2, 3, 128, 128)
     assert grade.sheet([("a", image) for image in images], columns=3).size == (3 * 128, 128)
+
+
+def test_the_models_that_come_with_the_project_are_small_and_good(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grade, "THINGS", THINGS[:4])  # things that are drawn
+    few = ["--count", "100", "--each", "2", "--steps", "20", "--sheet", str(tmp_path / "sheet.png")]
+    assert grade.main(few) == 0
+    lines = capsys.readouterr().out.splitlines()
+    share, masks, ratio, drawn = (float(line.split()[1]) for line in lines)
+    assert share >= 90
+    assert masks >= 75
+    assert ratio >= 28
+    assert drawn >= 70
+    assert Image.open(tmp_path / "sheet.png").size == (13 * 128, 128)
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) <= 28 * 10**6
+
+
+@pytest.mark.parametrize(
+    "wrong", [["clpi"], ["clip", "--count", "0"], ["vae", "--count", "-1"], ["unet", "--each", "0"]]
+)
+def test_grades_of_nothing_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        grade.main(wrong)
+    assert (wrong[1] if wrong[1:] else "choose from clip, vae, unet") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["clip", "vae", "unet"])
+def test_weights_that_are_not_there_or_damaged_are_named(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--weights", str(tmp_path), "--count", "1", "--each", "1", "--steps", "1"]
+    assert grade.main([model, *where]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    shutil.copytree(WEIGHTS, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert grade.main([model, *where]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_what_pretraining_needs_is_asked_for_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert pretrain.main(["unet", *places]) == 1
+    assert "clip.safetensors is not there: pretrain clip first" in capsys.readouterr().err
+    assert pretrain.main(["vae", "--first", "10", *places]) == 1
+    assert "diffusion/vae is not there" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(SystemExit):
+        pretrain.main(["vae", "--chunks", "-1"])
+    assert "--chunks" in capsys.readouterr().err
 
 
 def test_crops_show_their_thing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from odise_pl.published import ABLATIONS
 from odise_pl.runs import RunSettings, mark_finished, settings_of
 from odise_pl.toyworld import tables
 from odise_pl.toyworld.captioner import SentenceModel, sentences
-from odise_pl.toyworld.commands import CommandError, call
+from odise_pl.toyworld.commands import CommandError, Programs
 from odise_pl.toyworld.make import main as make
 from odise_pl.toyworld.results import Result, Results, digest, weights_digest
 
@@ -110,7 +110,14 @@ def folder_of(settings: Sequence[str]) -> Path:
     return Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
 
 
-def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pretended(call: Callable[..., None]) -> Programs:
+    """Programs of which this is run instead."""
+    programs = Programs()
+    programs.call = call  # type: ignore[method-assign]
+    return programs
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path) -> None:
     called: list[str] = []
     cores: list[int | None] = []
 
@@ -126,10 +133,10 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: 
         settings_of_run = RunSettings("caption", "0", True, "implicit", mode)
         mark_finished(folder, settings_of_run, scored(len(called) / 100).scores, "whole")
 
-    monkeypatch.setattr(tables, "call", call)
+    programs = pretended(call)
     where, path = tables.Places(tmp_path / "runs", shards), tmp_path / "results.json"
     wanted = tables.digests([])
-    names = list(tables.run_all(Results(path), wanted, where, [3], []))
+    names = list(tables.run_all(programs, Results(path), wanted, where, [3], []))
     assert len(called) == len(names) == len(wanted)
     assert sorted(names) == sorted(wanted)
     assert set(cores) == {None}
@@ -141,11 +148,11 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path, monkeypatch: 
     ]
     # on a machine that has none of the runs
     elsewhere = tables.Places(tmp_path / "other", Path("elsewhere"))
-    assert list(tables.run_all(Results(path), wanted, elsewhere, [3], [])) == []
+    assert list(tables.run_all(programs, Results(path), wanted, elsewhere, [3], [])) == []
     results = Results(path)
     results.drop("classifier_both", 3)
     called.clear()
-    again = list(tables.run_all(results, wanted, elsewhere, [3], []))
+    again = list(tables.run_all(programs, results, wanted, elsewhere, [3], []))
     assert again == ["caption", "classifier_discriminative", "classifier_diffusion", "classifier_both"]
     assert len(called) == 4
     assert results.of("captioner_empty") == Results(path).of("captioner_empty") != []
@@ -171,11 +178,11 @@ def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_en
             folder, RunSettings("label", "0", True, "implicit", "both"), scored(0.5).scores, "whole"
         )
 
-    monkeypatch.setattr(tables, "call", call)
+    programs = pretended(call)
     monkeypatch.setattr(tables.os, "cpu_count", lambda: 4)
     where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
     with pytest.raises(CommandError):
-        list(tables.run_all(results, tables.digests([]), where, [3], [], jobs=2))
+        list(tables.run_all(programs, results, tables.digests([]), where, [3], [], jobs=2))
     assert len(begun) <= 3
     assert sorted(begun[:2]) == ["experiment=toy", "experiment=toy_caption"]
     assert (where.runs / "label" / "seed_3").exists()
@@ -192,7 +199,7 @@ def test_results_of_other_settings_are_refused_or_replaced(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(tables, "call", lambda *_: None)
+    monkeypatch.setattr(Programs, "call", lambda *_: None)
     monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
     monkeypatch.setattr(tables, "run_all", lambda *_: ran)
     out = tmp_path / "tables.md"
@@ -203,28 +210,55 @@ def test_results_of_other_settings_are_refused_or_replaced(
     assert "tables.json holds 1 results" in message
     assert "--replace" in message
     assert out.with_suffix(".json").read_bytes() == before
+    assert tables.main(["--out", str(out), "--write-only"]) == 1
     assert tables.main(["--out", str(out), "--replace"]) == 0
     assert Results(out.with_suffix(".json")).of("label") == []
-    out.with_suffix(".json").write_text('{"label": 3}')
-    assert tables.main(["--out", str(out)]) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"label": 3}', '{"label": {"0": {"digest": "", "scores": 3}}}', '{"label": {"0": {"scores": {}}}}',
+     '{"label": {"0": {"digest": "", "scores": {"toy_val": {"pq": "high"}}}}}', "{"],
+)  # fmt: skip
+def test_a_damaged_file_of_results_is_named(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tables.md"
+    out.with_suffix(".json").write_text(content)
+    assert tables.main(["--out", str(out), "--write-only"]) == 1
     assert "tables.json does not hold results" in capsys.readouterr().err
+    assert not out.exists()
+    assert out.with_suffix(".json").read_text() == content
+
+
+def test_tables_do_not_take_the_place_of_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tables.main(["--out", str(tmp_path / "tables.json"), "--write-only"])
+    assert "names the Markdown file" in capsys.readouterr().err
+    (tmp_path / "other.json").mkdir()
+    assert tables.main(["--out", str(tmp_path / "other.md"), "--write-only"]) == 1
+    assert "other.json does not hold results" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_ends_the_tables_and_keeps_what_is_there(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unpainted(*command: str, threads: int | None = None) -> None:
+    call = Programs.call
+
+    def unpainted(programs: Programs, *command: str, threads: int | None = None) -> None:
         """The pictures are there."""
         if "odise_pl.toyworld.make" not in command:
-            call(*command, threads=threads)
+            call(programs, *command, threads=threads)
 
-    monkeypatch.setattr(tables, "call", unpainted)
+    monkeypatch.setattr(Programs, "call", unpainted)
     monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
     where = ["--run", str(tmp_path), "--shards", str(shards), "--out", str(tmp_path / "docs" / "tables.md")]
     assert tables.main([*where, "--seeds", "0", "--set", "trainer.max_steps=0"]) == 1
     captured = capsys.readouterr()
     assert "train.py experiment=toy" in captured.out
-    assert "has failed; the same command goes on" in captured.err
+    assert "the same command goes on" in captured.err
     assert not (tmp_path / "docs").exists()
     assert tables.main([*where, "--write-only"]) == 0
     assert "# The paper in miniature" in (tmp_path / "docs" / "tables.md").read_text()
