@@ -179,7 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes that paint")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed is faster on some machines")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        help="bf16-mixed is faster where the processor knows it, and much slower elsewhere",
+    )
     parser.add_argument("--progress", action="store_true", help="show a progress bar")
     return parser
 
