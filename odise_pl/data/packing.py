@@ -113,13 +113,24 @@ def work_folder(folder: Path) -> Iterator[None]:
     """Holds notes of what is done; it stays when the run is interrupted, and a second run is kept out."""
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    with sole_writer(folder, work / "lock"):
+        yield
+        shutil.rmtree(work)
+
+
+@contextmanager
+def sole_writer(folder: Path, lock: Path) -> Iterator[None]:
+    """Keep other runs out of a folder by a lock on a file, which goes with the process, however that ends.
+
+    Raises:
+        DataError: another run has the lock.
+    """
+    with lock.open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"another run is writing to {folder}; wait for it to end") from error
         yield
-        shutil.rmtree(work)
 
 
 def progress_bars() -> Progress:

@@ -7,12 +7,10 @@ ADE20K is to COCO. They are written in COCO's panoptic layout and packed as any 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from PIL import Image
 from odise_pl.data import processes
 from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
-from odise_pl.data.packing import prepare, refuse_strangers, whole
+from odise_pl.data.packing import prepare, refuse_strangers, sole_writer, whole
 from odise_pl.data.prepare import positive
 from odise_pl.data.records import DataError
 from odise_pl.data.shards import WORK
@@ -85,7 +83,10 @@ def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path
         DataError: the folder holds something else or a damaged set, or another run is painting into it.
     """
     out, root = folder / f"toy_{toy_set.name}", folder / f".toy_{toy_set.name}"
-    with _alone(folder):
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; --out names a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder, folder / ".toy.lock"):
         if (out / FILE_NAME).exists():
             _check(out, toy_set, seed)
             return out
@@ -101,20 +102,6 @@ def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path
         prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
         shutil.rmtree(root)
     return out
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; --out names a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".toy.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another run is painting into {folder}; wait for it to end") from error
-        yield
 
 
 def _annotations(seed: int) -> str:

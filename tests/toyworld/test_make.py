@@ -110,7 +110,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(
     with pytest.raises(DataError):  # there is nothing to pack
         make(toy_sets(val=3)[1], tmp_path)
     assert codes == [1]
-    assert "another run is painting into" in capsys.readouterr().err
+    assert "another run is writing to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
