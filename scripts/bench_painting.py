@@ -6,14 +6,9 @@ import time
 
 import numpy as np
 
+from odise_pl.toyworld.make import toy_sets
 from odise_pl.toyworld.scene import World, paint_scene
-from odise_pl.toyworld.style import OPEN, PLAIN, WEB, Style
-
-STYLES = {
-    "toy_train and toy_val": (PLAIN, World.base()),
-    "toy_open": (OPEN, World()),
-    "pre-training": (WEB, World()),
-}
+from odise_pl.toyworld.style import WEB, Style
 
 
 def per_second(style: Style, world: World, pictures: int = 100, rounds: int = 5) -> float:
@@ -29,5 +24,6 @@ def per_second(style: Style, world: World, pictures: int = 100, rounds: int = 5)
 
 
 if __name__ == "__main__":
-    for name, (style, world) in STYLES.items():
+    kinds = [(f"toy_{one.name}", one.style, one.world) for one in toy_sets()]
+    for name, style, world in (*kinds, ("pre-training", WEB, World())):
         print(f"{name}: {per_second(style, world):.0f} pictures a second and core")

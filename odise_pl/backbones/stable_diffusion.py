@@ -23,6 +23,7 @@ from odise_pl.frozen import own
 from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
 
 TOKENS = 77
+_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 END_OF_TEXT = VOCABULARY - 1
 
 
@@ -181,9 +182,6 @@ def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
 
 def _load_folder(source: str, local: bool) -> DiffusionModels:
     return DiffusionModels(**{name: load_network(name, source, local) for name in _KINDS})
-
-
-_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
 
 def load_network(name: str, source: str, local: bool = True) -> Any:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from odise_pl.arguments import positive
 from odise_pl.data import ade20k, captions, coco, coco_instances, pascal
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.packing import PROBLEMS, prepare
@@ -52,18 +53,6 @@ def _pack(options: argparse.Namespace) -> Manifest:
     for note in source.notes:
         print(f"note: {note}")
     return manifest
-
-
-def positive(text: str) -> int:
-    """A number of processes on the command line, 1 or more.
-
-    Raises:
-        ArgumentTypeError, ValueError: it is none; argparse names the option.
-    """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def _size(text: str) -> float:

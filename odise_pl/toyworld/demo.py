@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from odise_pl.arguments import positive
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.prepare import positive
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor

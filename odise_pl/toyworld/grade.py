@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.arguments import positive
 from odise_pl.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.backbones.stable_diffusion import (
     DiffusionModels,
@@ -29,7 +30,6 @@ from odise_pl.backbones.stable_diffusion import (
     load_diffusion,
     load_network,
 )
-from odise_pl.data.prepare import positive
 from odise_pl.errors import UserError
 from odise_pl.heads.classifier import visible_patches
 from odise_pl.toyworld.corpus import SIDE
@@ -228,7 +228,7 @@ def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def _load_clip(path: Path) -> Any:
-    if not path.is_file():
+    if not path.is_file():  # the loader would name the setting of train.py
         raise WeightsError(f"{path} is not there; --weights names the folder that pretraining wrote")
     return load_clip(str(path), CLIP)
 

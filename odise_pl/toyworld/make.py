@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from odise_pl.arguments import not_negative, positive
 from odise_pl.data import processes
 from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
 from odise_pl.data.packing import prepare, refuse_strangers, sole_writer, whole
-from odise_pl.data.prepare import positive
 from odise_pl.data.records import DataError
 from odise_pl.data.shards import WORK
 from odise_pl.toyworld.captions import write_captions
@@ -178,13 +178,6 @@ def _extent(scene: Scene, number: int) -> dict[str, Any]:
     return {"area": len(rows), "bbox": box}
 
 
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.make", description=__doc__)
@@ -192,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=positive, default=2000, help="pictures of toy_train")
     parser.add_argument("--val", type=positive, default=200, help="pictures of toy_val")
     parser.add_argument("--open", type=positive, default=200, help="pictures of toy_open")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--seed", type=not_negative, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes")
     options = parser.parse_args(arguments)
     try:

@@ -22,9 +22,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from odise_pl.arguments import positive
 from odise_pl.backbones.clip import build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
-from odise_pl.data.prepare import positive
 from odise_pl.errors import UserError
 from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus

@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 
+from odise_pl.arguments import positive
 from odise_pl.data.captions import prepare_captions
 from odise_pl.data.manifest import check_shards
-from odise_pl.data.prepare import positive
 from odise_pl.errors import UserError
 from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation

@@ -64,7 +64,7 @@ def test_what_is_there_is_kept_and_other_things_are_refused(tmp_path: Path) -> N
     before = (out / "dataset.json").stat().st_mtime_ns
     make(toy_sets(val=3)[1], tmp_path)
     assert (out / "dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"toy_val holds 3 pictures.*asked for are 5 pictures"):
+    with pytest.raises(DataError, match=r"toy_val holds 3 pictures, .*seed 0; asked for are 5 pictures"):
         make(toy_sets(val=5)[1], tmp_path)
     with pytest.raises(DataError, match=r"seed 0; asked for are .* seed 1"):
         make(toy_sets(val=3)[1], tmp_path, seed=1)
