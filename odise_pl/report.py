@@ -14,7 +14,7 @@ from statistics import fmean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from odise_pl.errors import UserError
+from odise_pl.arguments import ends_with_message
 from odise_pl.published import ABLATIONS, STANDARD, Ablation
 from odise_pl.runs import FinishedRun, RunSettings, find_runs
 
@@ -177,18 +177,15 @@ def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
     return paths
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.report", description=__doc__)
     parser.add_argument("dir", type=Path, help="folder with finished runs at any depth, e.g. runs/NAME")
     parser.add_argument("--out", type=Path, help="folder for the tables (default: DIR/report)")
     options = parser.parse_args(arguments)
-    try:
-        runs = find_runs(options.dir)
-        paths = write(runs, options.out or options.dir / "report")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    runs = find_runs(options.dir)
+    paths = write(runs, options.out or options.dir / "report")
     print(paths[0].read_text(encoding="utf-8"))
     print(f"{len(runs)} runs; written: " + ", ".join(str(path) for path in paths))
     return 0

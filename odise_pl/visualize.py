@@ -19,13 +19,14 @@ from PIL import Image
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from odise_pl.arguments import ends_with_message
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.stable_diffusion import encode_prompts, load_diffusion
 from odise_pl.backbones.timesteps import STEPS
 from odise_pl.build import BackboneSettings
 from odise_pl.data.images import read_image
 from odise_pl.drawing import Picture, side_by_side
-from odise_pl.errors import SettingError, UserError
+from odise_pl.errors import SettingError
 
 TAPS = ("encoder.2", "encoder.3", *(f"unet.up.{i}" for i in range(4)), "decoder.0", "decoder.1")
 
@@ -165,15 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        for path in options.run(options):
-            print(path)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for path in options.run(options):
+        print(path)
     return 0
 
 

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from odise_pl.arguments import positive
+from odise_pl.arguments import ends_with_message, positive
 from odise_pl.data import ade20k, captions, coco, coco_instances, pascal
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.packing import PROBLEMS, prepare
-from odise_pl.errors import UserError
 
 _MEGABYTE = 10**6
 
@@ -62,14 +61,12 @@ def _size(text: str) -> float:
     return value
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
         manifest: Manifest = options.prepare(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130

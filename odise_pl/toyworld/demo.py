@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from odise_pl.arguments import positive
+from odise_pl.arguments import ends_with_message, positive
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
@@ -112,6 +112,7 @@ def _stacked(rows: Sequence[np.ndarray], gap: int = 8) -> np.ndarray:
     return np.concatenate(padded)
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.demo", description=__doc__)
@@ -127,16 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     caption = options.supervision == "caption"
     folder = options.run or Path("runs", "demo_caption" if caption else "demo")
     sizes = [f"--{name}={count}" for name, count in zip(("train", "val", "open"), options.count, strict=True)]
-    try:
-        with Programs() as programs:
-            # in a process of its own: its workers import what their parent did, and painting needs no torch
-            programs.call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
-            train(programs, folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
-        write_text(folder / "results.md", result_table(results(folder)).markdown())
-        sheet = pictures(folder, options.shards, options.pictures)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with Programs() as programs:
+        # in a process of its own: its workers import what their parent did, and painting needs no torch
+        programs.call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
+        train(programs, folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
+    write_text(folder / "results.md", result_table(results(folder)).markdown())
+    sheet = pictures(folder, options.shards, options.pictures)
     print(f"pictures: {sheet} (image, truth, prediction); network: {_network(folder)}")
     print(f"curves: tensorboard --logdir {folder}")
     return 0

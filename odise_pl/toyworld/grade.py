@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.arguments import positive
+from odise_pl.arguments import ends_with_message, positive
 from odise_pl.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.backbones.stable_diffusion import (
     DiffusionModels,
@@ -30,7 +30,6 @@ from odise_pl.backbones.stable_diffusion import (
     load_diffusion,
     load_network,
 )
-from odise_pl.errors import UserError
 from odise_pl.heads.classifier import visible_patches
 from odise_pl.toyworld.corpus import SIDE
 from odise_pl.toyworld.pretraining import pixels
@@ -185,6 +184,7 @@ def sheet(samples: Sequence[tuple[str, Tensor]], columns: int = 13) -> Image.Ima
     return Image.fromarray(np.concatenate(rows)).quantize(_COLOURS)
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.grade", description=__doc__)
@@ -198,11 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.models) - set(_MODELS))
     if unknown:
         parser.error(f"MODEL: there is no {unknown[0]}; choose from {', '.join(_MODELS)}")
-    try:
-        _grade(options.models or _MODELS, options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    _grade(options.models or _MODELS, options)
     return 0
 
 

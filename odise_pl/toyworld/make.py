@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from odise_pl.arguments import not_negative, positive
+from odise_pl.arguments import ends_with_message, not_negative, positive
 from odise_pl.data import processes
 from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
@@ -178,6 +178,7 @@ def _extent(scene: Scene, number: int) -> dict[str, Any]:
     return {"area": len(rows), "bbox": box}
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.make", description=__doc__)
@@ -188,12 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=not_negative, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes")
     options = parser.parse_args(arguments)
-    try:
-        for toy_set in toy_sets(options.train, options.val, options.open):
-            print(make(toy_set, options.out, options.seed, options.workers))
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for toy_set in toy_sets(options.train, options.val, options.open):
+        print(make(toy_set, options.out, options.seed, options.workers))
     return 0
 
 

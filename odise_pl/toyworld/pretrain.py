@@ -22,10 +22,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from odise_pl.arguments import positive
+from odise_pl.arguments import ends_with_message, positive
 from odise_pl.backbones.clip import build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
-from odise_pl.errors import UserError
 from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
@@ -48,14 +47,11 @@ _LR = {"clip": 1e-3, "vae": 1.5e-3, "unet": 1e-3}
 _DECAY = {"clip": 0.995, "vae": 0.995, "unet": 0.998}
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        _pretrain(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    _pretrain(options)
     return 0
 
 

@@ -17,10 +17,9 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 
-from odise_pl.arguments import positive
+from odise_pl.arguments import ends_with_message, positive
 from odise_pl.data.captions import prepare_captions
 from odise_pl.data.manifest import check_shards
-from odise_pl.errors import UserError
 from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
@@ -296,6 +295,7 @@ def _measure(results: Results, wanted: Mapping[str, str], where: Places, options
             _write(options.out, results)
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.tables", description=__doc__)
@@ -311,16 +311,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = Places(options.run, options.shards)
     if options.out.suffix != ".md":
         parser.error(f"--out {options.out}: names the Markdown file, NAME.md; the scores go to NAME.json")
-    try:
-        results = Results(options.out.with_suffix(".json"))
-        wanted = digests(options.overrides)
-        _drop_others(results, wanted, options.replace)
-        if not options.write_only:
-            _measure(results, wanted, where, options)
-        _write(options.out, results)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    results = Results(options.out.with_suffix(".json"))
+    wanted = digests(options.overrides)
+    _drop_others(results, wanted, options.replace)
+    if not options.write_only:
+        _measure(results, wanted, where, options)
+    _write(options.out, results)
     print(options.out)
     return 0
 
