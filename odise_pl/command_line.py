@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 _WORDS = re.compile(r"[^\w-]+")
@@ -80,7 +80,7 @@ def _data(argument: str, override: Override, conf: Path) -> list[str]:
     taken = list(names)
     for path in paths:
         taken.append(_name(path, taken))
-    sets = ",".join(f"{name}:{_quoted(path)}" for name, path in zip(taken[len(names) :], paths, strict=True))
+    sets = ",".join(f"{name}:{quoted(path)}" for name, path in zip(taken[len(names) :], paths, strict=True))
     group = f"[{','.join(names)}]" if len(names) > 1 else "".join(names) or "shards"
     return [f"data={group}", f"++data.val={{{sets}}}"]
 
@@ -104,6 +104,6 @@ def _vocabulary(argument: str, override: Override, conf: Path) -> list[str]:
     return [f"vocabulary.eval={argument.partition('=')[2]}"]
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def quoted(text: str) -> str:
+    """A value as Hydra's grammar takes it, whatever its characters."""
+    return QuotedString(text, Quote.single).with_quotes()

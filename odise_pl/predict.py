@@ -56,7 +56,16 @@ class Segmenter:
         Args:
             image: of any mode; what is transparent is taken for white.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`.
+
+        Raises:
+            VocabularyError: it is empty, or a name comes twice.
+            TypeError: it is no Pillow image.
         """
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"image is of {type(image).__name__}, not of PIL.Image: Image.open(PATH) reads one, "
+                f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
+            )
         classes = self.model.prepare(load_vocabulary(vocabulary), self.training)
         pixels = image_tensor(self.resize.image(as_rgb(image)))
         images, valid = pad_images([pixels])

@@ -48,6 +48,8 @@ def test_words_of_ones_own_give_what_evaluation_gives(
     data = PanopticDataModule(
         val=str(scene_shards), num_workers=0, eval_short_side=64, eval_long_side=96, eval_batch_size=1
     )
+    with pytest.raises(TypeError, match=r"Image\.fromarray"):
+        segmenter.segment(np.zeros((8, 8, 3), np.uint8), NAMES)  # type: ignore[arg-type]
     found = 0
     for batch in list(data.eval_loader("val"))[:3]:
         (expected,) = predictor(batch)

@@ -231,6 +231,9 @@ def _make(location: str) -> str:
     folder = Path(location).parent
     out = folder if is_local(location) else "DIR"
     name = folder.name.partition("_")[0]
+    if name == "toy":
+        above = folder.parent if is_local(location) else out
+        return f"make it with: python -m odise_pl.toyworld.make --out {above}"
     if name in BENCHMARKS:
         return f"make it with: python -m odise_pl.data.prepare {name} --root DOWNLOADS --out {out}"
     split = "train2017" if "train" in folder.name else "val2017"

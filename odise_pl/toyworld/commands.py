@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from odise_pl.command_line import quoted
 from odise_pl.errors import UserError
 
+# what Hydra takes as it is, and never for a number
+_PLAIN = re.compile(r"[A-Za-z0-9_.+/-]*/[A-Za-z0-9_.+/-]*")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandError(UserError):
     """A program has failed; its own message stands above."""
+
+
+def setting(key: str, value: Path) -> str:
+    """``KEY=VALUE`` of ``train.py``, in quotes where Hydra would not take the path as it is."""
+    text = str(value)
+    return f"{key}={text if _PLAIN.fullmatch(text) else quoted(text)}"
 
 
 class Programs:
@@ -56,7 +68,7 @@ class Programs:
         environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
         with self._lock:
             self._end_if_asked()
-            print(f"$ python {' '.join(command)}", flush=True)
+            print(f"$ python {shlex.join(command)}", flush=True)
             process = subprocess.Popen([sys.executable, *command], env=environment, process_group=0)
             self._running.add(process)
         try:
@@ -67,7 +79,7 @@ class Programs:
         self._end_if_asked()
         if failed:
             raise CommandError(
-                f"python {' '.join(command)} has failed; when what it says is mended, the same command "
+                f"python {shlex.join(command)} has failed; when what it says is mended, the same command "
                 f"goes on"
             )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odise_pl.data import processes
+from odise_pl.data.records import DataError
 from odise_pl.files import write_text
 from odise_pl.toyworld.captions import write_captions, write_names
 from odise_pl.toyworld.scene import Scene, paint_scene
@@ -68,17 +69,36 @@ class Corpus:
 
 
 def paint_corpus(folder: Path, chunks: int, workers: int = 2) -> Corpus:
-    """The first ``chunks`` files of the corpus; those that are there already are kept."""
+    """The first ``chunks`` files of the corpus; those that are there already are kept.
+
+    Raises:
+        DataError: one is damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(chunks) if not _path(folder, number, "json").exists()]
     for _ in processes.run(partial(_paint_chunk, folder), missing, workers):
         pass
-    texts = [one for number in range(chunks) for one in json.loads(_path(folder, number, "json").read_text())]
+    images, texts = zip(*(_read_chunk(folder, number) for number in range(chunks)), strict=True)
     return Corpus(
-        [np.load(_path(folder, number, "npy"), mmap_mode="r") for number in range(chunks)],
-        [one["captions"] for one in texts],
-        [[Detail(tuple(d["box"]), d["captions"], d["thing"]) for d in one["details"]] for one in texts],
+        images,
+        [captions for some in texts for captions, _ in some],
+        [details for some in texts for _, details in some],
     )
+
+
+def _read_chunk(folder: Path, number: int) -> tuple[NDArray[np.uint8], list[tuple[list[str], list[Detail]]]]:
+    text = _path(folder, number, "json")
+    try:
+        images = np.load(_path(folder, number, "npy"), mmap_mode="r")
+        texts = [
+            (one["captions"], [Detail(tuple(d["box"]), d["captions"], d["thing"]) for d in one["details"]])
+            for one in json.loads(text.read_text(encoding="utf-8"))
+        ]
+        if images.shape != (CHUNK, SIDE, SIDE, 3) or len(texts) != CHUNK:
+            raise ValueError(f"it is not of {CHUNK} pictures")
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{text} or .npy is damaged ({error}): delete it to have it painted anew") from error
+    return images, texts
 
 
 def _path(folder: Path, number: int, suffix: str) -> Path:

@@ -12,6 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from odise_pl.arguments import ends_with_message
+from odise_pl.data.records import DataError
+
 # What is drawn of each model: name in the log, and what it says.
 CURVES = {
     "clip": ("right", "CLIP: share of captions found\namong those of a batch"),
@@ -29,10 +32,12 @@ def read_curve(folder: Path, name: str) -> Curve:
     A step that was logged twice, before and after an interruption, counts once.
 
     Raises:
-        KeyError: nothing of that name was logged.
+        DataError: nothing of that name was logged.
     """
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     log.Reload()
+    if name not in log.Tags()["scalars"]:
+        raise DataError(f"{folder} holds a log without {name}: of something else, or too short")
     values = {event.step: event.value for event in log.Scalars(name)}
     steps = sorted(values)
     return np.array(steps), np.array([values[step] for step in steps])
@@ -58,6 +63,7 @@ def draw(folder: Path, path: Path) -> list[str]:
     return found
 
 
+@ends_with_message
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.curves", description=__doc__)
@@ -66,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     found = draw(options.work, options.out)
     if not found:
-        print(
-            f"error: {options.work} holds no log of {', '.join(CURVES)}: run pretrain first", file=sys.stderr
-        )
-        return 1
+        raise DataError(f"{options.work} holds no log of {', '.join(CURVES)}: run pretrain first")
     print(f"{options.out}: {', '.join(found)}")
     return 0
 

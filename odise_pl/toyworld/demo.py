@@ -7,6 +7,7 @@ draws pictures. What is there already is used again; what was interrupted goes o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from odise_pl.arguments import ends_with_message, positive
 from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.manifest import FILE_NAME
 from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
@@ -26,10 +28,40 @@ from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER
-from odise_pl.toyworld.commands import Programs
+from odise_pl.toyworld.commands import CommandError, Programs, setting
+from odise_pl.toyworld.results import weights_digest
+from odise_pl.toyworld.shipped import WEIGHTS
 
 SETS = ("toy_val", "toy_open")
 _EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
+
+
+def check_origin(folder: Path, shards: Path) -> None:
+    """Note what a run is made from, or see that it is still that: files may change under the same settings.
+
+    Raises:
+        UserError: the run was made from other pictures or frozen models.
+    """
+    sets = ("toy_train", *SETS)
+    now = {name: hashlib.sha256((shards / name / FILE_NAME).read_bytes()).hexdigest() for name in sets}
+    now["frozen models"] = weights_digest(WEIGHTS)
+    note = folder / "made_from.json"
+    before = _noted(note) if note.exists() else now
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"{folder} was made from other files ({', '.join(changed)}): delete it to train anew, or name "
+            f"another --run"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(now, indent=1))
+
+
+def _noted(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return {}  # damaged: it may be anything
 
 
 def train(programs: Programs, folder: Path, shards: Path, experiment: str, overrides: Sequence[str]) -> None:
@@ -46,7 +78,7 @@ def train(programs: Programs, folder: Path, shards: Path, experiment: str, overr
         raise UserError(
             f"{_network(folder)} is missing: delete {folder} to train anew, or name another --run"
         )
-    where = (f"hydra.run.dir={folder}", f"paths.shards={shards}")
+    where = (setting("hydra.run.dir", folder), setting("paths.shards", shards))
     programs.call("train.py", f"experiment={experiment}", *where, *overrides)
     if before:
         console = Console()
@@ -120,18 +152,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run (default runs/demo, runs/demo_caption)")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of the shard sets")
     parser.add_argument(
-        "--count", type=positive, nargs=3, default=(2000, 200, 200), metavar=("TRAIN", "VAL", "OPEN")
+        "--count",
+        type=positive,
+        nargs=3,
+        default=(2000, 200, 200),
+        metavar=("TRAIN", "VAL", "OPEN"),
+        help="pictures of the sets (default 2000 200 200)",
     )
     parser.add_argument("--pictures", type=positive, default=8, help="rows of the sheet")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of train.py, such as trainer.max_steps=100; another one needs another --run",
+    )
     options = parser.parse_args(arguments)
     caption = options.supervision == "caption"
     folder = options.run or Path("runs", "demo_caption" if caption else "demo")
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"--run {folder}: is a file, not a folder")
     sizes = [f"--{name}={count}" for name, count in zip(("train", "val", "open"), options.count, strict=True)]
-    with Programs() as programs:
-        # in a process of its own: its workers import what their parent did, and painting needs no torch
-        programs.call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
-        train(programs, folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
+    try:
+        with Programs() as programs:
+            # in a process of its own: its workers import what their parent did, and painting needs no torch
+            programs.call("-m", "odise_pl.toyworld.make", "--out", str(options.shards), *sizes)
+            check_origin(folder, options.shards)
+            train(programs, folder, options.shards, _EXPERIMENTS[options.supervision], options.overrides)
+    except CommandError as error:
+        raise CommandError(f"{error} (its --out is --shards here, its run=NAME is --run)") from error
     write_text(folder / "results.md", result_table(results(folder)).markdown())
     sheet = pictures(folder, options.shards, options.pictures)
     print(f"pictures: {sheet} (image, truth, prediction); network: {_network(folder)}")

@@ -34,6 +34,7 @@ from odise_pl.heads.classifier import visible_patches
 from odise_pl.toyworld.corpus import SIDE
 from odise_pl.toyworld.pretraining import pixels
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
+from odise_pl.toyworld.shipped import WEIGHTS
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
@@ -47,6 +48,7 @@ _MARGIN = 0.1  # around a thing in a crop, of its size
 _VISIBLE = 0.6  # of a thing's box-filling size, for a crop that shows it
 GUIDANCE = 7.5  # as is usual for Stable Diffusion
 _COLOURS = 128  # of a sheet
+_TIMESTEPS = 1000  # of the diffusion model
 NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
 
 
@@ -189,25 +191,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.grade", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="clip, vae, unet; by default all")
-    parser.add_argument("--weights", type=Path, default=Path("odise_pl/toyworld/weights"))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of what is graded")
     parser.add_argument("--count", type=positive, default=500, help="held-out crops, and pictures")
     parser.add_argument("--each", type=positive, default=6, help="samples of each thing")
-    parser.add_argument("--steps", type=positive, default=50, help="of DDIM")
+    parser.add_argument("--steps", type=positive, default=50, help="of DDIM, 1000 at most")
     parser.add_argument("--sheet", type=Path, help="write the samples as a picture")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.models) - set(_MODELS))
     if unknown:
         parser.error(f"MODEL: there is no {unknown[0]}; choose from {', '.join(_MODELS)}")
+    if options.steps > _TIMESTEPS:
+        parser.error(f"--steps {options.steps}: the diffusion model has {_TIMESTEPS}")
+    if options.sheet and not options.sheet.parent.is_dir():
+        parser.error(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}")
     _grade(options.models or _MODELS, options)
     return 0
 
 
 def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
     """Load what is graded and no more: the other models may not have been trained yet."""
+    _check_there(wanted, options.weights)
     diffusion = str(options.weights / "diffusion")
     clip = None
     if "clip" in wanted or "unet" in wanted:
-        clip = FrozenCLIP(_load_clip(options.weights / "clip.safetensors"))
+        clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
     if clip is not None and "clip" in wanted:
         share = 100 * grade_clip(clip, options.count)
         print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
@@ -223,10 +230,16 @@ def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
             sheet(samples[:: max(1, options.each // 2)]).save(options.sheet)
 
 
-def _load_clip(path: Path) -> Any:
-    if not path.is_file():  # the loader would name the setting of train.py
-        raise WeightsError(f"{path} is not there; --weights names the folder that pretraining wrote")
-    return load_clip(str(path), CLIP)
+def _check_there(wanted: Sequence[str], weights: Path) -> None:
+    """The loaders would name settings of train.py, or look for a hub."""
+    needed = {
+        "clip": ["clip.safetensors"],
+        "vae": ["diffusion/vae"],
+        "unet": ["clip.safetensors", "diffusion/vae", "diffusion/unet", "diffusion/text_encoder"],
+    }
+    for name in (name for model in wanted for name in needed[model]):
+        if not (weights / name).exists():
+            raise WeightsError(f"{weights / name} is not there; --weights names what pretrain wrote")
 
 
 if __name__ == "__main__":

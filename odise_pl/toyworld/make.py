@@ -85,23 +85,28 @@ def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path
     out, root = folder / f"toy_{toy_set.name}", folder / f".toy_{toy_set.name}"
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; --out names a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder, folder / ".toy.lock"):
-        if (out / FILE_NAME).exists():
-            _check(out, toy_set, seed)
-            return out
-        if (out / WORK).exists():
-            shutil.rmtree(out)
-        refuse_strangers(out)
-        shutil.rmtree(root, ignore_errors=True)
-        _paint(toy_set, root, seed, workers)
-        source = read_coco(root, toy_set.name, "annotation")
-        source = replace(
-            source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=_annotations(seed)
-        )
-        prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
-        shutil.rmtree(root)
+    if not (out / FILE_NAME).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with sole_writer(folder, folder / ".toy.lock"):
+            _make(toy_set, out, root, seed, workers)
+    _check(out, toy_set, seed)
     return out
+
+
+def _make(toy_set: ToySet, out: Path, root: Path, seed: int, workers: int) -> None:
+    if (out / FILE_NAME).exists():  # by another run, while this one came to its turn
+        return
+    if (out / WORK).exists():
+        shutil.rmtree(out)
+    refuse_strangers(out)
+    shutil.rmtree(root, ignore_errors=True)
+    _paint(toy_set, root, seed, workers)
+    source = read_coco(root, toy_set.name, "annotation")
+    source = replace(
+        source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=_annotations(seed)
+    )
+    prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
+    shutil.rmtree(root)
 
 
 def _annotations(seed: int) -> str:

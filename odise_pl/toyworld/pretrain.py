@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import pickle
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,9 +25,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from odise_pl.arguments import ends_with_message, positive
+from odise_pl.arguments import ends_with_message, not_negative, positive, seed
 from odise_pl.backbones.clip import build_clip, load_clip
 from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
+from odise_pl.errors import SettingError
+from odise_pl.files import write_text
 from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
@@ -36,6 +41,7 @@ from odise_pl.toyworld.pretraining import (
     pixels,
     start_linear,
 )
+from odise_pl.toyworld.shipped import WEIGHTS
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 from odise_pl.weights import WeightsError
 
@@ -57,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(options: argparse.Namespace) -> None:
     _check_needed(options)
+    _check_same(options)
     lightning.seed_everything(options.seed, verbose=False)
     chunks = options.chunks or _CHUNKS[options.model]
     corpus = paint_corpus(options.work / "pictures", chunks, options.workers)
@@ -80,11 +87,36 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _check_needed(options: argparse.Namespace) -> None:
     """Before hours of work: whether the weights are there that this model learns with or goes on from."""
+    if options.out.exists() and not options.out.is_dir():
+        raise WeightsError(f"{options.out} is a file; --out names a folder")
     needed = {"unet": ["clip", "vae"]}.get(options.model, []) + ([options.model] if options.first else [])
     for model in needed:
         path = options.out / ("clip.safetensors" if model == "clip" else f"diffusion/{model}")
         if not path.exists():
             raise WeightsError(f"{path} is not there: pretrain {model} first, or name another --out")
+
+
+def _check_same(options: argparse.Namespace) -> None:
+    """Note what decides what is learned, or see that what was begun in this place goes on as it was."""
+    model = options.model
+    now = {
+        "steps": options.steps or _STEPS[model],
+        "first": options.first,
+        "chunks": options.chunks or _CHUNKS[model],
+        "batch": options.batch or _BATCH[model],
+        "seed": options.seed,
+        "precision": options.precision,
+    }
+    note = options.work / model / "settings.json"
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else now
+    changed = [f"--{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    if changed:
+        raise SettingError(
+            f"{note.parent} was begun with other settings ({', '.join(changed)}): delete it to begin anew, "
+            f"or name another --work"
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(now, indent=1))
 
 
 def _models(options: argparse.Namespace) -> tuple[Any, DiffusionModels]:
@@ -101,8 +133,10 @@ def _models(options: argparse.Namespace) -> tuple[Any, DiffusionModels]:
 def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
     folder = options.work / options.model
     last = folder / "last.ckpt"
-    done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
+    done = _steps_done(last) if last.exists() else 0
     draws = Draws(partial(make, options.batch or _BATCH[options.model]), options.seed, options.first + done)
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise SettingError("--accelerator gpu: there is none; cpu and auto can do without")
     trainer = lightning.Trainer(
         max_steps=module.schedule.steps - module.schedule.first,
         accelerator=options.accelerator,
@@ -121,6 +155,13 @@ def _fit(module: Any, make: Any, options: argparse.Namespace) -> None:
     trainer.fit(
         module, DataLoader(draws, batch_size=None), ckpt_path=last if done else None, weights_only=True
     )
+
+
+def _steps_done(last: Path) -> int:
+    try:
+        return int(torch.load(last, weights_only=True, mmap=True)["global_step"])
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{last} is damaged ({error}): delete it to begin anew") from error
 
 
 @torch.no_grad()
@@ -145,38 +186,45 @@ def _latents(corpus: Corpus, options: argparse.Namespace) -> Latents:
 
 def _write(module: Any, out: Path) -> None:
     """The trained weights, in half precision, where the ordinary loaders find them."""
-    out.mkdir(parents=True, exist_ok=True)
+    new = out / ".new"  # so that an interruption leaves no file half-written
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     if isinstance(module, ContrastiveModel):
         tensors = {name: value.half().contiguous() for name, value in module.model.state_dict().items()}
-        save_file(tensors, out / "clip.safetensors")
+        save_file(tensors, new / "clip.safetensors")
     elif isinstance(module, Autoencoder):
-        module.model.half().save_pretrained(out / "diffusion" / "vae")
+        module.model.half().save_pretrained(new / "diffusion" / "vae")
     else:
-        module.unet.half().save_pretrained(out / "diffusion" / "unet")
-        module.text_encoder.half().save_pretrained(out / "diffusion" / "text_encoder")
+        module.unet.half().save_pretrained(new / "diffusion" / "unet")
+        module.text_encoder.half().save_pretrained(new / "diffusion" / "text_encoder")
+    for path in (path for path in new.rglob("*") if path.is_file()):
+        target = out / path.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(new)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.pretrain", description=__doc__)
     parser.add_argument("model", choices=("clip", "vae", "unet"), help="unet needs the other two")
-    out = Path("odise_pl/toyworld/weights")
-    parser.add_argument("--out", type=Path, default=out, help="of the weights; those there are replaced")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="of the weights; those there are replaced")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="corpus, checkpoints, logs")
     parser.add_argument("--chunks", type=positive, help="files of 500 pictures; by default 48, 24 for unet")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default about as shipped")
     parser.add_argument(
         "--first",
-        type=int,
+        type=not_negative,
         default=0,
         help="steps behind the weights in --out, to go on from them; with a --work of its own",
     )
     parser.add_argument("--batch", type=positive, help="pictures of a step; by default as shipped")
     parser.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches, not of pictures")
     parser.add_argument("--workers", type=positive, default=2, help="processes that paint")
-    parser.add_argument("--accelerator", default="auto", help="cpu, gpu or auto")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument(
         "--precision",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
         default="32-true",
         help="bf16-mixed is faster where the processor knows it, and much slower elsewhere",
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from odise_pl.errors import UserError
+from odise_pl.errors import SettingError, UserError
 from odise_pl.files import write_text
 from odise_pl.runs import digest_of
 
@@ -36,7 +41,7 @@ class Result:
 
 
 class Results:
-    """Results by case and seed, kept in a JSON file.
+    """Results by case and seed, kept in a JSON file, which several processes may add to.
 
     Args:
         path: of the file; it and its folder are made when there is something to keep.
@@ -47,18 +52,14 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._runs: dict[str, dict[int, Result]] = {}
-        if path.exists():
-            try:
-                self._runs = _parsed(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise ResultsError(
-                    f"{path} does not hold results of the tables ({error}); delete it, or name another --out"
-                ) from error
+        self._runs = self._read()
 
-    def of(self, case: str) -> list[Scores]:
-        """Scores of a case, in the order of its seeds."""
-        return [result.scores for _, result in sorted(self._runs.get(case, {}).items())]
+    def matching(self, digests: Mapping[str, str]) -> dict[str, list[Scores]]:
+        """Scores of the runs that have these digests, by case, in the order of their seeds."""
+        return {
+            case: [run.scores for _, run in sorted(self._runs.get(case, {}).items()) if run.digest == digest]
+            for case, digest in digests.items()
+        }
 
     def has(self, case: str, seed: int, digest: str) -> bool:
         """Whether this very run is there."""
@@ -67,8 +68,8 @@ class Results:
 
     def add(self, case: str, seed: int, result: Result) -> None:
         """Keep a result, in place of one of other settings; the file is written whole or not at all."""
-        self._runs.setdefault(case, {})[seed] = result
-        self._write()
+        with self._alone():
+            self._runs.setdefault(case, {})[seed] = result
 
     def others(self, digests: Mapping[str, str]) -> list[tuple[str, int]]:
         """Case and seed of what was made with other settings than these, by case."""
@@ -81,15 +82,38 @@ class Results:
 
     def drop(self, case: str, seed: int) -> None:
         """Forget a result."""
-        del self._runs[case][seed]
-        self._write()
+        with self._alone():
+            self._runs.get(case, {}).pop(seed, None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Change what the file holds by now, while no other process does."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self._runs = self._read()
+            yield
+            self._write()
+        finally:
+            os.close(folder)  # with the lock
+
+    def _read(self) -> dict[str, dict[int, Result]]:
+        if not self.path.exists():
+            return {}
+        try:
+            return _parsed(json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ResultsError(
+                f"{self.path} does not hold results of the tables ({error}); delete it, or name another --out"
+            ) from error
 
     def _write(self) -> None:
         plain = {
             case: {str(seed): asdict(result) for seed, result in sorted(runs.items())}
             for case, runs in sorted(self._runs.items())
+            if runs
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(plain, indent=1) + "\n")
 
 
@@ -110,9 +134,15 @@ def digest(settings: Sequence[str], weights: str, conf: Path = Path("conf")) -> 
         settings: of ``train.py``.
         weights: digest of the frozen models, see :func:`weights_digest`.
         conf: folder of the configuration.
+
+    Raises:
+        SettingError: there is no such setting or configuration.
     """
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return digest_of(compose("train", [*settings, "run=tables"]), weights)
+    try:
+        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+            return digest_of(compose("train", [*settings, "run=tables"]), weights)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(f"{' '.join(settings)}: {error}") from error
 
 
 def weights_digest(folder: Path) -> str:

@@ -186,6 +186,11 @@ def test_a_missing_set_ends_in_one_line_before_anything_starts(name: str, split:
     )
 
 
+def test_a_missing_set_of_the_small_world_is_painted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"python -m odise_pl.toyworld.make --out {tmp_path}$"):
+        check_shards(tmp_path / "toy_train")
+
+
 def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     content = (shards / "dataset.json").read_text()
     (tmp_path / "dataset.json").write_text(content)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from odise_pl.toyworld.commands import CommandError, Programs
+from odise_pl.toyworld.commands import CommandError, Programs, setting
 
 # what a program does that saves when it is asked to end: it says so, and what it was asked by
 SAVING = """
@@ -68,3 +69,26 @@ def test_handlers_are_as_before_and_failures_name_the_program(capfd: pytest.Capt
 def test_threads_are_those_that_are_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     Programs().call("-c", "import os; print(os.environ['OMP_NUM_THREADS'])", threads=3)
     assert capfd.readouterr().out.endswith("\n3\n")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/demo",
+        "2024",
+        "null",
+        "true",
+        "runs/näme",
+        "a,b/c",
+        "a=b/c",
+        "a[0]/{b}",
+        "it's/a b",
+        "#/~&",
+        "C:\\d\\'",
+    ],
+)
+def test_a_path_reaches_train_as_it_is(path: str) -> None:
+    override = OverridesParser.create().parse_override(setting("paths.shards", Path(path)))
+    value = override.value()
+    assert getattr(value, "text", value) == path
+    assert not override.is_sweep_override()

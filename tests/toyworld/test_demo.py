@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from odise_pl.errors import UserError
 from odise_pl.runs import RunSettings, mark_finished
+from odise_pl.toyworld import demo
 from odise_pl.toyworld.commands import Programs
-from odise_pl.toyworld.demo import main
+from odise_pl.toyworld.demo import check_origin, main
 from odise_pl.toyworld.make import main as make
 
 TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=2", "data.num_workers=0"]
@@ -55,6 +57,8 @@ def test_a_demo_that_fails_says_so(
         code = 1 if "train.py" in command else 0
         return popen([sys.executable, "-c", f"raise SystemExit({code})"], **options)
 
+    shards = ["--out", str(tmp_path / "shards"), "--train", "16", "--val", "2", "--open", "2"]
+    assert make(shards) == 0
     monkeypatch.setattr(subprocess, "Popen", failing)
     assert main(["caption", *arguments(tmp_path)]) == 1
     assert "the same command goes on" in capsys.readouterr().err
@@ -82,3 +86,24 @@ def test_sets_of_another_size_are_refused(tmp_path: Path, capfd: pytest.CaptureF
     assert make(["--out", str(tmp_path), "--train", "3", "--val", "1", "--open", "1"]) == 0
     assert main(few) == 1
     assert "holds 3 pictures, made from odise_pl.toyworld, seed 0; asked for are 2" in capfd.readouterr().err
+
+
+def test_a_run_of_other_files_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ["--val", "1", "--open", "1", "--workers", "1"]
+    assert make(["--out", str(tmp_path / "two"), "--train", "2", *sizes]) == 0
+    assert make(["--out", str(tmp_path / "three"), "--train", "3", *sizes]) == 0
+    run = tmp_path / "run"
+    check_origin(run, tmp_path / "two")
+    check_origin(run, tmp_path / "two")
+    with pytest.raises(UserError, match=r"made from other files \(toy_train\): delete it .* --run"):
+        check_origin(run, tmp_path / "three")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "clip.safetensors").write_bytes(b"other")
+    monkeypatch.setattr(demo, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(UserError, match=r"\(frozen models\)"):
+        check_origin(run, tmp_path / "two")
+    (run / "made_from.json").write_text("{")
+    with pytest.raises(UserError, match="other files"):
+        check_origin(run, tmp_path / "two")

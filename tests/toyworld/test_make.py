@@ -145,3 +145,11 @@ def test_vocabulary_ids_agree() -> None:
     base, everything = vocabulary(novel=False), vocabulary(novel=True)
     assert all(category in everything.categories for category in base.categories)
     assert sum(everything.isthing) == len(THINGS)
+
+
+def test_finished_sets_are_read_where_nothing_can_be_written(tmp_path: Path) -> None:
+    sizes = ["--train", "2", "--val", "1", "--open", "1"]
+    assert main(["--out", str(tmp_path), *sizes]) == 0
+    (tmp_path / ".toy.lock").unlink()
+    (tmp_path / ".toy.lock").mkdir()  # cannot be opened for writing, by root neither
+    assert main(["--out", str(tmp_path), *sizes]) == 0

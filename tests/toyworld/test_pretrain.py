@@ -102,6 +102,59 @@ def test_a_stopped_run_goes_on_as_if_undisturbed(tmp_path: Path) -> None:
     assert weights.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["--steps", "3"], "--steps 2 -> 3"),
+        (["--seed", "5", "--batch", "3"], "--batch 2 -> 3, --seed 0 -> 5"),
+    ],
+)
+def test_what_was_begun_with_other_settings_is_refused(
+    trained: Path, changes: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--out", str(trained), "--work", str(trained.parent / "work"), "--accelerator", "cpu"]
+    fixed = ["--steps", "2", "--chunks", "1", "--batch", "2"]
+    before = (trained / "diffusion" / "vae" / "config.json").stat().st_mtime_ns
+    assert pretrain.main(["vae", *where, *fixed, *changes]) == 1
+    message = capsys.readouterr().err
+    assert named in message
+    assert "--work" in message
+    assert (trained / "diffusion" / "vae" / "config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--precision", "foo"], ["--accelerator", "foo"], ["--seed", "-1"], ["--seed", str(2**32)],
+     ["--seed", "1.5"], ["--first", "-3"]],
+)  # fmt: skip
+def test_wrong_options_are_named(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main(["vae", *wrong])
+    assert f"argument {wrong[0]}" in capsys.readouterr().err
+
+
+def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "vae", 1)
+    again = ["vae", "--steps", "1", "--chunks", "1", "--batch", "2", "--accelerator", "cpu"]
+    again += ["--out", str(tmp_path / "weights"), "--work", str(tmp_path / "work")]
+    for path, content in (
+        (tmp_path / "work" / "vae" / "last.ckpt", b"PK half"),
+        (tmp_path / "work" / "pictures" / "corpus_0000.json", b"[]"),
+        (tmp_path / "work" / "pictures" / "corpus_0000.npy", b"half"),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        assert pretrain.main(again) == 1
+        message = capsys.readouterr().err
+        assert path.stem in message
+        assert "delete it to" in message
+        path.write_bytes(whole)
+    (tmp_path / "file").touch()
+    assert pretrain.main(["vae", "--out", str(tmp_path / "file"), "--work", str(tmp_path / "other")]) == 1
+    assert "is a file" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_batches_follow_from_their_number_and_captions_belong_to_pictures(tmp_path: Path) -> None:
     pictures = corpus.paint_corpus(tmp_path, 2, workers=1)
     assert len(pictures) == 24
@@ -318,6 +371,9 @@ def test_curves_are_drawn_from_the_logs(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert curves.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "none.png")]) == 1
     assert "run pretrain first" in capsys.readouterr().err
+    SummaryWriter(str(tmp_path / "other" / "unet")).add_scalar("something", 1, 1)
+    assert curves.main([str(tmp_path / "other"), "--out", str(tmp_path / "none.png")]) == 1
+    assert "without error" in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()
 
 

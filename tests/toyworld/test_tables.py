@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from odise_pl.toyworld.captioner import SentenceModel, sentences
 from odise_pl.toyworld.commands import CommandError, Programs
 from odise_pl.toyworld.make import main as make
 from odise_pl.toyworld.results import Result, Results, digest, weights_digest
+from odise_pl.toyworld.shipped import WEIGHTS
 
 CONF = Path(__file__).parents[2] / "conf"
-CLIP = "odise_pl/toyworld/weights/clip.safetensors"
+CLIP = str(WEIGHTS / "clip.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +46,16 @@ def test_every_row_of_the_papers_ablations_is_a_run_that_can_start(shards: Path)
         found[case.name] = settings_of(config)
     for ablation in ABLATIONS[:2]:
         for row in ablation.rows:
-            case = "caption" if row == "implicit" else f"{ablation.name}_{row}"
+            case = "caption" if row in ("implicit", "learnable") else f"{ablation.name}_{row}"
             assert found[case].model == "caption"
-            assert getattr(found[case], ablation.field) == row
+            assert getattr(found[case], ablation.field) == ("0" if row == "learnable" else row)
     assert [found[name].model for name in ("label", "caption", "label_random")] == [
         "label",
         "caption",
         "label",
     ]
     assert not found["timestep_0"].learnable_time
-    assert found["timestep_learnable"].learnable_time
+    assert found["caption"].learnable_time
 
 
 def test_captions_by_the_small_worlds_model_are_in_a_copy_of_the_shards(shards: Path) -> None:
@@ -82,7 +84,9 @@ def test_the_tables_hold_mean_and_spread_of_what_is_finished(tmp_path: Path) -> 
         for shift, mode in enumerate(("discriminative", "diffusion", "both")):
             results.add(f"classifier_{mode}", seed, scored(value - 0.1 * shift))
     results.add("captioner_empty", 0, scored(0.4))
-    text = tables.document(Results(results.path))
+    wanted = dict.fromkeys(tables.digests([]), "made so")
+    results.add("label", 0, replace(scored(0.9), digest="made otherwise"))
+    text = tables.document(Results(results.path).matching(wanted))
     assert (
         "| caption | 45.6 | 23.4 | 60.0 ± 10.0 | 30.0 ± 5.0 | 60.0 ± 10.0 | 15.0 ± 2.5 | - | - | 3 |" in text
     )
@@ -155,7 +159,8 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path) -> None:
     again = list(tables.run_all(programs, results, wanted, elsewhere, [3], []))
     assert again == ["caption", "classifier_discriminative", "classifier_diffusion", "classifier_both"]
     assert len(called) == 4
-    assert results.of("captioner_empty") == Results(path).of("captioner_empty") != []
+    found = results.matching(wanted)
+    assert found["captioner_empty"] == Results(path).matching(wanted)["captioner_empty"] != []
 
 
 def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_end(
@@ -185,7 +190,7 @@ def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_en
         list(tables.run_all(programs, results, tables.digests([]), where, [3], [], jobs=2))
     assert len(begun) <= 3
     assert sorted(begun[:2]) == ["experiment=toy", "experiment=toy_caption"]
-    assert (where.runs / "label" / "seed_3").exists()
+    assert len(list(where.runs.glob("label/seed_3_*"))) == 1
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])
@@ -198,21 +203,68 @@ def test_jobs_are_a_number(jobs: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_results_of_other_settings_are_refused_or_replaced(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(Programs, "call", lambda *_: None)
-    monkeypatch.setattr(tables, "write_captions", lambda shards, weights, workers: None)
-    monkeypatch.setattr(tables, "run_all", lambda *_: ran)
+    def fail(*_: object) -> None:
+        raise CommandError("has failed")
+
+    monkeypatch.setattr(Programs, "call", fail)
     out = tmp_path / "tables.md"
-    Results(out.with_suffix(".json")).add("label", 0, scored(0.5))
-    before = out.with_suffix(".json").read_bytes()
+    results = Results(out.with_suffix(".json"))
+    results.add("label", 0, scored(0.5))
+    results.add("gone", 0, scored(0.5))
+    before = results.path.read_bytes()
     assert tables.main(["--out", str(out)]) == 1
     message = capsys.readouterr().err
-    assert "tables.json holds 1 results" in message
+    assert "tables.json holds 2 results" in message
     assert "--replace" in message
-    assert out.with_suffix(".json").read_bytes() == before
     assert tables.main(["--out", str(out), "--write-only"]) == 1
-    assert tables.main(["--out", str(out), "--replace"]) == 0
-    assert Results(out.with_suffix(".json")).of("label") == []
+    # nothing is lost before its successor is there
+    assert tables.main(["--out", str(out), "--replace"]) == 1
+    assert tables.main(["--out", str(out), "--replace", "--write-only"]) == 0
+    assert "| label | 55.4 | 22.6 | - |" in out.read_text()
+    assert results.path.read_bytes() == before
+    wanted = tables.digests([])
+    for case, digest_ in wanted.items():
+        results.add(case, 0, Result(digest_, scored(0.6).scores))
+    assert Results(results.path).others(wanted) == [("gone", 0)]
+    assert tables.main(["--out", str(out), "--replace", "--seeds", "0"]) == 0  # calls no program
+    assert Results(results.path).others(wanted) == []
+    assert "| label | 55.4 | 22.6 | 60.0 |" in out.read_text()
+
+
+def test_results_of_two_processes_go_into_one_file(tmp_path: Path) -> None:
+    first, second = Results(tmp_path / "r.json"), Results(tmp_path / "r.json")
+    first.add("label", 0, scored(0.5))
+    second.add("label", 1, scored(0.6))
+    first.add("label", 2, scored(0.7))
+    assert Results(tmp_path / "r.json").matching({"label": "made so"}) == {
+        "label": [scored(value).scores for value in (0.5, 0.6, 0.7)]
+    }
+
+
+def test_other_frozen_models_train_in_other_folders(tmp_path: Path, shards: Path) -> None:
+    """A finished run of the same settings is skipped by train.py, which does not see new weights."""
+    folders: list[Path] = []
+
+    def call(program: str, *settings: str, threads: int | None) -> None:
+        folders.append(folder_of(settings))
+        raise CommandError("enough")
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "clip.safetensors").write_bytes(b"other")
+    for weights in (WEIGHTS, tmp_path / "weights"):
+        where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
+        running = tables.run_all(pretended(call), results, tables.digests([], weights), where, [0], [])
+        with pytest.raises(CommandError):
+            list(running)
+    assert len(set(folders)) == 2
+
+
+@pytest.mark.parametrize("setting", ["foo=1", "optimizer.lr=[1", "optimizer.lr=${gone}"])
+def test_settings_that_are_none_are_named(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tables.main(["--out", str(tmp_path / "t.md"), "--write-only", "--set", setting]) == 1
+    assert setting in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
