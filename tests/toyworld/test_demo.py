@@ -69,6 +69,7 @@ def test_what_a_finished_demo_has_lost_is_named_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Programs, "call", lambda *_: None)
+    monkeypatch.setattr(demo, "check_origin", lambda *_: None)
     folder = tmp_path / "run"
     mark_finished(folder, RunSettings("label", "0", True, "implicit", "both"), {}, "whole")
     assert main(arguments(tmp_path)) == 1

@@ -16,7 +16,7 @@ from odise_pl.data.manifest import check_shards
 from odise_pl.data.reading import read_shard
 from odise_pl.published import ABLATIONS
 from odise_pl.runs import RunSettings, mark_finished, settings_of
-from odise_pl.toyworld import tables
+from odise_pl.toyworld import tables, trainings
 from odise_pl.toyworld.captioner import SentenceModel, sentences
 from odise_pl.toyworld.commands import CommandError, Programs
 from odise_pl.toyworld.make import main as make
@@ -39,14 +39,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_of_the_papers_ablations_is_a_run_that_can_start(shards: Path) -> None:
     found: dict[str, RunSettings] = {}
-    for case in tables.cases(shards):
+    for case in trainings.cases(shards):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("train", [*case.settings, f"paths.shards={shards}", "run=tables"])
         assert training_problems(config) == [], case.name
         found[case.name] = settings_of(config)
     for ablation in ABLATIONS[:2]:
         for row in ablation.rows:
-            case = "caption" if row in ("implicit", "learnable") else f"{ablation.name}_{row}"
+            case = trainings.case_of(ablation, row)
             assert found[case].model == "caption"
             assert getattr(found[case], ablation.field) == ("0" if row == "learnable" else row)
     assert [found[name].model for name in ("label", "caption", "label_random")] == [
@@ -84,7 +84,7 @@ def test_the_tables_hold_mean_and_spread_of_what_is_finished(tmp_path: Path) -> 
         for shift, mode in enumerate(("discriminative", "diffusion", "both")):
             results.add(f"classifier_{mode}", seed, scored(value - 0.1 * shift))
     results.add("captioner_empty", 0, scored(0.4))
-    wanted = dict.fromkeys(tables.digests([]), "made so")
+    wanted = dict.fromkeys(trainings.digests([]), "made so")
     results.add("label", 0, replace(scored(0.9), digest="made otherwise"))
     text = tables.document(Results(results.path).matching(wanted))
     assert (
@@ -97,6 +97,16 @@ def test_the_tables_hold_mean_and_spread_of_what_is_finished(tmp_path: Path) -> 
     assert "paper, ADE20K: both > diffusion > discriminative" in text
     assert "here, toy_open: discriminative > diffusion > both" in text
     assert text.count("here, toy_open:") == 1  # of what is complete
+
+
+def test_the_tables_in_docs_are_those_of_the_scores_beside_them() -> None:
+    results = CONF.parent / "docs" / "toy_results.json"
+    kept = json.loads(results.read_text())
+    wanted = {
+        case: next(iter(kept.get(case, {"0": {"digest": ""}}).values()))["digest"]
+        for case in trainings.digests([])
+    }
+    assert tables.document(Results(results).matching(wanted)) == results.with_suffix(".md").read_text()
 
 
 def test_a_digest_is_that_of_all_that_decides_a_training(tmp_path: Path) -> None:
@@ -138,9 +148,9 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path) -> None:
         mark_finished(folder, settings_of_run, scored(len(called) / 100).scores, "whole")
 
     programs = pretended(call)
-    where, path = tables.Places(tmp_path / "runs", shards), tmp_path / "results.json"
-    wanted = tables.digests([])
-    names = list(tables.run_all(programs, Results(path), wanted, where, [3], []))
+    where, path = trainings.Places(tmp_path / "runs", shards), tmp_path / "results.json"
+    wanted = trainings.digests([])
+    names = list(trainings.run_all(programs, Results(path), wanted, where, [3], []))
     assert len(called) == len(names) == len(wanted)
     assert sorted(names) == sorted(wanted)
     assert set(cores) == {None}
@@ -151,12 +161,12 @@ def test_only_what_is_missing_is_run(tmp_path: Path, shards: Path) -> None:
         "classifier=both",
     ]
     # on a machine that has none of the runs
-    elsewhere = tables.Places(tmp_path / "other", Path("elsewhere"))
-    assert list(tables.run_all(programs, Results(path), wanted, elsewhere, [3], [])) == []
+    elsewhere = trainings.Places(tmp_path / "other", Path("elsewhere"))
+    assert list(trainings.run_all(programs, Results(path), wanted, elsewhere, [3], [])) == []
     results = Results(path)
     results.drop("classifier_both", 3)
     called.clear()
-    again = list(tables.run_all(programs, results, wanted, elsewhere, [3], []))
+    again = list(trainings.run_all(programs, results, wanted, elsewhere, [3], []))
     assert again == ["caption", "classifier_discriminative", "classifier_diffusion", "classifier_both"]
     assert len(called) == 4
     found = results.matching(wanted)
@@ -184,10 +194,10 @@ def test_trainings_at_once_share_the_cores_and_one_that_fails_lets_the_others_en
         )
 
     programs = pretended(call)
-    monkeypatch.setattr(tables.os, "cpu_count", lambda: 4)
-    where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
+    monkeypatch.setattr(trainings.os, "cpu_count", lambda: 4)
+    where, results = trainings.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
     with pytest.raises(CommandError):
-        list(tables.run_all(programs, results, tables.digests([]), where, [3], [], jobs=2))
+        list(trainings.run_all(programs, results, trainings.digests([]), where, [3], [], jobs=2))
     assert len(begun) <= 3
     assert sorted(begun[:2]) == ["experiment=toy", "experiment=toy_caption"]
     assert len(list(where.runs.glob("label/seed_3_*"))) == 1
@@ -222,7 +232,7 @@ def test_results_of_other_settings_are_refused_or_replaced(
     assert tables.main(["--out", str(out), "--replace", "--write-only"]) == 0
     assert "| label | 55.4 | 22.6 | - |" in out.read_text()
     assert results.path.read_bytes() == before
-    wanted = tables.digests([])
+    wanted = trainings.digests([])
     for case, digest_ in wanted.items():
         results.add(case, 0, Result(digest_, scored(0.6).scores))
     assert Results(results.path).others(wanted) == [("gone", 0)]
@@ -252,8 +262,8 @@ def test_other_frozen_models_train_in_other_folders(tmp_path: Path, shards: Path
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "clip.safetensors").write_bytes(b"other")
     for weights in (WEIGHTS, tmp_path / "weights"):
-        where, results = tables.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
-        running = tables.run_all(pretended(call), results, tables.digests([], weights), where, [0], [])
+        where, results = trainings.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
+        running = trainings.run_all(pretended(call), results, trainings.digests([], weights), where, [0], [])
         with pytest.raises(CommandError):
             list(running)
     assert len(set(folders)) == 2
