@@ -162,21 +162,23 @@ def _run(
     threads: int | None,
 ) -> dict[str, Scores]:
     """Train, and evaluate if need be: the scores of every row."""
-    place = (setting("hydra.run.dir", folder), setting("paths.shards", where.shards), f"seed={seed}")
-    programs.call("train.py", *case.settings, *place, *overrides, threads=threads)
+    place = (setting("hydra.run.dir", folder), setting("paths.shards", where.shards))
+    paths = [override for override in overrides if override.startswith("paths.")]  # a checkpoint has none
+    programs.call("train.py", *case.settings, *place, f"seed={seed}", *overrides, threads=threads)
     return {
         name: read_run(
-            folder if name == case.name else _evaluated(programs, folder, where.shards, name, threads)
+            folder if name == case.name else _evaluated(programs, folder, [*place, *paths], name, threads)
         ).scores
         for name in _parts(case)
     }
 
 
-def _evaluated(programs: Programs, folder: Path, shards: Path, case: str, threads: int | None) -> Path:
+def _evaluated(
+    programs: Programs, folder: Path, place: Sequence[str], case: str, threads: int | None
+) -> Path:
     """Evaluate the caption model of a run with another classifier; returns the evaluation's folder."""
     mode = case.removeprefix("classifier_")
     what = (setting("ckpt", folder / "checkpoints" / "last.ckpt"), f"classifier={mode}", "data=toy")
-    place = (setting("hydra.run.dir", folder), setting("paths.shards", shards))
     programs.call("evaluate.py", *what, *place, "trainer=cpu", threads=threads)
     found = (path.parent for path in sorted(folder.glob(f"{EVALUATIONS}/*/{MARKER}")))
     return next(path for path in found if read_run(path).settings.classifier == mode)

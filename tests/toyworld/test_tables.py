@@ -119,6 +119,25 @@ def test_a_digest_is_that_of_all_that_decides_a_training(tmp_path: Path) -> None
     assert digest(["experiment=toy"], weights_digest(tmp_path), CONF) != first
 
 
+def test_the_classifiers_are_evaluated_with_the_weights_of_the_training(tmp_path: Path, shards: Path) -> None:
+    seen: list[str] = []
+
+    def call(program: str, *settings: str, threads: int | None) -> None:
+        if program == "evaluate.py":
+            seen.extend(settings)
+            raise CommandError("enough")
+        kind = RunSettings("caption", "0", True, "implicit", "both")
+        mark_finished(folder_of(settings), kind, scored(0.5).scores, "whole")
+
+    others = ["paths.toyworld=weights/toy", "trainer.max_steps=5"]
+    where, results = trainings.Places(tmp_path / "runs", shards), Results(tmp_path / "results.json")
+    running = trainings.run_all(pretended(call), results, trainings.digests(others), where, [0], others)
+    with pytest.raises(CommandError):
+        list(running)
+    assert "paths.toyworld=weights/toy" in seen
+    assert "trainer.max_steps=5" not in seen
+
+
 def folder_of(settings: Sequence[str]) -> Path:
     """Where a training or an evaluation is told to run."""
     return Path(next(s for s in settings if s.startswith("hydra.run.dir=")).partition("=")[2])
