@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -29,6 +30,13 @@ def setting(key: str, value: Path) -> str:
     """``KEY=VALUE`` of ``train.py``, in quotes where Hydra would not take the path as it is."""
     text = str(value)
     return f"{key}={text if _PLAIN.fullmatch(text) else quoted(text)}"
+
+
+def add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
+    """``--set KEY=VALUE``, any number of times: ``overrides``, further settings of ``train.py``."""
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=help
+    )
 
 
 class Programs:

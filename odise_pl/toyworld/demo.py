@@ -28,7 +28,7 @@ from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.predict import load_segmenter
 from odise_pl.runs import MARKER
-from odise_pl.toyworld.commands import CommandError, Programs, setting
+from odise_pl.toyworld.commands import CommandError, Programs, add_overrides, setting
 from odise_pl.toyworld.results import weights_digest
 from odise_pl.toyworld.shipped import WEIGHTS
 
@@ -160,13 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="pictures of the sets (default 2000 200 200)",
     )
     parser.add_argument("--pictures", type=positive, default=8, help="rows of the sheet")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of train.py, such as trainer.max_steps=100; another one needs another --run",
+    add_overrides(
+        parser, help="a setting of train.py, such as trainer.max_steps=100; another one needs another --run"
     )
     options = parser.parse_args(arguments)
     caption = options.supervision == "caption"

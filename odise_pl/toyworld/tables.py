@@ -20,7 +20,7 @@ from odise_pl.files import write_text
 from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
 from odise_pl.report import Table
 from odise_pl.toyworld.captioner import SentenceModel
-from odise_pl.toyworld.commands import Programs, setting
+from odise_pl.toyworld.commands import Programs, add_overrides, setting
 from odise_pl.toyworld.demo import SETS
 from odise_pl.toyworld.results import Results, ResultsError, Scores
 from odise_pl.toyworld.shipped import WEIGHTS
@@ -172,14 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replace", action="store_true", help="drop results of other settings or weights")
     parser.add_argument("--write-only", action="store_true", help="train nothing, write what is finished")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the frozen models")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of all trainings",
-    )
+    add_overrides(parser, help="a setting of all trainings")
     options = parser.parse_args(arguments)
     where = Places(options.run, options.shards)
     if options.out.suffix != ".md":
