@@ -68,6 +68,14 @@ def test_no_tracked_file_knows_a_machine(what: str) -> None:
     assert not found, f"{what}: {found}"
 
 
+def test_nothing_lies_about() -> None:
+    """A test or a tool that wrote into the checkout has been committed with it before."""
+    top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
+    folders = {"odise_pl", "conf", "data", "docs", "notebooks", "scripts", "tests", ".ci"}
+    files = {"train.py", "evaluate.py", "environment.yml", "requirements.lock", "pyproject.toml"}
+    assert top == folders | files | {"Makefile", "README.md", "LICENSE", ".gitignore"}
+
+
 @pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
 def test_the_lock_satisfies_the_ranges(requirement: Requirement) -> None:
     version = pins()[canonicalize_name(requirement.name)]
