@@ -54,12 +54,13 @@ class Segmenter:
         """Panoptic map, instances and class map at the size of the image.
 
         Args:
-            image: of any mode; what is transparent is taken for white.
+            image: of any mode but floats; what is transparent is taken for white.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`.
 
         Raises:
             VocabularyError: it is empty, or a name comes twice.
             TypeError: it is no Pillow image.
+            DataError: it holds floats.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(

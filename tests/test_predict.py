@@ -14,6 +14,7 @@ from trained import ROOT, train_a_little
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.images import decode_ids, decode_rgb, read_image
+from odise_pl.data.records import DataError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.predict import load_segmenter, main
 from odise_pl.vocabulary import load_vocabulary
@@ -172,6 +173,12 @@ def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
 def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 100, 200, 128)).save(tmp_path / "half.png")
     assert np.asarray(read_image(tmp_path / "half.png"))[0, 0] == pytest.approx([127, 177, 227], abs=1)
+
+
+def test_floats_are_not_taken_for_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "half.tiff")
+    with pytest.raises(DataError, match=r"half\.tiff cannot be read as an image: holds floats of an unknown"):
+        read_image(tmp_path / "half.tiff")
 
 
 def test_two_images_of_one_name_are_not_written_over_each_other(checkpoint: Path, photos: list[Path]) -> None:

@@ -50,7 +50,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     """The stored pixels as RGB; an EXIF orientation is not applied, as annotations are of stored pixels.
 
     Raises:
-        DataError: it cannot be decoded.
+        DataError: it cannot be decoded, or holds floats.
     """
     return as_rgb(open_image(data))
 
@@ -59,7 +59,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """To 8 bits of red, green and blue; of 16 bits the upper eight, which Pillow alone would clip.
 
     What is transparent shows white, as on paper: the colour that a file has there is nothing anybody sees.
+
+    Raises:
+        DataError: it holds floats, of which nothing says what is white.
     """
+    if image.mode == "F":
+        raise DataError("holds floats of an unknown range; 8 or 16 bits a channel are read")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))

@@ -227,7 +227,8 @@ def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
         share, samples = grade_unet(load_diffusion(diffusion), clip, options.each, options.steps)
         print(f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised")
         if options.sheet:
-            sheet(samples[:: max(1, options.each // 2)]).save(options.sheet)
+            shown = {0, options.each // 2}  # of each thing
+            sheet([one for i, one in enumerate(samples) if i % options.each in shown]).save(options.sheet)
 
 
 def _check_there(wanted: Sequence[str], weights: Path) -> None:

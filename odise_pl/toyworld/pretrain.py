@@ -97,7 +97,10 @@ def _check_needed(options: argparse.Namespace) -> None:
 
 
 def _check_same(options: argparse.Namespace) -> None:
-    """Note what decides what is learned, or see that what was begun in this place goes on as it was."""
+    """Note what decides what is learned, or see that what was begun in this place goes on as it was.
+
+    Begun is what has a checkpoint: one that stopped before that leaves nothing to go on from.
+    """
     model = options.model
     now = {
         "steps": options.steps or _STEPS[model],
@@ -108,7 +111,8 @@ def _check_same(options: argparse.Namespace) -> None:
         "precision": options.precision,
     }
     note = options.work / model / "settings.json"
-    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else now
+    begun = note.exists() and note.with_name("last.ckpt").exists()
+    before = json.loads(note.read_text(encoding="utf-8")) if begun else now
     changed = [f"--{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
     if changed:
         raise SettingError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_what_was_begun_with_other_settings_is_refused(
     assert named in message
     assert "--work" in message
     assert (trained / "diffusion" / "vae" / "config.json").stat().st_mtime_ns == before
+
+
+def test_what_stopped_before_its_first_checkpoint_has_not_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "vae"
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text('{"steps": 99999}', encoding="utf-8")
+    run(tmp_path, "vae", 1)
+    assert json.loads((folder / "settings.json").read_text(encoding="utf-8"))["steps"] == 1
 
 
 @pytest.mark.parametrize(
