@@ -44,7 +44,7 @@ format: $(STAMP)  ## Format the code and fix what can be fixed by itself
 	$(BIN)/ruff format $(CODE)
 
 test: $(STAMP)  ## Run the tests; fails below the wanted coverage
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --cov --cov-fail-under=$(COVERAGE) $(PYTEST_ARGS)
 
 lock: $(STAMP)  ## Write requirements.lock anew from pyproject.toml, keeping pins that still fit
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --output-file requirements.lock --quiet \
