@@ -214,7 +214,9 @@ def read_run(folder: Path) -> FinishedRun:
         scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
         return FinishedRun(folder, settings, scores, str(content["digest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); run {folder} again into another folder") from error
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the same command makes it anew"
+        ) from error
 
 
 def find_runs(folder: Path) -> list[FinishedRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from pathlib import Path
@@ -55,6 +56,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is damaged or not a weights file ({first}); fetch it again, or take an earlier one"
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # an archive so short that its directory would lie before its start
+            raise WeightsError(
+                f"{path} is damaged or not a weights file; fetch it again, or take an earlier one"
+            ) from error
         raise WeightsError(f"cannot read {path}: {error}") from error
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):

@@ -62,6 +62,14 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, share: float) ->
         read_checkpoint(path)
 
 
+def test_the_first_bytes_of_an_archive_are_damaged_and_not_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "start.ckpt"
+    torch.save({"weight": torch.randn(300, 300)}, path)
+    path.write_bytes(path.read_bytes()[:30_000])
+    with pytest.raises(WeightsError, match=r"start\.ckpt is damaged"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize(
     "content", [b"<!DOCTYPE html><html>Not Found</html>", b"\x00" * 100, b"version https://git-lfs"]

@@ -100,10 +100,12 @@ def results(folder: Path) -> list[Any]:
 
 def _result(path: Path, folder: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result_table([result])
+        return result
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}): delete {folder / MARKER}, and the same command measures anew"
+            f"{path} cannot be read ({error!r}): delete {folder / MARKER}, and the same command measures anew"
         ) from error
 
 

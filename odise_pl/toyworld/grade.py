@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=positive, default=500, help="held-out crops, and pictures")
     parser.add_argument("--each", type=positive, default=6, help="samples of each thing")
     parser.add_argument("--steps", type=positive, default=50, help="of DDIM, 1000 at most")
-    parser.add_argument("--sheet", type=Path, help="write the samples as a picture")
+    parser.add_argument("--sheet", type=Path, help="write the samples as a picture, FILE.png")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.models) - set(_MODELS))
     if unknown:
@@ -204,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--steps {options.steps}: the diffusion model has {_TIMESTEPS}")
     if options.sheet and not options.sheet.parent.is_dir():
         parser.error(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}")
+    if options.sheet and options.sheet.suffix != ".png":
+        parser.error(f"--sheet {options.sheet}: names a picture, FILE.png")
     _grade(options.models or _MODELS, options)
     return 0
 

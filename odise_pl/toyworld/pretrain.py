@@ -62,12 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    steps = options.steps or _STEPS[options.model]
+    if options.first >= steps:
+        raise SettingError(f"--first {options.first} must be less than --steps {steps}, which count from 0")
     _check_needed(options)
     _check_same(options)
     lightning.seed_everything(options.seed, verbose=False)
     chunks = options.chunks or _CHUNKS[options.model]
     corpus = paint_corpus(options.work / "pictures", chunks, options.workers)
-    steps = options.steps or _STEPS[options.model]
     schedule = Schedule(steps, _LR[options.model], _CYCLES[options.model], options.first)
     clip, models = _models(options)
     if options.model == "clip":
@@ -112,8 +114,8 @@ def _check_same(options: argparse.Namespace) -> None:
     }
     note = options.work / model / "settings.json"
     begun = note.exists() and note.with_name("last.ckpt").exists()
-    before = json.loads(note.read_text(encoding="utf-8")) if begun else now
-    changed = [f"--{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    before = _noted(note) if begun else now
+    changed = [f"--{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         raise SettingError(
             f"{note.parent} was begun with other settings ({', '.join(changed)}): delete it to begin anew, "
@@ -121,6 +123,15 @@ def _check_same(options: argparse.Namespace) -> None:
         )
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, json.dumps(now, indent=1))
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SettingError(
+            f"{note} is damaged ({error}): delete {note.parent} to begin anew, or name another --work"
+        ) from error
 
 
 def _models(options: argparse.Namespace) -> tuple[Any, DiffusionModels]:

@@ -177,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = Places(options.run, options.shards)
     if options.out.suffix != ".md":
         parser.error(f"--out {options.out}: names the Markdown file, NAME.md; the scores go to NAME.json")
+    if not options.weights.is_dir():
+        parser.error(f"--weights {options.weights}: there is no such folder")
     results = Results(options.out.with_suffix(".json"))
     if options.weights != WEIGHTS:
         options.overrides.append(setting("paths.toyworld", options.weights))

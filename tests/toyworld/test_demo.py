@@ -77,9 +77,10 @@ def test_what_a_finished_demo_has_lost_is_named_with_the_way_out(
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     (folder / "results" / "toy_val").mkdir(parents=True)
-    (folder / "results" / "toy_val" / "results.json").write_text("{")
-    assert main(arguments(tmp_path)) == 1
-    assert "toy_val/results.json cannot be read" in capsys.readouterr().err
+    for damaged in ("{", "{}", "[]", "3"):
+        (folder / "results" / "toy_val" / "results.json").write_text(damaged)
+        assert main(arguments(tmp_path)) == 1
+        assert "toy_val/results.json cannot be read" in capsys.readouterr().err
 
 
 def test_sets_of_another_size_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

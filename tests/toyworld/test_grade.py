@@ -31,8 +31,10 @@ def test_the_models_that_come_with_the_project_are_small_and_good(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["clpi"], ["clip", "--count", "0"], ["vae", "--count", "-1"], ["unet", "--each", "0"]]
-)
+    "wrong",
+    [["clpi"], ["clip", "--count", "0"], ["vae", "--count", "-1"], ["unet", "--each", "0"],
+     ["unet", "--sheet", "sheet.jpg"], ["unet", "--sheet", "sheet"]],
+)  # fmt: skip
 def test_grades_of_nothing_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         grade.main(wrong)

@@ -148,6 +148,8 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, capsys: pytest
     again += ["--out", str(tmp_path / "weights"), "--work", str(tmp_path / "work")]
     for path, content in (
         (tmp_path / "work" / "vae" / "last.ckpt", b"PK half"),
+        (tmp_path / "work" / "vae" / "settings.json", b"half"),
+        (tmp_path / "work" / "vae" / "settings.json", b"3"),
         (tmp_path / "work" / "pictures" / "corpus_0000.json", b"[]"),
         (tmp_path / "work" / "pictures" / "corpus_0000.npy", b"half"),
     ):
@@ -156,11 +158,13 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, capsys: pytest
         assert pretrain.main(again) == 1
         message = capsys.readouterr().err
         assert path.stem in message
-        assert "delete it to" in message
+        assert "delete it to" in message or f"delete {path.parent} to begin anew" in message
         path.write_bytes(whole)
     (tmp_path / "file").touch()
     assert pretrain.main(["vae", "--out", str(tmp_path / "file"), "--work", str(tmp_path / "other")]) == 1
     assert "is a file" in capsys.readouterr().err
+    assert pretrain.main(["vae", "--first", "5", "--steps", "5", "--work", str(tmp_path / "other")]) == 1
+    assert "--first 5 must be less than --steps 5" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

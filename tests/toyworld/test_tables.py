@@ -313,12 +313,13 @@ def test_a_damaged_file_of_results_is_named(
     assert out.with_suffix(".json").read_text() == content
 
 
-def test_tables_do_not_take_the_place_of_the_scores(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_places_that_cannot_be_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tables.main(["--out", str(tmp_path / "tables.json"), "--write-only"])
     assert "names the Markdown file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tables.main(["--weights", str(tmp_path / "gone"), "--out", str(tmp_path / "new.md"), "--write-only"])
+    assert "gone: there is no such folder" in capsys.readouterr().err
     (tmp_path / "other.json").mkdir()
     assert tables.main(["--out", str(tmp_path / "other.md"), "--write-only"]) == 1
     assert "other.json does not hold results" in capsys.readouterr().err
