@@ -133,7 +133,10 @@ class Manifest:
             return cls._from_json(data)
         except (KeyError, TypeError, ValueError, AttributeError, VocabularyError) as error:
             reason = str(error) or type(error).__name__
-            raise DataError(f"{location}: is not the description of a shard set ({reason})") from error
+            raise DataError(
+                f"{location}: is not the description of a shard set ({reason}); "
+                "delete it and prepare the set anew"
+            ) from error
 
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> Manifest:

@@ -197,7 +197,7 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its shards is there .*train2017-000000\.tar"):
         check_shards(tmp_path)
     for spoiled, message in (
-        (content[:50], "not the description of a shard set"),
+        (content[:50], "not the description of a shard set .* delete it and prepare the set anew"),
         ("[]", "not the description"),
         (content.replace('"format": 1', '"format": 9'), "format 9, this version reads 1"),
         (content.replace('"samples": 23', '"samples": 0'), "the shard set is empty"),
