@@ -15,6 +15,7 @@ from odise_pl.structures import PanopticSegmentation, Segment
 Picture = NDArray[np.uint8]
 # successive hues a golden ratio apart never come close to each other
 _HUE_STEP = 0.61803398875
+_PIXELS = 1 << 20  # that are looked at at once
 
 
 def segment_color(segment: Segment) -> tuple[int, int, int]:
@@ -39,13 +40,50 @@ def overlay(
     Returns:
         uint8 [H, W, 3] of the map's size.
     """
+    size = (result.ids.shape[1], result.ids.shape[0])
+    array = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
+    paint(picture, result, names, opacity)
+    return np.asarray(picture)
+
+
+def paint(
+    picture: Image.Image, result: PanopticSegmentation, names: Sequence[str], opacity: float = 0.6
+) -> None:
+    """The same on an RGB picture of the map's size, in place."""
     ids = result.ids.cpu().numpy()
-    pixels = _as_picture(image, (ids.shape[1], ids.shape[0])).astype(np.float32)
-    for segment in result.segments:
-        mask = ids == segment.id
-        pixels[mask] = (1 - opacity) * pixels[mask] + opacity * np.array(segment_color(segment), np.float32)
-    pixels[_borders(ids)] = 255
-    return _with_names(pixels.round().astype(np.uint8), ids, result.segments, names)
+    height, width = ids.shape
+    tints = _tints(result.segments, opacity)
+    step = max(1, _PIXELS // width)
+    for top in range(0, height, step):
+        box = (0, top, width, min(top + step, height))
+        above = max(0, top - 1)  # a row more tells where segments end
+        borders = _borders(ids[above : box[3]])[top - above :]
+        pixels, codes = np.array(picture.crop(box)), 256 * _numbers(ids[top : box[3]], result.segments)
+        for channel in range(3):
+            pixels[..., channel] = tints[:, channel].ravel()[codes + pixels[..., channel]]
+        pixels[borders] = 255
+        picture.paste(Image.fromarray(pixels), box)
+    _write_names(picture, ids, result.segments, names)
+
+
+def _tints(segments: Sequence[Segment], opacity: float) -> Picture:
+    """What becomes of every value of every channel [segments + 1, 3, 256]; the first is for void."""
+    values = np.arange(256, dtype=np.float32)
+    tints = [np.stack([values] * 3)]
+    for segment in segments:
+        tints.append(
+            (1 - opacity) * tints[0] + opacity * np.array(segment_color(segment), np.float32)[:, None]
+        )
+    return np.stack(tints).round().astype(np.uint8)
+
+
+def _numbers(ids: NDArray[np.int32], segments: Sequence[Segment]) -> NDArray[np.int64]:
+    """The number of each pixel's segment, from 1; 0 is void."""
+    values = np.array([0, *(segment.id for segment in segments)])
+    order = np.argsort(values)
+    places = np.searchsorted(values[order].astype(ids.dtype), ids).clip(max=len(order) - 1)
+    return np.where(values[order][places] == ids, order[places], 0)
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
@@ -57,11 +95,6 @@ def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
     return np.concatenate(row, axis=1)
 
 
-def _as_picture(image: Tensor, size: tuple[int, int]) -> Picture:
-    array = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR))
-
-
 def _borders(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     edges = np.zeros(ids.shape, bool)
     edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -69,23 +102,22 @@ def _borders(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     return edges
 
 
-def _with_names(
-    picture: Picture, ids: NDArray[np.int32], segments: Sequence[Segment], names: Sequence[str]
-) -> Picture:
-    canvas = Image.fromarray(picture)
-    draw = ImageDraw.Draw(canvas)
+def _write_names(
+    picture: Image.Image, ids: NDArray[np.int32], segments: Sequence[Segment], names: Sequence[str]
+) -> None:
+    draw = ImageDraw.Draw(picture)
+    stride = max(1, round((ids.size / _PIXELS) ** 0.5))  # of a large map, some pixels tell enough
+    sample = ids[::stride, ::stride]
     for segment in segments:
-        rows, columns = np.nonzero(ids == segment.id)
+        rows, columns = np.nonzero(sample == segment.id)
         if len(rows) < 64:  # no room for a word
             continue
         middle = int(np.argmin(np.abs(rows - rows.mean()) + np.abs(columns - columns.mean())))
-        place = (float(columns[middle]), float(rows[middle]))
         draw.text(
-            place,
+            (float(stride * columns[middle]), float(stride * rows[middle])),
             names[segment.category],
             (255, 255, 255),
             anchor="mm",
             stroke_width=2,
             stroke_fill=(0, 0, 0),
         )
-    return np.asarray(canvas)

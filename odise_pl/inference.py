@@ -1,12 +1,14 @@
 """Scores and masks to semantic, panoptic and instance results: pure functions.
 
 Mask2Former (arXiv 2112.01527), section 3.1 and MaskFormer (arXiv 2107.06278), section 3.4.
-Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W].
+Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W],
+all of them or :class:`~odise_pl.ops.bands.Masks`, which are resized a band of rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
+from odise_pl.measures import MEASURES
+from odise_pl.ops.bands import Masks, ResizedMasks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
+
+_SMALL = 1 << 22  # values of resized masks that are computed at once
+_TILE = 1 << 12  # neighbouring pixels, mostly of few classes
+_ROUNDING = 1e-4  # relative, more than sums over queries are off
 
 
 @dataclass(frozen=True)
@@ -61,32 +69,41 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
 
 
-# Class scores that the semantic map holds at once, 128 MB; 847 classes at 1024 x 1024 would be 3.5 GB.
-MAX_SCORES = 1 << 25
-
-
-def semantic_map(class_logits: Tensor, mask_logits: Tensor, chunk: int | None = None) -> Tensor:
-    """Best class of every pixel, int64 [H, W].
+def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
+    """Best class of every pixel, int64 [H, W]; the first of equal ones.
 
     Args:
         class_logits: [Q, K + 1].
         mask_logits: [Q, H, W].
-        chunk: class maps [H, W] that are in memory at once; None: as many as ``MAX_SCORES`` allows.
     """
-    chunk = chunk or max(1, MAX_SCORES // mask_logits[0].numel())
-    probabilities, masks = class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid()
-    best = torch.full(masks.shape[1:], -1.0, device=masks.device, dtype=masks.dtype)
-    label = torch.zeros(masks.shape[1:], device=masks.device, dtype=torch.int64)
-    for start in range(0, probabilities.shape[1], chunk):
-        part = torch.einsum("qk,qhw->khw", probabilities[:, start : start + chunk], masks)
-        value, index = part.max(dim=0)
-        better = value > best
-        best, label = torch.where(better, value, best), torch.where(better, index + start, label)
-    return label
+    masks = _as_masks(mask_logits)
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
+    for rows, band in masks.bands():
+        inside = probabilities.new_empty(masks.queries, *labels[rows].shape)
+        for query, mask in enumerate(inside):
+            torch.sigmoid(band(query), out=mask)
+        tiles = range(0, masks.size[1], -(-_TILE // inside.shape[1]))
+        for columns in (slice(start, start + tiles.step) for start in tiles):
+            best = _best_class(probabilities, inside[:, :, columns].flatten(1))
+            labels[rows, columns] = best.view(inside.shape[1], -1)
+    return labels
+
+
+def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """Of [Q, K] and neighbouring pixels [Q, N]: [N]. Most of many classes can win none of them."""
+    low, high = masks.aminmax(dim=1)
+    with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would make many classes equal
+        behind = high @ probabilities < (1 - _ROUNDING) * (low @ probabilities).max()
+        possible = behind.logical_not().nonzero()[:, 0]
+        scores = masks.T @ probabilities[:, possible]
+    # on processors NumPy's is many times quicker
+    best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
+    return possible[best]
 
 
 def panoptic(
-    class_logits: Tensor, mask_logits: Tensor, isthing: Sequence[bool], settings: InferenceSettings
+    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> PanopticSegmentation:
     """One segment id per pixel; stuff segments of one class are merged.
 
@@ -99,29 +116,54 @@ def panoptic(
     Returns:
         ids int32 [H, W], numbered from 1 in the order of the queries, 0 for void.
     """
-    ids = torch.zeros(mask_logits.shape[1:], dtype=torch.int32, device=mask_logits.device)
+    masks = _as_masks(mask_logits)
+    ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
     scores, labels = class_logits.softmax(-1).max(-1)
-    keep = (labels != len(isthing)) & (scores > settings.object_threshold)
-    if not keep.any():
+    kept = ((labels != len(isthing)) & (scores > settings.object_threshold)).nonzero()[:, 0]
+    if not len(kept):
         return PanopticSegmentation(ids, ())
-    scores, labels = scores[keep], labels[keep]
-    masks = mask_logits[keep].sigmoid()
-    owner = (scores[:, None, None] * masks).argmax(dim=0)
-    chosen = _surviving(owner, masks, settings.overlap_threshold)
+    scores, labels = scores[kept], labels[kept]
+    claimed, won = kept.new_zeros(len(kept)), kept.new_zeros(len(kept), 2)
+    for rows, band in masks.bands():
+        ids[rows], claims = _owners(map(band, kept.tolist()), scores)
+        claimed += claims
+        won += ids[rows].flatten().bincount(minlength=won.numel()).view_as(won)
+    chosen = _surviving(won, claimed, settings.overlap_threshold)
     assigned, segments = _number(chosen, labels.tolist(), scores.tolist(), isthing)
-    lookup = torch.tensor(assigned, dtype=torch.int32, device=ids.device)
-    own_mask = masks.gather(0, owner[None])[0] >= 0.5
-    return PanopticSegmentation(torch.where(own_mask, lookup[owner], ids), segments)
+    lookup = torch.tensor([[0, number] for number in assigned], dtype=torch.int32, device=ids.device)
+    for rows, _ in masks.bands():
+        ids[rows] = lookup.flatten()[ids[rows]]
+    return PanopticSegmentation(ids, segments)
 
 
-def _surviving(owner: Tensor, masks: Tensor, overlap_threshold: float) -> list[bool]:
-    """Per kept query: it wins pixels, and enough of those its mask claims."""
-    claims = masks >= 0.5
-    won = torch.bincount(owner.flatten(), minlength=len(masks))
-    claimed = claims.flatten(1).sum(1)
-    both = torch.bincount(owner[claims.gather(0, owner[None])[0]], minlength=len(masks))
-    alive = (won > 0) & (claimed > 0) & (both > 0)
-    enough = won / claimed.clamp(min=1) >= overlap_threshold
+def _owners(mask_logits: Iterable[Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Who wins each pixel, and how many pixels each query claims.
+
+    Args:
+        mask_logits: [h, w] of each query.
+        scores: [Q].
+
+    Returns:
+        [h, w]: twice the winner's number, and one more where its mask covers the pixel; [Q].
+    """
+    best, owner, claimed = torch.tensor(-1.0), torch.tensor(0.0), []
+    for number, (logits, score) in enumerate(zip(mask_logits, scores, strict=True)):
+        mask = logits.sigmoid()
+        # 0 or 1 in the precision of the masks, which is many times quicker than bool
+        claims = torch.ge(mask, 0.5, out=torch.empty_like(mask))
+        claimed.append(claims.count_nonzero())
+        weighted = score * mask
+        better = torch.gt(weighted, best, out=torch.empty_like(mask))
+        # numbers rise, so the largest is that of the last who was better
+        owner = torch.maximum(owner, better * (claims + 2 * number))
+        best = torch.maximum(best, weighted)
+    return owner, torch.stack(claimed)
+
+
+def _surviving(won: Tensor, claimed: Tensor, overlap_threshold: float) -> list[bool]:
+    """Per kept query: it wins pixels, outside and inside its mask [Q, 2], and enough of those it claims."""
+    alive = (won[:, 1] > 0) & (claimed > 0)
+    enough = won.sum(1) / claimed.clamp(min=1) >= overlap_threshold
     return (alive & enough).tolist()
 
 
@@ -144,16 +186,23 @@ def _number(
 
 
 def instances(
-    class_logits: Tensor, mask_logits: Tensor, isthing: Sequence[bool], settings: InferenceSettings
+    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> Instances:
     """The best query and class pairs, things only, scored by class times mean mask probability."""
     labels, queries, scores = ranked(class_logits, isthing, settings.top_k)
+    masks = _as_masks(mask_logits)
     # many classes share a query: the masks are scored once per query
     used, row = queries.unique(return_inverse=True)
-    logits = mask_logits[used]
-    masks = logits > 0
-    inside = (logits.sigmoid() * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
-    return Instances(labels, scores * inside[row], masks[row])
+    found = torch.empty(len(used), *masks.size, dtype=torch.bool, device=masks.device)
+    inside = torch.zeros(len(used), dtype=torch.float64, device=masks.device)
+    for rows, band in masks.bands():
+        for number, query in enumerate(used.tolist()):
+            logits = band(query)
+            found[number, rows] = logits > 0
+            inside[number] += (logits.sigmoid() * found[number, rows]).sum()
+    area = torch.stack([mask.count_nonzero() for mask in found]) if len(found) else inside
+    mean = (inside / (area + 1e-6)).to(scores.dtype)
+    return Instances(labels, scores * mean[row], found[row])
 
 
 def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,11 +223,27 @@ def predict(
     canvas: Size,
     valid: Size,
     output: Size,
+    measures: Sequence[str] = MEASURES,
 ) -> Prediction:
-    """All three results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas."""
-    masks = resize_masks(mask_logits, canvas, valid, output)
+    """Results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas.
+
+    Args:
+        class_logits, mask_logits, isthing, settings: as above.
+        canvas, valid, output: see :func:`resize_masks`.
+        measures: what is wanted, of :data:`~odise_pl.measures.MEASURES`; everything else is None.
+    """
+    sizes = (canvas, valid, output)
+    small = len(mask_logits) * math.prod(output) <= _SMALL
+    masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
+    common = (class_logits, masks, isthing, settings)
+    score, label = class_logits.softmax(-1)[:, :-1].amax(0).max(0)
     return Prediction(
-        panoptic(class_logits, masks, isthing, settings),
-        instances(class_logits, masks, isthing, settings),
-        semantic_map(class_logits, masks),
+        panoptic(*common) if "panoptic" in measures else None,
+        instances(*common) if "instances" in measures else None,
+        semantic_map(class_logits, masks) if "semantic" in measures else None,
+        (int(label), float(score)),
     )
+
+
+def _as_masks(mask_logits: Tensor | Masks) -> Masks:
+    return mask_logits if isinstance(mask_logits, Masks) else Masks(mask_logits)

@@ -122,11 +122,10 @@ class OdiseModule(lightning.LightningModule):
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
         self.results: dict[str, EvaluationResult] = {}
         self.measured_at = -1  # the step that the results are of
+        self.measures = measures or [MEASURES] * len(self.evaluations)
         self.metrics = nn.ModuleList(
             SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
-            for v, measured in zip(
-                self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
-            )
+            for v, measured in zip(self.evaluations.values(), self.measures, strict=True)
         )
         self._skipped, self._guard = 0, StepGuard()
         self._training_classes: TextClasses | None = None
@@ -253,6 +252,7 @@ class OdiseModule(lightning.LightningModule):
             batch.original_sizes,
             self._inference_classes[index],
             batch.generated_captions,
+            ("panoptic", *self.measures[index]),  # pictures show the panoptic map
         )
 
     def on_validation_epoch_end(self) -> None:

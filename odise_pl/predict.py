@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
+import warnings
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,17 @@ from PIL import Image
 from odise_pl.checkpoint import load_weights
 from odise_pl.configuration import adopt, check_weights, clear_errors
 from odise_pl.data.images import as_rgb, encode_ids, read_image
+from odise_pl.data.pictures import find_images
+from odise_pl.data.records import DataError
 from odise_pl.data.transforms import EvalResize, image_tensor
-from odise_pl.drawing import overlay
+from odise_pl.drawing import paint
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import panoptic_annotation
+from odise_pl.files import write_bytes, write_text
 from odise_pl.lightning_module import describe
 from odise_pl.limits import bad_numbers
-from odise_pl.odise import Odise, pad_images
+from odise_pl.measures import MEASURES
+from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
 from odise_pl.vocabulary import Vocabulary, load_vocabulary, packaged_vocabularies
@@ -49,13 +56,24 @@ class Segmenter:
     model: Odise
     training: Vocabulary
     resize: EvalResize
+    _classes: dict[tuple[Vocabulary, torch.device], InferenceClasses] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def segment(self, image: Image.Image, vocabulary: Vocabulary | Sequence[str]) -> Prediction:
+    def segment(
+        self,
+        image: Image.Image,
+        vocabulary: Vocabulary | Sequence[str],
+        measures: Sequence[str] = MEASURES,
+    ) -> Prediction:
         """Panoptic map, instances and class map at the size of the image.
 
         Args:
             image: of any mode but floats; what is transparent is taken for white.
-            vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`.
+            vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
+                embedded when it differs from that of the call before.
+            measures: which of the three are wanted (``panoptic``, ``instances``, ``semantic``), the others
+                are None. Of a large image, instances take the most memory: a byte for each pixel of each.
 
         Raises:
             VocabularyError: it is empty, or a name comes twice.
@@ -67,12 +85,20 @@ class Segmenter:
                 f"image is of {type(image).__name__}, not of PIL.Image: Image.open(PATH) reads one, "
                 f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
             )
-        classes = self.model.prepare(load_vocabulary(vocabulary), self.training)
-        pixels = image_tensor(self.resize.image(as_rgb(image)))
-        images, valid = pad_images([pixels])
         device = self.model.clip.mean.device
-        (prediction,) = self.model.predict(images.to(device), valid, [(image.height, image.width)], classes)
+        classes = self._embedded(load_vocabulary(vocabulary), device)
+        image = as_rgb(image)
+        images, valid = pad_images([image_tensor(self.resize.image(image))])
+        sizes = (valid, [(image.height, image.width)])
+        (prediction,) = self.model.predict(images.to(device), *sizes, classes, measures=measures)
         return prediction.to("cpu")
+
+    def _embedded(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
+        key = (vocabulary, device)
+        if key not in self._classes:
+            self._classes.clear()
+            self._classes[key] = self.model.prepare(vocabulary, self.training)
+        return self._classes[key]
 
 
 def load_segmenter(
@@ -142,38 +168,75 @@ def write_prediction(
 ) -> dict[str, Any]:
     """Write ``NAME_segments.png`` (to look at), ``NAME_ids.png`` (COCO's panoptic PNG) and ``NAME.json``.
 
+    Args:
+        image: RGB, of the size of the prediction.
+        prediction: with its panoptic map.
+        vocabulary: that it was made with.
+        folder: made if it is not there.
+        name: of the files.
+
     Returns:
         what the JSON holds: the segments with their class names, scores, areas and boxes.
+
+    Raises:
+        OSError: the folder cannot be written; every file is there whole, or as it was.
     """
-    annotation, ids = panoptic_annotation(prediction.panoptic, vocabulary, 0, f"{name}_ids.png")
+    panoptic = prediction.panoptic
+    assert panoptic is not None
+    annotation, ids = panoptic_annotation(panoptic, vocabulary, 0, f"{name}_ids.png")
     names = {category.id: category.name for category in vocabulary.categories}
     segments = [{"name": names[s["category_id"]], **s} for s in annotation["segments_info"]]
     content = {"file_name": annotation["file_name"], "segments": segments}
     folder.mkdir(parents=True, exist_ok=True)
-    picture = overlay(image_tensor(image), prediction.panoptic, vocabulary.names)
-    Image.fromarray(picture).save(folder / f"{name}_segments.png")
-    (folder / f"{name}_ids.png").write_bytes(encode_ids(ids))
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    picture = image.copy()
+    paint(picture, panoptic, vocabulary.names)
+    shown = io.BytesIO()
+    # a photo's PNG gets hardly smaller in six times as long
+    picture.save(shown, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    write_bytes(folder / f"{name}_segments.png", shown.getvalue())
+    write_bytes(folder / f"{name}_ids.png", encode_ids(ids))
+    write_text(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
     return content
 
 
-def run(options: argparse.Namespace) -> None:
-    """Segment every image and say what is on it."""
-    names = [path.stem for path in options.images]
-    if len(set(names)) < len(names):
-        raise SettingError("two images have one name, so their results would; run them one by one")
-    problem = unwritable(options.out)
-    if problem is not None:
-        raise SettingError(f"--out {options.out}: {problem}")
-    images = [read_image(path) for path in options.images]
+def run(options: argparse.Namespace) -> int:
+    """Segment every image and say what is on it.
+
+    Returns:
+        exit status: 1 if an image could not be read; the others have their results.
+
+    Raises:
+        UserError: something is wrong that concerns all images; found before the network loads, if it can be.
+    """
+    images = find_images(options.images)
+    refused = unwritable(options.out)
+    if refused is not None:
+        raise SettingError(f"--out {options.out}: {refused}")
     vocabulary = load_vocabulary(options.names)
     segmenter = load_segmenter(options.checkpoint, options.overrides, options.conf, options.device)
-    for path, image in zip(options.images, images, strict=True):
-        prediction = segmenter.segment(image, vocabulary)
-        content = write_prediction(image, prediction, vocabulary, options.out, path.stem)
-        found = [f"{s['name']} ({s['score']:.2f})" for s in content["segments"]]
-        print(f"{path}: {', '.join(found) or 'nothing'}")
-    print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
+    unread: list[DataError] = []
+    for result, path in images.items():
+        try:
+            print(f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True)
+        except DataError as error:
+            unread.append(error)
+        except OSError as error:
+            raise SettingError(f"--out {options.out}: {error}") from error
+    if len(unread) < len(images):
+        print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
+    for problem in unread:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _segment_file(segmenter: Segmenter, path: Path, vocabulary: Vocabulary, result: Path) -> str:
+    """What an image shows, in words; ``result`` is the path of the results but for their endings."""
+    image = read_image(path)
+    prediction = segmenter.segment(image, vocabulary, ["panoptic"])
+    content = write_prediction(image, prediction, vocabulary, result.parent, result.name)
+    label, score = prediction.best or (0, 0.0)
+    found = [f"{s['name']} ({s['score']:.2f})" for s in content["segments"]]
+    return ", ".join(found) or f"no segment (best score {score:.2f}: {vocabulary.names[label]})"
 
 
 def _names(text: str) -> Any:
@@ -187,7 +250,9 @@ def _names(text: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.predict", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="of a run, or an official release")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="pictures, folders of them, or patterns such as '*.jpg'"
+    )
     parser.add_argument(
         "--names",
         type=_names,
@@ -208,9 +273,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, or ends the program with what is wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    # large pictures are what users have; far larger ones Pillow refuses
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     with clear_errors():
-        run(_parser().parse_args(arguments))
-    return 0
+        try:
+            return run(_parser().parse_args(arguments))
+        except KeyboardInterrupt:
+            print("stopped: the results so far are whole", file=sys.stderr)
+            return 130
 
 
 if __name__ == "__main__":

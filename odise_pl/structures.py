@@ -223,14 +223,16 @@ class Instances(TensorStruct):
 
 @dataclass(frozen=True)
 class Prediction(TensorStruct):
-    """Everything that is said of one image at its original size.
+    """What is said of one image at its original size; None where nobody has asked.
 
     Attributes:
         panoptic: the panoptic map.
         instances: scored masks of things.
         semantic: int64 [H, W], the best class of each pixel; -1 is none.
+        best: class and score of the surest query, whether it has become a segment or not.
     """
 
-    panoptic: PanopticSegmentation
-    instances: Instances
-    semantic: Tensor
+    panoptic: PanopticSegmentation | None
+    instances: Instances | None
+    semantic: Tensor | None
+    best: tuple[int, float] | None = None

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import whole_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.allocations import Allocations
 from odise_pl.inference import (
-    MAX_SCORES,
     InferenceSettings,
     instances,
     panoptic,
@@ -20,6 +21,8 @@ from odise_pl.inference import (
     semantic_map,
     semantic_scores,
 )
+from odise_pl.measures import MEASURES
+from odise_pl.ops import bands
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,10 @@ def test_instances_are_those_of_a_literal_loop(case: Case) -> None:
 
 
 @settings(max_examples=200)
-@given(cases(), st.integers(1, 5))
-def test_the_semantic_map_in_chunks_is_the_argmax_of_all_scores(case: Case, chunk: int) -> None:
+@given(cases())
+def test_the_semantic_map_is_the_argmax_of_all_scores(case: Case) -> None:
     scores = semantic_scores(case.class_logits, case.mask_logits)
-    best = semantic_map(case.class_logits, case.mask_logits, chunk)
+    best = semantic_map(case.class_logits, case.mask_logits)
     assert best.dtype == torch.int64
     winning = scores.gather(0, best[None])[0]
     # the order of a sum may turn a tie around
@@ -164,10 +167,8 @@ def test_semantic_scores_are_sums_over_queries(case: Case) -> None:
         torch.testing.assert_close(scores[k], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_of_equal_scores_the_first_class_wins_in_every_chunk() -> None:
-    logits, masks = torch.zeros(2, 6), torch.ones(2, 3, 3)
-    for chunk in (1, 2, 3, 64):
-        assert semantic_map(logits, masks, chunk).eq(0).all()
+def test_of_equal_scores_the_first_class_wins() -> None:
+    assert semantic_map(torch.zeros(2, 6), torch.ones(2, 3, 3)).eq(0).all()
 
 
 def test_nothing_confident_is_all_void_and_no_instance_of_stuff() -> None:
@@ -216,17 +217,77 @@ def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: float)
         InferenceSettings(**{setting: value})
 
 
-def test_the_semantic_map_of_many_classes_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """847 classes at 1024 x 1024: a dense map of scores would have 888 million elements."""
-    sizes: list[int] = []
+def large_case(classes: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, list[bool]]:
+    """Class logits, masks of a canvas of 128 x 192 with regions of several cells, and which are things."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = 8 * torch.randn(1, queries, 8, 12, generator=generator)
+    masks = F.interpolate(coarse, (32, 48), mode="bicubic")[0]
+    logits = 3 * torch.randn(queries, classes + 1, generator=generator)
+    return logits, masks, [bool(k % 2) for k in range(classes)]
 
-    def recorded(equation: str, *operands: torch.Tensor) -> torch.Tensor:
-        classes = operands[0].shape[1]
-        sizes.append(classes * operands[1][0].numel())
-        return operands[1][:1].expand(classes, -1, -1)
 
-    monkeypatch.setattr("odise_pl.inference.torch.einsum", recorded)
-    logits = torch.zeros(1, 848)
-    assert semantic_map(logits, torch.zeros(1, 1024, 1024)).shape == (1024, 1024)
-    assert sum(sizes) == 847 * 1024**2
-    assert max(sizes) <= MAX_SCORES
+@pytest.mark.parametrize("output", [(400, 520), (233, 301), (97, 131)])
+@pytest.mark.parametrize("classes", [1, 9, 300])
+def test_bands_give_the_pixels_of_masks_of_full_size(
+    classes: int, output: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odise_pl.inference._SMALL", 0)
+    monkeypatch.setitem(bands._PIXELS, "cpu", 1 << 13)
+    for seed, thresholds in enumerate([(0.0, 0.0), (0.3, 0.5)]):
+        logits, masks, isthing = large_case(classes, 12, seed)
+        arguments = (
+            logits,
+            masks,
+            isthing,
+            InferenceSettings(*thresholds, 40),
+            (128, 192),
+            (120, 171),
+            output,
+        )
+        ours, whole = predict(*arguments), whole_masks.predict(*arguments)
+        assert ours.panoptic is not None
+        assert whole.panoptic is not None
+        assert ours.instances is not None
+        assert whole.instances is not None
+        assert torch.equal(ours.panoptic.ids, whole.panoptic.ids)
+        assert ours.panoptic.segments == whole.panoptic.segments
+        assert torch.equal(ours.semantic, whole.semantic)
+        assert torch.equal(ours.instances.masks, whole.instances.masks)
+        torch.testing.assert_close(ours.instances.scores, whole.instances.scores)
+
+
+@pytest.mark.parametrize(("measure", "bytes_of_a_pixel"), [("panoptic", 4), ("semantic", 8)])
+def test_a_large_image_takes_little_more_than_its_result(measure: str, bytes_of_a_pixel: int) -> None:
+    """Masks of full size would take 100 bytes of a pixel; scores of 847 classes 3,388."""
+    logits, masks, isthing = large_case(847, 25)
+    height, width = 1500, 2000
+    with Allocations() as allocated:
+        sizes = ((128, 192), (128, 171), (height, width))
+        predict(logits, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes, [measure])
+    assert allocated.peak < height * width * bytes_of_a_pixel + (40 << 20)
+
+
+def test_nothing_is_computed_that_nobody_asks_for() -> None:
+    logits, masks, isthing = large_case(3, 4)
+    sizes = ((128, 192), (128, 171), (60, 80))
+    for measure in MEASURES:
+        found = predict(logits, masks, isthing, InferenceSettings(), *sizes, [measure])
+        assert [name for name in MEASURES if getattr(found, name) is not None] == [measure]
+
+
+def test_the_surest_query_is_known_without_a_segment() -> None:
+    logits = torch.tensor([[0.2, 0.05, 0.75], [0.1, 0.3, 0.6]]).log()
+    found = predict(
+        logits,
+        -torch.ones(2, 8, 8),
+        [True, True],
+        InferenceSettings(),
+        (32, 32),
+        (32, 32),
+        (9, 9),
+        ["panoptic"],
+    )
+    assert found.panoptic is not None
+    assert not found.panoptic.segments
+    assert found.best is not None
+    assert found.best == (1, pytest.approx(0.3))

@@ -109,8 +109,8 @@ def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def encode_ids(ids: NDArray[np.int32]) -> bytes:
     """The inverse of :func:`decode_ids`."""
-    channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1)
-    return _png(Image.fromarray(channels.astype(np.uint8)))
+    channels = np.ascontiguousarray(ids, dtype="<i4").view(np.uint8).reshape(*ids.shape, 4)
+    return _png(Image.fromarray(channels[..., :3]))
 
 
 def decode_semantic(data: bytes) -> NDArray[np.int32]:

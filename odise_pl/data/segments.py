@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from odise_pl.data.records import SegmentRecord
 
@@ -25,23 +24,34 @@ def segment_records(
         isthing: one flag per class.
         crowds: ids of groups that are not split into objects.
     """
-    values, numbers = np.unique(ids, return_inverse=True)
-    numbers = numbers.reshape(ids.shape) + 1
-    areas, places = np.bincount(numbers.ravel()), find_objects(numbers)
+    # an id map consists of runs along its rows, far fewer than pixels
+    changed = np.ones(ids.shape, dtype=bool)
+    np.not_equal(ids[:, 1:], ids[:, :-1], out=changed[:, 1:])
+    rows, starts = np.nonzero(changed)
+    ends = np.append(starts[1:], 0)
+    ends[ends == 0] = ids.shape[1]
+    values, numbers = np.unique(ids[rows, starts], return_inverse=True)
+    areas = np.bincount(numbers, ends - starts)
+    top, left = (_of_each(np.minimum, numbers, x) for x in (rows, starts))
+    bottom, right = (_of_each(np.maximum, numbers, x) for x in (rows + 1, ends))
+    boxes = np.stack([left, top, right - left, bottom - top], axis=1)
     return tuple(
         SegmentRecord(
             id=value,
             category=categories[value],
             isthing=isthing[categories[value]],
             iscrowd=value in crowds,
-            area=int(areas[number]),
-            bbox=_box(places[number - 1]),
+            area=int(area),
+            bbox=tuple(box),
         )
-        for number, value in enumerate(values.tolist(), start=1)
+        for value, area, box in zip(values.tolist(), areas, boxes.tolist(), strict=True)
         if value
     )
 
 
-def _box(place: tuple[slice, slice]) -> tuple[int, ...]:
-    rows, columns = place
-    return columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+def _of_each(extreme: np.ufunc, numbers: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest or largest place under each number, all of which occur."""
+    found = np.empty(numbers.max() + 1, dtype=np.int64)
+    found[numbers] = places
+    extreme.at(found, numbers, places)
+    return found

@@ -29,7 +29,7 @@ def panoptic_annotation(
     panoptic: PanopticSegmentation, vocabulary: Vocabulary, image_id: int, file_name: str
 ) -> tuple[dict[str, Any], NDArray[np.int32]]:
     """The annotation of a map and the map of its ids, int32 [H, W]."""
-    ids = panoptic.ids.cpu().numpy().astype(np.int32)
+    ids = panoptic.ids.cpu().numpy().astype(np.int32, copy=False)
     scores = {segment.id: segment.score for segment in panoptic.segments}
     categories = {segment.id: segment.category for segment in panoptic.segments}
     segments = [

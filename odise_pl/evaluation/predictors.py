@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import nn
 
+from odise_pl.measures import MEASURES
 from odise_pl.odise import InferenceClasses, Odise
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
@@ -24,11 +26,15 @@ class NetworkPredictor(nn.Module):
         model: the network.
         vocabulary: classes that are asked for.
         training: classes that the network was trained on.
+        measures: which results are wanted.
     """
 
-    def __init__(self, model: Odise, vocabulary: Vocabulary, training: Vocabulary) -> None:
+    def __init__(
+        self, model: Odise, vocabulary: Vocabulary, training: Vocabulary, measures: Sequence[str] = MEASURES
+    ) -> None:
         super().__init__()
         self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
+        self.measures = measures
         self._classes: InferenceClasses | None = None
 
     def forward(self, batch: Batch) -> list[Prediction]:
@@ -39,4 +45,6 @@ class NetworkPredictor(nn.Module):
             self.model.idle(self._classes)
             return []
         sizes = (batch.valid_sizes, batch.original_sizes)
-        return self.model.predict(batch.images, *sizes, self._classes, batch.generated_captions)
+        return self.model.predict(
+            batch.images, *sizes, self._classes, batch.generated_captions, self.measures
+        )

@@ -1,0 +1,87 @@
+"""The pictures that a command line names: files, folders and patterns. Imports no torch."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from odise_pl.data.records import DataError
+
+_log = logging.getLogger(__name__)
+_RESULTS = ("_segments", "_ids")
+
+
+def find_images(names: Sequence[str | Path]) -> dict[Path, Path]:
+    """The pictures, in order, by the relative path of their results, which has no ending.
+
+    Results have the name of their picture; those of a folder's pictures keep their place in the folder.
+    Sub-folders are searched; what is hidden in a folder, and what the command has written, is skipped.
+
+    Args:
+        names: each a file, a folder or, if there is no such path, a pattern (``**`` is any folders).
+
+    Raises:
+        DataError: there is nothing of a name, or two pictures would have the same results.
+    """
+    found: dict[Path, Path] = {}
+    for name in names:
+        for path, result in _named(name):
+            if result in found:
+                raise DataError(
+                    f"two images have one name, so their results would: {found[result]} and {path}; "
+                    "run them one by one, each with its own --out"
+                )
+            found[result] = path
+    return found
+
+
+def _named(name: str | Path) -> Iterator[tuple[Path, Path]]:
+    given = [Path(name)] if os.path.exists(name) else _matches(Path(name))  # noqa: PTH110 (of any length)
+    if not given:
+        raise DataError(f"{name}: no such file or folder, and nothing fits such a pattern")
+    for path in given:
+        if path.is_dir():
+            yield from ((picture, picture.relative_to(path).with_suffix("")) for picture in _pictures(path))
+        else:
+            yield path, Path(path.stem)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """As a shell does it, but that folders which are there may have brackets in their names."""
+    root = next((folder for folder in pattern.parents if folder.is_dir()), pattern)
+    found = glob.glob(str(pattern.relative_to(root)), root_dir=root, recursive=True)  # noqa: PTH207 (hides dot files)
+    return sorted(path for path in (root / name for name in found) if path.exists())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Everything in a folder whose ending is that of a picture, sorted; links are followed."""
+    files = [path for path in _files(folder) if not _is_result(path)]
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    pictures = [path for path in files if path.suffix.lower() in endings]
+    if not pictures:
+        raise DataError(f"{folder}: no picture in this folder or the folders in it")
+    others = sorted({path.suffix or path.name for path in set(files) - set(pictures)})
+    if others:
+        _log.warning("%s: skipped files that are no pictures (%s)", folder, ", ".join(others))
+    return pictures
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()  # links may lead in a circle
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        shown = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = [name for name in shown if os.path.realpath(Path(place, name)) not in seen]
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _is_result(path: Path) -> bool:
+    """Whether the command has written a file: a picture beside its JSON file, or that."""
+    base = next((path.stem.removesuffix(end) for end in _RESULTS if path.stem.endswith(end)), path.stem)
+    written = {path.with_name(f"{base}{end}") for end in ("_ids.png", ".json")}
+    return (base != path.stem or path.suffix == ".json") and all(file.is_file() for file in written)

@@ -1,0 +1,114 @@
+"""Processor time and memory of post-processing large images, from small masks to results.
+
+``python scripts/bench_large_images.py`` takes each case in a process of its own, with one thread and random
+masks: predictions as files (reading the picture, panoptic map, pictures and JSON written) and the class map
+of an evaluation. Of the smallest case it also shows how masks of full size do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from odise_pl.data.images import read_image
+from odise_pl.inference import InferenceSettings, predict
+from odise_pl.predict import write_prediction
+from odise_pl.structures import Size
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
+
+TESTS = Path(__file__).parents[1] / "tests"  # keeps the way of full size
+WORDS = ["dog", "cat", "tree", "house", "car", "sky:stuff", "grass:stuff", "road:stuff"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of masks, canvas, valid part and result; queries; words."""
+
+    queries: int
+    canvas: Size
+    valid: Size
+    output: Size
+    words: str | list[str]
+
+
+TOY, PUBLISHED = ((128, 192), (128, 171)), ((1024, 1408), (1024, 1365))
+CASES = {
+    "12 MP, 16 queries, 8 words": Case(16, *TOY, (3000, 4000), WORDS),
+    "48 MP, 16 queries, 847 words": Case(16, *TOY, (6000, 8000), "ade20k_847"),
+    "12 MP, 100 queries, 8 words": Case(100, *PUBLISHED, (3000, 4000), WORDS),
+    "48 MP, 100 queries, 847 words": Case(100, *PUBLISHED, (6000, 8000), "ade20k_847"),
+}
+WAYS = ("predict", "semantic", "predict, full size", "semantic, full size")
+
+
+def random_logits(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class logits, and masks at stride 4 with regions of some cells."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = (side // 4 for side in case.canvas)
+    coarse = 8 * torch.randn(1, case.queries, height // 8, width // 8, generator=generator)
+    masks = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    return 4 * torch.randn(case.queries, classes + 1, generator=generator), masks
+
+
+def measure(case: Case, way: str) -> str:
+    """Seconds of processor time and peak memory, beyond what is there before."""
+    vocabulary = load_vocabulary(case.words)
+    logits = random_logits(case, len(vocabulary))
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder, "photo.jpg")
+        noise = np.random.default_rng(0).integers(0, 255, (75, 100, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(case.output[::-1]).save(photo)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        post_process(case, way, vocabulary, logits, photo)
+        seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{seconds:7.1f} s, peak {peak / 2**20:.2f} GiB, {before / 2**20:.2f} before"
+
+
+def post_process(
+    case: Case, way: str, vocabulary: Vocabulary, logits: tuple[torch.Tensor, torch.Tensor], photo: Path
+) -> None:
+    """What comes after the network."""
+    function = predict
+    if way.endswith("full size"):
+        sys.path.append(str(TESTS))
+        from whole_masks import predict as function
+    measures = ["panoptic"] if way.startswith("predict") else ["semantic"]
+    image = read_image(photo)
+    settings = InferenceSettings(overlap_threshold=0.0)
+    sizes = (case.canvas, case.valid, case.output)
+    prediction = function(*logits, vocabulary.isthing, settings, *sizes, measures)
+    if way.startswith("predict"):
+        write_prediction(image, prediction, vocabulary, photo.parent, photo.stem)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one case, or start a process for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--way", choices=WAYS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    ways = [options.way] if options.way else WAYS
+    for name, case in CASES.items():
+        for way in ways if options.case in (None, name) else []:
+            if options.case and options.way:
+                print(f"{name}, {way}: {measure(case, way)}", flush=True)
+            elif "full" not in way or name == next(iter(CASES)):
+                subprocess.run([sys.executable, __file__, "--case", name, "--way", way], check=True)
+
+
+if __name__ == "__main__":
+    main()
