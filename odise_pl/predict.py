@@ -214,18 +214,19 @@ def run(options: argparse.Namespace) -> int:
         raise SettingError(f"--out {options.out}: {refused}")
     vocabulary = load_vocabulary(options.names)
     segmenter = load_segmenter(options.checkpoint, options.overrides, options.conf, options.device)
-    unread: list[DataError] = []
-    for result, path in images.items():
-        try:
-            print(f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True)
-        except DataError as error:
-            unread.append(error)
-        except OSError as error:
-            raise SettingError(f"--out {options.out}: {error}") from error
+    unread: list[str] = []  # not the errors, which hold what was read
+    try:
+        for result, path in images.items():
+            try:
+                print(f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True)
+            except DataError as error:
+                unread.append(str(error))
+            except OSError as error:
+                raise SettingError(f"--out {options.out}: {error}") from error
+    finally:
+        print(*(f"error: {problem}" for problem in unread), sep="\n", end="\n" * bool(unread), file=sys.stderr)
     if len(unread) < len(images):
         print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
-    for problem in unread:
-        print(f"error: {problem}", file=sys.stderr)
     return 1 if unread else 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.images import decode_ids, decode_rgb, read_image
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.predictors import NetworkPredictor
-from odise_pl.predict import load_segmenter, main
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.odise import Odise, TextClasses
+from odise_pl.predict import Segmenter, load_segmenter, main
+from odise_pl.structures import PanopticSegmentation, Prediction, Segment
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 CONF = ROOT / "conf"
 EVERYTHING = "model.inference.overlap_threshold=0.0"  # what little it has learned
@@ -98,8 +102,9 @@ def test_the_command_writes_what_it_finds(
     ("change", "message"),
     [
         ({"ckpt": "nothing.ckpt"}, "nothing.ckpt is not there"),
-        ({"image": "nothing.jpg"}, "nothing.jpg cannot be read as an image"),
-        ({"image": __file__}, "test_predict.py cannot be read as an image"),
+        ({"image": "nothing.jpg", "ckpt": "nothing.ckpt"}, "nothing.jpg: no such file"),
+        ({"image": str(CONF)}, f"{CONF}: no picture"),
+        ({"image": ""}, "no such file"),
         ({"--names": "ball,,box"}, "has an empty name"),
         ({"--names": "nonsense.txt"}, "no vocabulary 'nonsense.txt'"),
         ({"--out": __file__}, "test_predict.py is a file, not a folder"),
@@ -181,6 +186,185 @@ def test_floats_are_not_taken_for_black(tmp_path: Path) -> None:
         read_image(tmp_path / "half.tiff")
 
 
-def test_two_images_of_one_name_are_not_written_over_each_other(checkpoint: Path, photos: list[Path]) -> None:
-    with pytest.raises(SystemExit, match="error: two images have one name"):
-        main([str(checkpoint), str(photos[0]), str(photos[0]), "--names", "ball"])
+def names_of(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the names that are embedded from now on."""
+    counts: list[int] = []
+    encode = type(segmenter.model).encode_classes
+
+    def counting(model: Odise, labels: Sequence[Sequence[str]], *rest: str) -> TextClasses:
+        counts.append(len(labels))
+        return encode(model, labels, *rest)
+
+    monkeypatch.setattr(type(segmenter.model), "encode_classes", counting)
+    return counts
+
+
+def test_names_are_embedded_once_until_they_change(
+    checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = load_segmenter(checkpoint, [], CONF)
+    image, counts = read_image(photos[0]), names_of(segmenter, monkeypatch)
+    for _ in range(3):
+        segmenter.segment(image, NAMES, ["panoptic"])
+    assert counts == [5, 5], "for the mask embeddings and for masked CLIP"
+    first = segmenter.segment(image, ["ball", "box"])
+    again = segmenter.segment(image, NAMES)
+    assert counts == [5, 5, 2, 2, 5, 5]
+    assert first.semantic is not None
+    assert again.semantic is not None
+    assert int(first.semantic.max()) < 2
+
+
+class Fake:
+    """Stands for a network that takes no time: everything is a ball, if anything is found."""
+
+    def __init__(self, score: float = 0.75) -> None:
+        self.score, self.most = score, 0
+        self._seen: list[weakref.ref[Image.Image]] = []
+
+    def segment(self, image: Image.Image, vocabulary: Vocabulary, measures: Sequence[str]) -> Prediction:
+        assert measures == ["panoptic"]
+        self._seen.append(weakref.ref(image))
+        self.most = max(self.most, sum(seen() is not None for seen in self._seen))
+        found = self.score > 0.5
+        ids = torch.full((image.height, image.width), int(found), dtype=torch.int32)
+        segments = (Segment(1, 0, True, score=self.score),) if found else ()
+        return Prediction(PanopticSegmentation(ids, segments), None, None, (0, self.score))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    segmenter = Fake()
+    monkeypatch.setattr("odise_pl.predict.load_segmenter", lambda *_: segmenter)
+    return segmenter
+
+
+def pictures(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + number, 6)).save(folder / name)
+
+
+def predicted(out: Path, *images: Path | str) -> int:
+    return main(["net.ckpt", *map(str, images), "--names", "ball", "--out", str(out)])
+
+
+def results(out: Path) -> set[str]:
+    """The images that have all three results; nothing else lies there."""
+    found = {str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.json")}
+    expected = {f"{name}{end}" for name in found for end in (".json", "_ids.png", "_segments.png")}
+    assert expected == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    return found
+
+
+def test_a_folder_keeps_its_shape_and_hidden_files_are_none(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = tmp_path / "photos [2024]", tmp_path / "out"
+    pictures(folder, "b.jpg", "a.PNG", "deep/a.jpg", "deep/er/a.tif", ".hidden.jpg", ".cache/c.jpg")
+    pictures(folder, "._b.jpg", "__MACOSX/b.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "circle").symlink_to(folder, target_is_directory=True)
+    (folder / "linked.jpg").symlink_to(folder / "b.jpg")
+    assert predicted(out, folder) == 0
+    assert results(out) == {"a", "b", "linked", "deep/a", "deep/er/a"}
+    shown = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    wanted = ["a.PNG", "b.jpg", "linked.jpg", "deep/a.jpg", "deep/er/a.tif"]
+    assert shown[:-1] == [str(folder / name) for name in wanted]
+    assert ".txt" in caplog.text
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg", "b_ids.jpg")
+    for _ in range(2):
+        assert predicted(tmp_path, tmp_path) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "b_ids.json"}
+
+
+def test_patterns_and_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "set [1]"
+    pictures(folder, "photo[1].jpg", "photo1.jpg", "photo2.jpg", "deep/photo3.jpg", ".photo4.jpg")
+    for number, (pattern, expected) in enumerate(
+        [
+            ("photo[1].jpg", {"photo[1]"}),
+            ("photo[12].jpg", {"photo1", "photo2"}),
+            ("*.jpg", {"photo1", "photo2", "photo[1]"}),
+            ("**/*3.jpg", {"photo3"}),
+        ]
+    ):
+        assert predicted(tmp_path / str(number), folder / pattern) == 0
+        assert results(tmp_path / str(number)) == expected
+    with pytest.raises(SystemExit, match=r"photo\[89\].jpg: no such file"):
+        predicted(tmp_path / "none", folder / "photo[89].jpg")
+
+
+@pytest.mark.parametrize("names", [("a/x.jpg", "b/x.jpg"), ("x.jpg", "x.png"), ("x.jpg", "x.jpg")])
+def test_two_images_of_one_name_are_not_written_over_each_other(
+    names: tuple[str, str], fake: Fake, tmp_path: Path
+) -> None:
+    pictures(tmp_path, *names)
+    with pytest.raises(SystemExit, match=r"x\.jpg and .*x\.(jpg|png)"):
+        predicted(tmp_path / "out", *(tmp_path / name for name in names))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_that_cannot_be_read_does_not_stop_the_others(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    pictures(tmp_path, "a.jpg", "z.jpg")
+    Image.new("RGB", (50, 30)).save(tmp_path / "large.png")  # more than the limit: Pillow warns
+    Image.new("RGB", (100, 30)).save(tmp_path / "bomb.png")  # more than twice the limit: it refuses
+    (tmp_path / "damaged.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
+    assert predicted(tmp_path / "out", tmp_path) == 1
+    assert results(tmp_path / "out") == {"a", "large", "z"}
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in errors] == [True, True]
+    assert "bomb.png" in errors[0]
+    assert "damaged.jpg" in errors[1]
+    assert predicted(tmp_path / "nothing", tmp_path / "damaged.jpg") == 1
+    assert "written" not in capsys.readouterr().out
+
+
+def test_images_are_not_held_longer_than_they_are_needed(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{number}.png" for number in range(5)))
+    assert predicted(tmp_path / "out", tmp_path) == 0
+    assert fake.most == 1
+
+
+def test_where_nothing_is_found_the_best_score_is_shown(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path, "photo.jpg")
+    fake.score = 0.034
+    assert predicted(tmp_path / "out", tmp_path / "photo.jpg") == 0
+    assert "photo.jpg: no segment (best score 0.03: ball)" in capsys.readouterr().out
+    assert results(tmp_path / "out") == {"photo"}
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_stopped_command_leaves_whole_files(
+    stopped: BaseException, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image's map cannot be put in the place of an earlier one."""
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b_ids.png").write_bytes(b"earlier")
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if target.name == "b_ids.png":
+            raise stopped
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    if isinstance(stopped, OSError):
+        with pytest.raises(SystemExit, match=r"error: --out .*No space left"):
+            predicted(out, tmp_path)
+    else:
+        assert predicted(out, tmp_path) == 130
+    left = {path.name for path in out.iterdir()}
+    assert left == {"a.json", "a_ids.png", "a_segments.png", "b_ids.png", "b_segments.png"}
+    assert (out / "b_ids.png").read_bytes() == b"earlier"
+    assert Image.open(out / "b_segments.png").size == (9, 6)

@@ -53,7 +53,9 @@ def _named(name: str | Path) -> Iterator[tuple[Path, Path]]:
 
 def _matches(pattern: Path) -> list[Path]:
     """As a shell does it, but that folders which are there may have brackets in their names."""
-    root = next((folder for folder in pattern.parents if folder.is_dir()), pattern)
+    root = next((folder for folder in pattern.parents if folder.is_dir()), None)
+    if root is None:
+        return []
     found = glob.glob(str(pattern.relative_to(root)), root_dir=root, recursive=True)  # noqa: PTH207 (hides dot files)
     return sorted(path for path in (root / name for name in found) if path.exists())
 
