@@ -56,7 +56,6 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     from odise_pl.checkpoint import load_weights
     from odise_pl.evaluation.predictors import NetworkPredictor
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
-    from odise_pl.measures import MEASURES
     from odise_pl.published import BENCHMARKS
     from odise_pl.vocabulary import load_vocabulary
 
@@ -69,9 +68,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     benchmarks = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
-        # files are for other programs, which may measure more
-        wanted = data.measures(name) if config.save_predictions is None else MEASURES
-        predictor = NetworkPredictor(model, classes, training, wanted)
+        predictor = NetworkPredictor(model, classes, training)
         loader = data.loader_of(name)
         benchmarks.append(Benchmark(name, classes, data.measures(name), predictor, loader, training))
     about = {"checkpoint": str(path), "step": description.step, "classifier": config.classifier.mode}

@@ -151,7 +151,6 @@ class PanopticPictures(Callback):
         names, truth = module.evaluations[name].names, batch.truths[index]
         height, width = batch.valid_sizes[index]
         image = batch.images[index, :, :height, :width]
-        assert prediction.panoptic is not None
         pictures = [overlay(image, prediction.panoptic, names)]
         if truth is not None:
             pictures.append(overlay(image, truth.panoptic, names))

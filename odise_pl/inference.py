@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
-from odise_pl.measures import MEASURES
 from odise_pl.ops.bands import Masks, ResizedMasks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
 
@@ -215,6 +215,53 @@ def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[T
     return labels[things], queries[things], scores[things]
 
 
+class NetworkPrediction(Prediction):
+    """What a network says of one image; each result is computed when it is first asked for.
+
+    Args:
+        class_logits: [Q, K + 1].
+        masks: [Q, H, W].
+        isthing: one flag per class.
+        settings: thresholds.
+        device: of the results, which are computed where the logits are.
+    """
+
+    def __init__(
+        self,
+        class_logits: Tensor,
+        masks: Masks,
+        isthing: Sequence[bool],
+        settings: InferenceSettings,
+        device: torch.device | str,
+    ) -> None:
+        self._from, self._device = (class_logits, masks, isthing, settings), device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
+        """The same with results on a device."""
+        return NetworkPrediction(*self._from, device)
+
+    @cached_property
+    def panoptic(self) -> PanopticSegmentation:
+        """See :func:`panoptic`."""
+        return panoptic(*self._from).to(self._device)
+
+    @cached_property
+    def instances(self) -> Instances:
+        """See :func:`instances`."""
+        return instances(*self._from).to(self._device)
+
+    @cached_property
+    def semantic(self) -> Tensor:
+        """See :func:`semantic_map`."""
+        return semantic_map(*self._from[:2]).to(self._device)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Class and score of the surest query, whether it has become a segment or not."""
+        score, label = self._from[0].softmax(-1)[:, :-1].amax(0).max(0)
+        return int(label), float(score)
+
+
 def predict(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -223,26 +270,12 @@ def predict(
     canvas: Size,
     valid: Size,
     output: Size,
-    measures: Sequence[str] = MEASURES,
-) -> Prediction:
-    """Results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas.
-
-    Args:
-        class_logits, mask_logits, isthing, settings: as above.
-        canvas, valid, output: see :func:`resize_masks`.
-        measures: what is wanted, of :data:`~odise_pl.measures.MEASURES`; everything else is None.
-    """
+) -> NetworkPrediction:
+    """All three results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas."""
     sizes = (canvas, valid, output)
     small = len(mask_logits) * math.prod(output) <= _SMALL
     masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
-    common = (class_logits, masks, isthing, settings)
-    score, label = class_logits.softmax(-1)[:, :-1].amax(0).max(0)
-    return Prediction(
-        panoptic(*common) if "panoptic" in measures else None,
-        instances(*common) if "instances" in measures else None,
-        semantic_map(class_logits, masks) if "semantic" in measures else None,
-        (int(label), float(score)),
-    )
+    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device)
 
 
 def _as_masks(mask_logits: Tensor | Masks) -> Masks:

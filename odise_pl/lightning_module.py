@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from odise_pl.checkpoint import load_trainable_state, trainable_names
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.guard import StepGuard
+from odise_pl.inference import NetworkPrediction
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
@@ -26,7 +27,7 @@ from odise_pl.odise import InferenceClasses, Odise, TextClasses
 from odise_pl.ops.points import Uniform
 from odise_pl.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from odise_pl.parallel import place_all
-from odise_pl.structures import Batch, Prediction, Targets
+from odise_pl.structures import Batch, Targets
 from odise_pl.vocabulary import Vocabulary
 from odise_pl.weights import read_checkpoint
 
@@ -122,10 +123,11 @@ class OdiseModule(lightning.LightningModule):
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
         self.results: dict[str, EvaluationResult] = {}
         self.measured_at = -1  # the step that the results are of
-        self.measures = measures or [MEASURES] * len(self.evaluations)
         self.metrics = nn.ModuleList(
             SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
-            for v, measured in zip(self.evaluations.values(), self.measures, strict=True)
+            for v, measured in zip(
+                self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
+            )
         )
         self._skipped, self._guard = 0, StepGuard()
         self._training_classes: TextClasses | None = None
@@ -227,7 +229,7 @@ class OdiseModule(lightning.LightningModule):
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, list[Prediction]]:
+    ) -> dict[str, list[NetworkPrediction]]:
         """Predict, score, and hand the predictions to the callbacks."""
         metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]
         metrics.leave_out(batch.left_out)
@@ -238,7 +240,7 @@ class OdiseModule(lightning.LightningModule):
         metrics.update(predictions, truths, batch.image_ids)
         return {"predictions": predictions}
 
-    def predict_batch(self, batch: Batch, index: int) -> list[Prediction]:
+    def predict_batch(self, batch: Batch, index: int) -> list[NetworkPrediction]:
         """Predictions at the original sizes with the classes of evaluation set ``index``."""
         if index not in self._inference_classes:
             vocabulary = list(self.evaluations.values())[index]
@@ -252,7 +254,6 @@ class OdiseModule(lightning.LightningModule):
             batch.original_sizes,
             self._inference_classes[index],
             batch.generated_captions,
-            ("panoptic", *self.measures[index]),  # pictures show the panoptic map
         )
 
     def on_validation_epoch_end(self) -> None:

@@ -27,10 +27,9 @@ from odise_pl.heads.classifier import (
 )
 from odise_pl.heads.mask_decoder import DecoderOutput, MaskDecoder
 from odise_pl.heads.pixel_decoder import PixelDecoder
-from odise_pl.inference import InferenceSettings, predict
-from odise_pl.measures import MEASURES
+from odise_pl.inference import InferenceSettings, NetworkPrediction, predict
 from odise_pl.ranks import Alone
-from odise_pl.structures import MaskPredictions, Prediction, Size, TensorStruct
+from odise_pl.structures import MaskPredictions, Size, TensorStruct
 from odise_pl.vocabulary import Vocabulary
 
 CANVAS_MULTIPLE = 64
@@ -222,9 +221,8 @@ class Odise(nn.Module):
         output_sizes: Sequence[Size],
         classes: InferenceClasses,
         captions: Captions = None,
-        measures: Sequence[str] = MEASURES,
-    ) -> list[Prediction]:
-        """Panoptic, instance and semantic results of every image.
+    ) -> list[NetworkPrediction]:
+        """Panoptic, instance and semantic results of every image, computed when they are asked for.
 
         Args:
             images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.
@@ -232,23 +230,22 @@ class Odise(nn.Module):
             output_sizes: size of each result.
             classes: from :meth:`prepare`.
             captions: see :meth:`decode`.
-            measures: which of the results are wanted.
         """
         output = self.decode(images, captions)[-1]
         logits = self.classify(output, images, valid_sizes, classes).float()
         canvas = (images.shape[2], images.shape[3])
         return [
-            predict(logits[i], masks, classes.isthing, self.inference, canvas, valid, size, measures)
-            for i, (masks, valid, size) in enumerate(
-                zip(output.mask_logits.float(), valid_sizes, output_sizes, strict=True)
+            predict(
+                logits[i], output.mask_logits[i].float(), classes.isthing, self.inference, canvas, valid, size
             )
+            for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
 
     def idle(self, classes: InferenceClasses) -> None:
         """Take part in a :meth:`predict` of other ranks without an image of one's own."""
         if self.ranks.shared:
             sizes = [(CANVAS_MULTIPLE, CANVAS_MULTIPLE)]
-            self.predict(self.clip.mean.new_zeros(1, 3, *sizes[0]), sizes, sizes, classes, [""], ())
+            self.predict(self.clip.mean.new_zeros(1, 3, *sizes[0]), sizes, sizes, classes, [""])
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses

@@ -32,9 +32,9 @@ from odise_pl.drawing import paint
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import panoptic_annotation
 from odise_pl.files import write_bytes, write_text
+from odise_pl.inference import NetworkPrediction
 from odise_pl.lightning_module import describe
 from odise_pl.limits import bad_numbers
-from odise_pl.measures import MEASURES
 from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
@@ -60,20 +60,15 @@ class Segmenter:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def segment(
-        self,
-        image: Image.Image,
-        vocabulary: Vocabulary | Sequence[str],
-        measures: Sequence[str] = MEASURES,
-    ) -> Prediction:
-        """Panoptic map, instances and class map at the size of the image.
+    def segment(self, image: Image.Image, vocabulary: Vocabulary | Sequence[str]) -> NetworkPrediction:
+        """Panoptic map, instances and class map at the size of the image, computed when they are asked for.
+
+        Of a large image, instances take the most memory: a byte for each pixel of each.
 
         Args:
             image: of any mode but floats; what is transparent is taken for white.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
                 embedded when it differs from that of the call before.
-            measures: which of the three are wanted (``panoptic``, ``instances``, ``semantic``), the others
-                are None. Of a large image, instances take the most memory: a byte for each pixel of each.
 
         Raises:
             VocabularyError: it is empty, or a name comes twice.
@@ -90,7 +85,7 @@ class Segmenter:
         image = as_rgb(image)
         images, valid = pad_images([image_tensor(self.resize.image(image))])
         sizes = (valid, [(image.height, image.width)])
-        (prediction,) = self.model.predict(images.to(device), *sizes, classes, measures=measures)
+        (prediction,) = self.model.predict(images.to(device), *sizes, classes)
         return prediction.to("cpu")
 
     def _embedded(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
@@ -170,7 +165,7 @@ def write_prediction(
 
     Args:
         image: RGB, of the size of the prediction.
-        prediction: with its panoptic map.
+        prediction: of it.
         vocabulary: that it was made with.
         folder: made if it is not there.
         name: of the files.
@@ -181,15 +176,13 @@ def write_prediction(
     Raises:
         OSError: the folder cannot be written; every file is there whole, or as it was.
     """
-    panoptic = prediction.panoptic
-    assert panoptic is not None
-    annotation, ids = panoptic_annotation(panoptic, vocabulary, 0, f"{name}_ids.png")
+    annotation, ids = panoptic_annotation(prediction.panoptic, vocabulary, 0, f"{name}_ids.png")
     names = {category.id: category.name for category in vocabulary.categories}
     segments = [{"name": names[s["category_id"]], **s} for s in annotation["segments_info"]]
     content = {"file_name": annotation["file_name"], "segments": segments}
     folder.mkdir(parents=True, exist_ok=True)
     picture = image.copy()
-    paint(picture, panoptic, vocabulary.names)
+    paint(picture, prediction.panoptic, vocabulary.names)
     shown = io.BytesIO()
     # a photo's PNG gets hardly smaller in six times as long
     picture.save(shown, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
@@ -218,13 +211,17 @@ def run(options: argparse.Namespace) -> int:
     try:
         for result, path in images.items():
             try:
-                print(f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True)
+                print(
+                    f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True
+                )
             except DataError as error:
                 unread.append(str(error))
             except OSError as error:
                 raise SettingError(f"--out {options.out}: {error}") from error
     finally:
-        print(*(f"error: {problem}" for problem in unread), sep="\n", end="\n" * bool(unread), file=sys.stderr)
+        print(
+            *(f"error: {problem}" for problem in unread), sep="\n", end="\n" * bool(unread), file=sys.stderr
+        )
     if len(unread) < len(images):
         print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
     return 1 if unread else 0
@@ -233,9 +230,9 @@ def run(options: argparse.Namespace) -> int:
 def _segment_file(segmenter: Segmenter, path: Path, vocabulary: Vocabulary, result: Path) -> str:
     """What an image shows, in words; ``result`` is the path of the results but for their endings."""
     image = read_image(path)
-    prediction = segmenter.segment(image, vocabulary, ["panoptic"])
+    prediction = segmenter.segment(image, vocabulary)
     content = write_prediction(image, prediction, vocabulary, result.parent, result.name)
-    label, score = prediction.best or (0, 0.0)
+    label, score = prediction.best
     found = [f"{s['name']} ({s['score']:.2f})" for s in content["segments"]]
     return ", ".join(found) or f"no segment (best score {score:.2f}: {vocabulary.names[label]})"
 

@@ -223,16 +223,14 @@ class Instances(TensorStruct):
 
 @dataclass(frozen=True)
 class Prediction(TensorStruct):
-    """What is said of one image at its original size; None where nobody has asked.
+    """Everything that is said of one image at its original size.
 
     Attributes:
         panoptic: the panoptic map.
         instances: scored masks of things.
         semantic: int64 [H, W], the best class of each pixel; -1 is none.
-        best: class and score of the surest query, whether it has become a segment or not.
     """
 
-    panoptic: PanopticSegmentation | None
-    instances: Instances | None
-    semantic: Tensor | None
-    best: tuple[int, float] | None = None
+    panoptic: PanopticSegmentation
+    instances: Instances
+    semantic: Tensor

@@ -49,7 +49,7 @@ CASES = {
     "12 MP, 100 queries, 8 words": Case(100, *PUBLISHED, (3000, 4000), WORDS),
     "48 MP, 100 queries, 847 words": Case(100, *PUBLISHED, (6000, 8000), "ade20k_847"),
 }
-WAYS = ("predict", "semantic", "predict, full size", "semantic, full size")
+WAYS = ("predict", "semantic", "predict, full size")
 
 
 def random_logits(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,12 +85,13 @@ def post_process(
     if way.endswith("full size"):
         sys.path.append(str(TESTS))
         from whole_masks import predict as function
-    measures = ["panoptic"] if way.startswith("predict") else ["semantic"]
     image = read_image(photo)
     settings = InferenceSettings(overlap_threshold=0.0)
     sizes = (case.canvas, case.valid, case.output)
-    prediction = function(*logits, vocabulary.isthing, settings, *sizes, measures)
-    if way.startswith("predict"):
+    prediction = function(*logits, vocabulary.isthing, settings, *sizes)
+    if way.startswith("semantic"):
+        assert prediction.semantic.shape == case.output
+    else:
         write_prediction(image, prediction, vocabulary, photo.parent, photo.stem)
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,6 @@ from odise_pl.inference import (
     semantic_map,
     semantic_scores,
 )
-from odise_pl.measures import MEASURES
 from odise_pl.ops import bands
 
 
@@ -245,10 +246,6 @@ def test_bands_give_the_pixels_of_masks_of_full_size(
             output,
         )
         ours, whole = predict(*arguments), whole_masks.predict(*arguments)
-        assert ours.panoptic is not None
-        assert whole.panoptic is not None
-        assert ours.instances is not None
-        assert whole.instances is not None
         assert torch.equal(ours.panoptic.ids, whole.panoptic.ids)
         assert ours.panoptic.segments == whole.panoptic.segments
         assert torch.equal(ours.semantic, whole.semantic)
@@ -263,31 +260,31 @@ def test_a_large_image_takes_little_more_than_its_result(measure: str, bytes_of_
     height, width = 1500, 2000
     with Allocations() as allocated:
         sizes = ((128, 192), (128, 171), (height, width))
-        predict(logits, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes, [measure])
+        getattr(predict(logits, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes), measure)
     assert allocated.peak < height * width * bytes_of_a_pixel + (40 << 20)
 
 
-def test_nothing_is_computed_that_nobody_asks_for() -> None:
+def test_nothing_is_computed_before_it_is_asked_for_or_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: calls.append(function.__name__) or function(*arguments)
+
+    for function in (panoptic, instances, semantic_map):
+        monkeypatch.setattr(f"odise_pl.inference.{function.__name__}", counted(function))
     logits, masks, isthing = large_case(3, 4)
-    sizes = ((128, 192), (128, 171), (60, 80))
-    for measure in MEASURES:
-        found = predict(logits, masks, isthing, InferenceSettings(), *sizes, [measure])
-        assert [name for name in MEASURES if getattr(found, name) is not None] == [measure]
+    found = predict(logits, masks, isthing, InferenceSettings(), (128, 192), (128, 171), (60, 80)).to("cpu")
+    assert calls == []
+    assert found.semantic is found.semantic
+    assert calls == ["semantic_map"]
+    assert found.panoptic is found.panoptic
+    assert found.instances is found.instances
+    assert calls == ["semantic_map", "panoptic", "instances"]
 
 
 def test_the_surest_query_is_known_without_a_segment() -> None:
     logits = torch.tensor([[0.2, 0.05, 0.75], [0.1, 0.3, 0.6]]).log()
-    found = predict(
-        logits,
-        -torch.ones(2, 8, 8),
-        [True, True],
-        InferenceSettings(),
-        (32, 32),
-        (32, 32),
-        (9, 9),
-        ["panoptic"],
-    )
-    assert found.panoptic is not None
+    sizes = ((32, 32), (32, 32), (9, 9))
+    found = predict(logits, -torch.ones(2, 8, 8), [True, True], InferenceSettings(), *sizes)
     assert not found.panoptic.segments
-    assert found.best is not None
     assert found.best == (1, pytest.approx(0.3))

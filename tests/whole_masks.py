@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from odise_pl.inference import InferenceSettings, _number, ranked, resize_masks
-from odise_pl.measures import MEASURES
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Size
 
 
@@ -20,14 +19,13 @@ def predict(
     canvas: Size,
     valid: Size,
     output: Size,
-    measures: Sequence[str] = MEASURES,
 ) -> Prediction:
     """As :func:`odise_pl.inference.predict`."""
     masks = resize_masks(mask_logits, canvas, valid, output)
     return Prediction(
-        panoptic(class_logits, masks, isthing, settings) if "panoptic" in measures else None,
-        instances(class_logits, masks, isthing, settings) if "instances" in measures else None,
-        semantic_map(class_logits, masks) if "semantic" in measures else None,
+        panoptic(class_logits, masks, isthing, settings),
+        instances(class_logits, masks, isthing, settings),
+        semantic_map(class_logits, masks),
     )
 
 

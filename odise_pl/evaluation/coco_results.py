@@ -49,8 +49,8 @@ def panoptic_annotation(
 
 def instance_results(instances: Instances, vocabulary: Vocabulary, image_id: int) -> list[dict[str, Any]]:
     """The scored objects of an image, with compressed run-length codes."""
-    masks = instances.masks.cpu().numpy().astype(np.uint8)
-    codes = mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+    # one at a time: all of a large image are gigabytes
+    codes = [mask_api.encode(np.asfortranarray(mask.byte().cpu().numpy())) for mask in instances.masks]
     facts = zip(instances.labels.tolist(), instances.scores.double().tolist(), codes, strict=True)
     return [
         {

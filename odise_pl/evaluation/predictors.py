@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import nn
 
-from odise_pl.measures import MEASURES
+from odise_pl.inference import NetworkPrediction
 from odise_pl.odise import InferenceClasses, Odise
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
@@ -26,18 +25,14 @@ class NetworkPredictor(nn.Module):
         model: the network.
         vocabulary: classes that are asked for.
         training: classes that the network was trained on.
-        measures: which results are wanted.
     """
 
-    def __init__(
-        self, model: Odise, vocabulary: Vocabulary, training: Vocabulary, measures: Sequence[str] = MEASURES
-    ) -> None:
+    def __init__(self, model: Odise, vocabulary: Vocabulary, training: Vocabulary) -> None:
         super().__init__()
         self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
-        self.measures = measures
         self._classes: InferenceClasses | None = None
 
-    def forward(self, batch: Batch) -> list[Prediction]:
+    def forward(self, batch: Batch) -> list[NetworkPrediction]:
         """Predict; the vocabulary is embedded on the device of the first batch, which may have no image."""
         if self._classes is None:
             self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)
@@ -45,6 +40,4 @@ class NetworkPredictor(nn.Module):
             self.model.idle(self._classes)
             return []
         sizes = (batch.valid_sizes, batch.original_sizes)
-        return self.model.predict(
-            batch.images, *sizes, self._classes, batch.generated_captions, self.measures
-        )
+        return self.model.predict(batch.images, *sizes, self._classes, batch.generated_captions)

@@ -83,8 +83,6 @@ class PredictionWriter:
         part: dict[str, list[Any]] = {"images": [], "annotations": [], "results": []}
         for key, image_id, prediction in zip(batch.keys, batch.image_ids, predictions, strict=True):
             file_name = f"{key}.png"
-            assert prediction.panoptic is not None
-            assert prediction.instances is not None
             annotation, ids = panoptic_annotation(prediction.panoptic, self.vocabulary, image_id, file_name)
             (self.folder / PANOPTIC / file_name).write_bytes(encode_ids(ids))
             (self.folder / SEMANTIC / file_name).write_bytes(semantic_png(prediction.semantic))

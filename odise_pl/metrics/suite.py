@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from odise_pl.metrics.panoptic_quality import PanopticQuality, PanopticQualityRe
 from odise_pl.structures import Prediction, Truth
 
 GROUPS = ("base", "novel")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -122,15 +121,13 @@ class SegmentationMetrics(nn.Module):
     ) -> None:
         """Score images against truth of the same size; raises ValueError as the metrics do."""
         if self.panoptic is not None:
-            self.panoptic.update(
-                [_asked(p.panoptic) for p in predictions], [t.panoptic for t in truths], image_ids
-            )
+            self.panoptic.update([p.panoptic for p in predictions], [t.panoptic for t in truths], image_ids)
         if self.instances is not None:
             objects = [t.panoptic if t.instances is None else t.instances for t in truths]
-            self.instances.update([_asked(p.instances) for p in predictions], objects, image_ids)
+            self.instances.update([p.instances for p in predictions], objects, image_ids)
         if self.semantic is not None:
             classes = [t.panoptic if t.semantic is None else t.semantic for t in truths]
-            self.semantic.update([_asked(p.semantic) for p in predictions], classes, image_ids)
+            self.semantic.update([p.semantic for p in predictions], classes, image_ids)
         self.num_images.update(float(len(truths)))
         self.leave_out(0)  # the sum has been asked for, even if nothing is left out
 
@@ -177,11 +174,6 @@ class SegmentationMetrics(nn.Module):
         """Forget everything."""
         for metric in self.children():
             metric.reset()  # type: ignore[operator]
-
-
-def _asked(part: _T | None) -> _T:
-    assert part is not None, "what is measured has to be predicted"
-    return part
 
 
 def _on_cpu(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
