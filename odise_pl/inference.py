@@ -146,7 +146,7 @@ def _owners(mask_logits: Iterable[Tensor], scores: Tensor) -> tuple[Tensor, Tens
     Returns:
         [h, w]: twice the winner's number, and one more where its mask covers the pixel; [Q].
     """
-    best, owner, claimed = torch.tensor(-1.0), torch.tensor(0.0), []
+    best, owner, claimed = scores.new_tensor(-1.0), scores.new_zeros(()), []
     for number, (logits, score) in enumerate(zip(mask_logits, scores, strict=True)):
         mask = logits.sigmoid()
         # 0 or 1 in the precision of the masks, which is many times quicker than bool
