@@ -31,7 +31,7 @@ from odise_pl.limits import bad_numbers
 from odise_pl.odise import Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
-from odise_pl.vocabulary import Vocabulary, load_vocabulary, packaged_vocabularies
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 _TRAINING = "coco_panoptic"  # of checkpoints that do not say what they were trained on
 
@@ -50,7 +50,7 @@ class Segmenter:
     training: Vocabulary
     resize: EvalResize
 
-    def segment(self, image: Image.Image, vocabulary: Vocabulary | Sequence[str]) -> Prediction:
+    def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> Prediction:
         """Panoptic map, instances and class map at the size of the image.
 
         Args:
@@ -176,24 +176,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
 
 
-def _names(text: str) -> Any:
-    """``dog,park bench,grass:stuff``, or what :func:`load_vocabulary` reads."""
-    if text.lstrip().startswith("["):
-        return text
-    known = text in packaged_vocabularies() or "/" in text or "." in text
-    return text if known and "," not in text else [entry.strip() for entry in text.split(",")]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.predict", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="of a run, or an official release")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument(
         "--names",
-        type=_names,
         required=True,
         help="what to look for: names with commas between, ':stuff' after those of regions without a count; "
-        "a list with synonyms, '[\"dog,puppy\", grass:stuff]'; a file, or coco_panoptic and others",
+        "a list with synonyms, '[\"dog,puppy\", grass:stuff]'; a file with a class a line, or its text, "
+        '"$(cat FILE)", where commas stand between synonyms; coco_panoptic and others',
     )
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default predictions)")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="configuration folder (default conf)")
