@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import CompactHydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from odise_pl.backbones.timesteps import check_timesteps
@@ -296,6 +297,16 @@ def _training(config: DictConfig) -> dict[str, Any]:
         "optimizer": OmegaConf.to_container(config.optimizer, resolve=True),
         "global_batch": config.global_batch,
     }
+
+
+def data_module(config: DictConfig, **changes: Any) -> Any:
+    """The data module of a configuration, with some settings changed.
+
+    Paths do not pass through ``instantiate``, which takes ``${...}`` in a folder's name for a reference.
+    """
+    data = OmegaConf.to_container(config.data, resolve=True)
+    sets = {name: data[name] for name in ("train", "val") if name in data}  # type: ignore[operator,index,call-overload]
+    return instantiate(config.data, train=None, val=None, _partial_=True, **changes)(**sets)
 
 
 def refuse_changes(config: DictConfig, recorded: Mapping[str, Any] | None) -> None:
