@@ -129,6 +129,7 @@ class OdiseModule(lightning.LightningModule):
             )
         )
         self._skipped, self._guard = 0, StepGuard()
+        self._note_counters()
         self._training_classes: TextClasses | None = None
         self._inference_classes: dict[int, InferenceClasses] = {}
 
@@ -204,6 +205,11 @@ class OdiseModule(lightning.LightningModule):
             without = sum(not words for words in batch.words) / len(batch)
             self.log("data/without_words", without, batch_size=len(batch))
 
+    def _note_counters(self) -> None:
+        """Counters at the end of an optimiser step, as checkpoints keep them: the batches of one that was not
+        finished come again in a resumed run."""
+        self._counters = {"skipped": self._skipped, **self._guard.state_dict()}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, stepped at every optimiser step."""
         optimizer = build_optimizer(self.model, self.optimizer_settings, self.global_batch)
@@ -219,6 +225,7 @@ class OdiseModule(lightning.LightningModule):
         self._guard.admits(norm, trained, self.trainer.precision == "16-mixed")
         self.log("train/gradient_norm", norm)
         self.log("train/steps_left_out", float(self._guard.left_out))
+        self._note_counters()
 
     # Evaluation
 
@@ -273,10 +280,26 @@ class OdiseModule(lightning.LightningModule):
         """Frozen weights stay out; what the run was trained on goes in."""
         kept = {PREFIX + name for name in trainable_names(self.model)}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
-        checkpoint["odise"] = {"vocabulary": self.vocabulary.to_json(), "record": self.record}
+        checkpoint["odise"] = {
+            "vocabulary": self.vocabulary.to_json(),
+            "record": self.record,
+            "counters": self._counters | {"skipped": self._skipped_on_all_ranks()},
+        }
+
+    def _skipped_on_all_ranks(self) -> int:
+        if self._trainer is None:
+            return self._counters["skipped"]
+        own = torch.tensor(self._counters["skipped"], device=self.device)
+        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Every trained weight must be there; Lightning itself is told not to insist on the frozen ones."""
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
         path = None if self._trainer is None else self._trainer.ckpt_path
         load_trainable_state(self.model, state, str(path or "the checkpoint"))
+        counters = (checkpoint.get("odise") or {}).get("counters", {})  # earlier versions kept none
+        self._skipped = (
+            counters.get("skipped", 0) if self.global_rank == 0 else 0
+        )  # one rank has those of all
+        self._guard.load_state_dict(counters)
+        self._note_counters()
