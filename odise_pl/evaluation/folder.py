@@ -200,7 +200,7 @@ class FolderPredictor(nn.Module):
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_bytes())  # of bytes, since it knows byte order marks
         except (OSError, ValueError, RecursionError) as error:
             raise self._fault(name, f"cannot be read ({error})") from error
         if field is None:

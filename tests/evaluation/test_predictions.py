@@ -30,6 +30,7 @@ from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor, find_predictions
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Truth
+from odise_pl.vocabulary import load_vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"
 Scores = dict[str, dict[str, float]]
@@ -99,6 +100,12 @@ def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Sc
         few = ["data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
         config = compose("evaluate", [*fixed, *few, *overrides])
     return evaluate.score(config)
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "instances.json").write_bytes("[]".encode(encoding))
+        assert FolderPredictor(tmp_path, load_vocabulary(["dog"])).measures == ("instances",)
 
 
 def test_files_are_not_put_together_unless_every_image_is_there(
