@@ -20,7 +20,7 @@ from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
 from odise_pl.places import unwritable
-from odise_pl.resumption import LAST, checkpoint_folder, last_checkpoint
+from odise_pl.resumption import LAST, checkpoint_folder, current_names, last_checkpoint
 from odise_pl.vocabulary import load_vocabulary
 
 _log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ def adopt(config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[s
     merged = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert not isinstance(merged, ListConfig)
     with open_dict(merged):
-        for section, values in recorded["config"].items():
+        for section, values in current_names(recorded["config"]).items():
             if section not in named:
                 merged[section] = values
         for key, value in recorded["data"].items():

@@ -244,6 +244,26 @@ def test_masked_clip_does_not_see_the_padding() -> None:
     )
 
 
+@pytest.mark.parametrize(("size", "windows"), [((64, 64), 1), ((128, 192), 6)])
+def test_masked_clip_runs_once_per_image(
+    size: tuple[int, int], windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = model()
+    features, masks = [], []
+    handle = network.backbone.features.register_forward_pre_hook(
+        lambda _, args: features.append(len(args[0]))
+    )
+    encode = network.clip.encode_masks
+    monkeypatch.setattr(
+        network.clip, "encode_masks", lambda *args: masks.append(len(args[0])) or encode(*args)
+    )
+    images, sizes = pad_images([image(*size)])
+    network.predict(images, sizes, sizes, network.prepare(VOCABULARY, TRAINING))
+    handle.remove()
+    assert sum(features) == windows
+    assert masks == [1]
+
+
 # --- prediction -------------------------------------------------------------------------------------------
 
 

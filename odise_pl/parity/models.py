@@ -173,6 +173,7 @@ def _build(wanted: _Build) -> Odise:
             architecture=diffusion_architecture(tensors_of(read_checkpoint(wanted.diffusion))),
             timesteps=wanted.steps,
             input_size=wanted.input_size,
+            window=wanted.input_size,
             channels=pyramid_channels(state),
         ),
         ClipSettings(
