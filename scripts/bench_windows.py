@@ -1,7 +1,7 @@
 """What an image costs by the number of its windows, in seconds of processor time and in memory.
 
-``python scripts/bench_windows.py`` builds the published label model with random weights and evaluates one image
-of each size on one thread.
+``python scripts/bench_windows.py`` builds the published label model with random weights and evaluates one
+image of each size on one thread.
 """
 
 from __future__ import annotations
