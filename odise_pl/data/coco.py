@@ -213,9 +213,7 @@ class _Matcher:
         self._report(file.shown, file, self.objects.faults.get(None, ()))
         left = sum(len(some) for image_id, some in self.objects.records.items() if image_id not in self.names)
         if left:
-            self.notes.append(
-                f"{left} objects are of images that this split does not list; they are left out"
-            )
+            self.notes.append(f"{left} objects are of images that this split does not list; they are skipped")
 
     def _read_beside(self, file: SourceFile) -> Any:
         """A file beside the panoptic one, which must mean the same images by the same ids.

@@ -80,11 +80,7 @@ def listed_source(
     Raises:
         DataError: the list cannot be read or is empty.
     """
-    try:
-        lines = file.read().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error})") from error
-    stems = [line.split()[0] for line in lines if line.strip()]
+    stems = [line.split()[0] for line in read_lines(file) if line.strip()]
     if not stems:
         raise DataError(f"{file.path}: lists no image")
     there = defaultdict(list)
@@ -93,6 +89,18 @@ def listed_source(
             there[_stem(one)].append(one)
     found = [one for stem in stems for one in there.get(stem, [f"{stem}.jpg"])]
     return _source(name, file, found, images, (labels,), suffix, vocabulary, conversion, ("semantic",), [])
+
+
+def read_lines(file: SourceFile) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.path}: cannot be read ({error})") from error
 
 
 def _source(

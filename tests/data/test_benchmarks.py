@@ -111,6 +111,24 @@ def test_objects_of_ade_lie_over_stuff(tmp_path: Path) -> None:
             assert len({*number[sample.ids == thing.id].tolist()}) == 1
 
 
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+def test_the_list_of_classes_beside_ade_is_compared(
+    tmp_path: Path, mark: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.ade150(tmp_path / "root")
+    path = tmp_path / "root/ADEChallengeData2016/objectInfo150.txt"
+    text = (
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t9\t9\t1\twall\n9\t0.1\t9\t9\t0\twindowpane, window \n"
+        "22 \t0.1\t9\t9\t1\twater\n110\t0.1\t9\t9\t1\tswimming pool, swimming bath\n"
+    )
+    path.write_text(text, encoding=mark)
+    assert prepare("ade150", tmp_path / "root", tmp_path / "out") == 0
+    path.write_text(text.replace("wall", "sky"), encoding=mark)
+    assert prepare("ade150", tmp_path / "root", tmp_path / "other") == 1
+    error = capsys.readouterr().err
+    assert f"{path}: class 1 is 'sky'" in error
+
+
 def test_hundred_classes_of_objects_are_the_things_in_order() -> None:
     path = Path(__file__).parents[2].parent / "shared" / "vocabularies" / "ade20k_instance100_to_150.json"
     if not path.exists():
