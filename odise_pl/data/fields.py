@@ -109,12 +109,13 @@ def plain_path(path: str) -> str:
     """
     plain = PurePosixPath(path)
     if plain.is_absolute() or ".." in plain.parts or not plain.parts or _has_any(path, "Cc", "Cs"):
-        raise _PathError(f"is {shortened(path)}, no path of a file below the folder")
+        raise _PathError(f"is no path below its folder: {shortened(path)}")
     return plain.as_posix()
 
 
 def _has_any(value: str, *categories: str) -> bool:
-    return any(unicodedata.category(character) in categories for character in value)
+    quick = value.isprintable()  # so is nearly all text
+    return not quick and any(unicodedata.category(character) in categories for character in value)
 
 
 def sequence(data: Any, field: str) -> list[Any]:

@@ -159,7 +159,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("holds floats of an unknown range; 8 or 16 bits a channel are read")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         grey = _eight_bits(values)
         grey[values == image.info.get("transparency", -1)] = 255
         image = Image.fromarray(grey)

@@ -92,7 +92,7 @@ class Tree:
         Raises:
             DataError: there are several, or it is no path below a folder.
         """
-        path = plain_path(path)
+        path = _below(path)
         loose = [Folder(root, f"{name}/") for root, name in self._loose(path) if (root / name).is_dir()]
         return _only(path, loose or [f for place in self._packed(path) for f in _folders(*place, path)])
 
@@ -102,7 +102,7 @@ class Tree:
         Raises:
             DataError: there are several, or it is no path below a folder.
         """
-        path = plain_path(path)
+        path = _below(path)
         loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
         return _only(path, loose or [f for place in self._packed(path) for f in _files(*place, path)])
 
@@ -156,6 +156,13 @@ class Tree:
                 for path in sorted(root.glob("*/" * depth + "*")):
                     if is_archive(path.name) and path.is_file():
                         yield path, _parent(path.relative_to(root).as_posix())
+
+
+def _below(path: str) -> str:
+    try:
+        return plain_path(path)
+    except DataError as error:
+        raise DataError(f"what --split, --images or --annotations names {error}") from error
 
 
 def _only(path: str, found: list[_Place]) -> _Place | None:
