@@ -61,7 +61,8 @@ def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, sk
         settle_problems(_origin(source), problems, folder, skip_bad)
         good = _good(source.samples, checked)
         if not good:
-            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack")
+            why = f"; {folder / PROBLEMS} says why" if problems else ""
+            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack{why}")
         prefix = re.sub(r"[/\\:\x00-\x1f\x7f]", "_", source.split)  # shards have plain file names
         plans = plan_shards([g.sample for g in good], [g.bytes for g in good], max_shard_bytes, prefix)
         digest = _digest(source, checked, max_shard_bytes)
