@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -178,6 +179,8 @@ class ShardSet:
 def locate(source: str | Path) -> str:
     """Path or URL of the ``dataset.json`` of a shard set that is named by it or by its folder."""
     text = str(source)
+    if os.path.exists(text) and not is_local(text):  # noqa: PTH110 (as a path, a long command is an error)
+        text = str(Path(text).absolute())  # a folder called a:b, say
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
     path = Path(_local_path(text)).expanduser()
