@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, sk
         good = _good(source.samples, checked)
         if not good:
             raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack")
-        prefix = source.split.replace("/", "_")
+        prefix = re.sub(r"[^\w.-]+", "_", source.split).lstrip(".-") or "shard"
         plans = plan_shards([g.sample for g in good], [g.bytes for g in good], max_shard_bytes, prefix)
         digest = _digest(source, checked, max_shard_bytes)
         shards = _write(source, plans, folder, digest, workers, progress)
