@@ -13,6 +13,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from odise_pl.data.plan import Piece
 from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.files import is_plain_name
 
 _MEMBERS = (IMAGE, PANOPTIC, RECORD)
 _OPTIONAL = (SEMANTIC, INSTANCES)
@@ -118,13 +119,16 @@ def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
 
 
 def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
-    name = f"{url}/{sample['__key__']}"
+    key = sample["__key__"]
+    name = f"{url}/{key}"
+    if not is_plain_name(key):  # predictions are written under it
+        return Damage(f"{url}: the key {key!a} is not a plain file name")
     absent = [suffix for suffix in _MEMBERS if suffix not in sample]
     # an image may have no labels; only its record says so, and a shard that breaks off says nothing
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(sample["__key__"], name, {s: sample[s] for s in (*_MEMBERS, *_OPTIONAL) if s in sample})
+    return RawSample(key, name, {s: sample[s] for s in (*_MEMBERS, *_OPTIONAL) if s in sample})
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
 from odise_pl.data.coco import read_coco
+from odise_pl.data.coco import key_of
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.records import DataError
@@ -348,3 +349,8 @@ def test_a_named_vocabulary_must_agree(tmp_path: Path) -> None:
     path.write_text(json.dumps({"categories": mine[:3]}))
     with pytest.raises(DataError, match=r"category 90 is stuff 'ground'.* has no such id"):
         read_coco(coco.root, "train2017", str(path))
+
+
+@pytest.mark.parametrize("name", ["a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb"])
+def test_keys_are_plain_file_names(name: str) -> None:
+    assert key_of(name) == "a_b"
