@@ -10,8 +10,7 @@ from conftest import pack
 from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
-from odise_pl.data.coco import read_coco
-from odise_pl.data.coco import key_of
+from odise_pl.data.coco import key_of, read_coco
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.records import DataError
