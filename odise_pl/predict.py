@@ -97,7 +97,7 @@ def load_segmenter(
     description = describe(checkpoint)
     config = _composed(conf, overrides)
     if description.record is not None:
-        config = adopt(config, description.record, overrides)
+        config = adopt(config, description.record, overrides, str(checkpoint))
     if not config.captioner.get("on_the_fly", True):
         raise SettingError(
             "captioner=blip reads captions from shards, which images do not have: add "

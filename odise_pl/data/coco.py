@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -256,7 +257,7 @@ class _Matcher:
 
 def key_of(file_name: str) -> str:
     """The sample's key: dots would end it in a shard, slashes would make a folder."""
-    return Path(file_name).with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", Path(file_name).with_suffix("").as_posix())
 
 
 def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:

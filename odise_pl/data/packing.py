@@ -63,7 +63,7 @@ def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, sk
         if not good:
             why = f"; {folder / PROBLEMS} says why" if problems else ""
             raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack{why}")
-        prefix = re.sub(r"[/\\:\x00-\x1f\x7f]", "_", source.split)  # shards have plain file names
+        prefix = re.sub(r"[^\w.-]+", "_", source.split).lstrip(".-") or "shard"
         plans = plan_shards([g.sample for g in good], [g.bytes for g in good], max_shard_bytes, prefix)
         digest = _digest(source, checked, max_shard_bytes)
         shards = _write(source, plans, folder, digest, workers, progress)

@@ -13,6 +13,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from odise_pl.data.plan import Piece
 from odise_pl.data.records import IMAGES, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.files import is_plain_name
 
 _OPTIONAL = (SEMANTIC, INSTANCES)
 
@@ -122,14 +123,17 @@ def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
 
 
 def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
-    name = f"{url}/{sample['__key__']}"
+    key = sample["__key__"]
+    name = f"{url}/{key}"
+    if not is_plain_name(key):  # predictions are written under it
+        return Damage(f"{url}: the key {key!a} is not a plain file name")
     needed = (_image_of(sample), PANOPTIC, RECORD)
     absent = [suffix for suffix in needed if suffix not in sample]
     # an image may have no labels; only its record says so, and a shard that breaks off says nothing
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(sample["__key__"], name, {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
+    return RawSample(key, name, {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
 
 
 def _image_of(members: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from conftest import pack
 from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
-from odise_pl.data.coco import read_coco
+from odise_pl.data.coco import key_of, read_coco
 from odise_pl.data.decoding import decode
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
@@ -651,3 +651,8 @@ def test_a_split_is_below_its_root(tmp_path: Path, split: str) -> None:
     make_coco(tmp_path / "coco", 1)
     with pytest.raises(DataError, match=r"--split.* no path below its folder"):
         read_coco(tmp_path / "coco", split)
+
+
+@pytest.mark.parametrize("name", ["a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb"])
+def test_keys_are_plain_file_names(name: str) -> None:
+    assert key_of(name) == "a_b"

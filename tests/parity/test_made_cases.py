@@ -336,6 +336,9 @@ def test_other_weights_are_found(cases: Path, tmp_path: Path, capsys: pytest.Cap
     [
         (lambda t, f: f.pop("weights"), "names no weights; name the file with --weights FILE"),
         (lambda t, f: f.update(weights="gone.pth"), "gone.pth are not in"),
+        (lambda t, f: f.update(weights="../official.pth"), "weights '../official.pth' is not the name"),
+        (lambda t, f: f.update(weights="/official.pth"), "weights '/official.pth' is not the name"),
+        (lambda t, f: f.update(weights=["official.pth"]), "weights ['official.pth'] is not the name"),
         (lambda t, f: f.update(model="neither"), "model 'neither' is neither label nor caption"),
         (lambda t, f: f.update(model="caption"), "does not fit this model"),
         (lambda t, f: f.update(steps=[0]), "does not fit this model"),
