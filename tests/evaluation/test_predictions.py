@@ -338,7 +338,7 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         lambda f: change(f, "instances.json", lambda c: c[0].update(score=10**400)),
     ),
     (
-        "polygon with a coordinate that is no number",
+        r"polygon \[1, 1, 10, nan",
         lambda f: change(
             f, "instances.json", lambda c: c[0].update(segmentation=[[1, 1, 10, float("nan"), 5, 5]])
         ),
