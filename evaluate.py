@@ -54,7 +54,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     path, digest = checkpoint_path(config), digest_of(config, *file_facts(checkpoint_path(config)))
     description = describe(path)
     if description.record is not None:
-        config = adopt(config, description.record, overrides)
+        config = adopt(config, description.record, overrides, str(path))
     check_weights(config)
 
     from hydra.utils import instantiate

@@ -28,7 +28,7 @@ from odise_pl.optimization import OptimizerSettings, build_optimizer, learning_r
 from odise_pl.parallel import place_all
 from odise_pl.structures import Batch, Prediction, Targets
 from odise_pl.vocabulary import Vocabulary
-from odise_pl.weights import read_checkpoint
+from odise_pl.weights import WeightsError, read_checkpoint
 
 PREFIX = "model."
 _Loss = TypeVar("_Loss")
@@ -73,14 +73,32 @@ class StepLosses:
 
 
 def describe(path: str | Path) -> CheckpointDescription:
-    """Read the description in a checkpoint; official checkpoints have none."""
+    """Read the description in a checkpoint; official checkpoints have none.
+
+    Raises:
+        WeightsError: the file or its description is damaged. What the record holds is checked by who uses it.
+    """
     checkpoint = read_checkpoint(path)
+    try:
+        return _description(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); take another") from error
+
+
+def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
     kept, step = checkpoint.get("odise"), checkpoint.get("global_step", checkpoint.get("iteration"))
+    if step is not None and type(step) is not int:  # folders are named by it
+        raise TypeError(f"step {step!a:.80} is not a whole number")
     if kept is None:
         return CheckpointDescription(None, None, step)
     vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
     batch_size = (checkpoint.get(PanopticDataModule.__name__) or {}).get("batch_size")
-    return CheckpointDescription(kept["record"] or None, vocabulary, step, batch_size)
+    if batch_size is not None and type(batch_size) is not int:
+        raise TypeError(f"batch_size {batch_size!a:.80} is not a whole number")
+    record = dict(kept["record"])
+    if "training" in record:
+        dict(record["training"]["optimizer"])  # what a resumed run is compared with
+    return CheckpointDescription(record or None, vocabulary, step, batch_size)
 
 
 class OdiseModule(lightning.LightningModule):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from odise_pl.checkpoint import load_weights
 from odise_pl.configuration import adopt, check_weights, clear_errors
-from odise_pl.data.images import as_rgb, encode_ids, read_image
+from odise_pl.data.images import encode_ids, read_image, upright
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.drawing import overlay
 from odise_pl.errors import SettingError
@@ -51,16 +51,16 @@ class Segmenter:
     resize: EvalResize
 
     def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> Prediction:
-        """Panoptic map, instances and class map at the size of the image.
+        """Panoptic map, instances and class map at the size of the image as viewers show it.
 
         Args:
-            image: of any mode but floats; what is transparent is taken for white.
+            image: see :func:`~odise_pl.data.images.upright`.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`.
 
         Raises:
             VocabularyError: it is empty, or a name comes twice.
             TypeError: it is no Pillow image.
-            DataError: it holds floats.
+            DataError: it cannot be read as RGB.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(
@@ -68,7 +68,8 @@ class Segmenter:
                 f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
             )
         classes = self.model.prepare(load_vocabulary(vocabulary), self.training)
-        pixels = image_tensor(self.resize.image(as_rgb(image)))
+        image = upright(image)
+        pixels = image_tensor(self.resize.image(image))
         images, valid = pad_images([pixels])
         device = self.model.clip.mean.device
         (prediction,) = self.model.predict(images.to(device), valid, [(image.height, image.width)], classes)
@@ -96,7 +97,7 @@ def load_segmenter(
     description = describe(checkpoint)
     config = _composed(conf, overrides)
     if description.record is not None:
-        config = adopt(config, description.record, overrides)
+        config = adopt(config, description.record, overrides, str(checkpoint))
     if not config.captioner.get("on_the_fly", True):
         raise SettingError(
             "captioner=blip reads captions from shards, which images do not have: add "

@@ -85,7 +85,7 @@ def test_defaults_are_the_published_run(tmp_path: Path) -> None:
     assert (config.data.eval_short_side, config.data.eval_long_side) == (1024, 2560)
     settings = instantiate(config.backbone)
     assert tuple(settings.timesteps) == (0,)
-    assert settings.input_size == settings.train_window == settings.channels == 512
+    assert settings.input_size == settings.window == settings.channels == 512
 
 
 def test_no_target_is_misspelt() -> None:
@@ -107,7 +107,8 @@ def test_stable_diffusion_2_has_its_published_sizes(
     choice: str, size: int, prediction: str, tmp_path: Path
 ) -> None:
     settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
-    assert (settings.input_size, settings.architecture.prediction) == (size, prediction)
+    assert settings.input_size == settings.window == size
+    assert settings.architecture.prediction == prediction
     with torch.device("meta"):
         models = build_diffusion(settings.architecture)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]
