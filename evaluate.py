@@ -18,7 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from odise_pl.command_line import expand
-from odise_pl.configuration import adopt, check_evaluation, check_weights, checkpoint_path, clear_errors
+from odise_pl.configuration import (
+    adopt,
+    check_evaluation,
+    check_weights,
+    checkpoint_path,
+    clear_errors,
+    data_module,
+)
 from odise_pl.runs import (
     digest_of,
     evaluation_folder,
@@ -47,7 +54,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     path, digest = checkpoint_path(config), digest_of(config, *file_facts(checkpoint_path(config)))
     description = describe(path)
     if description.record is not None:
-        config = adopt(config, description.record, overrides)
+        config = adopt(config, description.record, overrides, str(path))
     check_weights(config)
 
     from hydra.utils import instantiate
@@ -59,7 +66,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     from odise_pl.published import BENCHMARKS
     from odise_pl.vocabulary import load_vocabulary
 
-    trainer, data = _trainer(config), instantiate(config.data)
+    trainer, data = _trainer(config), data_module(config)
     model = instantiate(config.model, mapped=True)
     load_weights(model, path)
     if config.paths.cache is not None and config.clip.weights != "random":
@@ -85,14 +92,12 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
 
 def score(config: DictConfig) -> dict[str, dict[str, float]]:
     """Score a folder of predictions on every evaluation set; returns as :func:`evaluate`."""
-    from hydra.utils import instantiate
-
     from odise_pl.evaluation.folder import find_predictions
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
     from odise_pl.vocabulary import load_vocabulary
 
     root = Path(config.predictions)
-    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # nobody looks at images
+    trainer, data = _trainer(config), data_module(config, eval_short_side=32)  # nobody looks at images
     training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
     benchmarks: list[Benchmark] = []
     digests: list[str] = []

@@ -11,7 +11,14 @@ import hydra
 from omegaconf import DictConfig
 
 from odise_pl.command_line import expand
-from odise_pl.configuration import check_training, checkpoint_path, clear_errors, record, refuse_changes
+from odise_pl.configuration import (
+    check_training,
+    checkpoint_path,
+    clear_errors,
+    data_module,
+    record,
+    refuse_changes,
+)
 from odise_pl.launch import note_first_process, sole_run
 from odise_pl.resumption import goes_on, keep
 from odise_pl.runs import digest_of, in_sweep, mark_finished, settings_of
@@ -39,7 +46,7 @@ def train(config: DictConfig) -> dict[str, float]:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data)
+    data = data_module(config)
     bar = config.trainer.enable_progress_bar
     callbacks = [instantiate(node) for name, node in config.callbacks.items() if bar or name != "progress"]
     trainer: lightning.Trainer = instantiate(

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from odise_pl.errors import SettingError
 from odise_pl.frozen import Frozen
-from odise_pl.weights import WeightsError
+from odise_pl.weights import WeightsError, require_finite
 
 
 class BlipSentences(Frozen):
@@ -83,7 +83,8 @@ def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weigh
     kind: Any = BlipForConditionalGeneration
     try:
         model, report = kind.from_pretrained(weights, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(weights)
+        # without an answer given here, transformers asks whether to run code that lies beside a tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(
             f"cannot load BLIP from {option}{weights}: {error}; give a folder with its model and "
@@ -92,4 +93,5 @@ def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weigh
     missing = sorted(report["missing_keys"])
     if missing:
         raise WeightsError(f"{option}{weights} lacks {len(missing)} tensors of BLIP, {missing[0]} the first")
+    require_finite(model.state_dict(), f"{option}{weights}")
     return BlipSentences(model.float(), tokenizer, max_tokens)

@@ -46,7 +46,7 @@ class BackboneSettings:
         timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a time embedding that
             every captioner learns, whatever its own ``learnable_time`` says.
         input_size: side to which windows are resized.
-        train_window: largest window side in training.
+        window: largest side of the windows that an image is cut into; None: its shorter side.
         window_batch: windows per forward pass, see :class:`DiffusionBackbone`; ``auto`` is set later, by who
             knows it.
         channels: width of the feature pyramid.
@@ -58,7 +58,7 @@ class BackboneSettings:
     architecture: DiffusionArchitecture = field(default_factory=DiffusionArchitecture)
     timesteps: Sequence[int] | str = (0,)
     input_size: int = 512
-    train_window: int = 512
+    window: int | None = 512
     window_batch: int | str = 0
     channels: int = 512
     checkpoint_activations: bool = False
@@ -270,6 +270,6 @@ def build_backbone(
         captioner(parts),
         FeaturePyramid(features.taps, settings.channels),
         settings.input_size,
-        settings.train_window,
+        settings.window,
         0 if isinstance(settings.window_batch, str) else settings.window_batch,
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from odise_pl.errors import UserError
 from odise_pl.official_names import UNUSED, supervision_of, to_official, to_ours
-from odise_pl.weights import WeightsError, read_checkpoint
+from odise_pl.weights import WeightsError, read_checkpoint, require_finite
 
 Format = Literal["ours", "official"]
 PREFIX = "model."  # of the network's weights in a Lightning checkpoint
@@ -142,6 +142,7 @@ def _check(wanted: Mapping[str, torch.Size], state: Mapping[str, Any], source: s
     listed = [_first(kind, names) for kind, names in problems.items() if names]
     if listed:
         raise WeightsError(f"{source} does not fit this model: {'; '.join(listed)}. {_WAY_OUT}")
+    require_finite(state, source)
 
 
 def _first(kind: str, names: Sequence[str], limit: int = 4) -> str:
@@ -161,6 +162,7 @@ def export_official(source: str | Path, target: str | Path) -> None:
     if recognise(checkpoint, str(source)) != "ours":
         raise WeightsError(f"{source} has the official format already; copy it")
     state = _own_state(checkpoint)
+    require_finite(state, str(source))
     names = _official(state)
     official = {names[name]: value for name, value in state.items()} | _class_weights(checkpoint, state)
     # the release counts iterations from 0 and keeps the last one that is done
@@ -184,6 +186,7 @@ def import_official(source: str | Path, target: str | Path) -> None:
     unknown = [name for name, ours in named.items() if ours is None]
     if unknown:
         raise WeightsError(f"{source}: {_first('unknown', unknown)}")
+    require_finite(state, str(source))
     imported = {
         "state_dict": {f"{PREFIX}{named[name]}": value for name, value in state.items()},
         "global_step": int(checkpoint.get("iteration", -1)) + 1,

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from odise_pl.backbones.timesteps import check_timesteps
@@ -20,14 +21,12 @@ from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
 from odise_pl.places import unwritable
-from odise_pl.resumption import LAST, checkpoint_folder, last_checkpoint
+from odise_pl.recorded import DATA_KEYS, MODEL_SECTIONS, is_command, keep_section, refuse_strange
+from odise_pl.resumption import LAST, checkpoint_folder, current_names, last_checkpoint
 from odise_pl.vocabulary import load_vocabulary
 
 _log = logging.getLogger(__name__)
 
-# What describes a trained network; a checkpoint keeps these sections, evaluation takes them from there.
-MODEL_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
-DATA_KEYS = ("eval_short_side", "eval_long_side")
 _LIGHTNINGS = "MisconfigurationException"  # raised for options of the trainer that cannot be
 _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
@@ -60,6 +59,8 @@ def user_error(error: BaseException | None) -> BaseException | None:
         # Lightning's is not imported: it would bring torch along
         if isinstance(error, UserError | MissingMandatoryValue) or type(error).__name__ == _LIGHTNINGS:
             return error
+        if isinstance(error, InstantiationException) and "unexpected keyword argument" in str(error):
+            return error  # a setting that this version does not know; the message names it and its place
         error = error.__cause__ or error.__context__
     return None
 
@@ -150,7 +151,7 @@ def _bad_subject(config: DictConfig) -> list[str]:
 
 def check_weights(config: DictConfig) -> None:
     """Diffusion steps are possible, frozen weights and captions there; errors as :func:`check_training`."""
-    settings = [*_bad_timesteps(config), *_bad_flags(config)]
+    settings = [*bad_numbers(config), *_bad_timesteps(config), *_bad_flags(config)]
     _raise([*settings, *_missing_weights(config), *_missing_captions(config, ("val",))])
 
 
@@ -211,7 +212,7 @@ def _bad_precision(config: DictConfig) -> list[str]:
 def _missing_weights(config: DictConfig) -> list[str]:
     missing = [
         name
-        for name in ("backbone", "clip", *(("captioner",) if config.captioner.get("on_the_fly") else ()))
+        for name in _weights_sections(config)
         if _names_file(config, config[name].get("weights", "")) and not Path(config[name].weights).exists()
     ]
     return [
@@ -220,6 +221,10 @@ def _missing_weights(config: DictConfig) -> list[str]:
            f"set {name}.weights to another file, or random to try things without")
         for name in missing
     ]  # fmt: skip
+
+
+def _weights_sections(config: DictConfig) -> Sequence[str]:
+    return ("backbone", "clip", *(("captioner",) if config.captioner.get("on_the_fly") else ()))
 
 
 def _names_file(config: DictConfig, weights: str) -> bool:
@@ -282,10 +287,9 @@ def _sources(value: Any) -> list[str]:
 
 
 def record(config: DictConfig) -> dict[str, Any]:
-    """What a checkpoint keeps of the configuration, as plain values; references stay references."""
-    sections = {name: OmegaConf.to_container(config[name], resolve=False) for name in MODEL_SECTIONS}
+    """What a checkpoint keeps of the configuration, as plain values; see :mod:`odise_pl.recorded`."""
     return {
-        "config": sections,
+        "config": {name: keep_section(config[name]) for name in MODEL_SECTIONS},
         "data": {key: config.data[key] for key in DATA_KEYS},
         "training": _training(config),
     }
@@ -296,6 +300,16 @@ def _training(config: DictConfig) -> dict[str, Any]:
         "optimizer": OmegaConf.to_container(config.optimizer, resolve=True),
         "global_batch": config.global_batch,
     }
+
+
+def data_module(config: DictConfig, **changes: Any) -> Any:
+    """The data module of a configuration, with some settings changed.
+
+    Paths do not pass through ``instantiate``, which takes ``${...}`` in a folder's name for a reference.
+    """
+    data = OmegaConf.to_container(config.data, resolve=True)
+    sets = {name: data[name] for name in ("train", "val") if name in data}  # type: ignore[operator,index,call-overload]
+    return instantiate(config.data, train=None, val=None, _partial_=True, **changes)(**sets)
 
 
 def refuse_changes(config: DictConfig, recorded: Mapping[str, Any] | None) -> None:
@@ -320,27 +334,49 @@ def refuse_changes(config: DictConfig, recorded: Mapping[str, Any] | None) -> No
     )
 
 
-def adopt(config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+def adopt(
+    config: DictConfig, recorded: Mapping[str, Any], overrides: Sequence[str], source: str = "the checkpoint"
+) -> DictConfig:
     """A configuration with the network that a checkpoint describes.
 
     Args:
         config: composed from the command line.
         recorded: what :func:`record` kept.
         overrides: the command line's ``KEY=VALUE``; what it names explicitly wins over the checkpoint.
+        source: the checkpoint, for messages.
 
     Returns:
         a new configuration.
+
+    Raises:
+        SettingError: the checkpoint chooses what it may not, or weights that would be downloaded.
     """
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    refuse_strange(recorded, named, source)
     merged = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert not isinstance(merged, ListConfig)
     with open_dict(merged):
-        for section, values in recorded["config"].items():
+        for section, values in current_names(recorded["config"]).items():
             if section not in named:
                 merged[section] = values
+                if "source" in values and not is_command(values["source"]):
+                    merged[section].source = "(the checkpoint names a command that is none of this project's)"
         for key, value in recorded["data"].items():
             merged.data[key] = value
         for key in named:
             if "." in key and OmegaConf.select(config, key.partition(".")[0]) is not None:
-                OmegaConf.update(merged, key, OmegaConf.select(config, key), force_add=True)
+                OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    _refuse_downloads(merged, named, source)
     return merged
+
+
+def _refuse_downloads(config: DictConfig, named: Sequence[str], source: str) -> None:
+    """What is fetched is the user's choice, not that of a checkpoint."""
+    for name in _weights_sections(config):
+        weights = config[name].get("weights", "random")
+        given = name in named or f"{name}.weights" in named
+        if not (given or weights == "random" or _names_file(config, weights) or Path(weights).exists()):
+            raise SettingError(
+                f"{source} names {name}.weights={weights}, which would be downloaded: add "
+                f"{name}.weights={weights} if you want that, or name a file"
+            )

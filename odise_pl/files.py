@@ -1,10 +1,18 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and names that stay in their folder."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
+
+_NOT_PLAIN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether what a file gives as a name is that of a file in a folder, and of nothing outside of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not _NOT_PLAIN.search(name)
 
 
 def write_text(path: Path, text: str) -> None:

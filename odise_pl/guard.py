@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,14 @@ class StepGuard:
     def note(self, error: NonFiniteError) -> None:
         """Why the step that is being computed will have no gradients."""
         self._reason = str(error).removesuffix(DIVERGED).rstrip("; ")
+
+    def state_dict(self) -> dict[str, int]:
+        """Steps that were left out so far, and those in a row up to now."""
+        return {"left_out": self.left_out, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """See :meth:`state_dict`; checkpoints of earlier versions have nothing of it."""
+        self.left_out, self._in_a_row = state.get("left_out", 0), state.get("in_a_row", 0)
 
     def admits(self, norm: Tensor, parameters: Iterable[nn.Parameter], scaled: bool = False) -> bool:
         """Whether a step with gradients of this norm is taken; else it changes nothing.

@@ -29,7 +29,7 @@ from odise_pl.optimization import OptimizerSettings, build_optimizer, learning_r
 from odise_pl.parallel import place_all
 from odise_pl.structures import Batch, Targets
 from odise_pl.vocabulary import Vocabulary
-from odise_pl.weights import read_checkpoint
+from odise_pl.weights import WeightsError, read_checkpoint
 
 PREFIX = "model."
 _Loss = TypeVar("_Loss")
@@ -74,14 +74,32 @@ class StepLosses:
 
 
 def describe(path: str | Path) -> CheckpointDescription:
-    """Read the description in a checkpoint; official checkpoints have none."""
+    """Read the description in a checkpoint; official checkpoints have none.
+
+    Raises:
+        WeightsError: the file or its description is damaged. What the record holds is checked by who uses it.
+    """
     checkpoint = read_checkpoint(path)
+    try:
+        return _description(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); take another") from error
+
+
+def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
     kept, step = checkpoint.get("odise"), checkpoint.get("global_step", checkpoint.get("iteration"))
+    if step is not None and type(step) is not int:  # folders are named by it
+        raise TypeError(f"step {step!a:.80} is not a whole number")
     if kept is None:
         return CheckpointDescription(None, None, step)
     vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
     batch_size = (checkpoint.get(PanopticDataModule.__name__) or {}).get("batch_size")
-    return CheckpointDescription(kept["record"] or None, vocabulary, step, batch_size)
+    if batch_size is not None and type(batch_size) is not int:
+        raise TypeError(f"batch_size {batch_size!a:.80} is not a whole number")
+    record = dict(kept["record"])
+    if "training" in record:
+        dict(record["training"]["optimizer"])  # what a resumed run is compared with
+    return CheckpointDescription(record or None, vocabulary, step, batch_size)
 
 
 class OdiseModule(lightning.LightningModule):
@@ -130,6 +148,7 @@ class OdiseModule(lightning.LightningModule):
             )
         )
         self._skipped, self._guard = 0, StepGuard()
+        self._note_counters()
         self._training_classes: TextClasses | None = None
         self._inference_classes: dict[int, InferenceClasses] = {}
 
@@ -205,6 +224,11 @@ class OdiseModule(lightning.LightningModule):
             without = sum(not words for words in batch.words) / len(batch)
             self.log("data/without_words", without, batch_size=len(batch))
 
+    def _note_counters(self) -> None:
+        """Counters at the end of an optimiser step, as checkpoints keep them: the batches of one that was not
+        finished come again in a resumed run."""
+        self._counters = {"skipped": self._skipped, **self._guard.state_dict()}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, stepped at every optimiser step."""
         optimizer = build_optimizer(self.model, self.optimizer_settings, self.global_batch)
@@ -220,6 +244,7 @@ class OdiseModule(lightning.LightningModule):
         self._guard.admits(norm, trained, self.trainer.precision == "16-mixed")
         self.log("train/gradient_norm", norm)
         self.log("train/steps_left_out", float(self._guard.left_out))
+        self._note_counters()
 
     # Evaluation
 
@@ -274,10 +299,26 @@ class OdiseModule(lightning.LightningModule):
         """Frozen weights stay out; what the run was trained on goes in."""
         kept = {PREFIX + name for name in trainable_names(self.model)}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
-        checkpoint["odise"] = {"vocabulary": self.vocabulary.to_json(), "record": self.record}
+        checkpoint["odise"] = {
+            "vocabulary": self.vocabulary.to_json(),
+            "record": self.record,
+            "counters": self._counters | {"skipped": self._skipped_on_all_ranks()},
+        }
+
+    def _skipped_on_all_ranks(self) -> int:
+        if self._trainer is None:
+            return self._counters["skipped"]
+        own = torch.tensor(self._counters["skipped"], device=self.device)
+        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Every trained weight must be there; Lightning itself is told not to insist on the frozen ones."""
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
         path = None if self._trainer is None else self._trainer.ckpt_path
         load_trainable_state(self.model, state, str(path or "the checkpoint"))
+        counters = (checkpoint.get("odise") or {}).get("counters", {})  # earlier versions kept none
+        self._skipped = (
+            counters.get("skipped", 0) if self.global_rank == 0 else 0
+        )  # one rank has those of all
+        self._guard.load_state_dict(counters)
+        self._note_counters()

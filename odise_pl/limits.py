@@ -12,7 +12,7 @@ _POSITIVE = (
     *("global_batch", "validate_every", "trainer.max_steps", "criterion.num_points", "model.inference.top_k"),
     *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "epoch_length", "limit_samples")),
     *(f"data.{name}" for name in ("image_size", "eval_short_side", "eval_long_side")),
-    *(f"backbone.{name}" for name in ("channels", "input_size", "train_window")),
+    *(f"backbone.{name}" for name in ("channels", "input_size", "window")),
     *(f"model.head.{name}" for name in _HEAD.split()),
     *(f"captioner.{name}" for name in ("top", "max_tokens", "remember")),
     "optimizer.reference_batch",

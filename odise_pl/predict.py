@@ -24,7 +24,7 @@ from PIL import Image
 
 from odise_pl.checkpoint import load_weights
 from odise_pl.configuration import adopt, check_weights, clear_errors
-from odise_pl.data.images import as_rgb, encode_ids, read_image
+from odise_pl.data.images import encode_ids, read_image, upright
 from odise_pl.data.pictures import find_images
 from odise_pl.data.records import DataError
 from odise_pl.data.transforms import EvalResize, image_tensor
@@ -38,7 +38,7 @@ from odise_pl.limits import bad_numbers
 from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
-from odise_pl.vocabulary import Vocabulary, load_vocabulary, packaged_vocabularies
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 _TRAINING = "coco_panoptic"  # of checkpoints that do not say what they were trained on
 
@@ -60,20 +60,21 @@ class Segmenter:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def segment(self, image: Image.Image, vocabulary: Vocabulary | Sequence[str]) -> NetworkPrediction:
-        """Panoptic map, instances and class map at the size of the image, computed when they are asked for.
+    def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> NetworkPrediction:
+        """Panoptic map, instances and class map at the size of the image as viewers show it.
 
-        Of a large image, instances take the most memory: a byte for each pixel of each.
+        They are computed when they are asked for. Of a large image, instances take the most memory: a byte
+        for each pixel of each.
 
         Args:
-            image: of any mode but floats; what is transparent is taken for white.
+            image: see :func:`~odise_pl.data.images.upright`.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
                 embedded when it differs from that of the call before.
 
         Raises:
             VocabularyError: it is empty, or a name comes twice.
             TypeError: it is no Pillow image.
-            DataError: it holds floats.
+            DataError: it cannot be read as RGB.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(
@@ -82,7 +83,7 @@ class Segmenter:
             )
         device = self.model.clip.mean.device
         classes = self._embedded(load_vocabulary(vocabulary), device)
-        image = as_rgb(image)
+        image = upright(image)
         images, valid = pad_images([image_tensor(self.resize.image(image))])
         sizes = (valid, [(image.height, image.width)])
         (prediction,) = self.model.predict(images.to(device), *sizes, classes)
@@ -117,7 +118,7 @@ def load_segmenter(
     description = describe(checkpoint)
     config = _composed(conf, overrides)
     if description.record is not None:
-        config = adopt(config, description.record, overrides)
+        config = adopt(config, description.record, overrides, str(checkpoint))
     if not config.captioner.get("on_the_fly", True):
         raise SettingError(
             "captioner=blip reads captions from shards, which images do not have: add "
@@ -211,17 +212,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         for result, path in images.items():
             try:
-                print(
-                    f"{path}: {_segment_file(segmenter, path, vocabulary, options.out / result)}", flush=True
-                )
+                shown = _segment_file(segmenter, path, vocabulary, options.out / result)
+                print(f"{path}: {shown}", flush=True)
             except DataError as error:
-                unread.append(str(error))
+                unread.append(f"error: {error}")
             except OSError as error:
                 raise SettingError(f"--out {options.out}: {error}") from error
     finally:
-        print(
-            *(f"error: {problem}" for problem in unread), sep="\n", end="\n" * bool(unread), file=sys.stderr
-        )
+        sys.stderr.writelines(f"{line}\n" for line in unread)
     if len(unread) < len(images):
         print(f"written: {options.out}/NAME_segments.png, NAME_ids.png, NAME.json")
     return 1 if unread else 0
@@ -237,14 +235,6 @@ def _segment_file(segmenter: Segmenter, path: Path, vocabulary: Vocabulary, resu
     return ", ".join(found) or f"no segment (best score {score:.2f}: {vocabulary.names[label]})"
 
 
-def _names(text: str) -> Any:
-    """``dog,park bench,grass:stuff``, or what :func:`load_vocabulary` reads."""
-    if text.lstrip().startswith("["):
-        return text
-    known = text in packaged_vocabularies() or "/" in text or "." in text
-    return text if known and "," not in text else [entry.strip() for entry in text.split(",")]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m odise_pl.predict", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="of a run, or an official release")
@@ -253,10 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--names",
-        type=_names,
         required=True,
         help="what to look for: names with commas between, ':stuff' after those of regions without a count; "
-        "a list with synonyms, '[\"dog,puppy\", grass:stuff]'; a file, or coco_panoptic and others",
+        "a list with synonyms, '[\"dog,puppy\", grass:stuff]'; a file with a class a line, or its text, "
+        '"$(cat FILE)", where commas stand between synonyms; coco_panoptic and others',
     )
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default predictions)")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="configuration folder (default conf)")

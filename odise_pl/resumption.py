@@ -17,6 +17,7 @@ from odise_pl.runs import MARKER, computed, digest_of, in_sweep, is_finished
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 _SHOWN = 6  # changed settings in a message
+_RENAMED = {"backbone": {"train_window": "window"}}  # settings of earlier versions, by section
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -85,9 +86,19 @@ def newest_kept(folder: Path) -> DictConfig | None:
     paths = sorted((path for path in folder.glob("config*.yaml") if path.stat().st_size), key=_number)
     if not paths:
         return None
-    kept = OmegaConf.load(paths[-1])
+    kept = OmegaConf.create(current_names(OmegaConf.to_container(OmegaConf.load(paths[-1]))))
     assert isinstance(kept, DictConfig)
     return kept
+
+
+def current_names(sections: Any) -> dict[str, Any]:
+    """Sections of a configuration, by this version's names if an earlier version wrote them."""
+    return {
+        section: {_RENAMED.get(section, {}).get(key, key): value for key, value in values.items()}
+        if section in _RENAMED
+        else values
+        for section, values in sections.items()
+    }
 
 
 def _number(path: Path) -> int:

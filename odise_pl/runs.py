@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -196,7 +197,7 @@ def _interrupted(config: DictConfig, digest: str) -> Path | None:
 def _set_name(val: Any) -> list[str]:
     """The names of evaluation sets, or the last part of the path or URL of the only one without a name."""
     if not isinstance(val, str):
-        return ["+".join(map(str, val))[:_LONGEST]] if val else []
+        return ["+".join(unquote(str(name)) for name in val)[:_LONGEST]] if val else []
     words = re.findall(r"[\w.-]+", val.replace("/dataset.json", "").rstrip("/ -").rpartition("/")[2])
     return words[-1:]
 

@@ -6,9 +6,12 @@ list, a file, or what a user types; :func:`load_vocabulary` reads all of them.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +27,13 @@ _log = logging.getLogger(__name__)
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
 # OpenSeg's lists keep a line for ids that the data set does not use.
 _UNUSED_ID = "invalid_class_id"
-
-
-_LONGEST_PATH = 1000  # characters; asking for longer ones is an error of its own
+# Zero-width space and joiner, soft hyphen, byte order mark: editors leave them, nobody sees them.
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\u00ad\ufeff"))
+_PLURAL = {"class": "classes", "entry": "entries", "line": "lines"}
+_TAB = re.compile(r"[^\s,:] *\t *[^\s,:]")
+_FILE = re.compile(
+    r"[^,]*/[^,]*|.*\.(txt|json)|[^,]*\.\w+", re.I
+)  # what is meant for a file, be it there or not
 
 
 class VocabularyError(UserError, ValueError):
@@ -81,8 +88,7 @@ class Vocabulary:
             raise VocabularyError(f"vocabulary '{self.name}' has no classes")
         for index, category in enumerate(self.categories):
             self._check_names(index, category)
-        self._check_unique("id", [category.id for category in self.categories])
-        self._check_unique("name", [_normalised(category.name) for category in self.categories])
+        _check_unique(self.name, self.categories, "class", range(len(self)))
 
     def _check_names(self, index: int, category: Category) -> None:
         what = f"vocabulary '{self.name}': class {index} (id {category.id})"
@@ -92,17 +98,6 @@ class Vocabulary:
             raise VocabularyError(f"{what}, '{category.name}', has an empty synonym; remove it")
         if category.id < 0:
             raise VocabularyError(f"{what}, '{category.name}': ids must not be negative")
-
-    def _check_unique(self, what: str, values: Sequence[int | str]) -> None:
-        first: dict[int | str, int] = {}
-        for index, value in enumerate(values):
-            if value in first:
-                one, other = (self.categories[i] for i in (first[value], index))
-                raise VocabularyError(
-                    f"vocabulary '{self.name}': classes {first[value]} ('{one.name}', id {one.id}) and "
-                    f"{index} ('{other.name}', id {other.id}) have the same {what}; it must be unique"
-                )
-            first[value] = index
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -179,10 +174,13 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
             * a sequence of such lines, where a class may also be a list of its names:
               ``["dog,puppy", ["park bench", "bench"], "grass:stuff"]``;
             * the same sequence as one string, ``'[dog, "park bench"]'``;
+            * the text of such a file, which means what the file means;
+            * one line of classes, ``"dog,park bench,grass:stuff"``;
             * a vocabulary, which is returned as it is.
 
             Classes of lines are things unless the line ends in ``:stuff`` (in any case), and their ids count
-            from 0 unless the lines give them. A synonym that names another class is told in the log.
+            from 0 unless the lines give them. A synonym that names another class is told in the log. Files
+            are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
 
     Raises:
@@ -190,11 +188,14 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
     """
     if isinstance(source, Vocabulary):
         return source
-    if isinstance(source, str) and source.lstrip().startswith("["):
-        source = _parse_list(source)
-    if isinstance(source, str | Path):
-        return _from_file(_find_file(source), name)
-    return _from_entries(source, name or "custom")
+    if isinstance(source, str):
+        packaged = _packaged_directory() / f"{source}.json"
+        source = packaged if source in packaged_vocabularies() else _file_or_text(source)
+    if isinstance(source, Path):
+        return _from_file(source, name)
+    if isinstance(source, str):
+        return _from_lines(source, name or "custom", one_line_is_one_class=False)
+    return _from_entries(dict(enumerate(source, 1)), name or "custom")
 
 
 def packaged_vocabularies() -> tuple[str, ...]:
@@ -207,32 +208,69 @@ def _packaged_directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "data" / "vocabularies"
 
 
-def _find_file(source: str | Path) -> Path:
-    packaged = _packaged_directory() / f"{source}.json"
-    if isinstance(source, str) and source in packaged_vocabularies():
-        return packaged
-    if len(str(source)) > _LONGEST_PATH or not Path(source).is_file():
+def _file_or_text(source: str) -> Path | str:
+    """A file that is there; else the text itself, unless it can only be meant for something that is not."""
+    if len(source.splitlines()) > 1:
+        return source
+    if os.path.isfile(source):  # noqa: PTH113  Path's fails for what is too long for a path
+        return Path(source)
+    known = packaged_vocabularies()
+    similar = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(source, known)
+    if not source or similar or (_FILE.fullmatch(source) and not _clean(source).startswith("[")):
         raise VocabularyError(
             f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
-            f'({", ".join(packaged_vocabularies())}); a list of names is written [dog, "park bench"]'
+            f'({", ".join(known)}); a list of names is written [dog, "park bench"]'
         )
-    return Path(source)
+    return source
 
 
 def _from_file(path: Path, name: str | None) -> Vocabulary:
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return _from_entries([line for line in text.splitlines() if line.strip()], name or path.stem)
-        data = json.loads(text)
-        if isinstance(data, dict) and isinstance(data.get("vocabulary"), dict):  # a shard set's dataset.json
-            data = data["vocabulary"]
-            name = name or data.get("name")
-        return Vocabulary.from_json(data, name or path.stem)
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data))
+        if path.suffix.lower() != ".json":
+            return _from_lines(text, name or path.stem)
+        content = json.loads(text)
+        if isinstance(content, dict) and isinstance(content.get("vocabulary"), dict):  # of a shard set
+            content = content["vocabulary"]
+            name = name or content.get("name")
+        return Vocabulary.from_json(content, name or path.stem)
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path}: is not text in UTF-8 ({error}); save it as UTF-8") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise VocabularyError(f"{path}: cannot be read as a vocabulary: {error}") from error
+
+
+def _from_lines(text: str, name: str, one_line_is_one_class: bool = True) -> Vocabulary:
+    """A class a line, with commas between its names; or a list as :func:`load_vocabulary` knows it.
+
+    Args:
+        text: of a file, or of an option.
+        name: the vocabulary's.
+        one_line_is_one_class: else commas on the only line stand between classes.
+    """
+    if "\0" in text:
+        raise VocabularyError(f"vocabulary '{name}' holds null characters; save it as UTF-8")
+    if _clean(text).startswith("["):
+        return load_vocabulary(_parse_list(_clean(text)), name)
+    lines = {number: line for number, line in enumerate(text.splitlines(), 1) if _trimmed(line)}
+    if len(lines) == 1 and not one_line_is_one_class:
+        return load_vocabulary(_trimmed(*lines.values()).split(","), name)
+    return _from_entries(lines, name, "line")
+
+
+def _clean(name: str) -> str:
+    """A name without what cannot be seen, in Unicode's composed form; breaks within it become spaces."""
+    shown = unicodedata.normalize("NFC", name.translate(_INVISIBLE))
+    ends = [i for i, c in enumerate(shown) if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf")]
+    return " ".join(shown[ends[0] : ends[-1] + 1].split()) if ends else ""
+
+
+def _trimmed(entry: str) -> str:
+    """Without the commas that spreadsheets put after the last name."""
+    return _clean(entry).rstrip(", ")
 
 
 def _parse_list(text: str) -> Sequence[Any]:
@@ -242,23 +280,38 @@ def _parse_list(text: str) -> Sequence[Any]:
         raise VocabularyError(f"cannot read the list of class names {text}: {error}") from error
 
 
-def _from_entries(entries: Iterable[Any], name: str) -> Vocabulary:
-    parsed = [_parse_entry(entry, name) for entry in entries]
-    numbered = sum(identifier is not None for identifier, _, _ in parsed)
+def _from_entries(entries: Mapping[int, Any], name: str, place: str = "entry") -> Vocabulary:
+    """Classes from what an entry of a list says, or a line of a file, by its number from 1."""
+    parsed = {n: _parse_entry(entry, f"vocabulary '{name}': {place} {n}:") for n, entry in entries.items()}
+    numbered = sum(identifier is not None for identifier, _, _ in parsed.values())
     if numbered not in (0, len(parsed)):
         raise VocabularyError(
             f"vocabulary '{name}': {numbered} of {len(parsed)} classes have an id; give all or none"
         )
-    vocabulary = Vocabulary(
-        name,
-        tuple(
-            Category(index if identifier is None else identifier, names[0], names[1:], isthing)
-            for index, (identifier, names, isthing) in enumerate(parsed)
-            if _UNUSED_ID not in names
-        ),
-    )
+    found = {
+        number: Category(index if identifier is None else identifier, names[0], names[1:], isthing)
+        for index, (number, (identifier, names, isthing)) in enumerate(parsed.items())
+        if _UNUSED_ID not in names
+    }
+    _check_unique(name, tuple(found.values()), place, tuple(found))
+    vocabulary = Vocabulary(name, tuple(found.values()))
     _tell_ambiguous(vocabulary)
     return vocabulary
+
+
+def _check_unique(name: str, categories: Sequence[Category], place: str, numbers: Sequence[int]) -> None:
+    """Raises VocabularyError that names the places of two categories with one id or name."""
+    for what in ("id", "name"):
+        first: dict[int | str, str] = {}
+        for category, number in zip(categories, numbers, strict=True):
+            value = category.id if what == "id" else _normalised(category.name)
+            shown = f"{number} ('{category.name}', id {category.id})"
+            if value in first:
+                raise VocabularyError(
+                    f"vocabulary '{name}': {_PLURAL[place]} {first[value]} and {shown} have the same {what}; "
+                    f"give one another {what}, or remove it if both are one class"
+                )
+            first[value] = shown
 
 
 def _tell_ambiguous(vocabulary: Vocabulary) -> None:
@@ -279,23 +332,25 @@ def _tell_ambiguous(vocabulary: Vocabulary) -> None:
         )
 
 
-def _parse_entry(entry: Any, vocabulary: str) -> tuple[int | None, tuple[str, ...], bool]:
-    """Id (None if not given), names and thing flag of a line or of a list of names."""
+def _parse_entry(entry: Any, where: str) -> tuple[int | None, tuple[str, ...], bool]:
+    """Id (None if not given), names and thing flag of a line or of a list of names that stands ``where``."""
     parts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Sequence) else None
     if not parts or not all(isinstance(part, str) for part in parts):
         raise VocabularyError(
-            f"vocabulary '{vocabulary}': {entry!r} is neither a name nor a list of names (quote words "
-            f"such as 'on', 'off' and numbers)"
+            f"{where} {entry!r} is neither a name nor a list of names (quote words such as 'on', 'off' and "
+            f"numbers)"
         )
-    match = _ENTRY.fullmatch(",".join(parts).strip())
+    if any(_TAB.search(part) for part in parts):
+        raise VocabularyError(f"{where} {entry!r} has a tab between names; put commas there")
+    match = _ENTRY.fullmatch(_trimmed(",".join(parts)))
     if match is None:
         raise VocabularyError(
-            f"vocabulary '{vocabulary}': {entry!r} has a colon that nothing but ':thing' or ':stuff' may "
-            f"follow; names with colons can be given in a JSON file"
+            f"{where} {entry!r} has a colon that nothing but ':thing' or ':stuff' may follow; names with "
+            f"colons can be given in a JSON file"
         )
-    names = _distinct(name.strip() for name in match["names"].split(","))
+    names = _distinct(_clean(name) for name in _trimmed(match["names"]).split(","))
     if "" in names:
-        raise VocabularyError(f"vocabulary '{vocabulary}': {entry!r} has an empty name")
+        raise VocabularyError(f"{where} {entry!r} has an empty name")
     return int(match["id"]) if match["id"] else None, names, (match["kind"] or "thing").casefold() == "thing"
 
 
@@ -325,14 +380,14 @@ def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
         return value
 
     what = f"vocabulary '{vocabulary}': class {index}"
-    name = field("name", None, str, "text").strip()
+    name = _clean(field("name", None, str, "text"))
     synonyms = field("synonyms", [], list, "a list of names")
     if not all(isinstance(synonym, str) for synonym in synonyms):
         raise VocabularyError(f"{what}, '{name}', has synonyms that are not text")
     return Category(
         id=field("id", None, int, "a whole number"),
         name=name,
-        synonyms=tuple(synonym for synonym in _distinct(map(str.strip, synonyms)) if synonym != name),
+        synonyms=tuple(synonym for synonym in _distinct(map(_clean, synonyms)) if synonym != name),
         isthing=bool(field("isthing", True, int, "true or false")),
         official=field("official", "", str, "text"),
     )

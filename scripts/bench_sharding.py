@@ -66,7 +66,7 @@ def build() -> Odise:
     """The published heads on a small backbone."""
     torch.manual_seed(0)
     return build_odise(
-        BackboneSettings(architecture=SMALL, input_size=64, train_window=64),
+        BackboneSettings(architecture=SMALL, input_size=64, window=64),
         ClipSettings(architecture=SMALL_CLIP),
         implicit_captioner(),
         HeadSettings(),

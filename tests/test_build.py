@@ -26,7 +26,7 @@ from odise_pl.weights import WeightsError
 
 def build(supervision: str = "label", captioner: Any = None, **changes: Any) -> Odise:
     """A tiny network; ``changes`` are settings of the backbone."""
-    settings = {"architecture": tiny_models.SD1, "input_size": 64, "train_window": 64, "channels": 128}
+    settings = {"architecture": tiny_models.SD1, "input_size": 64, "window": 64, "channels": 128}
     return build_odise(
         BackboneSettings(**settings | changes),
         ClipSettings(architecture=tiny_models.CLIP),

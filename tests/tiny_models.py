@@ -102,7 +102,7 @@ def odise(
 ) -> Odise:
     """A network of its own, whose windows are 64 pixels in training."""
     torch.manual_seed(3)
-    settings = {"architecture": SD1, "input_size": 64, "train_window": 64, "channels": 128} | backbone
+    settings = {"architecture": SD1, "input_size": 64, "window": 64, "channels": 128} | backbone
     model = build_odise(
         BackboneSettings(**settings),
         ClipSettings(architecture=CLIP),

@@ -20,7 +20,7 @@ from odise_pl.backbones.text_store import fingerprint
 from odise_pl.backbones.tokens import VOCABULARY, tokenize
 from odise_pl.frozen import own
 from odise_pl.ranks import Alone
-from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
+from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -82,6 +82,7 @@ def load_clip(
     if Path(weights).is_file():
         model = _without_memory(architecture)
         tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _SHAPE_FACTS}
+        require_finite({n: t for n, t in tensors.items() if n != "attn_mask"}, weights)
         load_exactly(model, tensors, weights, ignore=("attn_mask",), assign=True)
         own(parameter for name, parameter in model.named_parameters() if not (mapped and _is_visual(name)))
         return model
@@ -118,9 +119,11 @@ def _from_open_clip(weights: str) -> open_clip.CLIP:
             "masked CLIP needs; set clip.weights to one, e.g. ViT-L-14-336:openai"
         )
     try:
-        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
+        model = open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
     except Exception as error:  # whatever the network stack raises
         raise WeightsError(f"cannot fetch CLIP {weights}: {error}") from error
+    require_finite(model.state_dict(), f"CLIP {weights}")
+    return model
 
 
 def _is_plain_vit(config: dict[str, Any]) -> bool:

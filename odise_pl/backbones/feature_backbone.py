@@ -14,7 +14,7 @@ from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_w
 from odise_pl.errors import SettingError
 from odise_pl.ranks import Alone
 
-EVAL_WINDOWS = 8  # per forward pass; an image of the published 1024 x 2560 at most has three
+EVAL_WINDOWS = 8  # per forward pass; a published image has 4 (1024 x 1024) to 10 (1024 x 2560)
 
 
 class DiffusionBackbone(nn.Module):
@@ -25,9 +25,9 @@ class DiffusionBackbone(nn.Module):
         captioner: windows [N, 3, S, S], and a caption of each one's image, to :class:`Conditioning`.
         pyramid: the trainable projections.
         input_size: side in pixels to which windows are resized for the diffusion model.
-        train_window: largest window side in training; at inference the window is the shorter image side.
+        window: largest window side, in training and at inference alike; None: the shorter image side.
         window_batch: windows per forward pass; 0 takes all windows of the batch at once in training, and at
-            most ``EVAL_WINDOWS`` at inference, where a flat image has dozens of windows.
+            most ``EVAL_WINDOWS`` at inference, where a large image has dozens of windows.
 
     Raises:
         SettingError: sizes that do not fit the strides, or a negative window batch.
@@ -39,19 +39,19 @@ class DiffusionBackbone(nn.Module):
         captioner: nn.Module,
         pyramid: FeaturePyramid,
         input_size: int = 512,
-        train_window: int = 512,
+        window: int | None = 512,
         window_batch: int = 0,
     ) -> None:
         super().__init__()
         multiple = features.input_multiple
         if input_size < multiple or input_size % multiple:
             raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
-        if train_window < STRIDES[-1] or train_window % STRIDES[-1]:
-            raise SettingError(f"backbone.train_window={train_window} must be a multiple of {STRIDES[-1]}")
+        if window is not None and (window < STRIDES[-1] or window % STRIDES[-1]):
+            raise SettingError(f"backbone.window={window} must be a multiple of {STRIDES[-1]}, or null")
         if window_batch < 0:
             raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
-        self.input_size, self.train_window, self.window_batch = input_size, train_window, window_batch
+        self.input_size, self.window, self.window_batch = input_size, window, window_batch
         self.ranks = Alone()
 
     def forward(self, images: Tensor, captions: Captions = None) -> list[Tensor]:
@@ -71,8 +71,8 @@ class DiffusionBackbone(nn.Module):
         height, width = images.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:
             raise ValueError(f"images of {height}x{width} must be padded to multiples of {STRIDES[-1]} first")
-        side = min(height, width, self.train_window) if self.training else min(height, width)
-        windows = plan_windows(height, width, side)
+        windows = plan_windows(height, width, self.window)
+        side = windows[0].side
         cuts = cut_windows(images, windows, self.input_size)
         chunks = list(self._chunks(cuts, None if captions is None else [*captions] * len(windows)))
         # asked before the first of them runs, whose blocks are gathered from all ranks

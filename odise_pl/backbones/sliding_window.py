@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
-
 
 @dataclass(frozen=True)
 class Window:
@@ -21,14 +19,21 @@ class Window:
     side: int
 
 
-def plan_windows(height: int, width: int, side: int) -> list[Window]:
-    """Windows of ``side`` pixels, one beside the other, the last of a row or column shifted back to fit."""
+def plan_windows(height: int, width: int, window: int | None) -> list[Window]:
+    """Windows one beside the other, the last of a row or column shifted back to fit.
+
+    Args:
+        height, width: of the padded image, in pixels.
+        window: largest side; None: the shorter side of the image.
+
+    Returns:
+        row by row. At the published 512, 512x512 has 1, 1024x1024 has 4, 1024x1344 has 6, 1024x2560 has 10.
+    """
+    side = min(height, width, window or height)
     return [Window(top, left, side) for top in _starts(height, side) for left in _starts(width, side)]
 
 
 def _starts(length: int, side: int) -> list[int]:
-    if side > length:
-        raise SettingError(f"a window of {side} pixels does not fit in {length}")
     return sorted({min(start, length - side) for start in range(0, length, side)})
 
 

@@ -6,6 +6,7 @@ diffusers folder, a hub id. ``random`` draws weights, for tests and for work wit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from odise_pl.backbones.tokens import VOCABULARY
 from odise_pl.backbones.tokens import tokenize as byte_pairs
 from odise_pl.frozen import own
-from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, tensors_of
+from odise_pl.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 TOKENS = 77
 _KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 END_OF_TEXT = VOCABULARY - 1
+_PARTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")  # of an original file
+# files of a network's weights, whole or in shards; the group is the variant
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def _load_folder(source: str, local: bool) -> DiffusionModels:
 
 
 def load_network(name: str, source: str, local: bool = True) -> Any:
-    """One network of a diffusers folder or of the hub, in float32.
+    """One network of a diffusers folder or of the hub, in float32, whatever precision its files have.
 
     Args:
         name: ``unet``, ``vae`` or ``text_encoder``.
@@ -200,7 +206,12 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
     more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
     try:
         network, report = kind.from_pretrained(
-            source, subfolder=name, local_files_only=local, output_loading_info=True, **more
+            source,
+            subfolder=name,
+            variant=_variant(Path(source, name)),
+            local_files_only=local,
+            output_loading_info=True,
+            **more,
         )
         missing = sorted(report["missing_keys"])
         if missing:
@@ -208,13 +219,21 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         where = "folder" if local else "hub id"
         raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
+    require_finite(network.state_dict(), f"{source}/{name}")
     own(network.parameters())
     return network.float()
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where a folder has weights of that name alone; None: the usual names, or no folder."""
+    found = {match[1] for path in folder.glob("*model*") if (match := _WEIGHTS.fullmatch(path.name))}
+    return None if None in found else min(found, default=None)
 
 
 def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:
     tensors = tensors_of(read_checkpoint(path))
     _require_parts(tensors, path)
+    require_finite({name: t for name, t in tensors.items() if name.startswith(_PARTS)}, str(path))
     with torch.device("meta"):  # their weights are assigned
         unet_model, vae_model = _unet(architecture), _vae(architecture)
     models = DiffusionModels(unet_model, vae_model, _text_encoder(architecture))
@@ -232,7 +251,7 @@ _TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids"
 
 
 def _require_parts(tensors: dict[str, Tensor], path: Path) -> None:
-    for prefix in ("model.diffusion_model.", "first_stage_model.", "cond_stage_model."):
+    for prefix in _PARTS:
         if not any(name.startswith(prefix) for name in tensors):
             raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: it has no {prefix}*")
 

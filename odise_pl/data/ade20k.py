@@ -6,6 +6,7 @@ Zhou et al., CVPR 2017. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,11 @@ from odise_pl.data.conversion import (
     read_grey,
     read_pixels,
 )
-from odise_pl.data.listing import folder_source
-from odise_pl.data.records import Source, SourceSample
+from odise_pl.data.listing import folder_source, read_lines
+from odise_pl.data.records import DataError, Source, SourceSample
 from odise_pl.data.tree import Tree, add_root
 from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 SPLITS = ("training", "validation")
 _SCENE_PARSING = (
@@ -36,6 +37,7 @@ _SCENE_PARSING = (
 _FULL = (
     "download ADE20K_2021_17_01 from https://groups.csail.mit.edu/vision/datasets/ADE20K, see data/README.md"
 )
+_CLASS = re.compile(r"^(\d+) *\t(?:.*\t)?(.*)$", re.MULTILINE)  # of objectInfo150.txt: number and names
 _SHORT_SIDE = 512  # of the full data set, whose photographs are large
 
 
@@ -55,19 +57,36 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     """The split with panoptic truth: stuff by ``annotations``, things by ``annotations_instance`` over it.
 
     Raises:
-        DataError: a part is missing.
+        DataError: a part is missing, or the data set numbers other classes.
     """
     tree = Tree(root, _SCENE_PARSING)
     images = tree.need_folder(f"images/{split}", "ADEChallengeData2016.zip")
     semantic = tree.need_folder(f"annotations/{split}", "ADEChallengeData2016.zip")
     objects = tree.need_folder(f"annotations_instance/{split}", "annotations_instance.tar")
     vocabulary = load_vocabulary("ade20k_150")
+    _check_classes(tree, vocabulary)
     classes = class_table({category.id + 1: i for i, category in enumerate(vocabulary.categories)}, [0])
     conversion = Conversion(
         partial(_read_objects, classes=classes, isthing=vocabulary.isthing), vocabulary.isthing
     )
     labels = (semantic, objects)
     return folder_source(("ade150", split), images, labels, ".png", vocabulary, conversion, MEASURES)
+
+
+def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
+    """The data set's own list of classes, where it is there, has to number them as the vocabulary does."""
+    file = tree.file("objectInfo150.txt")
+    if file is None:
+        return
+    known = {category.id: category.names for category in vocabulary.categories}
+    for number, names in _CLASS.findall("\n".join(read_lines(file))):
+        ours = known.get(int(number) - 1, ())
+        words = set(names.casefold().replace(",", " ").split())  # our pool is its swimming pool
+        if not any(words.issuperset(name.casefold().split()) for name in ours):
+            raise DataError(
+                f"{file.path}: class {number} is '{names.strip()}', and '{', '.join(ours)}' in the "
+                f"vocabulary {vocabulary.name}: these are not the label maps of SceneParse150"
+            )
 
 
 def _read_objects(sample: SourceSample, classes: Ids, isthing: tuple[bool, ...]) -> Labels:

@@ -18,7 +18,7 @@ from odise_pl.data.decoding import DecodedSample, decode
 from odise_pl.data.images import decode_rgb
 from odise_pl.data.manifest import Shard, is_local
 from odise_pl.data.reading import Damage, RawSample, read_shard
-from odise_pl.data.records import IMAGE, RECORD, DataError, Problem
+from odise_pl.data.records import RECORD, DataError, Problem
 from odise_pl.data.shards import WORK, Packed, write_file, write_packed
 from odise_pl.data.transforms import image_tensor
 from odise_pl.errors import SettingError
@@ -230,7 +230,7 @@ def caption_chunk(chunk: Chunk, folder: Path, model: CaptionSource) -> list[str]
 
 
 def _captions(chunk: Chunk, model: Describes) -> list[str]:
-    images = [image_tensor(decode_rgb(raw.members[IMAGE])) for raw in _raw(chunk.url, chunk.places)]
+    images = [image_tensor(decode_rgb(raw.members[raw.image])) for raw in _raw(chunk.url, chunk.places)]
     with _one_thread():
         pixels = torch.cat([model.pixels(image[None].to(model.mean.device)) for image in images])
         return [caption for batch in pixels.split(BATCH) for caption in model.caption(batch)]

@@ -81,7 +81,7 @@ def _digest(samples: Sequence[SourceSample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         facts = [(file.name, _facts(file)) for file in sample.files]
-        digest.update(repr((sample.key, facts, sample.record())).encode())
+        digest.update(repr((sample.key, facts, sample.record(), sample.instances)).encode())
     return digest.hexdigest()
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from odise_pl.data import fields
 from odise_pl.data.coco_json import (
@@ -24,15 +26,14 @@ from odise_pl.data.coco_json import (
     image_entries,
     objects_by_image,
 )
-from odise_pl.data.coco_vocabulary import choose_vocabulary
+from odise_pl.data.coco_vocabulary import FileClasses, choose_classes, match_classes
 from odise_pl.data.files import SourceFile
-from odise_pl.data.records import Problem, Source, SourceSample
+from odise_pl.data.images import IMAGE_SUFFIXES
+from odise_pl.data.records import DataError, Problem, Source, SourceSample
 from odise_pl.data.tree import Folder, Tree, add_root
 from odise_pl.data.validate import examine_panoptic, verbatim_members
-from odise_pl.vocabulary import Vocabulary
 
 HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,22 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     """
     layout = find_layout(Tree(root, HINT), split)
     data = fields.read_json(layout.annotations)
-    chosen = choose_vocabulary(data, layout.annotations.path, vocabulary, f"coco_{split}")
+    classes = choose_classes(data, layout.annotations.path, vocabulary, f"coco_{split}")
     images = list(image_entries(fields.list_of(data, "images", layout.annotations.path)))
     annotations = fields.list_of(data, "annotations", layout.annotations.path)
-    matcher = _Matcher(layout)
-    matcher.read_captions({image.id for image in images if image.id is not None})
-    matcher.read_instances(chosen)
-    matcher.match(images, list(annotation_entries(annotations, chosen)))
+    matcher = _Matcher(layout, {image.id: image.file_name for image in images if image.id is not None})
+    matcher.read_captions()
+    matcher.read_instances(classes)
+    matcher.match(images, list(annotation_entries(annotations, classes)))
     return Source(
         dataset="coco",
         split=split,
         annotations=layout.annotations.path.name,
         sha256=hashlib.sha256(layout.annotations.read()).hexdigest(),
-        vocabulary=chosen,
+        vocabulary=classes.vocabulary,
         samples=tuple(sorted(matcher.samples, key=lambda sample: sample.key)),
         problems=tuple(matcher.problems),
-        notes=tuple(matcher.notes),
+        notes=(*classes.notes, *matcher.notes),
         examine=examine_panoptic,
         members=verbatim_members,
     )
@@ -124,12 +125,14 @@ class Repeated:
     def __init__(self, images: list[ImageEntry]) -> None:
         self._ids = Counter(image.id for image in images)
         self._names = Counter(image.file_name for image in images)
-        self._keys = Counter(key_of(name) for name in self._names)
+        self._keys = Counter(key_of(name) for name in self._names if name)
 
     def faults(self, image: ImageEntry) -> Iterator[str]:
         if image.id is not None and self._ids[image.id] > 1:
             yield f"has the id {image.id} of another image"
-        if image.file_name and self._names[image.file_name] > 1:
+        if not image.file_name:
+            return
+        if self._names[image.file_name] > 1:
             yield f"has the file_name {image.file_name} of another image"
         if self._keys[key_of(image.file_name)] > 1:
             yield f"has the file_name {image.file_name}, which gives the key of another image"
@@ -140,6 +143,7 @@ class _Matcher:
     """Brings images, annotations, captions and files together, and notes what is left over."""
 
     layout: Layout
+    names: dict[int, str]  # of the images, by id
     samples: list[SourceSample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -200,19 +204,41 @@ class _Matcher:
     def _report_unlisted(self, folder: Folder, listed: set[str], what: str) -> None:
         self.problems.extend(unlisted(folder, listed, f"{what} in {self.layout.annotations.path.name}"))
 
-    def read_instances(self, vocabulary: Vocabulary) -> None:
+    def read_instances(self, classes: FileClasses) -> None:
         """Collect the objects by image: COCO's masks of objects overlap, as segments cannot."""
         file = self.layout.instances
-        if file is not None:
-            self.objects = objects_by_image(file, fields.read_json(file), vocabulary)
-            self._report(file.shown, file, self.objects.faults.get(None, ()))
+        if file is None:
+            return
+        data = self._read_beside(file)
+        self.objects = objects_by_image(file, data, match_classes(data, file.path, classes))
+        self._report(file.shown, file, self.objects.faults.get(None, ()))
+        left = sum(len(some) for image_id, some in self.objects.records.items() if image_id not in self.names)
+        if left:
+            self.notes.append(f"{left} objects are of images that this split does not list; they are skipped")
 
-    def read_captions(self, image_ids: set[int]) -> None:
+    def _read_beside(self, file: SourceFile) -> Any:
+        """A file beside the panoptic one, which must mean the same images by the same ids.
+
+        Raises:
+            DataError: it cannot be read, or lists an image of another name.
+        """
+        data = fields.read_json(file)
+        images = data.get("images") if isinstance(data, Mapping) else None
+        for entry in image_entries(images if isinstance(images, list) else ()):
+            ours = self.names.get(entry.id) if entry.id is not None else None
+            if ours and entry.file_name and Path(entry.file_name).stem != Path(ours).stem:
+                raise DataError(
+                    f"{file.path}: {entry.where} has id {entry.id} and file_name {entry.file_name}, but the "
+                    f"image of this id is {ours} in {self.layout.annotations.path.name}: give it the same ids"
+                )
+        return data
+
+    def read_captions(self) -> None:
         """Collect the captions by image; those of images that the split lacks are only counted."""
         file = self.layout.captions
         if file is None:
             return
-        items = fields.list_of(fields.read_json(file), "annotations", file.path)
+        items = fields.list_of(self._read_beside(file), "annotations", file.path)
         left: Counter[str] = Counter()
         for entry in caption_entries(items):
             self._report(
@@ -220,7 +246,7 @@ class _Matcher:
             )
             if entry.image_id is None or entry.faults:
                 continue
-            if entry.image_id not in image_ids:
+            if entry.image_id not in self.names:
                 left["are of images that this split does not list"] += 1
             elif not entry.caption:
                 left["are empty"] += 1
@@ -231,12 +257,12 @@ class _Matcher:
 
 def key_of(file_name: str) -> str:
     """The sample's key: dots would end it in a shard, slashes would make a folder."""
-    return Path(file_name).with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", Path(file_name).with_suffix("").as_posix())
 
 
 def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:
     """Images on disk that no entry of the annotation file names."""
     for name in folder.names():
-        if PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES and name not in listed:
+        if name.lower().endswith(IMAGE_SUFFIXES) and name not in listed:
             shown = folder.file(name).shown
             yield Problem(shown, shown, f"no entry of {what} names it")

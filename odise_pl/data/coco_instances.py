@@ -17,13 +17,13 @@ from typing import Any
 from odise_pl.data import fields
 from odise_pl.data.coco import HINT, Repeated, key_of, unlisted
 from odise_pl.data.coco_json import ObjectsByImage, image_entries, objects_by_image
-from odise_pl.data.coco_vocabulary import choose_vocabulary
+from odise_pl.data.coco_vocabulary import choose_classes
 from odise_pl.data.images import encode_ids
 from odise_pl.data.instances import paste, read_objects
-from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, Examined, Problem, Source, SourceSample
+from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, Examined, Problem, Source, SourceSample
 from odise_pl.data.segments import segment_records
 from odise_pl.data.tree import Folder, Tree, add_root
-from odise_pl.data.validate import examine_instances, image_faults, read_file
+from odise_pl.data.validate import examine_instances, image_faults, image_member
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -65,20 +65,20 @@ def read_coco_instances(
         annotations or f"annotations/instances_{split}.json", "annotations_trainval2017.zip"
     )
     data = fields.read_json(file)
-    chosen = choose_vocabulary(data, file.path, vocabulary, f"coco_{split}")
-    objects = objects_by_image(file, data, chosen)
+    classes = choose_classes(data, file.path, vocabulary, f"coco_{split}", things=True)
+    objects = objects_by_image(file, data, classes)
     samples, problems = _match(folder, objects, fields.list_of(data, "images", file.path))
     return Source(
         dataset="coco-instances",
         split=split,
         annotations=file.path.name,
         sha256=hashlib.sha256(file.read()).hexdigest(),
-        vocabulary=chosen,
+        vocabulary=classes.vocabulary,
         samples=tuple(sorted(samples, key=lambda sample: sample.key)),
         problems=tuple(problems),
-        notes=(),
-        examine=partial(_examine, isthing=chosen.isthing),
-        members=partial(_members, isthing=chosen.isthing),
+        notes=classes.notes,
+        examine=partial(_examine, isthing=classes.vocabulary.isthing),
+        members=partial(_members, isthing=classes.vocabulary.isthing),
         measures=("instances",),
     )
 
@@ -108,7 +108,9 @@ def _match(
             )
     for image_id in (objects.records.keys() | objects.faults.keys()) - {image.id for image in images}:
         cause = f"{len(objects.records[image_id])} annotations have image_id {image_id}, which images lacks"
-        problems.append(Problem(f"{objects.file.shown} image_id {image_id}", objects.file.shown, cause))
+        causes = objects.faults.get(image_id, [cause])
+        name = f"{objects.file.shown} image_id {image_id}"
+        problems += [Problem(name, objects.file.shown, cause) for cause in causes]
     problems += unlisted(folder, {image.file_name for image in images}, f"images in {objects.file.path.name}")
     return samples, problems
 
@@ -129,4 +131,4 @@ def _members(sample: SourceSample, isthing: tuple[bool, ...]) -> dict[str, bytes
     crowds = {number for number, crowd in enumerate(objects.crowd.tolist(), start=1) if crowd}
     segments = segment_records(ids, categories, isthing, crowds)
     record = replace(sample, segments=segments).record()
-    return {IMAGE: read_file(sample.image), PANOPTIC: encode_ids(ids), RECORD: record, INSTANCES: content}
+    return {**image_member(sample), PANOPTIC: encode_ids(ids), RECORD: record, INSTANCES: content}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from odise_pl.data import fields
+from odise_pl.data.coco_vocabulary import FileClasses
 from odise_pl.data.files import SourceFile
 from odise_pl.data.records import DataError, InstanceRecord, SegmentRecord
 from odise_pl.data.validate import shown
-from odise_pl.vocabulary import Vocabulary, VocabularyError
 
 _LARGEST_ID = 2**24 - 1
 _T = TypeVar("_T")
@@ -95,46 +95,49 @@ def image_entries(items: Iterable[Any]) -> Iterator[ImageEntry]:
         yield ImageEntry(
             f"images[{index}]",
             faults.read(None, fields.integer, item, "id"),
-            faults.read("", fields.text, item, "file_name"),
+            faults.read("", fields.file_name, item, "file_name"),
             (size[0], size[1]),
             _distinct(faults),
         )
 
 
-def annotation_entries(items: Iterable[Any], vocabulary: Vocabulary) -> Iterator[AnnotationEntry]:
+def annotation_entries(items: Iterable[Any], classes: FileClasses) -> Iterator[AnnotationEntry]:
     """Read the list ``annotations`` of a panoptic file."""
     for index, item in enumerate(items):
         faults = _Faults()
         image_id = faults.read(None, fields.integer, item, "image_id")
-        file_name = faults.read("", fields.text, item, "file_name")
-        segments = _segments(faults.read([], fields.sequence, item, "segments_info"), vocabulary, faults)
+        file_name = faults.read("", fields.file_name, item, "file_name")
+        segments = _segments(faults.read([], fields.sequence, item, "segments_info"), classes, faults)
         yield AnnotationEntry(f"annotations[{index}]", image_id, file_name, segments, _distinct(faults))
 
 
-def instance_entries(items: Iterable[Any], vocabulary: Vocabulary) -> Iterator[InstanceEntry]:
+def instance_entries(items: Iterable[Any], classes: FileClasses, file: SourceFile) -> Iterator[InstanceEntry]:
     """Read the list ``annotations`` of an instance file; segmentations are taken as they are."""
     for index, item in enumerate(items):
-        faults = _Faults()
+        faults, where = _Faults(), f"annotations[{index}]"
         image_id = faults.read(None, fields.integer, item, "image_id")
         category = faults.read(None, fields.integer, item, "category_id")
         record = InstanceRecord(
-            category=0 if category is None else faults.read(0, _index_of, vocabulary, category),
+            category=0 if category is None else faults.read(0, classes.index_of, category),
             iscrowd=faults.read(False, fields.flag, item, "iscrowd", False),
-            area=faults.read(0.0, fields.number, item, "area"),
+            area=faults.read(0.0, fields.area, item, "area"),
             segmentation=faults.read([], fields.segmentation, item, "segmentation"),
+            where=f"{where} of {file.path.name}",
         )
-        yield InstanceEntry(f"annotations[{index}]", image_id, record, _distinct(faults))
+        if isinstance(item, Mapping) and "bbox" in item:  # nothing needs it, but it tells a damaged entry
+            faults.read(None, fields.box, item, "bbox")
+        yield InstanceEntry(where, image_id, record, _distinct(faults))
 
 
-def objects_by_image(file: SourceFile, content: Any, vocabulary: Vocabulary) -> ObjectsByImage:
-    """Sort the content of an instance annotation file; the vocabulary knows its categories.
+def objects_by_image(file: SourceFile, content: Any, classes: FileClasses) -> ObjectsByImage:
+    """Sort the content of an instance annotation file; ``classes`` are those of this file.
 
     Raises:
         DataError: the content is unusable as a whole.
     """
     records: dict[int | None, list[InstanceRecord]] = defaultdict(list)
     faults: dict[int | None, list[str]] = defaultdict(list)
-    for entry in instance_entries(fields.list_of(content, "annotations", file.path), vocabulary):
+    for entry in instance_entries(fields.list_of(content, "annotations", file.path), classes, file):
         records[entry.image_id].append(entry.record)
         if entry.faults:
             faults[entry.image_id] += [f"{entry.where} {fault}" for fault in entry.faults]
@@ -150,11 +153,11 @@ def caption_entries(items: Iterable[Any]) -> Iterator[CaptionEntry]:
         yield CaptionEntry(f"annotations[{index}]", image_id, caption, _distinct(faults))
 
 
-def _segments(items: list[Any], vocabulary: Vocabulary, faults: _Faults) -> tuple[SegmentRecord, ...]:
+def _segments(items: list[Any], classes: FileClasses, faults: _Faults) -> tuple[SegmentRecord, ...]:
     segments = []
     for index, item in enumerate(items):
         own = _Faults()
-        segment = _segment(item, vocabulary, own)
+        segment = _segment(item, classes, own)
         faults.extend(f"segments_info[{index}] {fault}" for fault in _distinct(own))
         segments.append(segment)
     repeated = _repeated(segment.id for segment in segments)
@@ -163,15 +166,15 @@ def _segments(items: list[Any], vocabulary: Vocabulary, faults: _Faults) -> tupl
     return tuple(segments)
 
 
-def _segment(item: Any, vocabulary: Vocabulary, faults: _Faults) -> SegmentRecord:
+def _segment(item: Any, classes: FileClasses, faults: _Faults) -> SegmentRecord:
     category = faults.read(None, fields.integer, item, "category_id")
-    index = 0 if category is None else faults.read(0, _index_of, vocabulary, category)
+    index = 0 if category is None else faults.read(0, classes.index_of, category)
     return SegmentRecord(
         id=faults.read(0, _segment_id, item),
         category=index,
-        isthing=vocabulary.isthing[index],
+        isthing=classes.vocabulary.isthing[index],
         iscrowd=faults.read(False, fields.flag, item, "iscrowd", False),
-        area=faults.read(0.0, fields.number, item, "area"),
+        area=faults.read(0.0, fields.area, item, "area"),
         bbox=faults.read((), fields.box, item, "bbox"),
     )
 
@@ -181,13 +184,6 @@ def _segment_id(item: Any) -> int:
     if not 1 <= value <= _LARGEST_ID:
         raise DataError(f"has id {value}; ids of segments are 1 to {_LARGEST_ID}")
     return value
-
-
-def _index_of(vocabulary: Vocabulary, category_id: int) -> int:
-    try:
-        return vocabulary.index_of(category_id)
-    except VocabularyError as error:
-        raise DataError(f"has category_id {category_id}, which categories lacks") from error
 
 
 def _repeated(values: Iterable[int]) -> set[int]:

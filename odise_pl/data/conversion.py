@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from odise_pl.data.files import SourceFile
-from odise_pl.data.images import as_rgb, encode_ids, encode_semantic, open_image, resize_ids, resize_image
+from odise_pl.data.images import (
+    as_rgb,
+    encode_ids,
+    encode_semantic,
+    open_image,
+    open_stored,
+    pack_image,
+    resize_ids,
+    resize_image,
+)
 from odise_pl.data.records import (
-    IMAGE,
     PANOPTIC,
     RECORD,
     SEMANTIC,
@@ -24,7 +32,7 @@ from odise_pl.data.records import (
     SourceSample,
 )
 from odise_pl.data.segments import segment_records
-from odise_pl.data.validate import image_format_fault, read_file, shown
+from odise_pl.data.validate import read_file, shown
 
 Ids = NDArray[np.int32]
 VOID = -1  # of class maps
@@ -94,7 +102,8 @@ class Conversion:
         categories = {value: _category(value, len(self.isthing)) for value in np.unique(ids).tolist()}
         segments = segment_records(ids, categories, self.isthing)
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
-        members = {IMAGE: self._image(sample), PANOPTIC: encode_ids(ids), RECORD: record}
+        suffix, image = self._image(sample)
+        members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
         if labels.instances is not None:  # then objects may hide part of the semantic truth
             members[SEMANTIC] = encode_semantic(labels.classes)
         return members, len(segments)
@@ -108,15 +117,15 @@ class Conversion:
             labels.instances if instances is None else instances,
         )
 
-    def _image(self, sample: SourceSample) -> bytes:
+    def _image(self, sample: SourceSample) -> tuple[str, bytes]:
         content = read_file(sample.image)
         image = open_image(content)
         size = self._size((image.height, image.width))
         if size == (image.height, image.width):
-            return content
+            return pack_image(content)
         buffer = io.BytesIO()
         resize_image(as_rgb(image), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-        return buffer.getvalue()
+        return "jpg", buffer.getvalue()
 
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.short_side is None or min(size) <= self.short_side:
@@ -127,13 +136,9 @@ class Conversion:
 
 def _open(sample: SourceSample) -> Image.Image:
     try:
-        image = open_image(read_file(sample.image))
+        return open_stored(read_file(sample.image))
     except DataError as error:
         raise FileFault(sample.image, str(error)) from error
-    fault = image_format_fault(image)
-    if fault:
-        raise FileFault(sample.image, fault)
-    return image
 
 
 def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: list[FileFault]) -> _T | None:

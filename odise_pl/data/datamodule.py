@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 
-from odise_pl.data.eval_sets import eval_sets
+from odise_pl.data.eval_sets import by_set, eval_sets
 from odise_pl.data.loader import DamageLog, EvalLoader, LoaderOptions, TrainLoader
 from odise_pl.data.manifest import ShardSet, check_shards
 from odise_pl.data.plan import EvalPlan, TrainPlan, limited
@@ -151,6 +151,7 @@ class PanopticDataModule(LightningDataModule):
         Raises:
             VocabularyError: the names cannot be read or are of another number of classes.
         """
+        names = by_set(names)
         general = names.get(name) if isinstance(names, Mapping) else names
         return rename(self.vocabulary(name), self.sets[name].vocabulary or general)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from odise_pl.data.images import decode_ids, decode_rgb, decode_semantic, unique_ids
 from odise_pl.data.instances import Objects, read_objects
 from odise_pl.data.reading import RawSample
-from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
+from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.structures import Segment, Size
 
 _T = TypeVar("_T")
@@ -61,7 +61,7 @@ def decode(raw: RawSample) -> DecodedSample:
     Raises:
         DataError: a member is damaged or the members do not fit together; the message names the sample.
     """
-    image = _member(raw, IMAGE, decode_rgb)
+    image = _member(raw, raw.image, decode_rgb)
     record = _member(raw, RECORD, _record)
     labelled = record["segments"] is not None
     plain = DecodedSample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import unquote
 
 from odise_pl.data.records import DataError
 
@@ -29,18 +30,20 @@ class EvalSet:
 def eval_sets(val: str | Mapping[str, Any] | None) -> dict[str, EvalSet]:
     """Evaluation sets by name: none, one that has none, or several.
 
+    Names may have characters as in URLs, ``m%C3%BCnchen``: Hydra's grammar knows no others.
+
     Raises:
         DataError: a set has other fields than :class:`EvalSet`, or no shards.
     """
     if val is None:
         return {}
-    return {name: _eval_set(name, value) for name, value in _named(val).items()}
+    sets = by_set(val if isinstance(val, Mapping) else {"val": str(val)})
+    return {name: _eval_set(name, value) for name, value in sets.items()}
 
 
-def _named(val: str | Mapping[str, Any]) -> dict[str, Any]:
-    return (
-        {str(name): value for name, value in val.items()} if isinstance(val, Mapping) else {"val": str(val)}
-    )
+def by_set(values: Any) -> Any:
+    """Settings by the names of their sets; anything else as it is."""
+    return {unquote(str(n)): v for n, v in values.items()} if isinstance(values, Mapping) else values
 
 
 def _eval_set(name: str, value: Any) -> EvalSet:

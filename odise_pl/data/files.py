@@ -15,12 +15,24 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_OF_MACOS = ("__MACOSX", ".DS_Store", ".AppleDouble")
 _SUFFIXES_OF_GZIP = (".tar.gz", ".tgz")
 
 
 def is_archive(name: str) -> bool:
     """Whether a file of this name is taken for an archive."""
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
+    return name.lower().endswith(ARCHIVE_SUFFIXES) and not is_of_macos(name)
+
+
+def archive_stem(name: str) -> str:
+    """The name of an archive without folders and suffix, which may be of two parts."""
+    base = PurePosixPath(name).name
+    return next(base[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if base.lower().endswith(suffix))
+
+
+def is_of_macos(name: str) -> bool:
+    """Whether a path is of what macOS puts beside a user's files in folders and archives."""
+    return any(part in _OF_MACOS or part.startswith("._") for part in name.split("/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class Archive(Protocol):
     """A packed folder."""
 
     def names(self) -> tuple[str, ...]:
-        """All files in it."""
+        """All files in it but those of macOS."""
 
     def facts(self, name: str) -> tuple[int, int]:
         """See :meth:`SourceFile.facts`."""
@@ -96,7 +108,8 @@ class _Zip:
         self._path = path
 
     def names(self) -> tuple[str, ...]:
-        return tuple(info.filename for info in self._zip.infolist() if not info.is_dir())
+        names = (info.filename for info in self._zip.infolist() if not info.is_dir())
+        return tuple(name for name in names if not is_of_macos(name))
 
     def facts(self, name: str) -> tuple[int, int]:
         info = self._info(name)
@@ -123,7 +136,7 @@ class _Tar:
         self._path = path
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self._members)
+        return tuple(name for name in self._members if not is_of_macos(name))
 
     def facts(self, name: str) -> tuple[int, int]:
         member = self._member(name)

@@ -5,32 +5,75 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from odise_pl.data.records import DataError
 
-# Orientations 5 to 8 swap height and width; COCO's sizes and annotations are of the stored pixels.
 _ORIENTATION_TAG = 0x0112
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of a channel that cameras and scanners have
+# How Pillow reads 16 bits a channel, and how it has to read them to keep the bytes that it drops.
+_OTHER_BYTES = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in zip("BLN", "LBB", strict=True)
+}
+# What datasets may hold; other files in their folders are not looked at.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # Value that stands for no class in a grey PNG, by Pillow's mode.
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
-    """Decode every pixel of an image file.
+    """Decode every pixel of an image file; colours of 16 bits a channel are scaled as in :func:`as_rgb`.
 
     Raises:
         DataError: it is empty, truncated, damaged or of an unknown format.
     """
     try:
         image = Image.open(io.BytesIO(data))
+        deep = _is_deep(image)
         image.load()
+        if deep:
+            _scale_colours(image, data)
     except Exception as error:  # a damaged file makes PIL's decoders raise almost anything
         raise DataError(f"cannot be decoded ({_reason(error, data)})") from error
     return image
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether it has colours of 16 bits a channel, and is not decoded yet."""
+    return any(_raw_mode(tile.args) in _OTHER_BYTES for tile in image.tile)
+
+
+def _raw_mode(args: Any) -> Any:
+    return args[0] if args and isinstance(args, tuple) else args
+
+
+def _scale_colours(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Bring in the lower eight bits, which Pillow drops: it reads them if told the other byte order."""
+    low = Image.open(io.BytesIO(data))
+    low.tile = [tile._replace(args=_other_bytes(tile.args)) for tile in low.tile]
+    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    channels = (values[..., :3], values[..., 3:])  # colours, and alpha if there is one
+    image.paste(Image.fromarray(np.concatenate([_eight_bits(part) for part in channels], axis=-1)))
+
+
+def _other_bytes(args: Any) -> Any:
+    return _OTHER_BYTES[args] if isinstance(args, str) else (_OTHER_BYTES[args[0]], *args[1:])
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -42,36 +85,99 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 for upright."""
-    return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # a malformed block makes the reader raise almost anything
+        return 1
+    return value if isinstance(value, int) and value in _TURN else 1
 
 
 def decode_rgb(data: bytes) -> Image.Image:
     """The stored pixels as RGB; an EXIF orientation is not applied, as annotations are of stored pixels.
 
     Raises:
-        DataError: it cannot be decoded, or holds floats.
+        DataError: it cannot be decoded, or :func:`as_rgb` refuses it.
     """
     return as_rgb(open_image(data))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """To 8 bits of red, green and blue; of 16 bits the upper eight, which Pillow alone would clip.
-
-    What is transparent shows white, as on paper: the colour that a file has there is nothing anybody sees.
+def open_stored(data: bytes) -> ImageFile.ImageFile:
+    """An image file of a data set, with the pixels as they are stored.
 
     Raises:
-        DataError: it holds floats, of which nothing says what is white.
+        DataError: :func:`open_image` or :func:`as_rgb` refuses it; it holds several pictures; or it is a TIFF
+            file with an EXIF orientation, which Pillow always applies.
+    """
+    image = open_image(data)
+    as_rgb(image)
+    turned = orientation(Image.open(io.BytesIO(data)))  # reading the pixels of a TIFF takes it away
+    if image.format == "TIFF" and turned != 1:
+        raise DataError(
+            f"is a TIFF file with EXIF orientation {turned}; save its pixels as they are annotated"
+        )
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: the first JPEG is the image
+        raise DataError(f"is a {image.format} file of several pictures; a sample has one, save it alone")
+    return image
+
+
+def pack_image(data: bytes) -> tuple[str, bytes]:
+    """Suffix and content of an image in a shard: JPEG and PNG as they are, all else as a PNG of its RGB."""
+    kind = Image.open(io.BytesIO(data)).format
+    if kind in ("JPEG", "MPO"):
+        return "jpg", data
+    return "png", data if kind == "PNG" else _png(decode_rgb(data))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB as viewers show it, by its EXIF orientation: what users show to the network.
+
+    Raises:
+        DataError: it cannot be decoded, or :func:`as_rgb` refuses it.
+    """
+    if isinstance(image, ImageFile.ImageFile) and _is_deep(image) and image.fp is not None:
+        image.fp.seek(0)
+        image = open_image(image.fp.read())
+    image.load()  # which turns a TIFF, and takes its orientation away
+    turn = _TURN.get(orientation(image))
+    rgb = as_rgb(image if turn is None else image.transpose(turn))
+    rgb.info.clear()  # or the copy would be turned again
+    return rgb
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """To 8 bits of red, green and blue.
+
+    Values of more bits have the smallest range of 8, 10, 12, 14 or 16 bits that holds the largest of them,
+    and its upper eight bits are kept. What is transparent shows white, as on paper: the colour that a file
+    has there is nothing anybody sees.
+
+    Raises:
+        DataError: it holds floats, of which nothing says what is white; or values below 0 or beyond 16 bits;
+            or is of a mode that has no RGB.
     """
     if image.mode == "F":
         raise DataError("holds floats of an unknown range; 8 or 16 bits a channel are read")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+        values = np.asarray(image)
+        grey = _eight_bits(values)
+        grey[values == image.info.get("transparency", -1)] = 255
+        image = Image.fromarray(grey)
+    try:
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"is of mode {image.mode}, which cannot be read as RGB ({error})") from error
+
+
+def _eight_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
+    if low < 0 or bits is None:
+        raise DataError(f"holds values from {low} to {high}; 0 to 65535 are read, scale them")
+    return (values >> (bits - 8)).astype(np.uint8)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -81,7 +187,7 @@ def read_image(path: Path) -> Image.Image:
         DataError: it is not there or cannot be decoded.
     """
     try:
-        return as_rgb(ImageOps.exif_transpose(open_image(path.read_bytes())))
+        return upright(open_image(path.read_bytes()))
     except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
     height, width = size
     try:
         if isinstance(segmentation, list):
-            _check_polygons(segmentation)
+            for polygon in segmentation:
+                _check_polygon(polygon)
             return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
         if tuple(segmentation["size"]) != size:
             raise DataError(
@@ -57,13 +59,15 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
         ) from error
 
 
-def _check_polygons(polygons: Sequence[Any]) -> None:
-    """The C code never returns from coordinates without an end."""
-    values = np.concatenate(
-        [np.asarray(polygon, dtype=float).ravel() for polygon in polygons] or [np.zeros(0)]
-    )
-    if not (np.abs(values) <= _FARTHEST).all():
-        raise DataError(f"has a polygon with a coordinate that is no number up to {_FARTHEST:.0f}")
+def _check_polygon(polygon: Any) -> None:
+    """The C code drops the last of an odd number of coordinates, takes four for a box, and never returns from
+    coordinates without an end.
+    """
+    numbers = isinstance(polygon, list) and {int, float}.issuperset(map(type, polygon))
+    if not numbers or not all(abs(value) <= _FARTHEST for value in polygon):
+        raise DataError(f"has a polygon {shortened(polygon)}, expected numbers up to {_FARTHEST:.0f}")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise DataError(f"has a polygon of {len(polygon)} numbers, expected x and y of three points or more")
 
 
 def _lengths(code: bytes) -> NDArray[np.int64]:
@@ -94,24 +98,24 @@ def _check_counts(counts: Sequence[Any], pixels: int) -> None:
         )
 
 
-def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int]) -> bytes:
-    """The member that :func:`read_objects` reads.
-
-    Raises:
-        DataError: a segmentation is not usable.
-    """
-    items = []
+def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int]) -> tuple[bytes, list[str]]:
+    """The member that :func:`read_objects` reads, and what is wrong with objects, which are not in it."""
+    items, faults = [], []
     for instance in instances:
-        rle = run_length(instance.segmentation, size)
+        try:
+            counts = run_length(instance.segmentation, size)["counts"].decode()
+        except DataError as error:
+            faults.append(f"{instance.where} {error}")
+            continue
         items.append(
             {
                 "category": instance.category,
                 "iscrowd": instance.iscrowd,
                 "area": instance.area,
-                "segmentation": {"size": list(size), "counts": rle["counts"].decode()},
+                "segmentation": {"size": list(size), "counts": counts},
             }
         )
-    return json.dumps(items, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(items, sort_keys=True, separators=(",", ":")).encode(), faults
 
 
 def read_objects(content: bytes, size: tuple[int, int]) -> Objects:

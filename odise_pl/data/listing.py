@@ -6,12 +6,14 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from odise_pl.data.conversion import Conversion
+from odise_pl.data.fields import plain_path
 from odise_pl.data.files import SourceFile
+from odise_pl.data.images import IMAGE_SUFFIXES
 from odise_pl.data.records import DataError, Problem, Source, SourceSample
 from odise_pl.data.tree import Folder
 from odise_pl.vocabulary import Vocabulary
@@ -32,18 +34,23 @@ def folder_source(
 
     Args:
         name: of the data set and of the split.
-        images: folder of JPEG images.
-        labels: folders with a label file for each image.
+        images: folder of images.
+        labels: folders with a label file for each image; if it is that of the images, PNGs are images
+            only if they have one.
         suffix: what stands in the name of a label file for ``.jpg``.
         vocabulary, conversion, measures: see :class:`Source`.
 
     Raises:
         DataError: there is no image.
     """
-    stems = [n.rpartition(".")[0] for n in images.names() if n.lower().endswith(_JPEG)]
-    if not stems:
-        raise DataError(f"{images.file('').path}: there is no JPEG image")
-    known = {stem + suffix for stem in stems}
+    names = images.names()
+    found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    if images in labels:  # maps are PNGs, too
+        there = set(names)
+        found = [n for n in found if n.lower().endswith(_JPEG) or _stem(n) + suffix in there]
+    if not found:
+        raise DataError(f"{images.file('').path}: there is no image")
+    known = {_stem(name) + suffix for name in found}
     strangers = [
         Problem(
             folder.file(n).shown,
@@ -55,7 +62,7 @@ def folder_source(
         if n.endswith(suffix) and n not in known
     ]
     return _source(
-        name, images.file(""), stems, images, labels, suffix, vocabulary, conversion, measures, strangers
+        name, images.file(""), found, images, labels, suffix, vocabulary, conversion, measures, strangers
     )
 
 
@@ -73,19 +80,33 @@ def listed_source(
     Raises:
         DataError: the list cannot be read or is empty.
     """
-    try:
-        stems = [line.split()[0] for line in file.read().decode().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error})") from error
+    stems = [line.split()[0] for line in read_lines(file) if line.strip()]
     if not stems:
         raise DataError(f"{file.path}: lists no image")
-    return _source(name, file, stems, images, (labels,), suffix, vocabulary, conversion, ("semantic",), [])
+    there = defaultdict(list)
+    for one in images.names():
+        if one.lower().endswith(IMAGE_SUFFIXES):
+            there[_stem(one)].append(one)
+    found = [one for stem in stems for one in there.get(stem, [f"{stem}.jpg"])]
+    return _source(name, file, found, images, (labels,), suffix, vocabulary, conversion, ("semantic",), [])
+
+
+def read_lines(file: SourceFile) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.path}: cannot be read ({error})") from error
 
 
 def _source(
     name: tuple[str, str],
     listed: SourceFile,
-    stems: Sequence[str],
+    found: Sequence[str],
     images: Folder,
     labels: Sequence[Folder],
     suffix: str,
@@ -94,15 +115,20 @@ def _source(
     measures: Sequence[str],
     problems: Sequence[Problem],
 ) -> Source:
+    """A sample for each image file that was ``found``."""
+    try:
+        stems = [_stem(plain_path(image)) for image in found]
+    except DataError as error:
+        raise DataError(f"{listed.path}: names an image that {error}") from error
     samples = [
         SourceSample(
             key=PurePosixPath(stem).name.replace(".", "_"),
-            name=images.file(f"{stem}.jpg").shown,
-            image=images.file(f"{stem}.jpg"),
+            name=images.file(image).shown,
+            image=images.file(image),
             labels=tuple(folder.file(stem + suffix) for folder in labels),
             image_id=number,
         )
-        for stem, number in zip(stems, image_ids(stems), strict=True)
+        for image, stem, number in zip(found, stems, image_ids(stems), strict=True)
     ]
     _check_unique(samples)
     return Source(
@@ -118,6 +144,10 @@ def _source(
         members=conversion.members,
         measures=tuple(measures),
     )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _check_unique(samples: Sequence[SourceSample]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -12,27 +14,61 @@ from urllib.parse import urlparse
 
 from odise_pl.data.records import DataError
 from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary, VocabularyError
+from odise_pl.vocabulary import Vocabulary
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
 BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "pas21")  # beside COCO, each with a command of its name
 _TIMEOUT = 20  # seconds to wait for a remote dataset.json
+_MOST = 10**8  # samples of a set: their order is held in memory
+_MOST_BYTES = 1 << 50
+_SHARD_NAME = re.compile(r"\w[\w.-]*")
 _PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
 
 
+class _Checked:
+    """A record of text and counts, which may come out of a file that anyone has written."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check(name, value, str if type(self).__annotations__[name] == "str" else int)
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    """Raises DataError unless it is text, or a count that can be."""
+    possible = not isinstance(value, int) or 0 <= value <= _MOST_BYTES
+    if type(value) is not kind or not possible:
+        raise DataError(f"{name} is {_short(value)}, expected {'text' if kind is str else 'a count'}")
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:80]
+
+
 @dataclass(frozen=True)
-class Shard:
-    """One tar file: its file name beside ``dataset.json``, what it holds, and its checksum."""
+class Shard(_Checked):
+    """One tar file: its file name beside ``dataset.json``, what it holds, and its checksum.
+
+    The name becomes part of a path, of a URL or, for ``pipe:``, of a shell command, so it is of letters,
+    digits and ``_ . -`` alone.
+
+    Raises:
+        DataError: it has another name, or a field is of the wrong kind.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise DataError(f"the shard name {_short(self.name)} is not a plain file name")
+
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(_Checked):
     """Totals of a shard set.
 
     Attributes:
@@ -51,7 +87,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Origin(_Checked):
     """Where a shard set comes from: format, split, and the annotation file with its checksum."""
 
     dataset: str
@@ -61,7 +97,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Captioning:
+class Captioning(_Checked):
     """Where the generated captions in a shard set come from.
 
     Attributes:
@@ -90,6 +126,9 @@ class Manifest:
         max_shard_bytes: the limit that the samples were distributed by.
         measures: what the truth is complete for, of ``MEASURES``; semantic maps alone say nothing of objects.
         captioning: where generated captions come from; None if the samples have none.
+
+    Raises:
+        DataError: a field is of the wrong kind, or the counts do not agree with the shards.
     """
 
     name: str
@@ -100,6 +139,19 @@ class Manifest:
     max_shard_bytes: int
     measures: tuple[str, ...] = MEASURES
     captioning: Captioning | None = None
+
+    def __post_init__(self) -> None:
+        _check("name", self.name, str)
+        _check("max_shard_bytes", self.max_shard_bytes, int)
+        if not self.measures or not set(self.measures) <= set(MEASURES):
+            raise DataError(f"measures is {_short(self.measures)}, expected some of {', '.join(MEASURES)}")
+        held = sum(shard.samples for shard in self.shards)
+        if held != self.counts.samples or held > _MOST:
+            raise DataError(
+                f"counts.samples is {self.counts.samples}, the shards hold {held} (at most {_MOST})"
+            )
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise DataError("two shards have the same name")
 
     def to_bytes(self) -> bytes:
         """The file's content; equal manifests give equal bytes."""
@@ -127,19 +179,18 @@ class Manifest:
         try:
             data = json.loads(content)
             if data["format"] != FORMAT:
-                raise DataError(
-                    f"{location}: format {data['format']}, this version reads {FORMAT}; prepare it anew"
-                )
+                raise DataError(f"format {_short(data['format'])}, this version reads {FORMAT}")
             return cls._from_json(data)
-        except (KeyError, TypeError, ValueError, AttributeError, VocabularyError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, DataError) as error:
             reason = str(error) or type(error).__name__
             raise DataError(
                 f"{location}: is not the description of a shard set ({reason}); "
-                "delete it and prepare the set anew"
+                "delete it and prepare the set again"
             ) from error
 
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> Manifest:
+        _check("vocabulary.name", data["vocabulary"]["name"], str)
         return cls(
             name=data["name"],
             vocabulary=Vocabulary.from_json(data["vocabulary"], data["vocabulary"]["name"]),
@@ -178,10 +229,13 @@ class ShardSet:
 def locate(source: str | Path) -> str:
     """Path or URL of the ``dataset.json`` of a shard set that is named by it or by its folder."""
     text = str(source)
+    if os.path.exists(text) and not is_local(text):  # noqa: PTH110 (as a path, a long command is an error)
+        text = str(Path(text).absolute())  # a folder called a:b, say
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
     path = Path(_local_path(text)).expanduser()
-    return str(path if path.suffix == ".json" else path / FILE_NAME)
+    location = str(path if path.suffix == ".json" else path / FILE_NAME)
+    return location if is_local(location) else f"./{location}"  # pathlib drops the ./ of ./pipe:NAME
 
 
 def is_local(url: str) -> bool:
@@ -198,7 +252,7 @@ def beside(location: str, name: str) -> str:
     head, found, tail = location.rpartition(FILE_NAME)
     if found:
         return f"{head}{name}{tail}"
-    return str(Path(location).with_name(name))
+    return os.path.join(os.path.dirname(location), name)  # noqa: PTH118, PTH120 -- keeps ./ before pipe:
 
 
 def check_shards(source: str | Path) -> ShardSet:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,9 @@ def prepare(source: Source, folder: Path, workers: int, max_shard_bytes: int, sk
         settle_problems(_origin(source), problems, folder, skip_bad)
         good = _good(source.samples, checked)
         if not good:
-            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack")
-        prefix = source.split.replace("/", "_")
+            why = f"; {folder / PROBLEMS} says why" if problems else ""
+            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack{why}")
+        prefix = re.sub(r"[^\w.-]+", "_", source.split).lstrip(".-") or "shard"
         plans = plan_shards([g.sample for g in good], [g.bytes for g in good], max_shard_bytes, prefix)
         digest = _digest(source, checked, max_shard_bytes)
         shards = _write(source, plans, folder, digest, workers, progress)
@@ -197,7 +199,9 @@ def settle_problems(
         "left_out": left_out(problems),
         "problems": [asdict(problem) for problem in problems],
     }
-    write_file(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(
+        path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    )
     if not skip_bad:
         if undo:
             _undo(folder)

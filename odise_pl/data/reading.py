@@ -12,9 +12,9 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from odise_pl.data.plan import Piece
-from odise_pl.data.records import IMAGE, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.data.records import IMAGES, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.files import is_plain_name
 
-_MEMBERS = (IMAGE, PANOPTIC, RECORD)
 _OPTIONAL = (SEMANTIC, INSTANCES)
 
 
@@ -25,13 +25,18 @@ class RawSample:
     Attributes:
         key: its key.
         name: shard and key, for messages.
-        members: content by suffix; jpg and json are there, panoptic.png unless the image is unlabelled, and
-            semantic.png and instances.json where the set has them.
+        members: content by suffix; the image and json are there, panoptic.png unless the image is unlabelled,
+            and semantic.png and instances.json where the set has them.
     """
 
     key: str
     name: str
     members: Mapping[str, bytes]
+
+    @property
+    def image(self) -> str:
+        """Suffix of the image."""
+        return _image_of(self.members)
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,21 @@ def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
 
 
 def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
-    name = f"{url}/{sample['__key__']}"
-    absent = [suffix for suffix in _MEMBERS if suffix not in sample]
+    key = sample["__key__"]
+    name = f"{url}/{key}"
+    if not is_plain_name(key):  # predictions are written under it
+        return Damage(f"{url}: the key {key!a} is not a plain file name")
+    needed = (_image_of(sample), PANOPTIC, RECORD)
+    absent = [suffix for suffix in needed if suffix not in sample]
     # an image may have no labels; only its record says so, and a shard that breaks off says nothing
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(sample["__key__"], name, {s: sample[s] for s in (*_MEMBERS, *_OPTIONAL) if s in sample})
+    return RawSample(key, name, {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
+
+
+def _image_of(members: Mapping[str, Any]) -> str:
+    return next((suffix for suffix in IMAGES if suffix in members), IMAGES[0])
 
 
 def _reason(error: Exception) -> str:

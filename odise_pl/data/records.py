@@ -12,8 +12,8 @@ from odise_pl.errors import UserError
 from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import Vocabulary
 
-# The members of a sample in a shard: KEY.jpg, KEY.panoptic.png, KEY.json, and more where it is needed.
-IMAGE = "jpg"
+# The members of a sample in a shard: KEY.jpg or KEY.png, KEY.panoptic.png, KEY.json, and more where needed.
+IMAGES = ("jpg", "png")
 PANOPTIC = "panoptic.png"
 RECORD = "json"
 SEMANTIC = "semantic.png"
@@ -54,12 +54,14 @@ class InstanceRecord:
         iscrowd: a group that is not split into objects.
         area: pixels, as annotated.
         segmentation: COCO's polygons (list of lists) or run-length code (dict with size and counts).
+        where: its place in the annotation file, for messages.
     """
 
     category: int
     iscrowd: bool
     area: float
     segmentation: Any
+    where: str
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from odise_pl.data.files import SourceFile, is_archive, open_archive, quick, unpacked
+from odise_pl.data.fields import plain_path
+from odise_pl.data.files import (
+    SourceFile,
+    archive_stem,
+    is_archive,
+    is_of_macos,
+    open_archive,
+    quick,
+    unpacked,
+)
 from odise_pl.data.records import DataError
 
 _DEPTH = 3  # levels of folders above a part: archives unpack to a folder of their own, and people add another
@@ -44,12 +53,13 @@ class Folder:
         return SourceFile(self.container, self.prefix + name)
 
     def names(self) -> list[str]:
-        """All files at and below the folder, relative to it, sorted."""
+        """All files at and below the folder but those of macOS, relative to it, sorted."""
         if is_archive(self.container.name):
             found = (name for name in open_archive(self.container).names() if name.startswith(self.prefix))
             return sorted(name.removeprefix(self.prefix) for name in found)
         folder = self.container / self.prefix
-        return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        loose = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        return sorted(name for name in loose if not is_of_macos(name))
 
 
 class Tree:
@@ -80,8 +90,9 @@ class Tree:
         """The folder that ends in ``path``.
 
         Raises:
-            DataError: there are several.
+            DataError: there are several, or it is no path below a folder.
         """
+        path = _below(path)
         loose = [Folder(root, f"{name}/") for root, name in self._loose(path) if (root / name).is_dir()]
         return _only(path, loose or [f for place in self._packed(path) for f in _folders(*place, path)])
 
@@ -89,8 +100,9 @@ class Tree:
         """The file that ends in ``path``.
 
         Raises:
-            DataError: there are several.
+            DataError: there are several, or it is no path below a folder.
         """
+        path = _below(path)
         loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
         return _only(path, loose or [f for place in self._packed(path) for f in _files(*place, path)])
 
@@ -113,8 +125,10 @@ class Tree:
         """Existing paths on disk that end in ``path``: root and path below it, those less deep first."""
         for root in self.roots:
             for depth in range(_DEPTH):
-                found = sorted(root.glob("*/" * depth + path)) if root.is_dir() else []
-                yield from ((root, p.relative_to(root).as_posix()) for p in found)
+                above = sorted(root.glob("*/" * depth)) if depth else [root]
+                places = [(top / path).relative_to(root).as_posix() for top in above if (top / path).exists()]
+                found = [place for place in places if not is_of_macos(place)]
+                yield from ((root, place) for place in found)
                 if found:
                     break
 
@@ -130,7 +144,7 @@ class Tree:
             yield readable, parent
             wanted = PurePosixPath(path).name
             for name in names:
-                if is_archive(name) and PurePosixPath(name).name.partition(".")[0] == wanted:
+                if is_archive(name) and archive_stem(name) == wanted:
                     yield unpacked(readable, name), _joined(parent, _parent(name))
 
     def _archives(self) -> Iterator[tuple[Path, str]]:
@@ -142,6 +156,13 @@ class Tree:
                 for path in sorted(root.glob("*/" * depth + "*")):
                     if is_archive(path.name) and path.is_file():
                         yield path, _parent(path.relative_to(root).as_posix())
+
+
+def _below(path: str) -> str:
+    try:
+        return plain_path(path)
+    except DataError as error:
+        raise DataError(f"what --split, --images or --annotations names {error}") from error
 
 
 def _only(path: str, found: list[_Place]) -> _Place | None:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from PIL import Image
 
 from odise_pl.data.files import SourceFile
-from odise_pl.data.images import decode_ids, open_image, orientation, unique_ids
+from odise_pl.data.images import decode_ids, open_stored, orientation, pack_image, unique_ids
 from odise_pl.data.instances import instances_member
 from odise_pl.data.records import (
-    IMAGE,
     INSTANCES,
     PANOPTIC,
     RECORD,
@@ -26,7 +25,7 @@ _SHOWN = 5
 def examine_panoptic(sample: SourceSample) -> Examined:
     """Open image and PNG of a sample and compare them with its annotation; every fault is returned."""
     image, panoptic = sample.files
-    objects, object_faults = examine_instances(sample)
+    _, object_faults = examine_instances(sample)
     checks = {
         image.shown: [*image_faults(sample), *object_faults],
         panoptic.shown: list(_panoptic_faults(sample)),
@@ -34,25 +33,27 @@ def examine_panoptic(sample: SourceSample) -> Examined:
     problems = tuple(Problem(sample.name, file, cause) for file, causes in checks.items() for cause in causes)
     if problems:
         return Examined(problems)
-    sizes = (*(file.facts()[0] for file in sample.files), len(sample.record()), *map(len, objects.values()))
-    return Examined((), sizes, len(sample.segments))
+    return Examined((), tuple(map(len, verbatim_members(sample).values())), len(sample.segments))
 
 
 def verbatim_members(sample: SourceSample) -> dict[str, bytes]:
-    """The sample's files exactly as they are on disk, its record, and its objects if it has any."""
-    image, panoptic = sample.files
+    """The sample's files as they are on disk, its record, and its objects if it has any."""
     objects, _ = examine_instances(sample)
-    return {IMAGE: image.read(), PANOPTIC: panoptic.read(), RECORD: sample.record(), **objects}
+    panoptic = sample.labels[0].read()
+    return {**image_member(sample), PANOPTIC: panoptic, RECORD: sample.record(), **objects}
+
+
+def image_member(sample: SourceSample) -> dict[str, bytes]:
+    """The member with the image of a sample, see :func:`pack_image`."""
+    return dict([pack_image(sample.image.read())])
 
 
 def examine_instances(sample: SourceSample) -> tuple[dict[str, bytes], list[str]]:
     """The member with the objects of a sample, if it has any, and what is wrong with them."""
     if sample.instances is None:
         return {}, []
-    try:
-        return {INSTANCES: instances_member(sample.instances, sample.size)}, []
-    except DataError as error:
-        return {}, [f"one of its objects {error}"]
+    content, faults = instances_member(sample.instances, sample.size)
+    return {INSTANCES: content}, faults
 
 
 def read_file(file: SourceFile) -> bytes:
@@ -68,22 +69,12 @@ def read_file(file: SourceFile) -> bytes:
 def image_faults(sample: SourceSample) -> Iterator[str]:
     """What is wrong with the image file of a sample whose size is annotated."""
     try:
-        image = open_image(read_file(sample.image))
+        image = open_stored(read_file(sample.image))
     except DataError as error:
         yield str(error)
         return
-    fault = image_format_fault(image)
-    if fault:
-        yield fault
     if (image.height, image.width) != sample.size:
         yield _wrong_size("the image", (image.height, image.width), sample.size) + _exif_hint(image)
-
-
-def image_format_fault(image: Image.Image) -> str:
-    """Why an image cannot be packed as it is; empty if it can."""
-    if image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in one file, the first is the image
-        return ""
-    return f"is a {image.format} file; shards hold JPEG, convert it"
 
 
 def _exif_hint(image: Image.Image) -> str:

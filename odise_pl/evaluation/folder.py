@@ -18,6 +18,7 @@ from odise_pl.data.images import decode_ids, decode_semantic
 from odise_pl.data.instances import run_length
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
+from odise_pl.files import is_plain_name
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Segment, Size
 from odise_pl.vocabulary import Vocabulary, VocabularyError
@@ -139,6 +140,8 @@ class FolderPredictor(nn.Module):
         annotation = self._panoptic[image_id]
         where = f"{PANOPTIC}.json: image_id {image_id}"
         name = self._field(annotation, "file_name", where, str)
+        if not is_plain_name(name):
+            raise self._fault(where, f"file_name {name!a} is not the name of a file in {PANOPTIC}")
         infos = self._field(annotation, "segments_info", where, list)
         segments = tuple(self._segment(info, where) for info in infos)
         return PanopticSegmentation(self._map(f"{PANOPTIC}/{name}", decode_ids, size), segments)
@@ -200,7 +203,7 @@ class FolderPredictor(nn.Module):
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_bytes())  # of bytes, since it knows byte order marks
         except (OSError, ValueError, RecursionError) as error:
             raise self._fault(name, f"cannot be read ({error})") from error
         if field is None:

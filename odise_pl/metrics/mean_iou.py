@@ -23,17 +23,22 @@ class MeanIoUResult:
 
     Attributes:
         miou: mean IoU over the classes that the truth has.
+        miou_published: the same sum over the classes that truth or prediction has. So Detectron2's evaluator
+            counted at the time of the paper, whose numbers are compared with this one.
         frequency_weighted_iou: their IoUs weighted by their share of the true pixels.
         pixel_accuracy: share of the true pixels whose class is right.
         per_class: IoU of each class, float64 [K] in main memory; NaN for classes that the truth lacks.
-        num_classes: number of classes that were averaged.
+        num_classes: number of classes that the truth has.
+        num_only_predicted: number of classes that the prediction alone has.
     """
 
     miou: float
+    miou_published: float
     frequency_weighted_iou: float
     pixel_accuracy: float
     per_class: Tensor
     num_classes: int
+    num_only_predicted: int
 
 
 class MeanIoU(ResultMetric):
@@ -42,7 +47,8 @@ class MeanIoU(ResultMetric):
     The true class of a pixel is that of its segment. Void pixels (id 0) are left out altogether. Crowd
     segments count with their class, as in the semantic maps that COCO makes of panoptic ones. A class enters
     the mean when the truth has pixels of it, the usual definition of semantic evaluation: one that is only
-    predicted lowers the IoU of the classes it was mistaken for and has none itself.
+    predicted lowers the IoU of the classes it was mistaken for and has none itself. Published numbers
+    count it as 0, which matters where the validation set lacks many of the names, as PASCAL-Context's of 459.
 
     Args:
         num_classes: K.
@@ -91,14 +97,17 @@ class MeanIoU(ResultMetric):
         occurs, total = true_pixels > 0, float(true_pixels.sum())
         union = true_pixels + self.predicted_pixels.cpu() - intersection
         iou = intersection[occurs] / union[occurs]
+        only_predicted = int(((union > 0) & ~occurs).sum())
         per_class = torch.full((self.num_classes,), float("nan"), dtype=torch.float64)
         per_class[occurs] = iou
         return MeanIoUResult(
             miou=float(iou.mean()) if len(iou) else 0.0,
+            miou_published=float(iou.sum()) / max(len(iou) + only_predicted, 1),
             frequency_weighted_iou=float((iou * true_pixels[occurs]).sum()) / max(total, 1.0),
             pixel_accuracy=float(intersection.sum()) / max(total, 1.0),
             per_class=per_class,
             num_classes=len(iou),
+            num_only_predicted=only_predicted,
         )
 
 

@@ -113,9 +113,11 @@ def _semantic(result: EvaluationResult) -> dict[str, Any] | None:
         return None
     return {
         "miou": semantic.miou,
+        "miou_published": semantic.miou_published,
         "frequency_weighted_iou": semantic.frequency_weighted_iou,
         "pixel_accuracy": semantic.pixel_accuracy,
         "classes": semantic.num_classes,
+        "only_predicted": semantic.num_only_predicted,
     }
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 # Column of the table -> name among the scores of a result.
 COLUMNS = {
@@ -49,11 +51,11 @@ class ResultTable:
         needed = sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
         fits = width is None or needed <= width
         shown = [i for i, name in enumerate(self.header) if fits or name.split()[0] in _HEADLINE]
-        table = Table(title="Evaluation (%)", caption="\n".join(self.notes), caption_justify="left")
+        table = Table(title="Evaluation (%)", caption=Text("\n".join(self.notes)), caption_justify="left")
         for i in shown:
             table.add_column(self.header[i], justify="right" if i else "left", no_wrap=True)
         for row in self.rows:
-            table.add_row(*(row[i] for i in shown))
+            table.add_row(*(escape(row[i]) for i in shown))
         return table
 
     def markdown(self) -> str:
@@ -118,7 +120,23 @@ def _notes(results: Sequence[Summary]) -> list[str]:
     ]
     if any(r["groups"] for r in results):
         notes.append("Base are the classes that share a name with a class of training, novel the others.")
-    return notes + list(dict.fromkeys(r["instances"]["note"] for r in results if r["instances"]))
+    return (
+        notes
+        + _miou_rule(results)
+        + list(dict.fromkeys(r["instances"]["note"] for r in results if r["instances"]))
+    )
+
+
+def _miou_rule(results: Sequence[Summary]) -> list[str]:
+    """Which classes mIoU is the mean of, and what it is by the rule of published numbers if that differs."""
+    measured = [r for r in results if r["semantic"]]
+    rule = "mIoU is the mean over the classes that the truth has; a class that is only predicted has no IoU."
+    return ([rule] if measured else []) + [
+        f"{r['data']}: with the {number} classes that are only predicted counted as 0, as published numbers "
+        f"count them, mIoU is {_cell(r['semantic'], 'miou_published')}."
+        for r in measured
+        if (number := r["semantic"].get("only_predicted"))
+    ]
 
 
 def _averaged(result: Summary) -> list[str]:

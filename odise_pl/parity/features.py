@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
+import torch
 from torch import Tensor
 
-from odise_pl.parity.checks import STAGE, Check, compare, worst
+from odise_pl.parity.checks import STAGE, Check, compare, equal_tensors, worst
 from odise_pl.parity.inputs import LDM, REC, Evaluation
 
 
@@ -12,7 +15,10 @@ def window_checks(run: Evaluation) -> list[Check]:
     """Windows, and what each is told about itself."""
     clip, captioner = run.model.clip, run.model.backbone.captioner
     seen = run.held(LDM + "forward/0/img")
-    checks = compare("window", run.windows[0], seen) + compare(
+    cuts = torch.tensor([astuple(window) for window in run.plan])
+    places = run.case.facts.get("windows")
+    checks = equal_tensors("places of windows", cuts, None if places is None else torch.tensor(places))
+    checks += compare("window", run.windows[0], seen) + compare(
         "window for CLIP", run.windows[0], run.held(REC + "implicit_captioner.clip.embed_image/0/image")
     )
     embeds = run.case.numbered(REC + "implicit_captioner.clip.embed_image", "/image_embed")

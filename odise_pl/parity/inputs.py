@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from odise_pl.backbones.sliding_window import cut_windows, plan_windows
+from odise_pl.backbones.sliding_window import Window, cut_windows, plan_windows
 from odise_pl.inference import InferenceSettings
 from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.parity.decisions import DecidingMaskDecoder
@@ -38,11 +38,16 @@ class Evaluation:
         return pad_images(self.case.images())
 
     @cached_property
+    def plan(self) -> list[Window]:
+        """Where windows are cut."""
+        height, width = self.canvas[0].shape[-2:]
+        return plan_windows(height, width, self.model.backbone.window)
+
+    @cached_property
     def windows(self) -> list[Tensor]:
         """Every window of all images at the diffusion model's size: [B, 3, S, S] each."""
-        height, width = self.canvas[0].shape[-2:]
-        plan = plan_windows(height, width, min(height, width))
-        return list(cut_windows(self.canvas[0], plan, self.model.backbone.input_size).chunk(len(plan)))
+        cuts = cut_windows(self.canvas[0], self.plan, self.model.backbone.input_size)
+        return list(cuts.chunk(len(self.plan)))
 
     @cached_property
     def classes(self) -> InferenceClasses:

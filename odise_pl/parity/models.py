@@ -21,6 +21,7 @@ from odise_pl.build import (
     implicit_captioner,
 )
 from odise_pl.checkpoint import load_trainable_state, load_weights, recognise
+from odise_pl.files import is_plain_name
 from odise_pl.inference import InferenceSettings
 from odise_pl.odise import ClassifierSettings, Odise
 from odise_pl.official_names import to_ours
@@ -61,6 +62,8 @@ def checkpoint_of(case: Case, files: WeightFiles) -> Path:
         RecordError: neither is there.
     """
     named = case.facts.get("weights")
+    if named is not None and not is_plain_name(named):
+        raise RecordError(f"case {case.name}: weights {named!r} is not the name of a file")
     beside = [_folder(files.checkpoint)] if files.checkpoint else []
     candidates = [folder / named for folder in (case.folder, *beside)] if named else []
     candidates += [files.checkpoint] if files.checkpoint else []
@@ -173,6 +176,7 @@ def _build(wanted: _Build) -> Odise:
             architecture=diffusion_architecture(tensors_of(read_checkpoint(wanted.diffusion))),
             timesteps=wanted.steps,
             input_size=wanted.input_size,
+            window=wanted.input_size,
             channels=pyramid_channels(state),
         ),
         ClipSettings(

@@ -14,7 +14,7 @@ from odise_pl.optimization import OptimizerSettings, build_optimizer
 from odise_pl.parity.checks import GRADIENT, STAGE, Check, equal, stacked, worst
 from odise_pl.parity.models import WeightFiles, model_of
 from odise_pl.parity.records import Case, RecordError
-from odise_pl.parity.training import Losses, Training, official_parameters, settled_step
+from odise_pl.parity.training import Losses, Training, official_parameters, step
 
 
 def check_optimiser(case: Case, cases: Sequence[Case], files: WeightFiles) -> list[Check]:
@@ -41,7 +41,7 @@ def _window(source: Case) -> int:
 
 def _inputs_of(case: Case, cases: Sequence[Case]) -> Case:
     """The case itself, or the training case whose loss is the first one of the record."""
-    if "inputs/0/gt_masks" in case.tensors:
+    if "inputs/0/image" in case.tensors:
         return case
     for other in cases:
         total = other.facts.get("total")
@@ -59,9 +59,9 @@ def _steps(case: Case, run: Training) -> list[Check]:
     optimizer = build_optimizer(model, settings, settings.reference_batch)
     trained = [p for p in model.parameters() if p.requires_grad]
     totals, norms = list[float](), list[float]()
-    for step in range(len(case.facts["total"])):
+    for number in range(len(case.facts["total"])):
         optimizer.zero_grad()
-        losses = _step(run, first=step == 0)
+        losses = _step(run, first=number == 0)
         norms.append(float(nn.utils.clip_grad_norm_(trained, settings.clip_norm)))
         totals.append(float(losses.total.detach()))
         optimizer.step()
@@ -74,7 +74,7 @@ def _steps(case: Case, run: Training) -> list[Check]:
 def _step(run: Training, first: bool) -> Losses:
     """Forward and backward; the record of the training case is of the first step only."""
     if first:
-        return settled_step(run)[1]
+        return step(run)[1]
     run.decoder.reset()
     losses = run.losses(run.forward(), run.word_embeddings() if run.words else None)
     losses.total.backward()

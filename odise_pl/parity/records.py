@@ -96,6 +96,13 @@ def read_case(folder: Path, name: str) -> Case:
     return Case(name, folder, data, held)
 
 
+def _has_step(case: Case) -> bool:
+    """Whether a case holds losses or gradients; annotations it may lack, as captioned images do."""
+    marks = ("losses/", "grad_norm/", "grads/", "points_")
+    named = any(name.startswith(marks) for name in (*case.facts, *case.tensors))
+    return named or "total" in case.facts or any(name.endswith("/gt_masks") for name in case.tensors)
+
+
 def kind_of(case: Case) -> str:
     """What a case is about, from what it holds.
 
@@ -106,7 +113,7 @@ def kind_of(case: Case) -> str:
     tests = {
         "noun_phrases": "phrases" in case.facts,
         "optimiser": isinstance(case.facts.get("total"), list),
-        "training": any(re.fullmatch(r"inputs/\d+/gt_masks", name) for name in tensors),
+        "training": "inputs/0/image" in tensors and _has_step(case),
         "evaluation": "inputs/0/image" in tensors,
         "grounding": "outputs/word_embed" in tensors,
         "postprocess": "cases/0/mask_cls" in tensors,

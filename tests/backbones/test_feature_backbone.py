@@ -27,7 +27,7 @@ def parts() -> tuple[LatentDiffusionFeatures, ImplicitCaptioner, FeaturePyramid]
 
 
 def backbone(**settings: Any) -> DiffusionBackbone:
-    return DiffusionBackbone(*parts(), **{"input_size": 128, "train_window": 64} | settings).eval()
+    return DiffusionBackbone(*parts(), **{"input_size": 128, "window": 64} | settings).eval()
 
 
 def images(height: int, width: int, count: int = 2) -> Tensor:
@@ -69,11 +69,12 @@ def test_windows_together_are_windows_one_by_one(size: tuple[int, int]) -> None:
         close(model(batch), one_by_one(model, batch, min(size)))
 
 
-def test_training_caps_the_window_and_inference_takes_the_shorter_side() -> None:
-    model, batch = backbone(), images(96, 128, 1)
+@pytest.mark.parametrize(("window", "side"), [(64, 64), (None, 96)])
+@pytest.mark.parametrize("training", [True, False])
+def test_windows_are_those_of_the_setting(window: int | None, side: int, training: bool) -> None:
+    model, batch = backbone(window=window).train(training), images(96, 128, 1)
     with torch.no_grad():
-        close(model.eval()(batch), one_by_one(model, batch, 96))
-        close(model.train()(batch), one_by_one(model, batch, 64))
+        close(model(batch), one_by_one(model, batch, side))
     assert not model.features.unet.training
 
 
@@ -129,8 +130,8 @@ def test_images_that_the_strides_do_not_divide_are_refused(size: tuple[int, int]
 @pytest.mark.parametrize(("setting", "value", "message"), [
     ("input_size", 96, "backbone.input_size=96 must be a multiple of 64"),
     ("input_size", 0, "backbone.input_size=0 must be a multiple of 64"),
-    ("train_window", 500, "backbone.train_window=500 must be a multiple of 32"),
-    ("train_window", 0, "backbone.train_window=0 must be a multiple of 32"),
+    ("window", 500, "backbone.window=500 must be a multiple of 32"),
+    ("window", 0, "backbone.window=0 must be a multiple of 32"),
     ("window_batch", -1, "backbone.window_batch=-1 must be 0 .all. or more"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: int, message: str) -> None:
@@ -154,7 +155,7 @@ class Listening(torch.nn.Module):
 def test_every_window_comes_with_the_caption_of_its_image(window_batch: int) -> None:
     features, _, pyramid = parts()
     listening = Listening()
-    settings = {"input_size": 64, "train_window": 64, "window_batch": window_batch}
+    settings = {"input_size": 64, "window": 64, "window_batch": window_batch}
     model = DiffusionBackbone(features, listening, pyramid, **settings).train()
     batch = torch.stack([torch.full((3, 64, 128), value) for value in (0.25, 0.75)])
     model(batch, ["dark", "bright"])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odise_pl.backbones.sliding_window import cut_windows, merge_windows, plan_windows
+from odise_pl.backbones.sliding_window import Window, cut_windows, merge_windows, plan_windows
 
 
 @st.composite
@@ -70,6 +70,16 @@ def test_windows_are_resized_one_by_one() -> None:
     torch.testing.assert_close(cuts[3:], alone)
 
 
-def test_a_window_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="a window of 65 pixels does not fit in 64"):
-        plan_windows(64, 128, 65)
+@pytest.mark.parametrize(
+    ("height", "width", "count"), [(512, 512, 1), (1024, 1024, 4), (1024, 1344, 6), (1024, 2560, 10)]
+)
+def test_published_windows(height: int, width: int, count: int) -> None:
+    windows = plan_windows(height, width, 512)
+    assert len(windows) == count
+    assert {window.side for window in windows} == {512}
+    assert windows[-1] == Window(height - 512, width - 512, 512)
+
+
+@pytest.mark.parametrize(("window", "side"), [(None, 128), (256, 128), (96, 96)])
+def test_no_window_is_larger_than_the_shorter_side(window: int | None, side: int) -> None:
+    assert {cut.side for cut in plan_windows(128, 192, window)} == {side}

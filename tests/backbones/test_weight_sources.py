@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import open_clip
 import pytest
+import tiny_blip
 import tiny_models
 import torch
 from ldm_names import unet_tensors, vae_tensors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from odise_pl.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
+from odise_pl.blip import load_blip
+from odise_pl.weights import WeightsError
 
 NETWORKS = ("unet", "vae", "text_encoder")
 HUB_ID = "someone/tiny-diffusion"
@@ -138,3 +143,112 @@ def test_clip_weights_of_every_source_give_identical_features(tmp_path: Path, so
     assert torch.equal(found.encode_text(["a dog", "sky"]), original.encode_text(["a dog", "sky"]))
     masks = (clip.encode_masks(clip.preprocess(images), visible) for clip in (found, original))
     assert torch.equal(*masks)
+
+
+# Variants
+
+
+def variant(models: DiffusionModels, place: Path, name: str, **more: Any) -> None:
+    """A network in half precision, as the hub's repositories name its files."""
+    network = copy.deepcopy(getattr(models, name)).half()
+    network.save_pretrained(place / name, variant="fp16", **more)
+
+
+@pytest.mark.parametrize("full", [(), ("vae",), ("unet", "text_encoder")], ids=str)
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "200KB"}], ids=["whole", "shards"])
+def test_networks_that_are_there_in_half_precision_alone_are_loaded_in_full(
+    tmp_path: Path, full: tuple[str, ...], shards: dict[str, str]
+) -> None:
+    models = tiny_models.diffusion()
+    for name in NETWORKS:
+        variant(models, tmp_path, name, **shards)
+        assert not any("fp16" not in path.name for path in (tmp_path / name).glob("*.safetensors"))
+        if name in full:
+            getattr(models, name).save_pretrained(tmp_path / name)
+    found = load_diffusion(str(tmp_path))
+    for name in NETWORKS:
+        state, wanted = getattr(found, name).state_dict(), getattr(models, name).state_dict()
+        for tensor in wanted:
+            rounded = wanted[tensor] if name in full else wanted[tensor].half().to(wanted[tensor].dtype)
+            assert state[tensor].dtype == wanted[tensor].dtype
+            assert torch.equal(state[tensor], rounded)
+
+
+# Weights that are no numbers
+
+
+def spoil(tensors: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
+    tensors = {n: t.clone() for n, t in tensors.items()}
+    tensors[name].view(-1)[-1] = value
+    return tensors
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.decoder.conv_out.bias",
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_original_file_with_weights_that_are_no_numbers_is_refused(
+    tmp_path: Path, name: str, value: float, mapped: bool
+) -> None:
+    save_file(spoil(original_tensors(tiny_models.diffusion()), name, value), tmp_path / "sd.safetensors")
+    with pytest.raises(WeightsError, match=rf"sd\.safetensors: {name} holds NaN or infinity"):
+        load_diffusion(str(tmp_path / "sd.safetensors"), tiny_models.SD1, mapped)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_folder_with_weights_that_are_no_numbers_is_refused(tmp_path: Path, name: str) -> None:
+    folder(tiny_models.diffusion(), tmp_path)
+    (path,) = (tmp_path / name).glob("*.safetensors")
+    tensors = load_file(path)
+    last = sorted(tensors)[-1]
+    save_file(spoil(tensors, last, float("nan")), path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=rf"{tmp_path}/{name}: .*{last[-12:]} holds NaN or infinity"):
+        load_diffusion(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_clip_with_weights_that_are_no_numbers_is_refused(tmp_path: Path, suffix: str) -> None:
+    tensors = {n: t.contiguous() for n, t in tiny_models.clip().model.state_dict().items()}
+    tensors = spoil(tensors, "visual.proj", float("nan"))
+    path = tmp_path / f"clip{suffix}"
+    if suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    with pytest.raises(WeightsError, match=rf"clip\{suffix}: visual\.proj holds NaN or infinity"):
+        load_clip(str(path), tiny_models.CLIP)
+
+
+def test_an_attention_mask_in_a_file_of_clip_is_no_weight(tmp_path: Path) -> None:
+    tensors = {n: t.contiguous() for n, t in tiny_models.clip().model.state_dict().items()}
+    torch.save(tensors | {"attn_mask": torch.full((77, 77), float("-inf")).triu_(1)}, tmp_path / "clip.pt")
+    load_clip(str(tmp_path / "clip.pt"), tiny_models.CLIP)
+
+
+def test_a_captioning_model_with_weights_that_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    path = tiny_blip.save(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    name = "vision_model.post_layernorm.bias"
+    save_file(spoil(tensors, name, float("nan")), path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=rf"captioner\.weights={tmp_path}: {name} holds NaN or infinity"):
+        load_blip(str(tmp_path))
+
+
+def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_blip.save(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')\nclass Evil: ...\n")
+    auto = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(auto))
+    path = tmp_path / "config.json"
+    kind = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | kind))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user might answer
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        load_blip(str(tmp_path))
+    assert not (tmp_path / "proof").exists()

@@ -106,6 +106,55 @@ def test_a_part_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert Tree([tmp_path / "a"], "").folder("images") is not None
 
 
+def macos(root: Path) -> None:
+    """What macOS puts beside every file of a folder."""
+    for path in [*root.rglob("*")]:
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+            path.with_name(".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+
+
+def test_what_macos_puts_beside_files_is_no_data(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    assert pack(coco.root, tmp_path / "clean") == 0
+    macos(coco.root)
+    shutil.copytree(coco.root, coco.root / "__MACOSX")
+    for path in (coco.root / "__MACOSX").rglob("*.*"):
+        if not path.name.startswith("."):
+            path.unlink()  # a zip holds the ._ files alone there
+    assert pack(coco.root, tmp_path / "loose") == 0
+    assert hashes(tmp_path / "loose") == hashes(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("pack_one", [zipped, tarred, gzipped])
+def test_archives_of_macos(tmp_path: Path, pack_one: Pack) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    assert pack(coco.root, tmp_path / "clean") == 0
+    macos(coco.root)
+    folder = download(coco.root, tmp_path / "download", pack_one)
+    for archive in folder.iterdir():
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive, "a") as file:
+                for name in file.namelist():
+                    file.writestr(f"__MACOSX/{name}", b"\0\5\x16\7")
+    macos(folder)
+    assert pack(folder, tmp_path / "packed") == 0
+    assert hashes(tmp_path / "packed") == hashes(tmp_path / "clean")
+
+
+def test_names_of_archives_may_have_dots_and_brackets(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2, split="v1.5 [x]")
+    assert pack(coco.root, tmp_path / "loose", split="v1.5 [x]") == 0
+    target = tmp_path / "download"
+    target.mkdir()
+    zipped(coco.images, target / "images")
+    zipped(coco.pngs, coco.pngs)
+    shutil.rmtree(coco.pngs)
+    zipped(coco.root / "annotations", target / "annotations")
+    assert pack(target, tmp_path / "packed", split="v1.5 [x]") == 0
+    assert hashes(tmp_path / "packed") == hashes(tmp_path / "loose")
+
+
 def test_unpacked_files_win_over_archives(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(b"one")

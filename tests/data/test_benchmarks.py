@@ -111,6 +111,24 @@ def test_objects_of_ade_lie_over_stuff(tmp_path: Path) -> None:
             assert len({*number[sample.ids == thing.id].tolist()}) == 1
 
 
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+def test_the_list_of_classes_beside_ade_is_compared(
+    tmp_path: Path, mark: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.ade150(tmp_path / "root")
+    path = tmp_path / "root/ADEChallengeData2016/objectInfo150.txt"
+    text = (
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t9\t9\t1\twall\n9\t0.1\t9\t9\t0\twindowpane, window \n"
+        "22 \t0.1\t9\t9\t1\twater\n110\t0.1\t9\t9\t1\tswimming pool, swimming bath\n"
+    )
+    path.write_text(text, encoding=mark)
+    assert prepare("ade150", tmp_path / "root", tmp_path / "out") == 0
+    path.write_text(text.replace("wall", "sky"), encoding=mark)
+    assert prepare("ade150", tmp_path / "root", tmp_path / "other") == 1
+    error = capsys.readouterr().err
+    assert f"{path}: class 1 is 'sky'" in error
+
+
 def test_hundred_classes_of_objects_are_the_things_in_order() -> None:
     path = Path(__file__).parents[2].parent / "shared" / "vocabularies" / "ade20k_instance100_to_150.json"
     if not path.exists():
@@ -304,7 +322,25 @@ def test_other_places_may_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"segmentation": [[1, 2]]}, "segmentation that is neither"),
+        ({"segmentation": [[1, 2]]}, "annotations[4] of instances_val2017.json has a polygon of 2 numbers"),
+        ({"segmentation": [[2, 2, 9, 2, 9, 9, 2]]}, "has a polygon of 7 numbers"),
+        ({"segmentation": [[2, 2, 9, 2]]}, "has a polygon of 4 numbers"),
+        ({"segmentation": [[2, 2, 9, 2, 9, 9], [2, 2, 9, 2]]}, "has a polygon of 4 numbers"),
+        ({"segmentation": [[2, 2, 9, 2, 9, 9], []]}, "has a polygon of 0 numbers"),
+        ({"segmentation": [[2, 2, 9, 2, 9, "9"]]}, "has a polygon [2, 2, 9, 2, 9, '9']"),
+        ({"segmentation": [[2, 2, 9, 2, 9, float("nan")]]}, "has a polygon [2, 2, 9, 2, 9, nan]"),
+        ({"segmentation": [[2, 2, 9, 2, 9, True]]}, "has a polygon [2, 2, 9, 2, 9, True]"),
+        ({"segmentation": [[[2, 2], [9, 2], [9, 9]]]}, "has a polygon [[2, 2]"),
+        ({"segmentation": [2, 2, 9, 2, 9, 9]}, "has a polygon 2"),
+        ({"segmentation": [[2, 2, 9, 2, 9, 9], {"size": [52, 44], "counts": [2288]}]}, "has a polygon {"),
+        ({"segmentation": {"size": [52, 44], "counts": [5, 5]}}, "sum of 2288"),
+        ({"segmentation": []}, "has segmentation []"),
+        ({"bbox": [1, 2, 3]}, "has bbox [1, 2, 3]"),
+        ({"bbox": [1, 2, 3, "4"]}, "has bbox [1, 2, 3, '4']"),
+        ({"bbox": None}, "has no bbox"),
+        ({"area": -1}, "has area -1"),
+        ({"area": 10**400}, "has area 1000"),
+        ({"image_id": None}, "has no image_id"),
         ({"segmentation": None}, "has no segmentation"),
         ({"segmentation": {"size": [3, 4], "counts": [12]}}, "of size [3, 4]"),
         ({"category_id": 4}, "category_id 4"),
@@ -326,6 +362,65 @@ def test_problems_of_instances(change: dict[str, object], cause: str, tmp_path: 
         prepare("coco-instances", tmp_path / "root", tmp_path / "out", "--split", "val2017", "--skip-bad")
         == 0
     )
+
+
+@pytest.mark.parametrize("isthing", [0, False, 2, "yes", None])
+def test_what_is_no_thing_is_refused_in_the_format_of_objects(
+    isthing: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.coco_instances(tmp_path / "root")
+    path = tmp_path / "root/annotations/instances_val2017.json"
+    data = json.loads(path.read_text())
+    for value, status in ((1, 0), (True, 0), (isthing, 1)):
+        data["categories"][1]["isthing"] = value
+        path.write_text(json.dumps(data))
+        out = tmp_path / f"out {value}"
+        assert prepare("coco-instances", tmp_path / "root", out, "--split", "val2017") == status
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(path) in error
+    assert "toothbrush" in error
+    assert "isthing" in error
+
+
+def test_objects_in_images_of_other_formats(tmp_path: Path) -> None:
+    mini.coco_instances(tmp_path / "root")
+    path = tmp_path / "root/annotations/instances_val2017.json"
+    path.write_text(path.read_text().replace("000000000002.jpg", "000000000002.png"))
+    jpeg = tmp_path / "root/val2017/000000000002.jpg"
+    Image.open(jpeg).save(jpeg.with_suffix(".png"))
+    jpeg.unlink()
+    assert prepare("coco-instances", tmp_path / "root", tmp_path / "out", "--split", "val2017") == 0
+    image = samples(check_shards(tmp_path / "out"))[2].image
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(jpeg.with_suffix(".png"))))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_benchmarks_whose_images_are_pngs(name: str, tmp_path: Path) -> None:
+    made = MAKE[name](tmp_path / "root")
+    jpegs = sorted((tmp_path / "root").rglob("*.jpg"))
+    pixels = {}
+    for jpeg, suffix in zip(jpegs, (".png", ".tif", ".JPG", ".png"), strict=False):
+        Image.open(jpeg).save(jpeg.with_suffix(suffix))
+        pixels[image_ids([jpeg.stem])[0]] = np.asarray(Image.open(jpeg.with_suffix(suffix)))
+        jpeg.unlink()
+    assert prepare(name, tmp_path / "root", tmp_path / "out") == 0
+    found = samples(check_shards(tmp_path / "out"))
+    assert found.keys() == made.classes.keys()
+    for image, sample in found.items():
+        np.testing.assert_array_equal(np.asarray(sample.image), pixels[image])
+
+
+def test_lists_of_windows_editors_are_read_and_lead_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini.voc(tmp_path / "root")
+    (path,) = (tmp_path / "root").rglob("val.txt")
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert prepare("pas21", tmp_path / "root", tmp_path / "out") == 0
+    path.write_text(f"{text}../JPEGImages/2009_000001\n")
+    assert prepare("pas21", tmp_path / "root", tmp_path / "other") == 1
+    assert str(path) in capsys.readouterr().err
 
 
 def test_panoptic_coco_takes_its_instances_along(tmp_path: Path) -> None:

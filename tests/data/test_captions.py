@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import tiny_blip
 import torch
+from conftest import pack
+from mini_coco import make_coco
 from PIL import Image
 
 from odise_pl.blip import BlipSentences, load_blip
@@ -91,6 +93,31 @@ def test_captions_are_what_the_model_says_of_the_whole_image(captioned: Path, bl
             assert model(torch.from_numpy(pixels).permute(2, 0, 1)[None]) == [caption]
             said.add(caption)
     assert len(said) > 1
+
+
+def test_images_that_are_pngs_are_captioned_and_streamed(tmp_path: Path, blip: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    pixels = {}
+    for image in coco.annotation["images"]:
+        path = coco.images / image["file_name"]
+        image["file_name"] = f"{path.stem}.png"
+        Image.open(path).save(path.with_suffix(".png"))
+        pixels[path.stem] = np.asarray(Image.open(path)).transpose(2, 0, 1) / np.float32(255)
+        path.unlink()
+    coco.save()
+    assert pack(coco.root, tmp_path / "shards") == 0
+    assert write_captions(tmp_path / "shards", tmp_path / "out", blip) == 0
+    shards = check_shards(tmp_path / "out")
+    (train,) = TrainStream(shards.urls, TrainPlan(shards.sizes, 2), lambda image, ids, _: (image, ids))
+    assert all(train.generated_captions)
+    for key, image in zip(train.keys, train.images, strict=True):
+        height, width = pixels[key].shape[1:]
+        np.testing.assert_array_equal(image[:, :height, :width], pixels[key])
+    evaluation = EvalStream(shards.urls, EvalPlan(shards.sizes), EvalResize(64, 64))
+    assert {key for batch in evaluation for key in batch.keys} == pixels.keys()
+    (some,) = members(tmp_path / "out").values()
+    for key in pixels:
+        assert some[f"{key}.png"] == (coco.images / f"{key}.png").read_bytes()
 
 
 def test_the_description_says_who_captioned(shards: Path, captioned: Path, blip: Path) -> None:

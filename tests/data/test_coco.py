@@ -10,9 +10,11 @@ from conftest import pack
 from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
-from odise_pl.data.coco import read_coco
+from odise_pl.data.coco import key_of, read_coco
+from odise_pl.data.decoding import decode
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
+from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
 
@@ -45,8 +47,14 @@ def text_for_image(coco: MiniCoco) -> None:
     (coco.images / IMAGE).write_text("<html>404 not found</html>")
 
 
-def image_is_png(coco: MiniCoco) -> None:
-    Image.open(coco.images / IMAGE).save(coco.images / IMAGE, format="png")
+def animated_image(coco: MiniCoco) -> None:
+    image = Image.open(coco.images / IMAGE)
+    image.save(coco.images / IMAGE, format="webp", save_all=True, append_images=[image.rotate(180)])
+
+
+def letter_for_orientation(coco: MiniCoco) -> None:
+    block = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0A\0\0\0" + bytes(4)
+    Image.new("RGB", (30, 30)).save(coco.images / IMAGE, exif=block)
 
 
 def grey_png(coco: MiniCoco) -> None:
@@ -127,6 +135,51 @@ def image_without_width(coco: MiniCoco) -> None:
     del coco.annotation["images"][1]["width"]
 
 
+def image_without_name(coco: MiniCoco) -> None:
+    del coco.annotation["images"][1]["file_name"]
+
+
+def image_with_empty_name(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["file_name"] = ""
+
+
+def image_beside_the_root(coco: MiniCoco) -> None:
+    (coco.root.parent / "secret.jpg").write_bytes((coco.images / IMAGE).read_bytes())
+    coco.annotation["images"][1]["file_name"] = "../../secret.jpg"
+
+
+def image_at_an_absolute_path(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["file_name"] = str(coco.images / IMAGE)
+
+
+def image_with_nul(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["file_name"] = "a\0.jpg"
+
+
+def image_with_half_a_character(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["file_name"] = "\ud800.jpg"
+
+
+def map_beside_the_root(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["file_name"] = "../../" + PNG
+
+
+def infinite_area(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0]["area"] = float("inf")
+
+
+def nan_in_box(coco: MiniCoco) -> None:
+    coco.annotation["annotations"][1]["segments_info"][0]["bbox"][2] = float("nan")
+
+
+def true_for_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = True
+
+
+def huge_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = 10**30
+
+
 def negative_height(coco: MiniCoco) -> None:
     coco.annotation["images"][1]["height"] = -3
 
@@ -166,7 +219,8 @@ PROBLEM_CAUSES = [
     (truncated_png, f"annotations/panoptic_train2017/{PNG}", "cannot be decoded ("),
     (empty_image, f"train2017/{IMAGE}", "the file is empty"),
     (text_for_image, f"train2017/{IMAGE}", "not an image of a known format"),
-    (image_is_png, f"train2017/{IMAGE}", "is a PNG file; shards hold JPEG"),
+    (animated_image, f"train2017/{IMAGE}", "WEBP file of several pictures"),
+    (letter_for_orientation, f"train2017/{IMAGE}", "the image has 30x30 pixels"),
     (grey_png, f"annotations/panoptic_train2017/{PNG}", "PNG of mode L"),
     (id_without_segment, f"annotations/panoptic_train2017/{PNG}", "pixels of ids that segments_info lacks"),
     (segment_without_pixel, f"annotations/panoptic_train2017/{PNG}", "segments_info lists: 12345"),
@@ -186,6 +240,21 @@ PROBLEM_CAUSES = [
     (unlisted_image, "train2017/extra.jpg", "no entry of images in panoptic_train2017.json names it"),
     (unlisted_png, "annotations/panoptic_train2017/extra.png", "no entry of annotations"),
     (image_without_width, "", "images[1] has no width"),
+    (image_without_name, "", "images[1] has no file_name"),
+    (image_with_empty_name, "", "images[1] has an empty file_name"),
+    (
+        image_beside_the_root,
+        "",
+        "images[1] has a file_name that is no path below its folder: '../../secret.jpg'",
+    ),
+    (image_at_an_absolute_path, "", "images[1] has a file_name that is no path below its folder: '/"),
+    (image_with_nul, "", "images[1] has a file_name that is"),
+    (image_with_half_a_character, "", "images[1] has file_name"),
+    (map_beside_the_root, "", "annotations[1] has a file_name that is"),
+    (infinite_area, "", "segments_info[0] has area inf"),
+    (nan_in_box, "", "segments_info[0] has bbox"),
+    (true_for_id, "", "images[1] has id True"),
+    (huge_id, "", "images[1] has id 1000"),
     (negative_height, "", "images[1] has height -3"),
     (text_for_id, "", "images[1] has id '2', expected a whole number"),
     (annotation_without_segments, "", "annotations[1] has no segments_info"),
@@ -348,3 +417,242 @@ def test_a_named_vocabulary_must_agree(tmp_path: Path) -> None:
     path.write_text(json.dumps({"categories": mine[:3]}))
     with pytest.raises(DataError, match=r"category 90 is stuff 'ground'.* has no such id"):
         read_coco(coco.root, "train2017", str(path))
+
+
+# Categories
+
+
+def listed(*changes: dict[str, object]) -> list[dict[str, object]]:
+    return [{**category, **change} for category, change in zip(CATEGORIES, changes, strict=True)]
+
+
+@pytest.mark.parametrize("value", [..., None, 2, "yes", "1", 1.0, [1]])
+@pytest.mark.parametrize("vocabulary", ["auto", "annotation"])
+def test_a_category_without_isthing_is_named(tmp_path: Path, value: object, vocabulary: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    ground = dict(CATEGORIES[2], isthing=value)
+    coco.annotation["categories"] = [*CATEGORIES[:2], ground]
+    if value is ...:
+        del ground["isthing"]
+    coco.save()
+    with pytest.raises(DataError, match=r"panoptic_train2017\.json: category 'ground' has .*isthing"):
+        read_coco(coco.root, "train2017", vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"id": 7}, "2 categories have the id 7"), ({"id": True}, "has id True"), ({"name": " "}, "empty name")],
+)
+def test_unusable_categories(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.annotation["categories"] = listed({}, {}, change)
+    coco.save()
+    with pytest.raises(DataError, match=message):
+        read_coco(coco.root, "train2017")
+
+
+def test_categories_of_one_name_are_told_apart_by_their_supercategory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.annotation["categories"] = listed(
+        {"name": "other", "supercategory": "furniture"}, {"name": "Other", "supercategory": "toy"}, {}
+    )
+    coco.save()
+    assert pack(coco.root, tmp_path / "out") == 0
+    assert "furniture other, toy Other" in capsys.readouterr().out
+    vocabulary = check_shards(tmp_path / "out").manifest.vocabulary
+    assert vocabulary.names == ("furniture other", "toy Other", "ground")
+    assert [category.official for category in vocabulary.categories] == ["other", "Other", ""]
+
+
+def test_categories_of_one_name_and_supercategory_get_names_from_a_file(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.annotation["categories"] = listed({"name": "other"}, {"name": "other"}, {})
+    coco.save()
+    with pytest.raises(DataError, match=r"'other'.*--vocabulary FILE\.json"):
+        read_coco(coco.root, "train2017")
+    named = listed({"name": "box", "official": "other"}, {"name": "ball", "official": "other"}, {})
+    (tmp_path / "names.json").write_text(json.dumps({"categories": named}))
+    source = read_coco(coco.root, "train2017", str(tmp_path / "names.json"))
+    assert source.vocabulary.names == ("box", "ball", "ground")
+
+
+def beside(coco: MiniCoco, name: str, categories: object, **content: object) -> Path:
+    """A file of objects or captions with an object of category 41 in image 1."""
+    box = {"bbox": [10, 8, 20, 12], "area": 240, "segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]]}
+    one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0, **box}
+    data = {"images": [], "annotations": [one], "categories": categories, **content}
+    path = coco.root / "annotations" / f"{name}_train2017.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(("name", "index"), [("Disc", 1), ("square", 0)])
+def test_objects_are_matched_with_segments_by_the_names_of_categories(
+    tmp_path: Path, name: str, index: int
+) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    beside(coco, "instances", [{"id": 1, "name": "unused"}, {"id": 41, "name": name}])
+    source = read_coco(coco.root, "train2017")
+    assert not source.problems
+    assert [one.category for one in source.samples[0].instances or ()] == [index]
+
+
+def test_objects_of_categories_of_one_name_are_matched_by_supercategory(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.annotation["categories"] = listed(
+        {"name": "other", "supercategory": "furniture"}, {"name": "other", "supercategory": "toy"}, {}
+    )
+    coco.save()
+    beside(coco, "instances", [{"id": 41, "name": "other", "supercategory": "toy"}])
+    (sample,) = read_coco(coco.root, "train2017").samples
+    assert [one.category for one in sample.instances or ()] == [1]
+    beside(coco, "instances", [{"id": 41, "name": "other"}])
+    (problem,) = read_coco(coco.root, "train2017").problems
+    assert "'other', which panoptic_train2017.json has several times" in problem.cause
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([{"id": 41, "name": "zebra"}], "category_id 41, 'zebra', which panoptic_train2017.json has no"),
+        (
+            [{"id": 41, "name": "ground"}],
+            "category_id 41, 'ground', which panoptic_train2017.json has as stuff",
+        ),
+        ([{"id": 1, "name": "square"}], "category_id 41, which categories lacks"),
+    ],
+)
+def test_objects_of_no_thing_are_problems(tmp_path: Path, categories: object, message: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    beside(coco, "instances", categories)
+    (problem,) = read_coco(coco.root, "train2017").problems
+    assert problem.file == "annotations/instances_train2017.json"
+    assert message in problem.cause
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (None, "categories"),
+        ([{"id": 41, "name": "disc"}, {"id": 41, "name": "square"}], "2 categories have the id 41"),
+        ([{"id": 41, "name": "disc"}, {"id": 42, "name": "Disc "}], "two categories have the name 'Disc'"),
+        ([{"id": "41", "name": "disc"}], "category 'disc' has id '41'"),
+    ],
+)
+def test_objects_need_a_category_list(tmp_path: Path, categories: object, message: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", categories)
+    with pytest.raises(DataError, match=message) as error:
+        read_coco(coco.root, "train2017")
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["instances", "captions"])
+def test_other_files_must_mean_the_same_images(tmp_path: Path, name: str) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    image = {"id": 1, "file_name": "000000000002.jpg", "height": 9, "width": 9}
+    path = beside(coco, name, [{"id": 41, "name": "disc"}], images=[image])
+    with pytest.raises(DataError, match=r"images\[0\] has id 1 .*000000000001\.jpg") as error:
+        read_coco(coco.root, "train2017")
+    assert str(path) in str(error.value)
+
+
+def test_objects_of_images_of_no_split_are_counted(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    path.write_text(path.read_text().replace('"image_id": 1', '"image_id": 5'))
+    (note,) = read_coco(coco.root, "train2017").notes
+    assert note.startswith("1 objects")
+
+
+# Files
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_marks_of_windows_editors_are_read(tmp_path: Path, mark: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    before = read_coco(coco.root, "train2017")
+    for path in (coco.root / "annotations").glob("*.json"):
+        path.write_text(path.read_text(), encoding=mark)
+    assert read_coco(coco.root, "train2017").samples == before.samples
+
+
+def test_deep_nesting_is_named(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.json.write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"panoptic_train2017\.json"):
+        read_coco(coco.root, "train2017")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "suffix"),
+    [("PNG", {}, "png"), ("WEBP", {"lossless": True}, "png"), ("TIFF", {}, "png"), ("BMP", {}, "png")],
+)
+def test_images_of_other_formats_are_packed_and_read_back(
+    tmp_path: Path, kind: str, options: dict[str, object], suffix: str
+) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    path = coco.images / IMAGE
+    pixels = np.asarray(Image.open(path))
+    path.unlink()
+    path = path.with_suffix(f".{kind.lower()}")
+    Image.fromarray(pixels).save(path, **options)
+    coco.annotation["images"][1]["file_name"] = path.name
+    coco.save()
+    assert pack(coco.root, tmp_path / "out") == 0
+    (url,) = check_shards(tmp_path / "out").urls
+    first, second = read_shard(url, [0, 1])
+    assert isinstance(first, RawSample)
+    assert isinstance(second, RawSample)
+    assert (first.image, second.image) == ("jpg", suffix)
+    assert (second.members[suffix] == path.read_bytes()) == (kind == "PNG")
+    np.testing.assert_array_equal(np.asarray(decode(second).image), pixels)
+
+
+NAMES = [
+    "münchen",
+    "数据",
+    "a b",
+    "x*y",
+    "[x]",
+    "a[1]b",
+    "50%",
+    "a#b",
+    "{}",
+    "{0..2}",
+    "a::b",
+    "v1.5",
+    "a?b",
+    "1",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("relative", [False, True])
+def test_names_of_folders_and_splits_are_data(
+    tmp_path: Path, name: str, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = make_coco(tmp_path / name / "coco", 1, split=name)
+    if relative:
+        monkeypatch.chdir(tmp_path)
+    above = Path() if relative else tmp_path
+    assert pack(above / name / "coco", above / name, split=name) == 0
+    shards = check_shards(above / name)
+    assert shards.manifest.source.split == name
+    (sample,) = read_shard(shards.urls[0], [0])
+    assert isinstance(sample, RawSample)
+    assert sample.members["jpg"] == (coco.images / "000000000001.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("split", ["", "..", "../train2017", "/tmp", "a\0b"])
+def test_a_split_is_below_its_root(tmp_path: Path, split: str) -> None:
+    make_coco(tmp_path / "coco", 1)
+    with pytest.raises(DataError, match=r"--split.* no path below its folder"):
+        read_coco(tmp_path / "coco", split)
+
+
+@pytest.mark.parametrize("name", ["a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb"])
+def test_keys_are_plain_file_names(name: str) -> None:
+    assert key_of(name) == "a_b"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -193,14 +194,16 @@ def test_a_missing_set_of_the_small_world_is_painted(tmp_path: Path) -> None:
 
 def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     content = (shards / "dataset.json").read_text()
+    nothing: dict[str, Any] = json.loads(content) | {"shards": []}
+    nothing["counts"]["samples"] = 0
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=r"none of its shards is there .*train2017-000000\.tar"):
         check_shards(tmp_path)
     for spoiled, message in (
-        (content[:50], "not the description of a shard set .* delete it and prepare the set anew"),
+        (content[:50], "not the description of a shard set .* delete it and prepare the set again"),
         ("[]", "not the description"),
         (content.replace('"format": 1', '"format": 9'), "format 9, this version reads 1"),
-        (content.replace('"samples": 23', '"samples": 0'), "the shard set is empty"),
+        (json.dumps(nothing), "the shard set is empty"),
     ):
         (tmp_path / "dataset.json").write_text(spoiled)
         with pytest.raises(DataError, match=message):

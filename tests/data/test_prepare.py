@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,11 @@ from conftest import pack
 from mini_coco import CATEGORIES, make_coco
 from slow_prepare import SHARD_BYTES
 
+from odise_pl.data.checks import Chunk, check_chunk
+from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
+from odise_pl.data.records import Examined, SourceSample
 from odise_pl.data.shards import WORK
 
 REPOSITORY = Path(__file__).parents[2]
@@ -128,6 +132,21 @@ def test_an_interrupted_run_is_not_continued_with_something_else(
     os.utime(coco.images / "000000000007.jpg", (0, 0))
     assert pack(coco.root, tmp_path / "out", "--max-shard-mb", str(SHARD_BYTES / 1e6)) == 1
     assert "files that have changed since" in capsys.readouterr().err
+
+
+def test_objects_that_change_are_checked_again(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    examined = []
+
+    def examine(sample: SourceSample) -> Examined:
+        examined.append(sample.instances)
+        return Examined((), (1,), 1)
+
+    (sample,) = read_coco(coco.root, "train2017").samples
+    (tmp_path / ".prepare").mkdir()
+    for instances in (None, (), ()):
+        check_chunk(Chunk(0, (replace(sample, instances=instances),)), tmp_path, examine)
+    assert examined == [None, ()]
 
 
 def test_a_finished_set_is_kept_and_not_overwritten(

@@ -215,6 +215,25 @@ def shard_keys(shard: Path) -> list[str]:
         return [name.removesuffix(".json") for name in tar.getnames() if name.endswith(".json")]
 
 
+@pytest.mark.parametrize(
+    "key", ["../x", "/x", "a/../../x", "./x", "a\\x", "x\n", "x\x1b[2J", "x\udc80"], ids=ascii
+)
+def test_a_key_that_is_no_file_name_is_damage(copied: Path, key: str) -> None:
+    first = copied / "train2017-000000.tar"
+    with tarfile.open(first) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    with tarfile.open(first, "w", encoding="utf-8", errors="surrogateescape") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name.replace("000000000001.", f"{key}."))
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    batches = list(data(copied).val_dataloader())
+    assert len(keys(batches)) == 22
+    (text,) = [text for batch in batches for text in batch.skipped]
+    assert ascii(key) in text
+    assert text.isprintable()
+
+
 def damaged_image(name: str, content: bytes) -> bytes:
     return content[: len(content) // 2] if name == "000000000001.jpg" else content
 

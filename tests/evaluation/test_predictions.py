@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor, find_predictions
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Truth
+from odise_pl.vocabulary import load_vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"
 Scores = dict[str, dict[str, float]]
@@ -99,6 +101,12 @@ def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Sc
         few = ["data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
         config = compose("evaluate", [*fixed, *few, *overrides])
     return evaluate.score(config)
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "instances.json").write_bytes("[]".encode(encoding))
+        assert FolderPredictor(tmp_path, load_vocabulary(["dog"])).measures == ("instances",)
 
 
 def test_files_are_not_put_together_unless_every_image_is_there(
@@ -237,6 +245,14 @@ def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
+def _elsewhere(folder: Path, name: str) -> None:
+    """A map that is there, but not in the folder of maps, or not under its own name."""
+    change(folder, "panoptic.json", lambda c: c["annotations"][1].update(file_name=name))
+    if name.strip(".") and "\0" not in name and not name.startswith("/"):
+        (folder / "panoptic" / "a").mkdir(exist_ok=True)
+        shutil.copy(folder / "panoptic" / "000000000002.png", folder / "panoptic" / name)
+
+
 def _file_for_folder(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.touch()
@@ -314,9 +330,9 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
     ("panoptic: Not a directory|panoptic/.*Not a directory", lambda f: _file_for_folder(f / "panoptic")),
     ("semantic/.*Not a directory", lambda f: _file_for_folder(f / "semantic")),
     (r"instances\.json: cannot be read", lambda f: (f / "instances.json").write_text("[" * 200_000)),
-    (
-        "file_name '' is|panoptic/: ",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(file_name="")),
+    *(
+        (r"panoptic\.json: image_id 2: file_name ", partial(_elsewhere, name=name))
+        for name in ("", ".", "..", "/x.png", "../x.png", "a/../x.png", "./x.png", "..\\x.png", "x\0.png")
     ),
     (
         "id 10{30} is none that a PNG",
@@ -329,7 +345,7 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
         lambda f: change(f, "instances.json", lambda c: c[0].update(score=10**400)),
     ),
     (
-        "polygon with a coordinate that is no number",
+        r"polygon \[1, 1, 10, nan",
         lambda f: change(
             f, "instances.json", lambda c: c[0].update(segmentation=[[1, 1, 10, float("nan"), 5, 5]])
         ),

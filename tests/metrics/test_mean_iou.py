@@ -22,7 +22,7 @@ from odise_pl.metrics.mean_iou import MeanIoU, MeanIoUResult
 from odise_pl.structures import PanopticSegmentation, Segment
 
 VOID = -1
-Pair = tuple[torch.Tensor, PanopticSegmentation]
+Pair = tuple[torch.Tensor, PanopticSegmentation | torch.Tensor]
 
 
 def score(pairs: list[Pair], num_classes: int = NUM_CLASSES) -> MeanIoUResult:
@@ -80,6 +80,17 @@ def test_void_is_left_out_and_crowds_count() -> None:
     half = score([(torch.tensor([[0, 0, 1, 2]]), TRUTH)])
     assert half.per_class[[0, 2]].tolist() == [0.5, 1.0]
     assert half.per_class[1].isnan(), "a class that is only predicted has no IoU"
+
+
+def test_which_classes_count() -> None:
+    """Class 0 is found by half, 1 is missed, 2 is only predicted, 3 and 4 occur nowhere."""
+    result = score([(torch.tensor([[0, 2, 2, 2]]), torch.tensor([[0, 0, 1, VOID]]))])
+    assert result.per_class[:2].tolist() == [0.5, 0.0]
+    assert result.per_class[2:].isnan().all()
+    assert (result.miou, result.num_classes) == (0.25, 2)
+    assert (result.miou_published, result.num_only_predicted) == (pytest.approx(0.5 / 3), 1)
+    elsewhere = score([(torch.tensor([[0, 0, 1, 3]]), torch.tensor([[0, 0, 1, VOID]]))])
+    assert (elsewhere.miou, elsewhere.miou_published) == (1.0, 1.0), "void does not count"
 
 
 def test_nothing_labelled_is_zero() -> None:

@@ -57,6 +57,26 @@ def test_terminal_table(result: EvaluationResult) -> None:
     assert "against the thing segments of the panoptic truth" in " ".join(text.split())
 
 
+def test_the_note_says_which_classes_miou_counts() -> None:
+    metrics = SegmentationMetrics((False,) * 4, NAMES, measures=("semantic",))
+    truth = segmentation(np.array([[7, 7, 9, 9]]), [Segment(7, 0, False), Segment(9, 1, False)])
+    nothing = segmentation(np.zeros((1, 4), dtype=np.int64), [])
+    prediction = Prediction(nothing, perfect_instances(nothing), torch.tensor([[0, 0, 2, 3]]))
+    metrics.update([prediction], [Truth(truth)], [1])
+    summary = as_dict(metrics.compute(), "[red]pc459")
+    assert [row["iou"] for row in summary["per_class"]] == [1.0, 0.0, None, None]
+    assert (summary["scores"]["miou"], summary["semantic"]["miou_published"]) == (0.5, 0.25)
+    table = result_table([summary])
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table.terminal())
+    for text in (table.markdown(), " ".join(console.export_text().split())):
+        assert "mIoU is averaged over 2 of 4 classes" in text
+        assert "mean over the classes that the truth has" in text
+        assert "2 classes that are only predicted" in text
+        assert "25.00" in text
+        assert text.count("[red]pc459") == 3, "names are no markup"
+
+
 def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult) -> None:
     content = json.loads(json.dumps(as_dict(result, "tiny"), allow_nan=False))
     assert content["data"] == "tiny"

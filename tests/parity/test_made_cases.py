@@ -23,7 +23,7 @@ from odise_pl.official_names import to_official
 from odise_pl.parity.__main__ import main
 from odise_pl.parity.models import deciding
 from odise_pl.parity.records import Case
-from odise_pl.parity.training import Training, official_parameters
+from odise_pl.parity.training import TERMS, Training, official_parameters, step
 
 DIFFUSION = DiffusionArchitecture(
     unet_channels=(32, 32, 64, 64),
@@ -59,16 +59,17 @@ LABELS = [["person", "man"], ["dog"], ["sky"], ["grass", "lawn"]]
 STEPS = [30, 400]
 
 
-def network(folder: Path, learnable_time: bool = True) -> Odise:
+def network(folder: Path, learnable_time: bool = True, supervision: str = "label") -> Odise:
     return build_odise(
         BackboneSettings(
-            str(folder / "sd.safetensors"), DIFFUSION, STEPS, input_size=64, train_window=64, channels=128
+            str(folder / "sd.safetensors"), DIFFUSION, STEPS, input_size=64, window=64, channels=128
         ),
         ClipSettings(str(folder / "clip.safetensors"), architecture=CLIP),
         implicit_captioner(learnable_time),
         HEAD,
         ClassifierSettings(),
         InferenceSettings(),
+        supervision,
         published_quirks=True,
     ).eval()
 
@@ -77,7 +78,7 @@ def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def write_weights(folder: Path) -> Odise:
+def write_weights(folder: Path, supervision: str = "label") -> Odise:
     """All three files; returns the network that they make."""
     torch.manual_seed(0)
     models = build_diffusion(DIFFUSION)
@@ -86,12 +87,12 @@ def write_weights(folder: Path) -> Odise:
     tensors = unet_tensors(models.unet) | vae_tensors(models.vae) | named
     save_file(contiguous(tensors), folder / "sd.safetensors")
     save_file(contiguous(build_clip(CLIP).state_dict()), folder / "clip.safetensors")
-    model = network(folder)
+    model = network(folder, supervision=supervision)
     with torch.no_grad():
         for name in sorted(trainable_names(model)):
             parameter = model.get_parameter(name)
             parameter += 0.1 * torch.randn(parameter.shape)
-    state = {to_official(n, "label"): t for n, t in trainable_state(model).items()}
+    state = {to_official(n, supervision): t for n, t in trainable_state(model).items()}
     torch.save({"model": state, "iteration": 3}, folder / "official.pth")
     return model
 
@@ -131,22 +132,24 @@ def write_case(model: Odise, folder: Path, name: str, learnable_time: bool = Tru
     (folder / f"{name}.json").write_text(json.dumps(facts))
 
 
-def write_training(model: Odise, folder: Path, name: str) -> None:
-    """What a recording of the network would hold of a training step, with an image without objects."""
+def write_training(model: Odise, folder: Path, name: str, annotated: int | None = 0, /, **more: Any) -> None:
+    """What a recording of the network would hold of a training step, where one image at most has objects."""
     tensors = {f"inputs/{i}/image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) for i in range(2)}
-    tensors["inputs/0/gt_masks"] = torch.zeros(2, 64, 96, dtype=torch.uint8)
-    tensors["inputs/0/gt_masks"][0, :30], tensors["inputs/0/gt_masks"][1, 30:, 40:] = 1, 1
-    tensors["inputs/0/gt_classes"] = torch.tensor([2, 0])
-    tensors |= {f"points_{kind}": torch.rand(1, 200, 2) for kind in ("matcher", "criterion")}
+    if annotated is not None:
+        masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
+        masks[0, :30], masks[1, 30:, 40:] = 1, 1
+        tensors[f"inputs/{annotated}/gt_masks"] = masks
+        tensors[f"inputs/{annotated}/gt_classes"] = torch.tensor([2, 0])
+        tensors |= {f"points_{kind}": torch.rand(1, 200, 2) for kind in ("matcher", "criterion")}
     facts: dict[str, Any] = {
         "model": "label", "weights": "official.pth", "steps": STEPS, "backbone_in_size": [64, 64],
-        "train_labels": LABELS,
+        "train_labels": LABELS, **more,
     }  # fmt: skip
-    step = Training(Case(name, folder, facts, tensors), model)
-    losses = step.losses(step.forward(), None)
-    losses.total.backward()
+    run = Training(Case(name, folder, facts, tensors), model)
+    _, losses = step(run)
     facts |= {f"losses/{loss}": float(value.detach()) for loss, value in losses.terms.items()}
-    own = official_parameters(model, "label")
+    own = official_parameters(model, facts["model"])
+    assert all(p.grad is not None for p in own.values())
     tensors |= {f"grads/{n}": p.grad.clone() for n, p in own.items() if p.grad is not None}
     model.zero_grad()
     save_file(contiguous(tensors), folder / f"{name}.safetensors")
@@ -165,7 +168,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_training_step_with_an_image_without_objects_agrees(trained: Path) -> None:
+    facts = json.loads((trained / "held_x.json").read_text())
+    assert all(facts[f"losses/{name}"] > 0 for name in TERMS)
     assert main([str(trained)]) == 0
+
+
+@pytest.mark.parametrize("annotated", [None, 1])
+def test_captions_alone_train_if_the_first_image_has_no_annotations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], annotated: int | None
+) -> None:
+    model = write_weights(tmp_path, "caption")
+    model.mask_decoder = deciding(HEAD, "caption")
+    load_weights(model, tmp_path / "official.pth")
+    words = [["dog", "grass"], ["red car"]]
+    write_training(model, tmp_path, "held_x", annotated, model="caption", words=words)
+    facts = json.loads((tmp_path / "held_x.json").read_text())
+    assert [facts[f"losses/{name}"] for name in TERMS] == [0, 0, 0]
+    assert facts["losses/loss_mask_word"] > 0
+    held = load_file(tmp_path / "held_x.safetensors")
+    assert not held["grads/sem_seg_head.predictor.class_embed.weight"].any()
+    assert main([str(tmp_path)]) == 0
+    facts["losses/loss_ce"] = 0.1
+    (tmp_path / "held_x.json").write_text(json.dumps(facts))
+    assert main([str(tmp_path)]) == 1
+    assert "loss_ce" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -178,13 +204,32 @@ def test_a_training_step_with_an_image_without_objects_agrees(trained: Path) -> 
         "category_head.text_proj.weight",
     ],
 )
-def test_an_error_of_two_percent_in_one_gradient_is_found(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+@pytest.mark.parametrize(("stage", "change"), [
+    ("gradients: norms", lambda x: 1.01 * x),
+    ("gradients: directions", lambda x: x + 0.05 * x.norm() * turned(x)),
+])  # fmt: skip
+def test_an_error_in_one_gradient_is_found(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    stage: str,
+    change: Callable[[Tensor], Tensor],
 ) -> None:
-    assert main([str(changed(trained, tmp_path, shift(f"grads/{name}", 0.02)))]) == 1
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x[6:].strip().startswith("gradients  ")]
-    assert "NOT OK" in line
+    def alter(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        tensors[f"grads/{name}"] = change(tensors[f"grads/{name}"])
+
+    assert main([str(changed(trained, tmp_path, alter))]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "NOT OK" in line]
+    assert stage in line
     assert name in line
+
+
+def turned(x: Tensor) -> Tensor:
+    """A direction of length 1 that is perpendicular to a gradient."""
+    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    other -= (other * x).sum() / x.square().sum() * x
+    return other / other.norm()
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +336,9 @@ def test_other_weights_are_found(cases: Path, tmp_path: Path, capsys: pytest.Cap
     [
         (lambda t, f: f.pop("weights"), "names no weights; name the file with --weights FILE"),
         (lambda t, f: f.update(weights="gone.pth"), "gone.pth are not in"),
+        (lambda t, f: f.update(weights="../official.pth"), "weights '../official.pth' is not the name"),
+        (lambda t, f: f.update(weights="/official.pth"), "weights '/official.pth' is not the name"),
+        (lambda t, f: f.update(weights=["official.pth"]), "weights ['official.pth'] is not the name"),
         (lambda t, f: f.update(model="neither"), "model 'neither' is neither label nor caption"),
         (lambda t, f: f.update(model="caption"), "does not fit this model"),
         (lambda t, f: f.update(steps=[0]), "does not fit this model"),

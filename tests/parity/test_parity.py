@@ -25,6 +25,7 @@ STAGES = ["isolated_grounding", "isolated_matcher_criterion", "isolated_noun_phr
 CASES = [
     *["isolated_matcher_criterion", "isolated_postprocess", "isolated_text"],
     *["eval_label_A", "eval_caption_A", "eval_label_C_padded", "eval_label_steps_0_100_200"],
+    *["eval_label_windows", "eval_caption_windows"],
     *["train_label_T1", "train_caption_T1", "adamw_steps_label", "adamw_steps_caption"],
 ]
 recorded = pytest.mark.skipif(

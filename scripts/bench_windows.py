@@ -1,0 +1,46 @@
+"""What an image costs by the number of its windows, in seconds of processor time and in memory.
+
+``python scripts/bench_windows.py`` builds the published label model with random weights and evaluates one
+image of each size on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from full_size_step import build, peak_gib
+
+from odise_pl.backbones.sliding_window import plan_windows
+from odise_pl.vocabulary import load_vocabulary
+
+SIZES = ("512x512", "1024x1024", "1024x1344", "1024x2560")
+
+
+def main() -> None:
+    """Print a line per size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sizes", nargs="*", default=SIZES, metavar="HEIGHTxWIDTH")
+    sizes = [tuple(map(int, size.split("x"))) for size in parser.parse_args().sizes]
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build().eval()
+    classes = model.prepare(load_vocabulary("coco_panoptic"), None)
+    for size in sizes:
+        windows = len(plan_windows(*size, model.backbone.window))
+        start = time.process_time()
+        with torch.inference_mode():
+            pyramid = model.backbone(torch.rand(1, 3, *size))
+        frozen = time.process_time() - start
+        del pyramid
+        model.predict(torch.rand(1, 3, *size), [size], [size], classes)
+        whole = time.process_time() - start - frozen
+        print(
+            f"{size[0]}x{size[1]}: {windows} windows, features {frozen:.0f} s, "
+            f"whole evaluation {whole:.0f} s, peak {peak_gib():.1f} GiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

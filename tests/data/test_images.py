@@ -1,0 +1,197 @@
+"""Images of every mode, depth and orientation: one rule for predict, Python and data sets."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_pl.data.images import as_rgb, decode_rgb, open_stored, pack_image, read_image, upright
+from odise_pl.data.records import DataError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """Colours of 16 bits a channel, which Pillow cannot write."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def deep_tiff(values: np.ndarray) -> bytes:
+    """An uncompressed little-endian TIFF of 16 bits a channel, which Pillow cannot write."""
+    height, width, channels = values.shape
+    short, long = 3, 4
+    tags = [
+        *((256, long, 1, width), (257, long, 1, height), (258, short, 3, 200), (259, short, 1, 1)),
+        *((262, short, 1, 2), (273, long, 1, 256), (277, short, 1, channels), (278, long, 1, height)),
+        *((279, long, 1, values.size * 2), (284, short, 1, 1)),
+    ]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return (
+        head.ljust(200, b"\0")
+        + struct.pack("<HHH", 16, 16, 16).ljust(56, b"\0")
+        + values.astype("<u2").tobytes()
+    )
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("high", "shift"), [(255, 0), (256, 2), (1023, 2), (4095, 4), (16383, 6), (16384, 8), (65535, 8)]
+)
+def test_more_than_eight_bits_are_scaled_by_the_range_of_the_data(
+    high: int, shift: int, tmp_path: Path
+) -> None:
+    values = np.linspace(0, high, 24).astype(np.uint16).reshape(4, 6)
+    expected = np.repeat((values >> shift)[..., None], 3, axis=-1)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "grey.tif")
+    for name in ("grey.png", "grey.tif"):
+        content = (tmp_path / name).read_bytes()
+        for image in (
+            read_image(tmp_path / name),
+            decode_rgb(content),
+            decode_rgb(pack_image(content)[1]),
+            upright(Image.open(tmp_path / name)),
+        ):
+            np.testing.assert_array_equal(np.asarray(image), expected)
+    for array in (values.astype(">u2"), values.astype(np.int32)):
+        np.testing.assert_array_equal(np.asarray(as_rgb(Image.fromarray(array))), expected)
+
+
+@pytest.mark.parametrize(("high", "shift"), [(255, 0), (1023, 2), (4095, 4), (65535, 8)])
+@pytest.mark.parametrize("encode", [deep_png, deep_tiff])
+def test_colours_of_16_bits_a_channel_are_scaled_like_grey(
+    encode: object, high: int, shift: int, tmp_path: Path
+) -> None:
+    values = np.linspace(0, high, 72).astype(np.uint16).reshape(4, 6, 3)
+    path = tmp_path / "deep"
+    path.write_bytes(encode(values))  # type: ignore[operator]
+    packed = decode_rgb(pack_image(path.read_bytes())[1])
+    for image in (read_image(path), decode_rgb(path.read_bytes()), packed, upright(Image.open(path))):
+        np.testing.assert_array_equal(np.asarray(image), values >> shift)
+
+
+def test_transparency_of_16_bits() -> None:
+    alpha = np.repeat([[0, 65535, 65535]], 2, axis=0)[..., None]
+    values = np.concatenate([np.full((2, 3, 3), 4095), alpha], axis=-1)
+    values[:, 2, :3] = 2048
+    assert np.asarray(decode_rgb(deep_png(values)))[0, :, 0].tolist() == [255, 255, 128]
+    grey = Image.fromarray(np.array([[7, 65535, 300]], np.uint16))
+    content = encoded(grey, "PNG", transparency=300)
+    assert np.asarray(decode_rgb(content))[0, :, 0].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("values", [[-1, 200], [0, 65536], [0, 2**31 - 1]])
+def test_values_of_no_known_range_are_refused(values: list[int], tmp_path: Path) -> None:
+    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "counts.tif")
+    with pytest.raises(DataError, match=r"counts\.tif.*holds values from"):
+        read_image(tmp_path / "counts.tif")
+    with pytest.raises(DataError, match="holds values"):
+        upright(Image.open(tmp_path / "counts.tif"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_other_modes_are_read_as_pillow_converts_them(mode: str) -> None:
+    image = Image.fromarray(NOISE).convert("LAB" if mode == "LAB" else mode)
+    shown = image.convert("RGBA") if mode in ("LA", "PA") else image
+    np.testing.assert_array_equal(np.asarray(as_rgb(image)), np.asarray(shown.convert("RGB")))
+
+
+def test_a_mode_without_rgb_is_named() -> None:
+    with pytest.raises(DataError, match="mode La"):
+        as_rgb(Image.new("La", (2, 2)))
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    packed = (struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(packed) + bytes(4)
+
+
+TURNED = (0x112, 3, 1, b"\6\0")
+MALFORMED = {
+    "letter": (exif((0x112, 2, 2, b"A")), 1),
+    "nine": (exif((0x112, 3, 1, b"\x09\0")), 1),
+    "zero": (exif((0x112, 3, 1, b"\0\0")), 1),
+    "float": (exif((0x112, 11, 1, struct.pack("<f", 6))), 1),
+    "text for a ratio": (exif(TURNED, (0x11A, 2, 3, b"72")), 6),
+    "bytes for a ratio": (exif(TURNED, (0x11A, 1, 4, b"abcd")), 6),
+    "a block that is not there": (exif(TURNED, (0x8769, 4, 1, b"\xff\xff\0\0")), 6),
+    "none": (b"Exif\0\0no TIFF header here", 1),
+    "short": (b"Exif\0\0II", 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("which", MALFORMED)
+def test_malformed_exif_costs_no_pixel(kind: str, which: str) -> None:
+    block, turned = MALFORMED[which]
+    content = encoded(Image.fromarray(NOISE), kind, exif=block)
+    assert upright(Image.open(io.BytesIO(content))).size == ((4, 6) if turned == 6 else (6, 4))
+    assert open_stored(content).size == (6, 4)
+    assert decode_rgb(pack_image(content)[1]).size == (6, 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_people_show_pictures_upright_once(kind: str, turned: int, tmp_path: Path) -> None:
+    """Pillow turns a TIFF by itself when it reads the pixels, which must not happen twice."""
+    right = Image.fromarray(NOISE)
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180}
+    undo |= {2: Image.Transpose.FLIP_LEFT_RIGHT, 4: Image.Transpose.FLIP_TOP_BOTTOM}
+    undo |= {5: Image.Transpose.TRANSPOSE, 7: Image.Transpose.TRANSVERSE}
+    stored = right.transpose(undo[turned]) if turned in undo else right
+    block = Image.Exif()
+    block[0x112] = turned
+    path = tmp_path / "phone"
+    path.write_bytes(encoded(stored, kind, exif=block))
+    loaded = Image.open(path)
+    loaded.load()
+    for image in (read_image(path), upright(Image.open(path)), upright(loaded), upright(read_image(path))):
+        np.testing.assert_array_equal(np.asarray(image), NOISE)
+    if kind == "PNG":
+        np.testing.assert_array_equal(np.asarray(open_stored(path.read_bytes())), np.asarray(stored))
+    elif turned != 1:
+        with pytest.raises(DataError, match=f"EXIF orientation {turned}"):
+            open_stored(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "suffix"),
+    [
+        ("JPEG", {}, "jpg"),
+        ("PNG", {}, "png"),
+        ("WEBP", {"lossless": True}, "png"),
+        ("TIFF", {"compression": "tiff_lzw"}, "png"),
+        ("BMP", {}, "png"),
+    ],
+)
+def test_images_are_packed_without_loss(kind: str, options: dict[str, object], suffix: str) -> None:
+    content = encoded(Image.fromarray(NOISE), kind, **options)
+    name, packed = pack_image(content)
+    assert name == suffix
+    assert (packed == content) == (kind in ("JPEG", "PNG"))
+    np.testing.assert_array_equal(np.asarray(decode_rgb(packed)), np.asarray(decode_rgb(content)))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG"])
+def test_a_file_of_several_pictures_is_no_sample(kind: str) -> None:
+    pictures = [Image.fromarray(NOISE + shift) for shift in (0, 9)]
+    content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
+    with pytest.raises(DataError, match="several pictures"):
+        open_stored(content)
