@@ -82,7 +82,7 @@ class Segmenter:
                 f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
             )
         device = self.model.clip.mean.device
-        classes = self._embedded(load_vocabulary(vocabulary), device)
+        classes = self._embedded(load_vocabulary(vocabulary, one_word=True), device)
         image = upright(image)
         images, valid = pad_images([image_tensor(self.resize.image(image))])
         sizes = (valid, [(image.height, image.width)])
@@ -206,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
     refused = unwritable(options.out)
     if refused is not None:
         raise SettingError(f"--out {options.out}: {refused}")
-    vocabulary = load_vocabulary(options.names)
+    vocabulary = load_vocabulary(options.names, one_word=True)
     segmenter = load_segmenter(options.checkpoint, options.overrides, options.conf, options.device)
     unread: list[str] = []  # not the errors, which hold what was read
     try:

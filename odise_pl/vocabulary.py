@@ -162,7 +162,9 @@ class Vocabulary:
         return cls(name, tuple(_category_from_json(item, index, name) for index, item in enumerate(items)))
 
 
-def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str | None = None) -> Vocabulary:
+def load_vocabulary(
+    source: Vocabulary | str | Path | Sequence[Any], name: str | None = None, one_word: bool = False
+) -> Vocabulary:
     """Read a vocabulary from wherever it is.
 
     Args:
@@ -182,6 +184,7 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
             from 0 unless the lines give them. A synonym that names another class is told in the log. Files
             are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
+        one_word: whether ``"dog"`` is a class, where words are asked for, or a misspelt name of a vocabulary.
 
     Raises:
         VocabularyError: it is not found, cannot be read, or is not valid.
@@ -190,7 +193,7 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], name: str |
         return source
     if isinstance(source, str):
         packaged = _packaged_directory() / f"{source}.json"
-        source = packaged if source in packaged_vocabularies() else _file_or_text(source)
+        source = packaged if source in packaged_vocabularies() else _file_or_text(source, one_word)
     if isinstance(source, Path):
         return _from_file(source, name)
     if isinstance(source, str):
@@ -208,7 +211,7 @@ def _packaged_directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "data" / "vocabularies"
 
 
-def _file_or_text(source: str) -> Path | str:
+def _file_or_text(source: str, one_word: bool) -> Path | str:
     """A file that is there; else the text itself, unless it can only be meant for something that is not."""
     if len(source.splitlines()) > 1:
         return source
@@ -216,7 +219,9 @@ def _file_or_text(source: str) -> Path | str:
         return Path(source)
     known = packaged_vocabularies()
     similar = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(source, known)
-    if not source or similar or (_FILE.fullmatch(source) and not _clean(source).startswith("[")):
+    is_list = _clean(source).startswith("[")
+    is_text = is_list or (not _FILE.fullmatch(source) and (one_word or "," in source or ":" in source))
+    if not source or similar or not is_text:
         raise VocabularyError(
             f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
             f'({", ".join(known)}); a list of names is written [dog, "park bench"]'

@@ -243,7 +243,9 @@ def test_a_line_is_several_classes() -> None:
     ):
         assert load_vocabulary(line).labels == expected
         assert load_vocabulary(line).isthing == (True, True, False)
-    assert load_vocabulary("dog").labels == (("dog",),)
+    assert load_vocabulary("dog", one_word=True).labels == (("dog",),)
+    with pytest.raises(VocabularyError, match="no vocabulary 'dog'"):
+        load_vocabulary("dog")
     assert load_vocabulary("St. Bernard,7.5 mm drill").names == ("St. Bernard", "7.5 mm drill")
     assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300
 
