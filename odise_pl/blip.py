@@ -83,7 +83,7 @@ def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weigh
     kind: Any = BlipForConditionalGeneration
     try:
         model, report = kind.from_pretrained(weights, output_loading_info=True)
-        # without an answer given here, transformers asks whether to run code that lies beside a tokenizer
+        # without an answer given here, transformers asks whether to run code from the tokenizer's folder
         tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(

@@ -35,7 +35,7 @@ class StepGuard:
         self._reason = str(error).removesuffix(DIVERGED).rstrip("; ")
 
     def state_dict(self) -> dict[str, int]:
-        """Steps that were left out so far, and those in a row up to now."""
+        """Steps skipped so far, and how many of them in a row up to now."""
         return {"left_out": self.left_out, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -181,7 +181,7 @@ def load_vocabulary(
             * a vocabulary, which is returned as it is.
 
             Classes of lines are things unless the line ends in ``:stuff`` (in any case), and their ids count
-            from 0 unless the lines give them. A synonym that names another class is told in the log. Files
+            from 0 unless the lines give them. A synonym that names another class is logged. Files
             are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
         one_word: whether ``"dog"`` is a class, where words are asked for, or a misspelt name of a vocabulary.

@@ -62,7 +62,7 @@ def random_logits(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def measure(case: Case, way: str) -> str:
-    """Seconds of processor time and peak memory, beyond what is there before."""
+    """Seconds of processor time and peak memory, without what the process already held."""
     vocabulary = load_vocabulary(case.words)
     logits = random_logits(case, len(vocabulary))
     with tempfile.TemporaryDirectory() as folder:
