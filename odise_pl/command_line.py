@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException
 
 _WORDS = re.compile(r"[^\w.-]+")
-_CHOICE = re.compile(r"[\w-]+", re.A)
+_CHOICE = re.compile(r"[a-z_][\w-]*", re.A | re.I)
 # Options whose value is a path or a name, also where Hydra would read a number, a list or a sweep.
 _PATHS = re.compile(
     r"\+{0,2}(ckpt|init_from|predictions|save_predictions|run|run_dir|hydra\.(run|sweep)\.dir|data\.train"

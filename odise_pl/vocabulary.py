@@ -256,8 +256,8 @@ def _from_lines(text: str, name: str, one_line_is_one_class: bool = True) -> Voc
         name: the vocabulary's.
         one_line_is_one_class: else commas on the only line stand between classes.
     """
-    if "\0" in text:
-        raise VocabularyError(f"vocabulary '{name}' holds null characters; save it as UTF-8")
+    if re.search("[\0\ud800-\udfff]", text):  # surrogates: bytes on the command line that are no UTF-8
+        raise VocabularyError(f"vocabulary '{name}' holds characters that are no text; save it as UTF-8")
     if _clean(text).startswith("["):
         return load_vocabulary(_parse_list(_clean(text)), name)
     lines = {number: line for number, line in enumerate(text.splitlines(), 1) if _trimmed(line)}

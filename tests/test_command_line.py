@@ -41,6 +41,7 @@ def composed(*arguments: str) -> DictConfig:
         ("data=[/x/toy_val,/x/toy_open/]", {"toy_val": "/x/toy_val", "toy_open": "/x/toy_open/"}),
         ("data=/x/toy_open/dataset.json", {"toy_open": "/x/toy_open/dataset.json"}),
         ("data=[/x/a,/y/a,/z/a]", {"a": "/x/a", "a_2": "/y/a", "a_3": "/z/a"}),
+        ("data=[coco,/x/1,2]", {"coco": f"{SHARDS}/coco_val2017", "%31": "/x/1", "%32": "2"}),
         ("data=[pc59,/x/pc59]", {"pc59": f"{SHARDS}/pc59_val", "pc59_2": "/x/pc59"}),
         ("data='https://host/my set/dataset.json'", {"my_set": "https://host/my set/dataset.json"}),
         (

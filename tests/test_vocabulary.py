@@ -234,6 +234,11 @@ def test_the_text_of_a_file_means_what_the_file_means(tmp_path: Path, text: str,
     assert load_vocabulary(typed) == load_vocabulary(file)
 
 
+def test_text_with_bytes_that_are_no_utf8_is_refused() -> None:
+    with pytest.raises(VocabularyError, match="UTF-8"):
+        load_vocabulary(b"caf\xe9\ndog".decode(errors="surrogateescape"))
+
+
 def test_a_line_is_several_classes() -> None:
     expected = (("dog",), ("park bench",), ("grass",))
     for line in (

@@ -233,7 +233,7 @@ def locate(source: str | Path) -> str:
         text = str(Path(text).absolute())  # a folder called a:b, say
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
-    path = Path(_local_path(text)).expanduser()
+    path = Path(os.path.expanduser(_local_path(text)))  # noqa: PTH111  Path's fails for a folder called ~x
     location = str(path if path.suffix == ".json" else path / FILE_NAME)
     return location if is_local(location) else f"./{location}"  # pathlib drops the ./ of ./pipe:NAME
 

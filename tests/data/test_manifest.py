@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,12 @@ def test_shards_of_any_split_have_plain_names(tmp_path: Path, split: str) -> Non
     assert pack(tmp_path / "coco", tmp_path / "out", split=split) == 0
     found = check_shards(tmp_path / "out")
     assert not missing_shards(found)
+
+
+@pytest.mark.parametrize("name", ["~x", "./~x"])
+def test_a_folder_may_begin_with_a_tilde(
+    shards: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shards, tmp_path / "~x")
+    monkeypatch.chdir(tmp_path)
+    assert check_shards(name).manifest == check_shards(shards).manifest
