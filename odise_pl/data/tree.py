@@ -103,8 +103,34 @@ class Tree:
             DataError: there are several, or it is no path below a folder.
         """
         path = _below(path)
-        loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
-        return _only(path, loose or [f for place in self._packed(path) for f in _files(*place, path)])
+        return _only(path, list(self._found(path)))
+
+    def beside(self, path: str, other: str) -> SourceFile | None:
+        """The file ``other`` in the very data set that the file ``path`` is of, which :meth:`file` finds.
+
+        Raises:
+            DataError: there are several.
+        """
+        whole = {place.removesuffix(path) + other for place in self._found(path).values()}
+        loose = [SourceFile(root, name) for root in self.roots for name in whole if (root / name).is_file()]
+        packed = (file for file, place in self._found_packed(other).items() if place in whole)
+        return _only(other, loose or list(packed))
+
+    def _found(self, path: str) -> dict[SourceFile, str]:
+        """Files that end in ``path``, and their paths below the roots, in which archives are folders."""
+        loose = {SourceFile(root, name): name for root, name in self._loose(path) if (root / name).is_file()}
+        return loose or self._found_packed(path)
+
+    def _found_packed(self, path: str) -> dict[SourceFile, str]:
+        return {
+            file: _joined(parent, file.name)
+            for archive, parent in self._packed(path)
+            for file in _files(archive, parent, path)
+        }
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file that ends in ``path``, or several."""
+        return bool(self._found(path))
 
     def need_folder(self, path: str, archive: str) -> Folder:
         """As :meth:`folder`; DataError if it is not there, which names the ``archive`` it comes from."""

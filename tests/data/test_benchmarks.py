@@ -439,7 +439,12 @@ def test_panoptic_coco_takes_its_instances_along(tmp_path: Path) -> None:
         "iscrowd": 0,
     }
     things = [{"id": c.id, "name": c.official or c.name} for c in vocabulary.categories if c.isthing]
-    content = {"images": [], "annotations": [annotation | {"segmentation": square}], "categories": things}
+    panoptic = json.loads((tmp_path / "root/annotations/panoptic_val2017.json").read_text())
+    content = {
+        "images": panoptic["images"],
+        "annotations": [annotation | {"segmentation": square}],
+        "categories": things,
+    }
     path.write_text(json.dumps(content))
     assert prepare("coco", tmp_path / "root", tmp_path / "with", "--split", "val2017") == 0
     objects = {i: s.objects for i, s in samples(check_shards(tmp_path / "with")).items()}

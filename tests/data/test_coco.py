@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
 from odise_pl.data.coco import key_of, read_coco
+from odise_pl.data.coco_instances import read_coco_instances
 from odise_pl.data.decoding import decode
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import DataError
+from odise_pl.data.validate import examine_instances
 from odise_pl.vocabulary import load_vocabulary
 
 IMAGE, PNG = "000000000002.jpg", "000000000002.png"
@@ -482,7 +485,8 @@ def beside(coco: MiniCoco, name: str, categories: object, **content: object) -> 
     """A file of objects or captions with an object of category 41 in image 1."""
     box = {"bbox": [10, 8, 20, 12], "area": 240, "segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]]}
     one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0, **box}
-    data = {"images": [], "annotations": [one], "categories": categories, **content}
+    images = coco.annotation["images"]
+    data = {"images": images, "annotations": [one], "categories": categories, **content}
     path = coco.root / "annotations" / f"{name}_train2017.json"
     path.write_text(json.dumps(data))
     return path
@@ -557,6 +561,92 @@ def test_other_files_must_mean_the_same_images(tmp_path: Path, name: str) -> Non
     with pytest.raises(DataError, match=r"images\[0\] has id 1 .*000000000001\.jpg") as error:
         read_coco(coco.root, "train2017")
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "cause"),
+    [
+        ([], "images does not list the image of id 2 (000000000002.jpg)"),
+        ([{"id": 2}], "images[0] has no height"),
+        (
+            [{"id": 2, "file_name": IMAGE, "height": 128, "width": 192}],
+            "images[0] has height and width [128, 192]",
+        ),
+    ],
+)
+def test_images_whose_objects_are_not_known_are_problems(
+    tmp_path: Path, images: list[object], cause: str
+) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    first = coco.annotation["images"][:1]
+    beside(coco, "instances", [{"id": 41, "name": "disc"}], images=images + first)
+    source = read_coco(coco.root, "train2017")
+    assert [sample.image_id for sample in source.samples] == [1]
+    assert {problem.sample for problem in source.problems} == {f"train2017/{IMAGE}"}
+    assert {problem.file for problem in source.problems} == {"annotations/instances_train2017.json"}
+    assert cause in [problem.cause[: len(cause)] for problem in source.problems]
+
+
+def test_images_without_objects_have_none(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    source = read_coco(coco.root, "train2017")
+    assert [len(sample.instances or ()) for sample in source.samples] == [1, 0]
+    assert not source.problems
+
+
+def test_objects_need_a_list_of_images(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}], images=None)
+    with pytest.raises(DataError, match="'images'") as error:
+        read_coco(coco.root, "train2017")
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["other", "other/more"])
+def test_files_of_another_data_set_are_not_used_and_named(tmp_path: Path, place: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    (coco.root / place / "annotations").mkdir(parents=True)
+    path.rename(coco.root / place / "annotations" / path.name)
+    source = read_coco(coco.root, "train2017")
+    assert source.samples[0].instances is None
+    assert any("annotations/instances_train2017.json" in note for note in source.notes)
+
+
+def test_optional_files_may_be_in_another_root_or_archive(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    (tmp_path / "more" / "annotations").mkdir(parents=True)
+    moved = path.rename(tmp_path / "more" / "annotations" / path.name)
+    roots = [coco.root, tmp_path / "more"]
+    (sample,) = read_coco(roots, "train2017").samples
+    with zipfile.ZipFile(coco.root / "annotations_trainval2017.zip", "w") as archive:
+        archive.write(moved, f"annotations/{path.name}")
+    assert read_coco(coco.root, "train2017").samples == (sample,)
+    assert len(sample.instances or ()) == 1
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[200, 200, 300, 200, 300, 300]],
+        [[10, 10, 20, 20, 30, 30]],
+        {"size": [47, 59], "counts": [47 * 59]},
+    ],
+)
+def test_objects_without_a_pixel_are_problems(tmp_path: Path, segmentation: object) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    Image.new("RGB", (59, 47)).save(coco.images / "000000000001.jpg")
+    coco.annotation["images"][0] |= {"height": 47, "width": 59}
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    data = json.loads(path.read_text())
+    data["annotations"][0]["segmentation"] = segmentation
+    path.write_text(json.dumps(data))
+    (sample,) = read_coco_instances(coco.root, "train2017").samples
+    content, faults = examine_instances(sample)
+    assert content == {"instances.json": b"[]"}
+    assert "annotations[0] of instances_train2017.json" in faults[0]
 
 
 def test_objects_of_images_of_no_split_are_counted(tmp_path: Path) -> None:
