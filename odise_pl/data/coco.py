@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from odise_pl.data import fields
@@ -29,8 +28,8 @@ from odise_pl.data.coco_json import (
 from odise_pl.data.coco_vocabulary import FileClasses, choose_classes, match_classes
 from odise_pl.data.files import SourceFile
 from odise_pl.data.images import IMAGE_SUFFIXES
-from odise_pl.data.records import DataError, Problem, Source, SourceSample
-from odise_pl.data.tree import Folder, Tree, add_root
+from odise_pl.data.records import DataError, Problem, Source, SourceSample, key_of
+from odise_pl.data.tree import Folder, Tree, add_root, below
 from odise_pl.data.validate import examine_panoptic, verbatim_members
 
 HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
@@ -66,10 +65,11 @@ def find_layout(tree: Tree, split: str) -> Layout:
         DataError: one is missing; the message says which and where COCO comes from.
     """
     archive = "panoptic_annotations_trainval2017.zip"
+    split = below("--split", split)
     images = tree.need_folder(split, f"{split}.zip")
-    panoptic = f"annotations/panoptic_{PurePosixPath(split)}"
+    panoptic = f"annotations/panoptic_{split}"
     annotations = tree.need_file(f"{panoptic}.json", archive)
-    optional = [f"annotations/{kind}_{PurePosixPath(split)}.json" for kind in ("captions", "instances")]
+    optional = [f"annotations/{kind}_{split}.json" for kind in ("captions", "instances")]
     captions, instances = (tree.beside(f"{panoptic}.json", path) for path in optional)
     apart = [p for p, file in zip(optional, (captions, instances), strict=True) if not file and tree.has(p)]
     return Layout(
@@ -117,7 +117,7 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
         dataset="coco",
         split=split,
         annotations=layout.annotations.path.name,
-        sha256=hashlib.sha256(layout.annotations.read()).hexdigest(),
+        sha256=_sha256(layout),
         vocabulary=classes.vocabulary,
         samples=tuple(sorted(matcher.samples, key=lambda sample: sample.key)),
         problems=tuple(matcher.problems),
@@ -125,6 +125,13 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
         examine=examine_panoptic,
         members=verbatim_members,
     )
+
+
+def _sha256(layout: Layout) -> str:
+    """Of what is annotated; the objects have a file of their own."""
+    digest = hashlib.sha256(layout.annotations.read())
+    digest.update(b"" if layout.instances is None else layout.instances.read())
+    return digest.hexdigest()
 
 
 class Repeated:
@@ -280,11 +287,6 @@ class _Matcher:
             else:
                 self.captions[entry.image_id].append(entry.caption)
         self.notes += [f"{count} captions {why}; they are left out" for why, count in left.items()]
-
-
-def key_of(file_name: str) -> str:
-    """The sample's key: dots would end it in a shard, slashes would make a folder."""
-    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", Path(file_name).with_suffix("").as_posix())
 
 
 def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:

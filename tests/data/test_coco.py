@@ -11,13 +11,13 @@ from conftest import pack
 from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
-from odise_pl.data.coco import key_of, read_coco
+from odise_pl.data.coco import read_coco
 from odise_pl.data.coco_instances import read_coco_instances
 from odise_pl.data.decoding import decode
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.reading import RawSample, read_shard
-from odise_pl.data.records import DataError
+from odise_pl.data.records import DataError, key_of
 from odise_pl.data.validate import examine_instances
 from odise_pl.vocabulary import load_vocabulary
 
@@ -187,6 +187,11 @@ def negative_height(coco: MiniCoco) -> None:
     coco.annotation["images"][1]["height"] = -3
 
 
+def negative_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = -1
+    coco.annotation["annotations"][1]["image_id"] = -1
+
+
 def text_for_id(coco: MiniCoco) -> None:
     coco.annotation["images"][1]["id"] = "2"
 
@@ -258,6 +263,7 @@ PROBLEM_CAUSES = [
     (nan_in_box, "", "segments_info[0] has bbox"),
     (true_for_id, "", "images[1] has id True"),
     (huge_id, "", "images[1] has id 1000"),
+    (negative_id, "", "images[1] has id -1"),
     (negative_height, "", "images[1] has height -3"),
     (text_for_id, "", "images[1] has id '2', expected a whole number"),
     (annotation_without_segments, "", "annotations[1] has no segments_info"),
@@ -444,7 +450,12 @@ def test_a_category_without_isthing_is_named(tmp_path: Path, value: object, voca
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"id": 7}, "2 categories have the id 7"), ({"id": True}, "has id True"), ({"name": " "}, "empty name")],
+    [
+        ({"id": 7}, "2 categories have the id 7"),
+        ({"id": True}, "has id True"),
+        ({"name": " "}, "empty name"),
+        ({"id": -7}, "'ground' has id -7, "),
+    ],
 )
 def test_unusable_categories(tmp_path: Path, change: dict[str, object], message: str) -> None:
     coco = make_coco(tmp_path / "coco", 1)
@@ -660,6 +671,13 @@ def test_objects_of_images_of_no_split_are_counted(tmp_path: Path) -> None:
 # Files
 
 
+def test_the_option_that_leads_elsewhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for option in ("images", "annotations"):
+        with pytest.raises(DataError, match=f"^--{option} is no path below its folder: '../a'"):
+            read_coco_instances(tmp_path, "a", **{option: "../a"})
+
+
 @pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
 def test_marks_of_windows_editors_are_read(tmp_path: Path, mark: str) -> None:
     coco = make_coco(tmp_path / "coco", 1)
@@ -667,6 +685,13 @@ def test_marks_of_windows_editors_are_read(tmp_path: Path, mark: str) -> None:
     for path in (coco.root / "annotations").glob("*.json"):
         path.write_text(path.read_text(), encoding=mark)
     assert read_coco(coco.root, "train2017").samples == before.samples
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.json.write_bytes(coco.json.read_bytes().replace(b"disc", b"d\xefsc"))
+    with pytest.raises(DataError, match=r"panoptic_train2017\.json.*UTF-8"):
+        read_coco(coco.root, "train2017")
 
 
 def test_deep_nesting_is_named(tmp_path: Path) -> None:
