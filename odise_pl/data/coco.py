@@ -242,7 +242,9 @@ class _Matcher:
             entry = listed.get(image_id)
             faults = objects.faults.setdefault(image_id, [])
             if entry is None:
-                faults.append(f"images does not list the image of id {image_id} ({image.file_name})")
+                faults.append(
+                    f"no entry of images has id {image_id} ({image.file_name}), so its objects are not known"
+                )
             elif entry.faults:
                 faults += [f"{entry.where} {fault}" for fault in entry.faults]
             elif entry.size != image.size:

@@ -184,11 +184,8 @@ def upright(image: Image.Image) -> Image.Image:
         if _is_deep(image) and image.fp is not None:
             image.fp.seek(0)
             image = open_image(image.fp.read())
-        elif not image.tile and _was_deep(image):
-            raise DataError(
-                f"{os.fsdecode(image.filename)} has 16 bits a channel, of which Pillow dropped eight when "
-                f"it read the pixels: give the image as Image.open returns it"
-            )
+        elif not image.tile and image.filename:
+            _check_file(image)
     image.load()  # which turns a TIFF, and takes its orientation away
     turn = _TURN.get(orientation(image))
     rgb = as_rgb(image if turn is None else image.transpose(turn))
@@ -196,12 +193,18 @@ def upright(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _was_deep(image: ImageFile.ImageFile) -> bool:
-    """By its file: an image that is decoded does not tell."""
+def _check_file(image: ImageFile.ImageFile) -> None:
+    """Refuse pixels that have lost bits: an image that is decoded does not tell, but its file does."""
     try:
-        return bool(image.filename) and _is_deep(Image.open(image.filename, formats=FORMATS))
-    except OSError:
-        return False
+        header = Image.open(image.filename, formats=FORMATS)
+    except (OSError, ValueError):
+        return
+    _check_depth(header)
+    if _is_deep(header):
+        raise DataError(
+            f"{os.fsdecode(image.filename)} has 16 bits a channel, of which Pillow dropped eight when it "
+            f"read the pixels: give the image as Image.open returns it"
+        )
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -113,8 +113,10 @@ def read_lines(file: SourceFile) -> list[str]:
     """
     try:
         return file.read().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.path}: is not in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _source(
@@ -170,9 +172,10 @@ def _check_unique(samples: Sequence[SourceSample]) -> None:
         names[sample.key].append(sample.name)
     repeated = [some for some in names.values() if len(some) > 1]
     if repeated:
+        more = f" (and {len(repeated) - 1} more such groups)" if len(repeated) > 1 else ""
         raise DataError(
-            f"{' and '.join(repeated[0])} would have one name in the shards, and so would "
-            f"{len(repeated) - 1} other groups of images; they must differ without folders and suffixes"
+            f"{' and '.join(repeated[0])} would have one name in the shards{more}; the names of images must "
+            f"differ without folders and suffixes"
         )
 
 

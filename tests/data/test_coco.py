@@ -577,7 +577,7 @@ def test_other_files_must_mean_the_same_images(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("images", "cause"),
     [
-        ([], "images does not list the image of id 2 (000000000002.jpg)"),
+        ([], "no entry of images has id 2 (000000000002.jpg)"),
         ([{"id": 2}], "images[0] has no height"),
         (
             [{"id": 2, "file_name": IMAGE, "height": 128, "width": 192}],

@@ -123,6 +123,10 @@ def test_what_pillow_reads_to_other_values_is_refused(form: str, tmp_path: Path)
     ):
         with pytest.raises(DataError, match=form):
             read()
+    loaded = Image.open(path)
+    loaded.load()
+    with pytest.raises(DataError, match=form):
+        upright(loaded)
 
 
 def test_uint32_is_refused(tmp_path: Path) -> None:
