@@ -67,7 +67,8 @@ class Segmenter:
         for each pixel of each.
 
         Args:
-            image: see :func:`~odise_pl.data.images.upright`.
+            image: see :func:`~odise_pl.data.images.upright`; one of 16 bits a channel as ``Image.open``
+                returns it, because Pillow drops eight of them when it reads the pixels.
             vocabulary: what is looked for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
                 embedded when it differs from that of the call before.
 

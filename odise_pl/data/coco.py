@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +28,8 @@ from odise_pl.data.coco_json import (
 from odise_pl.data.coco_vocabulary import FileClasses, choose_classes, match_classes
 from odise_pl.data.files import SourceFile
 from odise_pl.data.images import IMAGE_SUFFIXES
-from odise_pl.data.records import DataError, Problem, Source, SourceSample
-from odise_pl.data.tree import Folder, Tree, add_root
+from odise_pl.data.records import DataError, Problem, Source, SourceSample, key_of
+from odise_pl.data.tree import Folder, Tree, add_root, below
 from odise_pl.data.validate import examine_panoptic, verbatim_members
 
 HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
@@ -45,8 +44,9 @@ class Layout:
         images: folder of the images.
         annotations: the panoptic annotation file.
         panoptic: folder of the panoptic PNGs.
-        captions: the caption annotation file, if there is one.
-        instances: the instance annotation file, if there is one.
+        captions: the caption annotation file, if there is one beside ``annotations``.
+        instances: the instance annotation file, if there is one beside ``annotations``.
+        notes: what a user should know.
     """
 
     split: str
@@ -55,6 +55,7 @@ class Layout:
     panoptic: Folder
     captions: SourceFile | None
     instances: SourceFile | None
+    notes: tuple[str, ...]
 
 
 def find_layout(tree: Tree, split: str) -> Layout:
@@ -64,14 +65,21 @@ def find_layout(tree: Tree, split: str) -> Layout:
         DataError: one is missing; the message says which and where COCO comes from.
     """
     archive = "panoptic_annotations_trainval2017.zip"
+    split = below("--split", split)
+    images = tree.need_folder(split, f"{split}.zip")
     panoptic = f"annotations/panoptic_{split}"
+    annotations = tree.need_file(f"{panoptic}.json", archive)
+    optional = [f"annotations/{kind}_{split}.json" for kind in ("captions", "instances")]
+    captions, instances = (tree.beside(f"{panoptic}.json", path) for path in optional)
+    apart = [p for p, file in zip(optional, (captions, instances), strict=True) if not file and tree.has(p)]
     return Layout(
         split,
-        tree.need_folder(split, f"{split}.zip"),
-        tree.need_file(f"{panoptic}.json", archive),
+        images,
+        annotations,
         tree.need_folder(panoptic, f"panoptic_{split}.zip inside {archive}"),
-        tree.file(f"annotations/captions_{split}.json"),
-        tree.file(f"annotations/instances_{split}.json"),
+        captions,
+        instances,
+        tuple(f"{path} is not in the folder of {annotations.path.name}, so it is not used" for path in apart),
     )
 
 
@@ -101,7 +109,7 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     classes = choose_classes(data, layout.annotations.path, vocabulary, f"coco_{split}")
     images = list(image_entries(fields.list_of(data, "images", layout.annotations.path)))
     annotations = fields.list_of(data, "annotations", layout.annotations.path)
-    matcher = _Matcher(layout, {image.id: image.file_name for image in images if image.id is not None})
+    matcher = _Matcher(layout, {image.id: image for image in images if image.id is not None})
     matcher.read_captions()
     matcher.read_instances(classes)
     matcher.match(images, list(annotation_entries(annotations, classes)))
@@ -109,14 +117,21 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
         dataset="coco",
         split=split,
         annotations=layout.annotations.path.name,
-        sha256=hashlib.sha256(layout.annotations.read()).hexdigest(),
+        sha256=_sha256(layout),
         vocabulary=classes.vocabulary,
         samples=tuple(sorted(matcher.samples, key=lambda sample: sample.key)),
         problems=tuple(matcher.problems),
-        notes=(*classes.notes, *matcher.notes),
+        notes=(*classes.notes, *layout.notes, *matcher.notes),
         examine=examine_panoptic,
         members=verbatim_members,
     )
+
+
+def _sha256(layout: Layout) -> str:
+    """Of what is annotated; the objects have a file of their own."""
+    digest = hashlib.sha256(layout.annotations.read())
+    digest.update(b"" if layout.instances is None else layout.instances.read())
+    return digest.hexdigest()
 
 
 class Repeated:
@@ -143,7 +158,7 @@ class _Matcher:
     """Brings images, annotations, captions and files together, and notes what is left over."""
 
     layout: Layout
-    names: dict[int, str]  # of the images, by id
+    images: dict[int, ImageEntry]  # by id
     samples: list[SourceSample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -173,7 +188,7 @@ class _Matcher:
         if self.objects is not None:
             self._report(sample, self.objects.file, self.objects.faults.get(image.id, ()))
         self._report(sample, self.layout.annotations, causes)
-        if not causes and not (self.objects and image.id in self.objects.faults):
+        if not causes and not (self.objects and self.objects.faults.get(image.id)):
             self.samples.append(self._sample(sample, image, annotations[0]))
 
     def _sample(self, name: str, image: ImageEntry, annotation: AnnotationEntry) -> SourceSample:
@@ -209,36 +224,57 @@ class _Matcher:
         file = self.layout.instances
         if file is None:
             return
-        data = self._read_beside(file)
+        data, images = self._read_beside(file)
+        fields.list_of(data, "images", file.path)
         self.objects = objects_by_image(file, data, match_classes(data, file.path, classes))
+        self._compare(images, self.objects)
         self._report(file.shown, file, self.objects.faults.get(None, ()))
-        left = sum(len(some) for image_id, some in self.objects.records.items() if image_id not in self.names)
+        left = sum(
+            len(some) for image_id, some in self.objects.records.items() if image_id not in self.images
+        )
         if left:
             self.notes.append(f"{left} objects are of images that this split does not list; they are skipped")
 
-    def _read_beside(self, file: SourceFile) -> Any:
-        """A file beside the panoptic one, which must mean the same images by the same ids.
+    def _compare(self, theirs: Iterable[ImageEntry], objects: ObjectsByImage) -> None:
+        """An image without objects has to be listed, too: else its objects are not known."""
+        listed = {entry.id: entry for entry in theirs}
+        for image_id, image in self.images.items():
+            entry = listed.get(image_id)
+            faults = objects.faults.setdefault(image_id, [])
+            if entry is None:
+                faults.append(
+                    f"no entry of images has id {image_id} ({image.file_name}), so its objects are not known"
+                )
+            elif entry.faults:
+                faults += [f"{entry.where} {fault}" for fault in entry.faults]
+            elif entry.size != image.size:
+                here, ours = list(entry.size), self.layout.annotations.path.name
+                faults.append(f"{entry.where} has height and width {here}, {ours} says {list(image.size)}")
+
+    def _read_beside(self, file: SourceFile) -> tuple[Any, list[ImageEntry]]:
+        """A file beside the panoptic one, which must mean the same images by the same ids, and its images.
 
         Raises:
             DataError: it cannot be read, or lists an image of another name.
         """
         data = fields.read_json(file)
         images = data.get("images") if isinstance(data, Mapping) else None
-        for entry in image_entries(images if isinstance(images, list) else ()):
-            ours = self.names.get(entry.id) if entry.id is not None else None
+        entries = list(image_entries(images if isinstance(images, list) else ()))
+        for entry in entries:
+            ours = self.images[entry.id].file_name if entry.id in self.images else None
             if ours and entry.file_name and Path(entry.file_name).stem != Path(ours).stem:
                 raise DataError(
                     f"{file.path}: {entry.where} has id {entry.id} and file_name {entry.file_name}, but the "
                     f"image of this id is {ours} in {self.layout.annotations.path.name}: give it the same ids"
                 )
-        return data
+        return data, entries
 
     def read_captions(self) -> None:
         """Collect the captions by image; those of images that the split lacks are only counted."""
         file = self.layout.captions
         if file is None:
             return
-        items = fields.list_of(self._read_beside(file), "annotations", file.path)
+        items = fields.list_of(self._read_beside(file)[0], "annotations", file.path)
         left: Counter[str] = Counter()
         for entry in caption_entries(items):
             self._report(
@@ -246,18 +282,13 @@ class _Matcher:
             )
             if entry.image_id is None or entry.faults:
                 continue
-            if entry.image_id not in self.names:
+            if entry.image_id not in self.images:
                 left["are of images that this split does not list"] += 1
             elif not entry.caption:
                 left["are empty"] += 1
             else:
                 self.captions[entry.image_id].append(entry.caption)
         self.notes += [f"{count} captions {why}; they are left out" for why, count in left.items()]
-
-
-def key_of(file_name: str) -> str:
-    """The sample's key: dots would end it in a shard, slashes would make a folder."""
-    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", Path(file_name).with_suffix("").as_posix())
 
 
 def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from odise_pl.data import fields
-from odise_pl.data.coco import HINT, Repeated, key_of, unlisted
+from odise_pl.data.coco import HINT, Repeated, unlisted
 from odise_pl.data.coco_json import ObjectsByImage, image_entries, objects_by_image
 from odise_pl.data.coco_vocabulary import choose_classes
 from odise_pl.data.images import encode_ids
 from odise_pl.data.instances import paste, read_objects
-from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, Examined, Problem, Source, SourceSample
+from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, Examined, Problem, Source, SourceSample, key_of
 from odise_pl.data.segments import segment_records
-from odise_pl.data.tree import Folder, Tree, add_root
+from odise_pl.data.tree import Folder, Tree, add_root, below
 from odise_pl.data.validate import examine_instances, image_faults, image_member
 
 
@@ -60,10 +60,10 @@ def read_coco_instances(
             :attr:`Source.problems`.
     """
     tree = Tree(root, HINT)
-    folder = tree.need_folder(images or split, f"{split}.zip")
-    file = tree.need_file(
-        annotations or f"annotations/instances_{split}.json", "annotations_trainval2017.zip"
-    )
+    name = below("--split", split)
+    folder = tree.need_folder(below("--images", images) if images else name, f"{name}.zip")
+    listed = below("--annotations", annotations) if annotations else f"annotations/instances_{name}.json"
+    file = tree.need_file(listed, "annotations_trainval2017.zip")
     data = fields.read_json(file)
     classes = choose_classes(data, file.path, vocabulary, f"coco_{split}", things=True)
     objects = objects_by_image(file, data, classes)

@@ -94,7 +94,7 @@ def image_entries(items: Iterable[Any]) -> Iterator[ImageEntry]:
         size = tuple(faults.read(0, fields.positive, item, side) for side in ("height", "width"))
         yield ImageEntry(
             f"images[{index}]",
-            faults.read(None, fields.integer, item, "id"),
+            faults.read(None, fields.identifier, item, "id"),
             faults.read("", fields.file_name, item, "file_name"),
             (size[0], size[1]),
             _distinct(faults),

@@ -141,14 +141,15 @@ def _listed(data: Any, path: Path, things: bool) -> tuple[ListedCategory, ...]:
 
 def _category(item: Any, path: Path, things: bool) -> ListedCategory:
     try:
-        fields.integer(item, "id")
+        fields.identifier(item, "id")
         fields.text(item, "name")
         fields.flag(item, "isthing", True if things else None)
         parsed = Vocabulary.from_json({"categories": [item]}, "categories").categories[0]
     except (DataError, VocabularyError) as error:
         shown = item.get("name", item.get("id")) if isinstance(item, Mapping) else item
+        colon = "" if isinstance(error, DataError) else ":"
         raise DataError(
-            f"{path}: category {shortened(shown)} {error}; data/README.md says what categories need"
+            f"{path}: category {shortened(shown)}{colon} {error}; data/README.md says what categories need"
         ) from error
     above = item.get("supercategory")
     return ListedCategory(parsed, above.strip() if isinstance(above, str) else "")

@@ -21,6 +21,7 @@ from odise_pl.data.images import (
     pack_image,
     resize_ids,
     resize_image,
+    stored_values,
 )
 from odise_pl.data.records import (
     PANOPTIC,
@@ -164,7 +165,7 @@ def read_grey(file: SourceFile) -> Ids:
 def read_pixels(file: SourceFile) -> Ids:
     """The pixels of an image as they are stored, int32: [H, W] or [H, W, channels]."""
     try:
-        return np.asarray(open_image(read_file(file))).astype(np.int32)
+        return stored_values(read_file(file))
     except DataError as error:
         raise FileFault(file, str(error)) from error
 

@@ -29,7 +29,9 @@ def read_json(file: SourceFile) -> Any:
         raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
     except RecursionError as error:
         raise DataError(f"{file.path}: is nested too deeply for an annotation file") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.path}: is not in UTF-8 ({error}); save it as UTF-8") from error
+    except ValueError as error:
         raise DataError(f"{file.path}: is not JSON ({error}); it may be truncated, fetch it again") from error
 
 
@@ -54,6 +56,14 @@ def integer(data: Any, field: str, default: int | None = None) -> int:
     value = _field(data, field, default)
     if type(value) is not int or value not in _INTEGERS:
         raise DataError(f"has {field} {shortened(value)}, expected a whole number of at most 64 bits")
+    return value
+
+
+def identifier(data: Any, field: str) -> int:
+    """An integer field of at least 0."""
+    value = integer(data, field)
+    if value < 0:
+        raise DataError(f"has {field} {value}, expected 0 or more")
     return value
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import atexit
 import gzip
+import lzma
+import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -16,12 +21,33 @@ from typing import IO, Protocol
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _OF_MACOS = ("__MACOSX", ".DS_Store", ".AppleDouble")
+_DAMAGES = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
+    *(zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error),
+)
 _SUFFIXES_OF_GZIP = (".tar.gz", ".tgz")
 
 
 def is_archive(name: str) -> bool:
     """Whether a file of this name is taken for an archive."""
     return name.lower().endswith(ARCHIVE_SUFFIXES) and not is_of_macos(name)
+
+
+def is_packed(container: Path) -> bool:
+    """Whether a container is an archive, and no folder that is called like one."""
+    return is_archive(container.name) and not container.is_dir()
+
+
+def files_below(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every file at and below a folder; links are followed, but not in a circle."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from files_below(entry.path, above | {place})
+        elif entry.is_file():
+            yield Path(entry.path)
 
 
 def archive_stem(name: str) -> str:
@@ -64,7 +90,7 @@ class SourceFile:
 
     @property
     def _is_loose(self) -> bool:
-        return not is_archive(self.container.name)
+        return not is_packed(self.container)
 
     def read(self) -> bytes:
         """Its content.
@@ -116,10 +142,11 @@ class _Zip:
         return info.file_size, info.CRC
 
     def read(self, name: str) -> bytes:
-        return self._zip.read(self._info(name))
+        with _named_errors(f"{self._path}/{name}"):
+            return self._zip.read(self._info(name))
 
     def copy(self, name: str, target: IO[bytes]) -> None:
-        with self._zip.open(self._info(name)) as source:
+        with _named_errors(f"{self._path}/{name}"), self._zip.open(self._info(name)) as source:
             shutil.copyfileobj(source, target, 1 << 20)
 
     def _info(self, name: str) -> zipfile.ZipInfo:
@@ -143,14 +170,16 @@ class _Tar:
         return member.size, int(member.mtime)
 
     def read(self, name: str) -> bytes:
-        source = self._tar.extractfile(self._member(name))
-        assert source is not None  # only files are members
-        return source.read()
+        with _named_errors(f"{self._path}/{name}"):
+            source = self._tar.extractfile(self._member(name))
+            assert source is not None  # only files are members
+            return source.read()
 
     def copy(self, name: str, target: IO[bytes]) -> None:
-        source = self._tar.extractfile(self._member(name))
-        assert source is not None
-        shutil.copyfileobj(source, target, 1 << 20)
+        with _named_errors(f"{self._path}/{name}"):
+            source = self._tar.extractfile(self._member(name))
+            assert source is not None
+            shutil.copyfileobj(source, target, 1 << 20)
 
     def _member(self, name: str) -> tarfile.TarInfo:
         if name not in self._members:
@@ -173,14 +202,19 @@ def open_archive(path: Path) -> Archive:
 
 @cache
 def _opened(path: Path, _: int) -> Archive:
-    try:
+    with _named_errors(str(path)):
         return _Zip(path) if path.name.lower().endswith(".zip") else _Tar(path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> OSError:
-    return OSError(5, f"is damaged ({error}), fetch it again", str(path))
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Turns all that a damaged or unusual archive makes its readers raise into an OSError with a name."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+        raise OSError(5, f"cannot be unpacked here ({error}), unpack the archive yourself", name) from error
+    except _DAMAGES as error:
+        raise OSError(5, f"is damaged ({error}), fetch it again", name) from error
 
 
 @cache
@@ -199,11 +233,8 @@ def quick(path: Path) -> Path:
     if not path.name.lower().endswith(_SUFFIXES_OF_GZIP):
         return path
     name = path.name.rpartition(".gz")[0] or path.stem + ".tar"
-    try:
-        with gzip.open(path) as source:
-            return _kept(name, lambda target: shutil.copyfileobj(source, target, 1 << 20))
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
+    with _named_errors(str(path)), gzip.open(path) as source:
+        return _kept(name, lambda target: shutil.copyfileobj(source, target, 1 << 20))
 
 
 @cache

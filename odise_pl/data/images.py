@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from odise_pl.data.records import DataError
 
@@ -30,8 +32,15 @@ _OTHER_BYTES = {
     for mode in ("RGB", "RGBA")
     for order, other in zip("BLN", "LBB", strict=True)
 }
-# What datasets may hold; other files in their folders are not looked at.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_DEEP = re.compile(r";(12|16|32)")  # in how Pillow reads more than 8 bits a channel
+_STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
+_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF, and values of them:
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
+# What is read; other formats of Pillow's may start programs (EPS) or are documents.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+# What these are called; other files in the folders of data sets are not looked at.
+_OF_JPEG, _OF_PNG = (".jpg", ".jpeg", ".jpe", ".jfif"), (".png", ".apng")
+IMAGE_SUFFIXES = (*_OF_JPEG, *_OF_PNG, ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # Value that stands for no class in a grey PNG, by Pillow's mode.
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -44,7 +53,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         DataError: it is empty, truncated, damaged or of an unknown format.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = _header(data)
+        _check_depth(image)
         deep = _is_deep(image)
         image.load()
         if deep:
@@ -54,18 +64,48 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
+def _header(data: bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether it has colours of 16 bits a channel, and is not decoded yet."""
-    return any(_raw_mode(tile.args) in _OTHER_BYTES for tile in image.tile)
+    return not _OTHER_BYTES.keys().isdisjoint(_raw_modes(image))
 
 
-def _raw_mode(args: Any) -> Any:
-    return args[0] if args and isinstance(args, tuple) else args
+def _raw_modes(image: ImageFile.ImageFile) -> set[str]:
+    """How Pillow will read the pixels; empty if it has."""
+    args = (tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in image.tile)
+    return {raw for raw in args if isinstance(raw, str)}
+
+
+def _check_depth(image: ImageFile.ImageFile) -> None:
+    """Refuse what Pillow decodes to other values than the file has.
+
+    Raises:
+        DataError: it names the form of the pixels.
+    """
+    kept = image.mode.startswith(("I", "F")) or image.format == "BMP"  # whose BGR;16 is of 5 and 6 bits
+    lost = [raw for raw in _raw_modes(image) if not kept and _DEEP.search(raw) and raw not in _OTHER_BYTES]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        lost += _lost_of_tiff(image.tag_v2)
+    if lost:
+        raise DataError(f"pixels of the form {lost[0]} are not read; save grey or RGB of 8 or 16 bits")
+
+
+def _lost_of_tiff(tags: Mapping[int, Any]) -> Iterator[str]:
+    bits = tags.get(_BITS, (1,))
+    if max(bits) == 8 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        yield "int8"
+    if max(bits) > 8 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        yield f"{max(bits)} bits, of which 0 is white"
+    if max(bits) > 8 and len(bits) > 1 and tags.get(_PLANAR) == _SEPARATE:
+        yield f"{max(bits)} bits in separate planes"
 
 
 def _scale_colours(image: ImageFile.ImageFile, data: bytes) -> None:
     """Bring in the lower eight bits, which Pillow drops: it reads them if told the other byte order."""
-    low = Image.open(io.BytesIO(data))
+    low = _header(data)
     low.tile = [tile._replace(args=_other_bytes(tile.args)) for tile in low.tile]
     values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
     channels = (values[..., :3], values[..., 3:])  # colours, and alpha if there is one
@@ -80,7 +120,7 @@ def _reason(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image of a known format"
+        return f"not an image of a known format: {', '.join(FORMATS)}"
     return str(error) or type(error).__name__
 
 
@@ -111,7 +151,7 @@ def open_stored(data: bytes) -> ImageFile.ImageFile:
     """
     image = open_image(data)
     as_rgb(image)
-    turned = orientation(Image.open(io.BytesIO(data)))  # reading the pixels of a TIFF takes it away
+    turned = orientation(_header(data))  # reading the pixels of a TIFF takes it away
     if image.format == "TIFF" and turned != 1:
         raise DataError(
             f"is a TIFF file with EXIF orientation {turned}; save its pixels as they are annotated"
@@ -123,7 +163,7 @@ def open_stored(data: bytes) -> ImageFile.ImageFile:
 
 def pack_image(data: bytes) -> tuple[str, bytes]:
     """Suffix and content of an image in a shard: JPEG and PNG as they are, all else as a PNG of its RGB."""
-    kind = Image.open(io.BytesIO(data)).format
+    kind = _header(data).format
     if kind in ("JPEG", "MPO"):
         return "jpg", data
     return "png", data if kind == "PNG" else _png(decode_rgb(data))
@@ -132,17 +172,39 @@ def pack_image(data: bytes) -> tuple[str, bytes]:
 def upright(image: Image.Image) -> Image.Image:
     """RGB as viewers show it, by its EXIF orientation: what users show to the network.
 
+    Args:
+        image: of colours of 16 bits a channel, as ``Image.open`` returns it: when its pixels have been read
+            (``load``, ``copy``, ``convert`` ...), Pillow has dropped the lower eight bits of each.
+
     Raises:
-        DataError: it cannot be decoded, or :func:`as_rgb` refuses it.
+        DataError: it cannot be decoded, or :func:`as_rgb` refuses it, or its colours have lost bits.
     """
-    if isinstance(image, ImageFile.ImageFile) and _is_deep(image) and image.fp is not None:
-        image.fp.seek(0)
-        image = open_image(image.fp.read())
+    if isinstance(image, ImageFile.ImageFile):
+        _check_depth(image)
+        if _is_deep(image) and image.fp is not None:
+            image.fp.seek(0)
+            image = open_image(image.fp.read())
+        elif not image.tile and image.filename:
+            _check_file(image)
     image.load()  # which turns a TIFF, and takes its orientation away
     turn = _TURN.get(orientation(image))
     rgb = as_rgb(image if turn is None else image.transpose(turn))
     rgb.info.clear()  # or the copy would be turned again
     return rgb
+
+
+def _check_file(image: ImageFile.ImageFile) -> None:
+    """Refuse pixels that have lost bits: an image that is decoded does not tell, but its file does."""
+    try:
+        header = Image.open(image.filename, formats=FORMATS)
+    except (OSError, ValueError):
+        return
+    _check_depth(header)
+    if _is_deep(header):
+        raise DataError(
+            f"{os.fsdecode(image.filename)} has 16 bits a channel, of which Pillow dropped eight when it "
+            f"read the pixels: give the image as Image.open returns it"
+        )
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -176,7 +238,7 @@ def _eight_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
     if low < 0 or bits is None:
-        raise DataError(f"holds values from {low} to {high}; 0 to 65535 are read, scale them")
+        raise DataError("holds values below 0 or above 65535; scale them to 0 to 65535")
     return (values >> (bits - 8)).astype(np.uint8)
 
 
@@ -199,8 +261,8 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
         DataError: it cannot be decoded or is no RGB PNG.
     """
     image = open_image(data)
-    if image.format != "PNG" or image.mode != "RGB":
-        raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG")
+    if image.format != "PNG" or image.mode != "RGB" or _is_deep(_header(data)):
+        raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
     # Pillow holds RGB in four bytes a pixel: read as one little-endian integer, the last byte cut off
     values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
     return values.reshape(image.height, image.width).astype(np.int32, copy=False)
@@ -219,6 +281,19 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
     return _png(Image.fromarray(channels[..., :3]))
 
 
+def stored_values(data: bytes) -> NDArray[np.int32]:
+    """The values of a label image as they are stored, palette indices included: [H, W] or [H, W, channels].
+
+    Raises:
+        DataError: it cannot be decoded, or has colours of 16 bits.
+    """
+    values = np.array(open_image(data), dtype=np.int32)
+    header = _header(data)
+    if _is_deep(header):
+        raise DataError("has colours of 16 bits a channel; labels are of 8")
+    return values // max(_STEPS.get(raw, 1) for raw in ("", *_raw_modes(header)))
+
+
 def decode_semantic(data: bytes) -> NDArray[np.int32]:
     """A class map, int32 [H, W], -1 for no class, from a grey PNG.
 
@@ -231,7 +306,7 @@ def decode_semantic(data: bytes) -> NDArray[np.int32]:
     nothing = _NO_CLASS.get(image.mode)
     if image.format != "PNG" or nothing is None:
         raise DataError(f"is a {image.format} of mode {image.mode}; a semantic map is a grey PNG")
-    values = np.array(image, dtype=np.int32)
+    values = stored_values(data)
     values[values == nothing] = -1
     return values
 

@@ -103,7 +103,9 @@ def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int])
     items, faults = [], []
     for instance in instances:
         try:
-            counts = run_length(instance.segmentation, size)["counts"].decode()
+            code = run_length(instance.segmentation, size)
+            if not mask_api.area(code):
+                raise DataError("has no pixel inside the image")
         except DataError as error:
             faults.append(f"{instance.where} {error}")
             continue
@@ -112,7 +114,7 @@ def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int])
                 "category": instance.category,
                 "iscrowd": instance.iscrowd,
                 "area": instance.area,
-                "segmentation": {"size": list(size), "counts": counts},
+                "segmentation": {"size": list(size), "counts": code["counts"].decode()},
             }
         )
     return json.dumps(items, sort_keys=True, separators=(",", ":")).encode(), faults

@@ -6,7 +6,8 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -14,11 +15,12 @@ from odise_pl.data.conversion import Conversion
 from odise_pl.data.fields import plain_path
 from odise_pl.data.files import SourceFile
 from odise_pl.data.images import IMAGE_SUFFIXES
-from odise_pl.data.records import DataError, Problem, Source, SourceSample
+from odise_pl.data.records import DataError, Problem, Source, SourceSample, key_of
 from odise_pl.data.tree import Folder
 from odise_pl.vocabulary import Vocabulary
 
 _JPEG = (".jpg", ".jpeg")
+_MOST_DIGITS = 18  # of a number of 64 bits
 
 
 def folder_source(
@@ -51,6 +53,8 @@ def folder_source(
     if not found:
         raise DataError(f"{images.file('').path}: there is no image")
     known = {_stem(name) + suffix for name in found}
+    unusable = [problem for n in found if (problem := _unusable(images.file(n), n))]
+    found = [n for n in found if not _unusable(images.file(n), n)]
     strangers = [
         Problem(
             folder.file(n).shown,
@@ -61,9 +65,19 @@ def folder_source(
         for n in folder.names()
         if n.endswith(suffix) and n not in known
     ]
+    problems = [*unusable, *strangers]
     return _source(
-        name, images.file(""), found, images, labels, suffix, vocabulary, conversion, measures, strangers
+        name, images.file(""), found, images, labels, suffix, vocabulary, conversion, measures, problems
     )
+
+
+def _unusable(file: SourceFile, name: str) -> Problem | None:
+    """Says of a name on disk that no shard can hold it."""
+    try:
+        plain_path(name)
+    except DataError as error:
+        return Problem(file.shown, file.shown, f"its name {error}")
+    return None
 
 
 def listed_source(
@@ -99,8 +113,10 @@ def read_lines(file: SourceFile) -> list[str]:
     """
     try:
         return file.read().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.path}: is not in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _source(
@@ -122,7 +138,7 @@ def _source(
         raise DataError(f"{listed.path}: names an image that {error}") from error
     samples = [
         SourceSample(
-            key=PurePosixPath(stem).name.replace(".", "_"),
+            key=key_of(PurePosixPath(image).name),
             name=images.file(image).shown,
             image=images.file(image),
             labels=tuple(folder.file(stem + suffix) for folder in labels),
@@ -151,17 +167,24 @@ def _stem(name: str) -> str:
 
 
 def _check_unique(samples: Sequence[SourceSample]) -> None:
-    repeated = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
+    names = defaultdict(list)
+    for sample in samples:
+        names[sample.key].append(sample.name)
+    repeated = [some for some in names.values() if len(some) > 1]
     if repeated:
-        raise DataError(f"{len(repeated)} images have the name of another one, the first is {repeated[0]}")
+        more = f" (and {len(repeated) - 1} more such groups)" if len(repeated) > 1 else ""
+        raise DataError(
+            f"{' and '.join(repeated[0])} would have one name in the shards{more}; the names of images must "
+            f"differ without folders and suffixes"
+        )
 
 
 def image_ids(stems: Sequence[str]) -> list[int]:
     """The number in each name (``ADE_val_00000012`` is 12, ``2007_000033`` is 2007000033), or its place in
-    the list where that does not tell all images apart.
+    the list where that does not tell all images apart, or is beyond 64 bits.
     """
-    digits = ["".join(c for c in PurePosixPath(stem).name if c.isdigit()) for stem in stems]
-    numbers = [int(some) if some else -1 for some in digits]
+    digits = ["".join(re.findall("[0-9]", PurePosixPath(stem).name)) for stem in stems]
+    numbers = [int(some) if 0 < len(some) <= _MOST_DIGITS else -1 for some in digits]
     if -1 in numbers or len(set(numbers)) < len(numbers):
         return list(range(1, len(stems) + 1))
     return numbers

@@ -33,7 +33,15 @@ from odise_pl.data.manifest import (
     missing_shards,
 )
 from odise_pl.data.records import DataError, Problem, Source, SourceSample
-from odise_pl.data.shards import WORK, ShardPlan, finished_shards, plan_shards, write_file, write_shard
+from odise_pl.data.shards import (
+    WORK,
+    ShardPlan,
+    finished_shards,
+    noted_shards,
+    plan_shards,
+    write_file,
+    write_shard,
+)
 
 PROBLEMS = "problems.json"
 _SHOWN = 3
@@ -103,10 +111,11 @@ def refuse_strangers(folder: Path) -> None:
     """A new shard set goes into an empty folder, or continues an interrupted one."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; --out names a folder")
-    strangers = sorted(folder.glob("*.tar"))
-    if strangers and not (folder / WORK).exists():
+    strangers = sorted({*folder.glob("*.tar")} - noted_shards(folder))
+    if strangers:
         raise DataError(
-            f"{folder} holds {strangers[0].name} without {FILE_NAME}; use an empty folder for --out"
+            f"{folder} holds {strangers[0].name}, which this command has not written; use an empty folder "
+            f"for --out"
         )
 
 
@@ -213,8 +222,8 @@ def settle_problems(
 
 
 def _undo(folder: Path) -> None:
-    for shard in folder.glob("*.tar"):
-        shard.unlink()
+    for shard in noted_shards(folder):
+        shard.unlink(missing_ok=True)
     shutil.rmtree(folder / WORK)
 
 
@@ -226,7 +235,9 @@ def left_out(problems: list[Problem]) -> int:
 def _summary(problems: list[Problem]) -> str:
     first = "; ".join(f"{problem.file}: {problem.cause}" for problem in problems[:_SHOWN])
     more = " ..." if len(problems) > _SHOWN else ""
-    return f"{len(problems)} problems in {left_out(problems)} entries ({first}{more})"
+    count, entries = len(problems), left_out(problems)
+    found = f"{count} problem{'s' * (count > 1)} in {entries} {'entries' if entries > 1 else 'entry'}"
+    return f"{found} ({first}{more})"
 
 
 def _digest(source: Source, checked: list[Checked], max_shard_bytes: int) -> str:

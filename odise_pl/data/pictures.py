@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from odise_pl.data.images import IMAGE_SUFFIXES
 from odise_pl.data.records import DataError
 
 _log = logging.getLogger(__name__)
@@ -63,8 +62,7 @@ def _matches(pattern: Path) -> list[Path]:
 def _pictures(folder: Path) -> list[Path]:
     """Everything in a folder whose ending is that of a picture, sorted; links are followed."""
     files = [path for path in _files(folder) if not _is_result(path)]
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    pictures = [path for path in files if path.suffix.lower() in endings]
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not pictures:
         raise DataError(f"{folder}: no picture in this folder or the folders in it")
     others = sorted({path.suffix or path.name for path in set(files) - set(pictures)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from odise_pl.data.files import SourceFile
@@ -167,3 +169,8 @@ class Source:
     examine: Callable[[SourceSample], Examined]
     members: Callable[[SourceSample], Mapping[str, bytes]]
     measures: tuple[str, ...] = MEASURES
+
+
+def key_of(file_name: str) -> str:
+    """The sample's key: dots would end it in a shard, slashes would make a folder."""
+    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", PurePosixPath(file_name).with_suffix("").as_posix())

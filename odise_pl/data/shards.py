@@ -116,10 +116,10 @@ def write_packed(name: str, samples: Iterable[Packed], folder: Path, digest: str
                 _add(tar, key, contents)
                 count += 1
         _flush(file)
-    partial.rename(folder / name)
     shard = Shard(name, count, hashed.bytes, hashed.sha256)
     note = {"digest": digest, "shard": asdict(shard)}
     write_file(folder / WORK / f"{name}.json", json.dumps(note).encode())
+    partial.rename(folder / name)  # last: a shard without note is not of this run
     return shard
 
 
@@ -142,6 +142,11 @@ def write_file(path: Path, content: bytes) -> None:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def noted_shards(folder: Path) -> set[Path]:
+    """The shards that an interrupted run has written, or was about to."""
+    return {folder / note.name.removesuffix(".json") for note in (folder / WORK).glob("*.tar.json")}
 
 
 def finished_shards(names: Iterable[str], folder: Path, digest: str) -> dict[str, Shard]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -12,8 +13,10 @@ from odise_pl.data.fields import plain_path
 from odise_pl.data.files import (
     SourceFile,
     archive_stem,
+    files_below,
     is_archive,
     is_of_macos,
+    is_packed,
     open_archive,
     quick,
     unpacked,
@@ -21,6 +24,7 @@ from odise_pl.data.files import (
 from odise_pl.data.records import DataError
 
 _DEPTH = 3  # levels of folders above a part: archives unpack to a folder of their own, and people add another
+_OTHER_ARCHIVES = (".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".rar")
 _Place = TypeVar("_Place", "Folder", SourceFile)
 
 
@@ -34,6 +38,18 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         help="folder with the data set, unpacked or in its archives (zip, tar) as downloaded; several of "
         "either are searched as one",
     )
+
+
+def below(option: str, path: str) -> str:
+    """What an option names, as a path below a root.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return plain_path(path)
+    except DataError as error:
+        raise DataError(f"{option} {error}") from error
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,11 @@ class Folder:
 
     def names(self) -> list[str]:
         """All files at and below the folder but those of macOS, relative to it, sorted."""
-        if is_archive(self.container.name):
+        if is_packed(self.container):
             found = (name for name in open_archive(self.container).names() if name.startswith(self.prefix))
             return sorted(name.removeprefix(self.prefix) for name in found)
         folder = self.container / self.prefix
-        loose = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        loose = (path.relative_to(folder).as_posix() for path in files_below(folder))
         return sorted(name for name in loose if not is_of_macos(name))
 
 
@@ -83,16 +99,15 @@ class Tree:
         for root in self.roots:
             if not root.is_dir() and not (root.is_file() and is_archive(root.name)):
                 raise DataError(
-                    f"{root}, named by --root, is neither a folder nor a zip or tar archive: {hint}"
+                    f"{root}, named by --root, is neither a folder nor a zip, tar or tar.gz archive: {hint}"
                 )
 
     def folder(self, path: str) -> Folder | None:
         """The folder that ends in ``path``.
 
         Raises:
-            DataError: there are several, or it is no path below a folder.
+            DataError: there are several.
         """
-        path = _below(path)
         loose = [Folder(root, f"{name}/") for root, name in self._loose(path) if (root / name).is_dir()]
         return _only(path, loose or [f for place in self._packed(path) for f in _folders(*place, path)])
 
@@ -100,11 +115,36 @@ class Tree:
         """The file that ends in ``path``.
 
         Raises:
-            DataError: there are several, or it is no path below a folder.
+            DataError: there are several.
         """
-        path = _below(path)
-        loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
-        return _only(path, loose or [f for place in self._packed(path) for f in _files(*place, path)])
+        return _only(path, list(self._found(path)))
+
+    def beside(self, path: str, other: str) -> SourceFile | None:
+        """The file ``other`` in the very data set that the file ``path`` is of, which :meth:`file` finds.
+
+        Raises:
+            DataError: there are several.
+        """
+        whole = {place.removesuffix(path) + other for place in self._found(path).values()}
+        loose = [SourceFile(root, name) for root in self.roots for name in whole if (root / name).is_file()]
+        packed = (file for file, place in self._found_packed(other).items() if place in whole)
+        return _only(other, loose or list(packed))
+
+    def _found(self, path: str) -> dict[SourceFile, str]:
+        """Files that end in ``path``, and their paths below the roots, in which archives are folders."""
+        loose = {SourceFile(root, name): name for root, name in self._loose(path) if (root / name).is_file()}
+        return loose or self._found_packed(path)
+
+    def _found_packed(self, path: str) -> dict[SourceFile, str]:
+        return {
+            file: _joined(parent, file.name)
+            for archive, parent in self._packed(path)
+            for file in _files(archive, parent, path)
+        }
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file that ends in ``path``, or several."""
+        return bool(self._found(path))
 
     def need_folder(self, path: str, archive: str) -> Folder:
         """As :meth:`folder`; DataError if it is not there, which names the ``archive`` it comes from."""
@@ -135,17 +175,24 @@ class Tree:
     def _packed(self, path: str) -> Iterator[tuple[Path, str]]:
         """Archives that may hold ``path``, and the folder that their content belongs into."""
         for archive, parent in self._archives():
-            try:
+            with self._noted(archive):
                 readable = quick(archive)
                 names = open_archive(readable).names()
-            except OSError as error:
-                self._unreadable[archive] = error.strerror or str(error)
-                continue
-            yield readable, parent
-            wanted = PurePosixPath(path).name
-            for name in names:
-                if is_archive(name) and archive_stem(name) == wanted:
-                    yield unpacked(readable, name), _joined(parent, _parent(name))
+                inner = [n for n in names if is_archive(n) and archive_stem(n) == PurePosixPath(path).name]
+                yield readable, parent
+                for name in inner:
+                    with self._noted(archive / name):
+                        file = unpacked(readable, name)
+                        open_archive(file)
+                        yield file, _joined(parent, _parent(name))
+
+    @contextmanager
+    def _noted(self, archive: Path) -> Iterator[None]:
+        """Notes for :meth:`_needed` that an archive cannot be read; others may hold what is looked for."""
+        try:
+            yield
+        except OSError as error:
+            self._unreadable[archive] = error.strerror or str(error)
 
     def _archives(self) -> Iterator[tuple[Path, str]]:
         for root in self.roots:
@@ -153,16 +200,12 @@ class Tree:
                 yield root, ""
                 continue
             for depth in range(2):
-                for path in sorted(root.glob("*/" * depth + "*")):
-                    if is_archive(path.name) and path.is_file():
+                files = (path for path in sorted(root.glob("*/" * depth + "*")) if path.is_file())
+                for path in files:
+                    if is_archive(path.name):
                         yield path, _parent(path.relative_to(root).as_posix())
-
-
-def _below(path: str) -> str:
-    try:
-        return plain_path(path)
-    except DataError as error:
-        raise DataError(f"what --split, --images or --annotations names {error}") from error
+                    elif path.name.lower().endswith(_OTHER_ARCHIVES):
+                        self._unreadable[path] = "is an archive of a kind that is not read, unpack it"
 
 
 def _only(path: str, found: list[_Place]) -> _Place | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +16,7 @@ from mini_coco import make_coco
 from odise_pl.data.files import SourceFile
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.records import DataError
-from odise_pl.data.tree import Tree
+from odise_pl.data.tree import Folder, Tree
 
 Pack = Callable[[Path, Path], Path]
 
@@ -96,6 +97,102 @@ def test_a_damaged_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     (error,) = capsys.readouterr().err.splitlines()
     assert "train2017.zip is damaged" in error
     assert "cocodataset.org" in error
+
+
+def flagged(archive: bytes, encrypted: int, method: int) -> bytes:
+    """A zip whose members say that they are encrypted, or compressed by another method."""
+    content = bytearray(archive)
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = content.find(mark)
+        while start >= 0:
+            content[start + place] |= encrypted
+            content[start + place + 2] = method or content[start + place + 2]
+            start = content.find(mark, start + 4)
+    return bytes(content)
+
+
+def spoiled(archive: bytes, name: bytes) -> bytes:
+    """A zip with damage in the content of a member."""
+    start = archive.index(name) + len(name) + 30
+    return archive[:start] + b"\xff" * 20 + archive[start + 20 :]
+
+
+ZIPS = {
+    "password": lambda content: flagged(content, 1, 0),
+    "compression": lambda content: flagged(content, 0, 9),
+}
+
+
+@pytest.mark.parametrize("kind", ZIPS)
+def test_archives_that_python_does_not_unpack_are_named(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    folder = download(coco.root, tmp_path / "download", zipped)
+    archive = folder / "panoptic_annotations_trainval2017.zip"
+    archive.write_bytes(ZIPS[kind](archive.read_bytes()))
+    assert pack(folder, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert archive.name in error
+    assert kind in error
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_an_archive_is_named(tmp_path: Path, method: int) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    archive = zipped(coco.images, tmp_path / "coco" / "train2017")
+    with zipfile.ZipFile(archive, "w", method) as file:
+        for path in sorted(coco.images.iterdir()):
+            file.write(path, f"train2017/{path.name}")
+    archive.write_bytes(spoiled(archive.read_bytes(), b"train2017/000000000002.jpg"))
+    shutil.rmtree(coco.images)
+    assert pack(coco.root, tmp_path / "out") == 1
+    (problem,) = json.loads((tmp_path / "out" / "problems.json").read_text())["problems"]
+    assert problem["file"] == "train2017.zip/train2017/000000000002.jpg"
+    assert "damaged" in problem["cause"]
+    assert pack(coco.root, tmp_path / "out", "--skip-bad") == 0
+
+
+def test_a_damaged_annotation_file_in_an_archive_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    folder = download(coco.root, tmp_path / "download", zipped)
+    archive = folder / "panoptic_annotations_trainval2017.zip"
+    name = b"annotations/panoptic_train2017.json"
+    archive.write_bytes(spoiled(archive.read_bytes(), name))
+    assert pack(folder, tmp_path / "out") == 1
+    assert f"{archive.name}/{name.decode()}" in capsys.readouterr().err
+
+
+def test_a_damaged_gzip_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    folder = download(coco.root, tmp_path / "download", gzipped)
+    archive = folder / "train2017.tar.gz"
+    content = archive.read_bytes()
+    archive.write_bytes(content[:30] + b"\xff" * 40 + content[70:])  # no valid block of deflate
+    assert pack(folder, tmp_path / "out") == 1
+    assert "train2017.tar.gz is damaged" in capsys.readouterr().err
+
+
+def test_archives_of_other_kinds_are_named(tmp_path: Path) -> None:
+    (tmp_path / "images.tar.xz").touch()
+    with pytest.raises(DataError, match=r"images\.tar\.xz.*unpack"):
+        Tree(tmp_path, "").need_folder("images", "images.zip")
+
+
+def test_a_folder_may_be_called_like_an_archive(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco.zip", 1)
+    assert pack(coco.root, tmp_path / "out") == 0
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "root" / "images").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jpg").touch()
+    (tmp_path / "root" / "images" / "scene").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "root" / "images")
+    assert Folder(tmp_path / "root", "images/").names() == ["scene/1.jpg"]
 
 
 def test_a_part_that_is_there_twice_is_refused(tmp_path: Path) -> None:

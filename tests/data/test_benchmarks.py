@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,59 @@ def test_image_ids_are_the_numbers_of_the_names_or_places() -> None:
     assert image_ids(["2007_000033"]) == [2007000033]
     assert image_ids(["1_23", "12_3"]) == [1, 2]
     assert image_ids(["x", "7"]) == [1, 2]
+    assert image_ids(["img²_5", "①_7"]) == [5, 7]
+    assert image_ids(["①", "7"]) == [1, 2]
+    assert image_ids(["9" * 30, "7"]) == [1, 2]
+
+
+def rename(root: Path, stem: str, new: bytes) -> None:
+    """Give the files of an image another name."""
+    for path in root.rglob(f"{stem}*"):
+        path.rename(path.with_name(os.fsdecode(new) + path.suffix))
+
+
+def test_keys_of_benchmarks_are_plain_file_names(tmp_path: Path) -> None:
+    made = mini.ade150(tmp_path / "root")
+    rename(tmp_path / "root", "ADE_val_00000002", b"a\\b.c_2")
+    assert prepare("ade150", tmp_path / "root", tmp_path / "out") == 0
+    found = samples(check_shards(tmp_path / "out"))
+    assert found.keys() == made.classes.keys()
+    assert found[2].key == "a_b_c_2"
+
+
+@pytest.mark.parametrize("name", [b"\xff_2", b"a\n_2"])
+def test_a_name_that_no_shard_can_hold_is_a_problem(tmp_path: Path, name: bytes) -> None:
+    mini.ade150(tmp_path / "root")
+    rename(tmp_path / "root", "ADE_val_00000002", name)
+    assert prepare("ade150", tmp_path / "root", tmp_path / "out") == 1
+    problems = json.loads((tmp_path / "out" / "problems.json").read_text())["problems"]
+    (problem,) = problems
+    assert "its name is no path" in problem["cause"]
+    assert prepare("ade150", tmp_path / "root", tmp_path / "out", "--skip-bad") == 0
+    assert check_shards(tmp_path / "out").manifest.counts.samples == 2
+
+
+def test_images_of_one_name_are_both_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mini.ade847(tmp_path / "root")
+    jpeg = next((tmp_path / "root").rglob("*.jpg"))
+    for path in (jpeg, jpeg.with_name(f"{jpeg.stem}_seg.png")):
+        other = path.parent.parent / "other" / path.name
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(path.read_bytes())
+    assert prepare("ade847", tmp_path / "root", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert f"{jpeg.parent.name}/{jpeg.name}" in error
+    assert f"other/{jpeg.name}" in error
+
+
+@pytest.mark.parametrize("name", ["pas21", "ade847"])
+def test_links_to_images_are_followed(name: str, tmp_path: Path) -> None:
+    made = MAKE[name](tmp_path / "root")
+    folder = next((tmp_path / "root").rglob("*.jpg")).parent
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert prepare(name, tmp_path / "root", tmp_path / "out") == 0
+    assert check_shards(tmp_path / "out").manifest.counts.samples == len(made.classes)
 
 
 # COCO's instance format
@@ -439,7 +493,12 @@ def test_panoptic_coco_takes_its_instances_along(tmp_path: Path) -> None:
         "iscrowd": 0,
     }
     things = [{"id": c.id, "name": c.official or c.name} for c in vocabulary.categories if c.isthing]
-    content = {"images": [], "annotations": [annotation | {"segmentation": square}], "categories": things}
+    panoptic = json.loads((tmp_path / "root/annotations/panoptic_val2017.json").read_text())
+    content = {
+        "images": panoptic["images"],
+        "annotations": [annotation | {"segmentation": square}],
+        "categories": things,
+    }
     path.write_text(json.dumps(content))
     assert prepare("coco", tmp_path / "root", tmp_path / "with", "--split", "val2017") == 0
     objects = {i: s.objects for i, s in samples(check_shards(tmp_path / "with")).items()}

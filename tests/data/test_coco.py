@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from conftest import pack
 from mini_coco import CATEGORIES, MiniCoco, colours, make_coco
 from PIL import Image
 
-from odise_pl.data.coco import key_of, read_coco
+from odise_pl.data.coco import read_coco
+from odise_pl.data.coco_instances import read_coco_instances
 from odise_pl.data.decoding import decode
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.packing import PROBLEMS
 from odise_pl.data.reading import RawSample, read_shard
-from odise_pl.data.records import DataError
+from odise_pl.data.records import DataError, key_of
+from odise_pl.data.validate import examine_instances
 from odise_pl.vocabulary import load_vocabulary
 
 IMAGE, PNG = "000000000002.jpg", "000000000002.png"
@@ -184,6 +187,11 @@ def negative_height(coco: MiniCoco) -> None:
     coco.annotation["images"][1]["height"] = -3
 
 
+def negative_id(coco: MiniCoco) -> None:
+    coco.annotation["images"][1]["id"] = -1
+    coco.annotation["annotations"][1]["image_id"] = -1
+
+
 def text_for_id(coco: MiniCoco) -> None:
     coco.annotation["images"][1]["id"] = "2"
 
@@ -255,6 +263,7 @@ PROBLEM_CAUSES = [
     (nan_in_box, "", "segments_info[0] has bbox"),
     (true_for_id, "", "images[1] has id True"),
     (huge_id, "", "images[1] has id 1000"),
+    (negative_id, "", "images[1] has id -1"),
     (negative_height, "", "images[1] has height -3"),
     (text_for_id, "", "images[1] has id '2', expected a whole number"),
     (annotation_without_segments, "", "annotations[1] has no segments_info"),
@@ -441,7 +450,12 @@ def test_a_category_without_isthing_is_named(tmp_path: Path, value: object, voca
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"id": 7}, "2 categories have the id 7"), ({"id": True}, "has id True"), ({"name": " "}, "empty name")],
+    [
+        ({"id": 7}, "2 categories have the id 7"),
+        ({"id": True}, "has id True"),
+        ({"name": " "}, "empty name"),
+        ({"id": -7}, "'ground' has id -7, "),
+    ],
 )
 def test_unusable_categories(tmp_path: Path, change: dict[str, object], message: str) -> None:
     coco = make_coco(tmp_path / "coco", 1)
@@ -482,7 +496,8 @@ def beside(coco: MiniCoco, name: str, categories: object, **content: object) -> 
     """A file of objects or captions with an object of category 41 in image 1."""
     box = {"bbox": [10, 8, 20, 12], "area": 240, "segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]]}
     one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0, **box}
-    data = {"images": [], "annotations": [one], "categories": categories, **content}
+    images = coco.annotation["images"]
+    data = {"images": images, "annotations": [one], "categories": categories, **content}
     path = coco.root / "annotations" / f"{name}_train2017.json"
     path.write_text(json.dumps(data))
     return path
@@ -559,6 +574,92 @@ def test_other_files_must_mean_the_same_images(tmp_path: Path, name: str) -> Non
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("images", "cause"),
+    [
+        ([], "no entry of images has id 2 (000000000002.jpg)"),
+        ([{"id": 2}], "images[0] has no height"),
+        (
+            [{"id": 2, "file_name": IMAGE, "height": 128, "width": 192}],
+            "images[0] has height and width [128, 192]",
+        ),
+    ],
+)
+def test_images_whose_objects_are_not_known_are_problems(
+    tmp_path: Path, images: list[object], cause: str
+) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    first = coco.annotation["images"][:1]
+    beside(coco, "instances", [{"id": 41, "name": "disc"}], images=images + first)
+    source = read_coco(coco.root, "train2017")
+    assert [sample.image_id for sample in source.samples] == [1]
+    assert {problem.sample for problem in source.problems} == {f"train2017/{IMAGE}"}
+    assert {problem.file for problem in source.problems} == {"annotations/instances_train2017.json"}
+    assert cause in [problem.cause[: len(cause)] for problem in source.problems]
+
+
+def test_images_without_objects_have_none(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 2)
+    beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    source = read_coco(coco.root, "train2017")
+    assert [len(sample.instances or ()) for sample in source.samples] == [1, 0]
+    assert not source.problems
+
+
+def test_objects_need_a_list_of_images(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}], images=None)
+    with pytest.raises(DataError, match="'images'") as error:
+        read_coco(coco.root, "train2017")
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["other", "other/more"])
+def test_files_of_another_data_set_are_not_used_and_named(tmp_path: Path, place: str) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    (coco.root / place / "annotations").mkdir(parents=True)
+    path.rename(coco.root / place / "annotations" / path.name)
+    source = read_coco(coco.root, "train2017")
+    assert source.samples[0].instances is None
+    assert any("annotations/instances_train2017.json" in note for note in source.notes)
+
+
+def test_optional_files_may_be_in_another_root_or_archive(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    (tmp_path / "more" / "annotations").mkdir(parents=True)
+    moved = path.rename(tmp_path / "more" / "annotations" / path.name)
+    roots = [coco.root, tmp_path / "more"]
+    (sample,) = read_coco(roots, "train2017").samples
+    with zipfile.ZipFile(coco.root / "annotations_trainval2017.zip", "w") as archive:
+        archive.write(moved, f"annotations/{path.name}")
+    assert read_coco(coco.root, "train2017").samples == (sample,)
+    assert len(sample.instances or ()) == 1
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[200, 200, 300, 200, 300, 300]],
+        [[10, 10, 20, 20, 30, 30]],
+        {"size": [47, 59], "counts": [47 * 59]},
+    ],
+)
+def test_objects_without_a_pixel_are_problems(tmp_path: Path, segmentation: object) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    Image.new("RGB", (59, 47)).save(coco.images / "000000000001.jpg")
+    coco.annotation["images"][0] |= {"height": 47, "width": 59}
+    path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
+    data = json.loads(path.read_text())
+    data["annotations"][0]["segmentation"] = segmentation
+    path.write_text(json.dumps(data))
+    (sample,) = read_coco_instances(coco.root, "train2017").samples
+    content, faults = examine_instances(sample)
+    assert content == {"instances.json": b"[]"}
+    assert "annotations[0] of instances_train2017.json" in faults[0]
+
+
 def test_objects_of_images_of_no_split_are_counted(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     path = beside(coco, "instances", [{"id": 41, "name": "disc"}])
@@ -570,6 +671,13 @@ def test_objects_of_images_of_no_split_are_counted(tmp_path: Path) -> None:
 # Files
 
 
+def test_the_option_that_leads_elsewhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for option in ("images", "annotations"):
+        with pytest.raises(DataError, match=f"^--{option} is no path below its folder: '../a'"):
+            read_coco_instances(tmp_path, "a", **{option: "../a"})
+
+
 @pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
 def test_marks_of_windows_editors_are_read(tmp_path: Path, mark: str) -> None:
     coco = make_coco(tmp_path / "coco", 1)
@@ -577,6 +685,13 @@ def test_marks_of_windows_editors_are_read(tmp_path: Path, mark: str) -> None:
     for path in (coco.root / "annotations").glob("*.json"):
         path.write_text(path.read_text(), encoding=mark)
     assert read_coco(coco.root, "train2017").samples == before.samples
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    coco.json.write_bytes(coco.json.read_bytes().replace(b"disc", b"d\xefsc"))
+    with pytest.raises(DataError, match=r"panoptic_train2017\.json.*UTF-8"):
+        read_coco(coco.root, "train2017")
 
 
 def test_deep_nesting_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_pl.data.images import as_rgb, decode_rgb, open_stored, pack_image, read_image, upright
+from odise_pl.data.images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    as_rgb,
+    decode_ids,
+    decode_rgb,
+    decode_semantic,
+    open_stored,
+    pack_image,
+    read_image,
+    stored_values,
+    upright,
+)
 from odise_pl.data.records import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -21,28 +33,29 @@ def deep_png(values: np.ndarray) -> bytes:
     """Colours of 16 bits a channel, which Pillow cannot write."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return png(*parts)
+
+
+def png(*parts: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
     chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def deep_tiff(values: np.ndarray) -> bytes:
-    """An uncompressed little-endian TIFF of 16 bits a channel, which Pillow cannot write."""
+def deep_tiff(values: np.ndarray, **changes: int) -> bytes:
+    """An uncompressed little-endian TIFF, as Pillow cannot write it; ``changes`` are ``t`` and a tag."""
     height, width, channels = values.shape
-    short, long = 3, 4
-    tags = [
-        *((256, long, 1, width), (257, long, 1, height), (258, short, 3, 200), (259, short, 1, 1)),
-        *((262, short, 1, 2), (273, long, 1, 256), (277, short, 1, channels), (278, long, 1, height)),
-        *((279, long, 1, values.size * 2), (284, short, 1, 1)),
-    ]
+    bits = values.dtype.itemsize * 8
+    numbers = {256: width, 257: height, 258: bits, 259: 1, 262: 2, 273: 256, 277: channels, 278: height}
+    numbers |= {279: values.nbytes, 284: 1} | {int(tag[1:]): value for tag, value in changes.items()}
+    tags = [(tag, 4, 1, value) for tag, value in sorted(numbers.items())]
+    if channels > 2:
+        tags[2] = (258, 3, channels, 200)  # where there is one for each channel
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    return (
-        head.ljust(200, b"\0")
-        + struct.pack("<HHH", 16, 16, 16).ljust(56, b"\0")
-        + values.astype("<u2").tobytes()
-    )
+    return head.ljust(200, b"\0") + struct.pack("<HHHH", *[bits] * 4).ljust(56, b"\0") + values.tobytes()
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -87,6 +100,81 @@ def test_colours_of_16_bits_a_channel_are_scaled_like_grey(
         np.testing.assert_array_equal(np.asarray(image), values >> shift)
 
 
+DEEP = np.full((4, 6, 4), 4095, np.uint16)
+LOSSY = {
+    "LA": deep_png(DEEP[..., :2]),
+    "RGBX": deep_tiff(DEEP, t338=0),
+    "RGBa": deep_tiff(DEEP, t338=1),
+    "CMYK": deep_tiff(DEEP, t262=5),
+    "planes": deep_tiff(DEEP[..., :3], t284=2),
+    "0 is white": deep_tiff(DEEP[..., :1], t262=0),
+    "int8": deep_tiff(np.full((4, 6, 1), -9, np.int8), t262=1, t339=2),
+}
+
+
+@pytest.mark.parametrize("form", LOSSY)
+def test_what_pillow_reads_to_other_values_is_refused(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(LOSSY[form])
+    for read in (
+        lambda: read_image(path),
+        lambda: open_stored(path.read_bytes()),
+        lambda: upright(Image.open(path)),
+    ):
+        with pytest.raises(DataError, match=form):
+            read()
+    loaded = Image.open(path)
+    loaded.load()
+    with pytest.raises(DataError, match=form):
+        upright(loaded)
+
+
+def test_uint32_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="above 65535"):
+        decode_rgb(deep_tiff(np.full((2, 2, 1), 2**31 + 5, np.uint32), t262=1))
+
+
+@pytest.mark.parametrize("encode", [deep_png, deep_tiff])
+def test_pixels_that_have_lost_bits_are_refused(encode: object, tmp_path: Path) -> None:
+    path = tmp_path / "deep"
+    path.write_bytes(encode(DEEP[..., :3]))  # type: ignore[operator]
+    loaded = Image.open(path)
+    loaded.load()
+    with pytest.raises(DataError, match="deep"):
+        upright(loaded)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+def test_only_the_formats_that_are_documented_are_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    content = encoded(Image.fromarray(NOISE), kind)
+    with pytest.raises(DataError, match="JPEG, PNG"):
+        open_stored(content)
+
+
+def test_suffixes_are_those_of_the_formats() -> None:
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert set(IMAGE_SUFFIXES) == known
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("colour", [0, 3])
+def test_labels_are_the_values_that_are_stored(bits: int, colour: int) -> None:
+    values = np.array([[0, 1, 2, 3]])
+    row = {2: b"\x1b", 4: b"\x01\x23", 8: b"\0\1\2\3"}[bits]
+    palette = [(b"PLTE", bytes(12))] if colour else []
+    header = struct.pack(">IIBBBBB", 4, 1, bits, colour, 0, 0, 0)
+    content = png((b"IHDR", header), *palette, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    np.testing.assert_array_equal(stored_values(content), values)
+    np.testing.assert_array_equal(decode_semantic(content), values)
+
+
+def test_labels_have_8_bits_a_channel() -> None:
+    for decode in (stored_values, decode_ids):
+        with pytest.raises(DataError, match=r"of 8"):
+            decode(deep_png(DEEP[..., :3]))
+
+
 def test_transparency_of_16_bits() -> None:
     alpha = np.repeat([[0, 65535, 65535]], 2, axis=0)[..., None]
     values = np.concatenate([np.full((2, 3, 3), 4095), alpha], axis=-1)
@@ -100,7 +188,7 @@ def test_transparency_of_16_bits() -> None:
 @pytest.mark.parametrize("values", [[-1, 200], [0, 65536], [0, 2**31 - 1]])
 def test_values_of_no_known_range_are_refused(values: list[int], tmp_path: Path) -> None:
     Image.fromarray(np.array([values], np.int32)).save(tmp_path / "counts.tif")
-    with pytest.raises(DataError, match=r"counts\.tif.*holds values from"):
+    with pytest.raises(DataError, match=r"counts\.tif.*holds values below 0 or above 65535"):
         read_image(tmp_path / "counts.tif")
     with pytest.raises(DataError, match="holds values"):
         upright(Image.open(tmp_path / "counts.tif"))

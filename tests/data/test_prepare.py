@@ -21,10 +21,10 @@ from slow_prepare import SHARD_BYTES
 
 from odise_pl.data.checks import Chunk, check_chunk
 from odise_pl.data.coco import read_coco
-from odise_pl.data.manifest import check_shards
-from odise_pl.data.packing import PROBLEMS
-from odise_pl.data.records import Examined, SourceSample
-from odise_pl.data.shards import WORK
+from odise_pl.data.manifest import Origin, check_shards
+from odise_pl.data.packing import PROBLEMS, settle_problems
+from odise_pl.data.records import DataError, Examined, Problem, SourceSample
+from odise_pl.data.shards import WORK, write_packed
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -100,7 +100,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, workers: st
     assert pack(coco.root, tmp_path / "whole", *limit) == 0
     out = tmp_path / "killed"
     kill_after_first_shard(coco.root, out, workers)
-    finished = [note.name.removesuffix(".json") for note in (out / WORK).glob("*.tar.json")]
+    finished = [shard.name for shard in out.glob("*.tar")]
     assert not (out / "dataset.json").exists()
     assert 0 < len(finished) < len(list((tmp_path / "whole").glob("*.tar")))
     times = {name: (out / name).stat().st_mtime_ns for name in finished}
@@ -112,7 +112,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, workers: st
 def kill_after_first_shard(root: Path, out: Path, workers: str) -> None:
     """Start a slow run and kill it when its first shard is done."""
     process = subprocess.Popen([sys.executable, str(SLOW), str(root), str(out), workers], env=ENVIRONMENT)
-    while not list((out / WORK).glob("*.tar.json")):
+    while not list(out.glob("*.tar")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -164,12 +164,41 @@ def test_a_finished_set_is_kept_and_not_overwritten(
     assert "missing or damaged" in capsys.readouterr().err
 
 
+def test_objects_are_of_what_a_finished_set_is_made_from(tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco", 1)
+    assert pack(coco.root, tmp_path / "out") == 0
+    objects = {"images": coco.annotation["images"], "annotations": [], "categories": CATEGORIES[:2]}
+    path = coco.root / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(objects))
+    assert pack(coco.root, tmp_path / "out") == 1
+    assert pack(coco.root, tmp_path / "with") == 0
+    path.unlink()
+    assert pack(coco.root, tmp_path / "with") == 1
+    assert pack(coco.root, tmp_path / "out") == 0
+
+
 def test_a_folder_with_other_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "other.tar").touch()
     assert pack(coco.root, tmp_path / "out") == 1
     assert "holds other.tar" in capsys.readouterr().err
+    (coco.images / "000000000001.jpg").write_bytes(b"")
+    (tmp_path / "out" / WORK).mkdir()
+    assert pack(coco.root, tmp_path / "out") == 1
+    assert "holds other.tar" in capsys.readouterr().err
+    assert (tmp_path / "out" / "other.tar").exists()
+
+
+def test_problems_undo_what_the_command_has_written_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / WORK).mkdir(parents=True)
+    write_packed("a.tar", [], folder, "")
+    (folder / "mine.tar").touch()
+    problems = [Problem("a", "b", "c")]
+    with pytest.raises(DataError, match="1 problem in 1 entry"):
+        settle_problems(Origin("coco", "a", "b", "c"), problems, folder, skip_bad=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.tar", PROBLEMS]
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(
