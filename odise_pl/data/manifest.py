@@ -239,7 +239,7 @@ def locate(source: str | Path) -> str:
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
     path = Path(_local_path(text)).expanduser()
-    location = str(path if path.suffix == ".json" else path / FILE_NAME)
+    location = str(path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME)
     return location if is_local(location) else f"./{location}"  # pathlib drops the ./ of ./pipe:NAME
 
 
@@ -255,7 +255,7 @@ def _local_path(url: str) -> str:
 def beside(location: str, name: str) -> str:
     """The URL of a file in the folder of ``dataset.json``; a ``pipe:`` command gets the other name."""
     head, found, tail = location.rpartition(FILE_NAME)
-    if found:
+    if found and not is_local(location):
         return f"{head}{name}{tail}"
     return os.path.join(os.path.dirname(location), name)  # noqa: PTH118, PTH120 -- keeps ./ before pipe:
 

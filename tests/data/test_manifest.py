@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,14 @@ def test_a_folder_that_looks_like_a_command_stays_a_folder(
         assert found.urls[0] not in missing_shards(found)
         assert all(url.startswith("./pipe:") for url in found.urls)
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("name", ["x.json", "dataset.json"])
+def test_a_folder_may_be_called_as_a_file(shards: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / name))
+    (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
+    for source in (folder, folder / "dataset.json", folder / "other.json"):
+        assert not missing_shards(check_shards(source))
 
 
 def put(*path: Any, value: object) -> Callable[[dict[str, Any]], object]:
