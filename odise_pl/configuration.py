@@ -390,7 +390,7 @@ def _merged(config: DictConfig, recorded: Mapping[str, Any], named: Sequence[str
 
 
 def _refuse_downloads(config: DictConfig, named: Sequence[str], source: str) -> None:
-    """What is fetched is the user's choice, not a checkpoint's; and nothing is random because it is silent."""
+    """What is fetched is the user's choice, not a checkpoint's; nor is anything random by its silence."""
     for name in _weights_sections(config):
         weights = config[name].get("weights")
         if name in named or f"{name}.weights" in named:
