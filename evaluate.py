@@ -103,7 +103,9 @@ def score(config: DictConfig) -> dict[str, dict[str, float]]:
     digests: list[str] = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
-        predictor, measures = find_predictions(root, name, data.eval_names, classes, data.measures(name))
+        predictor, measures = find_predictions(
+            root, name, data.eval_names, classes, data.measures(name), data.vocabulary(name)
+        )
         benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
         digests += predictor.facts()
     # folders of one name elsewhere, and other sets, have results of their own

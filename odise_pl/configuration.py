@@ -6,6 +6,7 @@ Imports no torch: a run that lacks data or weights ends in a second or two.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from odise_pl.backbones.timesteps import check_timesteps
 from odise_pl.data.eval_sets import eval_sets
@@ -21,7 +23,7 @@ from odise_pl.data.manifest import check_shards
 from odise_pl.errors import SettingError, UserError
 from odise_pl.limits import bad_numbers
 from odise_pl.places import unwritable
-from odise_pl.recorded import DATA_KEYS, MODEL_SECTIONS, is_command, keep_section, refuse_strange
+from odise_pl.recorded import COMMANDS, DATA_KEYS, MODEL_SECTIONS, keep_section, misshapen, refuse_strange
 from odise_pl.resumption import LAST, checkpoint_folder, current_names, last_checkpoint
 from odise_pl.vocabulary import load_vocabulary
 
@@ -210,17 +212,18 @@ def _bad_precision(config: DictConfig) -> list[str]:
 
 
 def _missing_weights(config: DictConfig) -> list[str]:
-    missing = [
-        name
-        for name in _weights_sections(config)
-        if _names_file(config, config[name].get("weights", "")) and not Path(config[name].weights).exists()
-    ]
-    return [
-        f"{name}.weights={config[name].weights} is not there; get it with: {config[name].source}\n    or "
-        + ("choose another captioner" if name == "captioner" else
-           f"set {name}.weights to another file, or random to try things without")
-        for name in missing
-    ]  # fmt: skip
+    problems = []
+    for name in _weights_sections(config):
+        weights, source = config[name].get("weights", ""), config[name].get("source")
+        if _names_file(config, weights) and not os.path.exists(weights):  # noqa: PTH110 (any text)
+            get = f"get it with: {source}\n    or " if source else ""
+            other = (
+                "choose another captioner"
+                if name == "captioner"
+                else f"set {name}.weights to another file, or random to try things without"
+            )
+            problems.append(f"{name}.weights={weights} is not there; {get}{other}")
+    return problems
 
 
 def _weights_sections(config: DictConfig) -> Sequence[str]:
@@ -352,30 +355,50 @@ def adopt(
         SettingError: the checkpoint chooses what it may not, or weights that would be downloaded.
     """
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    refuse_strange(recorded, named, source)
+    try:
+        refuse_strange(recorded, named, source)
+        merged = _merged(config, recorded, named)
+        parts = misshapen(merged, config)
+    except (OmegaConfBaseException, RecursionError) as error:
+        cause = ascii(str(error))[1:80]
+        raise SettingError(
+            f"{source}: its record of settings is damaged ({cause}); take another checkpoint"
+        ) from error
+    if parts:
+        raise SettingError(
+            f"{source}: its record does not describe {', '.join(parts)}; take another checkpoint"
+        )
+    _refuse_downloads(merged, named, source)
+    return merged
+
+
+def _merged(config: DictConfig, recorded: Mapping[str, Any], named: Sequence[str]) -> DictConfig:
     merged = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert not isinstance(merged, ListConfig)
     with open_dict(merged):
         for section, values in current_names(recorded["config"]).items():
             if section not in named:
                 merged[section] = values
-                if "source" in values and not is_command(values["source"]):
-                    merged[section].source = "(the checkpoint names a command that is none of this project's)"
+                if values.get("source") not in COMMANDS:
+                    merged[section].pop("source", None)
         for key, value in recorded["data"].items():
             merged.data[key] = value
         for key in named:
             if "." in key and OmegaConf.select(config, key.partition(".")[0]) is not None:
                 OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=False, force_add=True)
-    _refuse_downloads(merged, named, source)
     return merged
 
 
 def _refuse_downloads(config: DictConfig, named: Sequence[str], source: str) -> None:
-    """What is fetched is the user's choice, not that of a checkpoint."""
+    """What is fetched is the user's choice, not a checkpoint's; nor is anything random by its silence."""
     for name in _weights_sections(config):
-        weights = config[name].get("weights", "random")
-        given = name in named or f"{name}.weights" in named
-        if not (given or weights == "random" or _names_file(config, weights) or Path(weights).exists()):
+        weights = config[name].get("weights")
+        if name in named or f"{name}.weights" in named:
+            continue
+        if not isinstance(weights, str):
+            raise SettingError(f"{source} names no {name}.weights: add {name}.weights=FILE")
+        random = weights == "random" and name != "captioner"  # for which it would be an id of the hub
+        if not (random or _names_file(config, weights) or os.path.exists(weights)):  # noqa: PTH110 (any text)
             raise SettingError(
                 f"{source} names {name}.weights={weights}, which would be downloaded: add "
                 f"{name}.weights={weights} if you want that, or name a file"

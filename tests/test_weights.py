@@ -230,8 +230,10 @@ def test_torchscript_is_named_for_what_it_is_and_not_run(
     path = tmp_path / "ViT-L-14-336px.pt"
     torch.jit.trace(linear(), torch.ones(1, 3)).save(str(path))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
-    with pytest.raises(WeightsError, match=r"ViT-L-14-336px\.pt is a TorchScript archive(?s:.*)hf download"):
-        read_checkpoint(path)
+    for name in (path.name, "sd.safetensors"):
+        path = path.rename(tmp_path / name)
+        with pytest.raises(WeightsError, match=rf"{name} is a TorchScript archive(?s:.*)hf download"):
+            read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,25 @@ def test_a_number_that_is_none_is_found_wherever_it_is(dtype: torch.dtype, place
         value.view(-1)[place] = bad
         with pytest.raises(WeightsError, match=r"file: some\.weight holds NaN or infinity"):
             require_finite({"fine": torch.ones(2), "some.weight": value.to(dtype)}, "file")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor([0.0, 1e300], dtype=torch.float64),
+        torch.tensor([0.0, -1e39], dtype=torch.float64),
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2, device="meta"),
+    ],
+    ids=lambda value: f"{value.dtype} {value.layout} {value.device}",
+)
+def test_what_cannot_be_a_weight_is_named(value: torch.Tensor) -> None:
+    with pytest.raises(WeightsError, match=r"file: some\.weight"):
+        require_finite({"some.weight": value}, "file")
+    require_finite({"some.weight": torch.tensor([1e38, 1e-300], dtype=torch.float64)}, "file")
 
 
 def test_tensors_without_numbers_are_finite() -> None:

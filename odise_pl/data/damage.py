@@ -14,9 +14,14 @@ _RESERVE_SIZE = 64
 
 
 class Reports:
-    """Decodes items; keeps what was damaged, each thing once, and how many samples, for the next batch."""
+    """Decodes items; keeps what was damaged, each thing once, and how many samples, for the next batch.
 
-    def __init__(self) -> None:
+    Args:
+        isthing: see :func:`decode`.
+    """
+
+    def __init__(self, isthing: Sequence[bool] | None = None) -> None:
+        self._isthing = isthing
         self._told: set[str] = set()
         self._new: list[str] = []
         self._left_out = 0
@@ -27,7 +32,7 @@ class Reports:
             self.report(item.text)
             return None
         try:
-            return decode(item)
+            return decode(item, self._isthing)
         except DataError as error:
             self.report(str(error))
             return None
@@ -55,10 +60,17 @@ class Reserve:
         urls: the shards.
         sizes: samples per shard.
         random: decides about the reserve.
+        isthing: see :func:`decode`.
     """
 
-    def __init__(self, urls: Sequence[str], sizes: Sequence[int], random: np.random.Generator) -> None:
-        self._urls, self._sizes, self._random = urls, sizes, random
+    def __init__(
+        self,
+        urls: Sequence[str],
+        sizes: Sequence[int],
+        random: np.random.Generator,
+        isthing: Sequence[bool] | None = None,
+    ) -> None:
+        self._urls, self._sizes, self._random, self._isthing = urls, sizes, random, isthing
         self._samples: list[RawSample] = []
 
     def draw(self, random: np.random.Generator) -> DecodedSample:
@@ -71,7 +83,7 @@ class Reserve:
         return decode(self._samples[random.integers(len(self._samples))])
 
     def _read(self) -> list[RawSample]:
-        reports = Reports()
+        reports = Reports(self._isthing)
         for shard in self._random.permutation(np.flatnonzero(self._sizes)):
             chosen = self._random.permutation(self._sizes[shard])[:_RESERVE_SIZE]
             items = read_shard(self._urls[shard], np.sort(chosen).tolist())

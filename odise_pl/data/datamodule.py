@@ -174,7 +174,8 @@ class PanopticDataModule(LightningDataModule):
         """The training batches of this device."""
         plan = self.train_plan()
         urls, rank = self.shards("train").urls, self._place()[0]
-        make = partial(TrainStream, urls, plan, self.transform, rank, words=self.words)
+        isthing = self.vocabulary().isthing
+        make = partial(TrainStream, urls, plan, self.transform, rank, words=self.words, isthing=isthing)
         place = None if self.trainer is None else self._finished_batches
         loader = TrainLoader(make, plan.batches, self.options, place, self._damage)
         loader.used = self._used
@@ -246,7 +247,7 @@ class PanopticDataModule(LightningDataModule):
         resize = EvalResize(
             options.short_side or self.resize.short_side, options.long_side or self.resize.long_side
         )
-        stream = EvalStream(shards.urls, plan, resize, rank)
+        stream = EvalStream(shards.urls, plan, resize, rank, shards.manifest.vocabulary.isthing)
         batches = plan.batches(rank, self.options.workers)
         complete = world_size == 1 and not done
         length = max(plan.batches(other, self.options.workers) for other in range(world_size))

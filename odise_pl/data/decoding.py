@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from reprlib import repr as shortened
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from odise_pl.data import fields
 from odise_pl.data.images import decode_ids, decode_rgb, decode_semantic, unique_ids
 from odise_pl.data.instances import Objects, read_objects
+from odise_pl.data.manifest import FILE_NAME
 from odise_pl.data.reading import RawSample
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.structures import Segment, Size
@@ -55,8 +57,12 @@ class DecodedSample:
         return self.image.height, self.image.width
 
 
-def decode(raw: RawSample) -> DecodedSample:
+def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSample:
     """Decode a sample.
+
+    Args:
+        raw: the sample.
+        isthing: one flag per class of its set, which its labels must agree with; None: nobody looks at them.
 
     Raises:
         DataError: a member is damaged or the members do not fit together; the message names the sample.
@@ -74,7 +80,13 @@ def decode(raw: RawSample) -> DecodedSample:
         labelled,
         generated_caption=record["generated_caption"],
     )
-    return _with_labels(raw, plain) if labelled else plain
+    sample = _with_labels(raw, plain) if labelled else plain
+    if isthing is not None:
+        try:
+            _check_classes(sample, isthing)
+        except DataError as error:
+            raise DataError(f"{raw.name}: {error}") from error
+    return sample
 
 
 def _with_labels(raw: RawSample, sample: DecodedSample) -> DecodedSample:
@@ -103,27 +115,42 @@ def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
 
 
 def _record(data: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(data)
-        return {
-            "image_id": int(record["image_id"]),
-            "captions": tuple(record["captions"]),
-            "segments": _segments(record.get("segments_info")),
-            "generated_caption": _text(record.get("generated_caption")),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is not the record of a sample ({type(error).__name__}: {error})") from error
+    record = fields.parsed(data)
+    captions = fields.sequence(record, "captions")
+    segments, generated = record.get("segments_info"), record.get("generated_caption")
+    if not all(isinstance(caption, str) for caption in captions):
+        raise DataError(f"has captions {shortened(captions)}, expected texts")
+    return {
+        "image_id": fields.integer(record, "image_id"),
+        "captions": tuple(captions),
+        "segments": None if segments is None else _segments(fields.sequence(record, "segments_info")),
+        "generated_caption": None if generated is None else fields.string(record, "generated_caption"),
+    }
 
 
-def _text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"generated_caption {value!r} is no text")
-    return value
-
-
-def _segments(items: list[dict[str, Any]] | None) -> tuple[Segment, ...] | None:
-    if items is None:
-        return None
-    return tuple(
-        Segment(int(s["id"]), int(s["category"]), bool(s["isthing"]), bool(s["iscrowd"])) for s in items
+def _segments(items: list[Any]) -> tuple[Segment, ...]:
+    segments = tuple(
+        Segment(
+            fields.positive(item, "id"),
+            fields.integer(item, "category"),
+            fields.flag(item, "isthing"),
+            fields.flag(item, "iscrowd"),
+        )
+        for item in items
     )
+    if len({segment.id for segment in segments}) < len(segments):
+        raise DataError("has two segments of one id")
+    return segments
+
+
+def _check_classes(sample: DecodedSample, isthing: Sequence[bool]) -> None:
+    """Raises DataError if the labels are none of these classes, or are things where they are stuff."""
+    for segment in sample.segments:
+        if not 0 <= segment.category < len(isthing) or segment.isthing != isthing[segment.category]:
+            kind = "thing" if segment.isthing else "stuff"
+            raise DataError(f"member {RECORD} has category {segment.category} ({kind}), unlike {FILE_NAME}")
+    for label in () if sample.objects is None else sample.objects.labels.tolist():
+        if not 0 <= label < len(isthing) or not isthing[label]:
+            raise DataError(f"member {INSTANCES} has category {label}, which is no thing of {FILE_NAME}")
+    if sample.semantic is not None and sample.semantic.max(initial=-1) >= len(isthing):
+        raise DataError(f"member {SEMANTIC} has class {sample.semantic.max()}, which {FILE_NAME} lacks")

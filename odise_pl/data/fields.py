@@ -35,6 +35,18 @@ def read_json(file: SourceFile) -> Any:
         raise DataError(f"{file.path}: is not JSON ({error}); it may be truncated, fetch it again") from error
 
 
+def parsed(content: bytes) -> Any:
+    """The JSON of a member of a shard.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON ({error})") from error
+
+
 def list_of(data: Any, field: str, path: Path) -> list[Any]:
     """The list ``field`` of the object that ``path`` holds.
 

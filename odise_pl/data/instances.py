@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
+from odise_pl.data import fields
 from odise_pl.data.records import DataError, InstanceRecord
 
 Rle = dict[str, Any]
@@ -126,18 +127,20 @@ def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
     Raises:
         DataError: the content is damaged or of an image of another size.
     """
-    try:
-        items = json.loads(content)
-        rles = [run_length(item["segmentation"], size) for item in items]
-        masks = mask_api.decode(rles) if rles else np.zeros((*size, 0), dtype=np.uint8)
-        return Objects(
-            np.array([int(item["category"]) for item in items], dtype=np.int64),
-            np.array([bool(item["iscrowd"]) for item in items], dtype=bool),
-            np.array([float(item["area"]) for item in items], dtype=np.float64),
-            np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is not a list of objects ({type(error).__name__}: {error})") from error
+    items = fields.parsed(content)
+    if not isinstance(items, list):
+        raise DataError("is not a list of objects")
+    labels = [fields.integer(item, "category") for item in items]
+    crowd = [fields.flag(item, "iscrowd") for item in items]
+    areas = [fields.area(item, "area") for item in items]
+    rles = [run_length(fields.segmentation(item, "segmentation"), size) for item in items]
+    masks = mask_api.decode(rles) if rles else np.zeros((*size, 0), dtype=np.uint8)
+    return Objects(
+        np.array(labels, dtype=np.int64),
+        np.array(crowd, dtype=bool),
+        np.array(areas, dtype=np.float64),
+        np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool),
+    )
 
 
 def paste(objects: Objects) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from odise_pl.data import fields
 from odise_pl.data.records import DataError
 from odise_pl.measures import MEASURES
 from odise_pl.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ _TIMEOUT = 20  # seconds to wait for a remote dataset.json
 _MOST = 10**8  # samples of a set: their order is held in memory
 _MOST_BYTES = 1 << 50
 _SHARD_NAME = re.compile(r"\w[\w.-]*")
+_LONGEST = 255  # bytes of a file name
 _PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
 
 
@@ -63,7 +65,7 @@ class Shard(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _SHARD_NAME.fullmatch(self.name):
+        if not _SHARD_NAME.fullmatch(self.name) or len(self.name.encode()) > _LONGEST:
             raise DataError(f"the shard name {_short(self.name)} is not a plain file name")
 
 
@@ -191,6 +193,9 @@ class Manifest:
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> Manifest:
         _check("vocabulary.name", data["vocabulary"]["name"], str)
+        for item in fields.sequence(data["vocabulary"], "categories"):
+            fields.integer(item, "id")
+            fields.flag(item, "isthing")
         return cls(
             name=data["name"],
             vocabulary=Vocabulary.from_json(data["vocabulary"], data["vocabulary"]["name"]),
@@ -234,7 +239,7 @@ def locate(source: str | Path) -> str:
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
     path = Path(os.path.expanduser(_local_path(text)))  # noqa: PTH111  Path's fails for a folder called ~x
-    location = str(path if path.suffix == ".json" else path / FILE_NAME)
+    location = str(path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME)
     return location if is_local(location) else f"./{location}"  # pathlib drops the ./ of ./pipe:NAME
 
 
@@ -250,7 +255,7 @@ def _local_path(url: str) -> str:
 def beside(location: str, name: str) -> str:
     """The URL of a file in the folder of ``dataset.json``; a ``pipe:`` command gets the other name."""
     head, found, tail = location.rpartition(FILE_NAME)
-    if found:
+    if found and not is_local(location):
         return f"{head}{name}{tail}"
     return os.path.join(os.path.dirname(location), name)  # noqa: PTH118, PTH120 -- keeps ./ before pipe:
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +44,7 @@ class TrainStream(IterableDataset[Batch]):
         epoch: which epoch.
         first: batches that were used already.
         words: noun phrases drawn from a random caption of each image.
+        isthing: of the set's classes, see :func:`~odise_pl.data.decoding.decode`.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class TrainStream(IterableDataset[Batch]):
         epoch: int = 0,
         first: int = 0,
         words: int = 0,
+        isthing: Sequence[bool] | None = None,
     ) -> None:
         self.urls, self.plan, self.transform = urls, plan, transform
         self.rank, self.epoch, self.first, self.words = rank, epoch, first, words
+        self.isthing = isthing
 
     def __iter__(self) -> Iterator[Batch]:
         number, workers = worker_place()
@@ -66,8 +69,8 @@ class TrainStream(IterableDataset[Batch]):
         size = self.plan.batch_size
         piece = self.plan.piece(self.epoch, self.rank, worker, workers)
         items = read_piece(self.urls, piece, start // workers * size)
-        reports = Reports()
-        reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker))
+        reports = Reports(self.isthing)
+        reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker), self.isthing)
         for index in range(start, self.plan.batches, workers):
             samples = []
             for place, item in enumerate(itertools.islice(items, size)):
@@ -103,12 +106,19 @@ class EvalStream(IterableDataset[Batch]):
     :attr:`Sample.truth`, at the original size.
     """
 
-    def __init__(self, urls: tuple[str, ...], plan: EvalPlan, resize: EvalResize, rank: int = 0) -> None:
-        self.urls, self.plan, self.resize, self.rank = urls, plan, resize, rank
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        plan: EvalPlan,
+        resize: EvalResize,
+        rank: int = 0,
+        isthing: Sequence[bool] | None = None,
+    ) -> None:
+        self.urls, self.plan, self.resize, self.rank, self.isthing = urls, plan, resize, rank, isthing
 
     def __iter__(self) -> Iterator[Batch]:
         place = (self.rank, *worker_place())
-        reports, items = Reports(), read_piece(self.urls, self.plan.piece(*place))
+        reports, items = Reports(self.isthing), read_piece(self.urls, self.plan.piece(*place))
         for number in self.plan.numbers(*place):
             samples = []
             for item in itertools.islice(items, self.plan.length(number)):

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from odise_pl.data.images import decode_ids, decode_semantic
 from odise_pl.data.instances import run_length
 from odise_pl.data.records import DataError
+from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
 from odise_pl.files import is_plain_name
 from odise_pl.metrics.suite import EvaluationResult
@@ -34,24 +35,43 @@ class FolderPredictor(nn.Module):
         folder: holds some of ``panoptic.json`` with ``panoptic/*.png``, ``instances.json`` and
             ``semantic/KEY.png`` (grey, class indices), as
             :class:`~odise_pl.evaluation.writer.PredictionWriter` writes them.
-        vocabulary: classes of the data set; the files carry its ids.
+        vocabulary: classes of the data set; the files carry its ids, unless ``panoptic.json`` has
+            ``categories`` of its own, which are matched by name.
+        own: the same classes under the data set's own names, where ``vocabulary`` has others.
 
     Raises:
         PredictionError: a JSON file is damaged.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, own: Vocabulary | None = None) -> None:
         super().__init__()
         self.folder, self.vocabulary = folder, vocabulary
-        annotations = self._json(f"{PANOPTIC}.json", "annotations")
-        self._panoptic = None if annotations is None else self._by_image(annotations)
+        panoptic = self._read(f"{PANOPTIC}.json")
+        self._panoptic = None if panoptic is None else self._by_image(self._annotations(panoptic))
+        self._listed = None if panoptic is None else self._match(panoptic, (own or vocabulary, vocabulary))
         self._instances: dict[int, list[tuple[int, Any]]] | None = None  # with their places in the file
-        results = self._json(f"{INSTANCES}.json", None)
+        results = self._read(f"{INSTANCES}.json")
         if results is not None:
+            if not isinstance(results, list):
+                raise self._fault(f"{INSTANCES}.json", "is no list of results")
             self._instances = defaultdict(list)
             for number, result in enumerate(results):
                 self._instances[self._id(result, INSTANCES)].append((number, result))
             self._tell_repeated(results)
+
+    def _annotations(self, content: Any) -> Sequence[Any]:
+        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+            raise self._fault(f"{PANOPTIC}.json", "is no panoptic JSON: it has no list of annotations")
+        annotations: Sequence[Any] = content["annotations"]
+        return annotations
+
+    def _match(self, content: Mapping[str, Any], sets: Sequence[Vocabulary]) -> dict[int, int | str] | None:
+        if content.get("categories") is None:
+            return None
+        try:
+            return match_listed(content["categories"], sets)
+        except DataError as error:
+            raise self._fault(f"{PANOPTIC}.json", str(error)) from error
 
     def _by_image(self, annotations: Sequence[Any]) -> dict[int, Any]:
         found: dict[int, Any] = {}
@@ -147,7 +167,7 @@ class FolderPredictor(nn.Module):
         return PanopticSegmentation(self._map(f"{PANOPTIC}/{name}", decode_ids, size), segments)
 
     def _segment(self, info: Any, where: str) -> Segment:
-        category = self._category(self._field(info, "category_id", where, int), where)
+        category = self._listed_category(self._field(info, "category_id", where, int), where)
         segment_id = self._field(info, "id", where, int)
         if not 0 <= segment_id < 1 << 24:
             raise self._fault(where, f"id {segment_id} is none that a PNG of three bytes can hold")
@@ -158,7 +178,7 @@ class FolderPredictor(nn.Module):
         labels, scores, masks = [], [], []
         for number, result in results:
             where = f"{INSTANCES}.json: entry {number} (image_id {image_id})"
-            labels.append(self._category(self._field(result, "category_id", where, int), where))
+            labels.append(self._unlisted_category(self._field(result, "category_id", where, int), where))
             scores.append(float(self._field(result, "score", where, float)))
             masks.append(self._mask(self._field(result, "segmentation", where), size, where))
         return Instances(
@@ -192,27 +212,44 @@ class FolderPredictor(nn.Module):
             raise self._fault(name, f"has {shape} pixels, the image has {size[1]}x{size[0]}")
         return torch.from_numpy(values)
 
+    def _listed_category(self, category_id: int, where: str) -> int:
+        if self._listed is None:
+            return self._category(category_id, where)
+        found = self._listed.get(category_id, "which the file's categories lack")
+        if isinstance(found, str):
+            raise self._fault(
+                where,
+                f"category_id {category_id} is {found}; give the data set's names, or take categories out of "
+                "the file if its ids are the data set's",
+            )
+        return found
+
+    def _unlisted_category(self, category_id: int, where: str) -> int:
+        """Of a file without a list: an id that the list beside it reads otherwise may be meant either way."""
+        index = self._category(category_id, where)
+        if self._listed is not None and self._listed.get(category_id, index) != index:
+            raise self._fault(
+                where,
+                f"category_id {category_id} is '{self.vocabulary.names[index]}' in the data set and another "
+                f"class in the categories of {PANOPTIC}.json: give both files the data set's ids",
+            )
+        return index
+
     def _category(self, category_id: Any, where: str) -> int:
         try:
             return self.vocabulary.index_of(category_id)
         except (VocabularyError, TypeError) as error:
             raise self._fault(where, f"category_id {category_id!r} is none of the data set's") from error
 
-    def _json(self, name: str, field: str | None) -> Sequence[Any] | None:
+    def _read(self, name: str) -> Any:
+        """The content of a JSON file; None if there is none."""
         path = self.folder / name
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_bytes())  # of bytes, since it knows byte order marks
+            return json.loads(path.read_bytes())  # of bytes, since it knows byte order marks
         except (OSError, ValueError, RecursionError) as error:
             raise self._fault(name, f"cannot be read ({error})") from error
-        if field is None:
-            if not isinstance(content, list):
-                raise self._fault(name, "is no list of results")
-            return content
-        if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise self._fault(name, f"is no panoptic JSON: it has no list of {field}")
-        return content[field]
 
     def _id(self, item: Any, name: str) -> int:
         return self._field(item, "image_id", f"{name}.json", int)
@@ -233,7 +270,12 @@ class FolderPredictor(nn.Module):
 
 
 def find_predictions(
-    root: Path, name: str, sets: Sequence[str], vocabulary: Vocabulary, measures: Sequence[str]
+    root: Path,
+    name: str,
+    sets: Sequence[str],
+    vocabulary: Vocabulary,
+    measures: Sequence[str],
+    own: Vocabulary | None = None,
 ) -> tuple[FolderPredictor, tuple[str, ...]]:
     """The predictions of an evaluation set, and what can be measured on them.
 
@@ -243,12 +285,16 @@ def find_predictions(
         sets: names of all sets.
         vocabulary: classes of the set.
         measures: what the truth is complete for.
+        own: see :class:`FolderPredictor`.
 
     Raises:
         PredictionError: there are none of the right kind.
     """
-    folder = root / name if len(sets) > 1 or (root / name).is_dir() else root
-    predictor = FolderPredictor(folder, vocabulary)
+    kinds = (f"{PANOPTIC}.json", f"{INSTANCES}.json", SEMANTIC)
+    # the folder of a set called panoptic or semantic is none if it holds only maps
+    inside = len(sets) > 1 or any((root / name / kind).exists() for kind in kinds)
+    folder = root / name if inside else root
+    predictor = FolderPredictor(folder, vocabulary, own)
     possible = tuple(measure for measure in measures if measure in predictor.measures)
     if not possible:
         files = {

@@ -105,7 +105,7 @@ class EvaluationModule(lightning.LightningModule):
             self.metrics.update(predictions, truths, batch.image_ids)
         except ValueError as error:
             folder = f" in {self.predictor.folder}" if isinstance(self.predictor, FolderPredictor) else ""
-            raise PredictionError(f"predictions{folder} cannot be scored: {error}") from error
+            raise PredictionError(f"{self.name}: predictions{folder} cannot be scored: {error}") from error
 
     def on_validation_epoch_end(self) -> None:
         """The result over all ranks and runs."""

@@ -519,14 +519,39 @@ def test_things_of_coco_get_the_packaged_names(tmp_path: Path) -> None:
     assert check_shards(tmp_path / "out").manifest.vocabulary.categories == tuple(things)
 
 
-def test_damaged_objects_name_the_reason() -> None:
-    with pytest.raises(DataError, match="list of objects"):
-        read_objects(b'[{"category": 0}]', (3, 4))
-    with pytest.raises(DataError, match="size"):
-        read_objects(
-            b'[{"category":0,"iscrowd":0,"area":1,"segmentation":{"size":[1,1],"counts":"1"}}]', (3, 4)
-        )
+OBJECT = {"category": 0, "iscrowd": 0, "area": 1, "segmentation": [[0, 0, 2, 0, 2, 2]]}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[" * 100_000, "JSON"),
+        ("{}", "list"),
+        ('"abc"', "list"),
+        ("[3]", "3"),
+        ('[{"category": 0}]', "iscrowd"),
+        *(
+            (json.dumps([OBJECT | {field: value}]), field)
+            for field, values in {
+                "category": (float("inf"), 2**70, "0", True, 0.5),
+                "iscrowd": (2, "no", None),
+                "area": (-1, float("nan"), "1", True),
+                "segmentation": (None, [], "x"),
+            }.items()
+            for value in values
+        ),
+        (json.dumps([OBJECT | {"segmentation": {"size": [1, 1], "counts": "1"}}]), "size"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_damaged_objects_name_the_reason(content: str, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        read_objects(content.encode(), (3, 4))
+
+
+def test_objects_are_read() -> None:
     assert paste(read_objects(b"[]", (3, 4))).sum() == 0
+    assert len(read_objects(json.dumps([OBJECT]).encode(), (3, 4)).labels) == 1
 
 
 def test_archives_are_closed_to_missing_files(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ NAMES = [
     *("pipe:touch FILE", "x.tar; touch FILE; cat y", "$(touch FILE).tar", "`touch FILE`.tar"),
     *("x|touch FILE", "x&touch FILE", "http://host/x.tar", "file:x.tar", "x*.tar", "x?.tar", "x[0].tar"),
     *("x-{000..100}.tar", "~x.tar", "x#.tar", "x%2f.tar", "x'.tar", 'x".tar'),
+    "x" * 5000,
     *("x\n.tar", "x\0.tar", "x\u202e.tar", "x\ud800.tar", None, 7, True, ["x.tar"], {"x": 1}),
 ]
 
@@ -70,6 +71,14 @@ def test_a_folder_that_looks_like_a_command_stays_a_folder(
     assert not (tmp_path / "proof").exists()
 
 
+@pytest.mark.parametrize("name", ["x.json", "dataset.json"])
+def test_a_folder_may_be_called_as_a_file(shards: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / name))
+    (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
+    for source in (folder, folder / "dataset.json", folder / "other.json"):
+        assert not missing_shards(check_shards(source))
+
+
 def put(*path: Any, value: object) -> Callable[[dict[str, Any]], object]:
     def change(data: Any) -> None:
         for key in path[:-1]:
@@ -100,6 +109,13 @@ def test_a_count_is_a_whole_number(
         (("source", "split"), ["x"], "split"),
         (("captioning",), {"model": 1, "sha256": "", "max_tokens": 2, "shards": ""}, "model"),
         (("vocabulary", "name"), 5, "vocabulary.name"),
+        *(
+            (("vocabulary", "categories", 0, "isthing"), value, "isthing")
+            for value in (5, None, "1", 1.0, -1)
+        ),
+        *((("vocabulary", "categories", 0, "id"), value, "id") for value in (True, None, "1", 2**70)),
+        (("vocabulary", "categories"), {}, "categories"),
+        (("vocabulary", "categories", 0), "dog", "dog"),
         (("measures",), "panoptic", "measures"),
         (("measures",), ["speed"], "measures"),
         (("measures",), [], "measures"),
@@ -117,6 +133,13 @@ def test_fields_of_the_wrong_kind_are_named(
 ) -> None:
     with pytest.raises(DataError, match=rf"dataset\.json.*{named}"):
         check_shards(described(shards, tmp_path, put(*path, value=value)))
+
+
+def test_thing_or_stuff_is_not_taken_for_granted(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.json.*isthing"):
+        check_shards(
+            described(shards, tmp_path, lambda data: data["vocabulary"]["categories"][0].pop("isthing"))
+        )
 
 
 def test_a_shard_is_not_read_twice(shards: Path, tmp_path: Path) -> None:

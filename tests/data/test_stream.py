@@ -254,6 +254,41 @@ def other_ids(name: str, content: bytes) -> bytes:
     return json.dumps(record).encode()
 
 
+def recorded(**fields: object) -> Callable[[str, bytes], bytes]:
+    """Changes a record."""
+
+    def change(name: str, content: bytes) -> bytes:
+        is_it = name == "000000000001.json"
+        return json.dumps(json.loads(content) | fields).encode() if is_it else content
+
+    return change
+
+
+def segment(**fields: object) -> Callable[[str, bytes], bytes]:
+    """Changes the first segment of a record."""
+
+    def change(name: str, content: bytes) -> bytes:
+        if name != "000000000001.json":
+            return content
+        record = json.loads(content)
+        record["segments_info"][0].update(fields)
+        return json.dumps(record).encode()
+
+    return change
+
+
+def twice(name: str, content: bytes) -> bytes:
+    if name != "000000000001.json":
+        return content
+    record = json.loads(content)
+    record["segments_info"] *= 2
+    return json.dumps(record).encode()
+
+
+def nested(name: str, content: bytes) -> bytes:
+    return b"[" * 100_000 if name == "000000000001.json" else content
+
+
 def other_size(name: str, content: bytes) -> bytes:
     if name != "000000000001.jpg":
         return content
@@ -272,7 +307,17 @@ def no_png(name: str, content: bytes) -> bytes | None:
         (damaged_image, "member jpg cannot be decoded", 0),
         (damaged_image, "member jpg cannot be decoded", 2),
         (damaged_png, "member panoptic.png cannot be decoded", 0),
-        (damaged_record, "member json is not the record of a sample", 0),
+        (damaged_record, "member json has no captions", 0),
+        (nested, "member json is not JSON", 0),
+        (twice, "member json has two segments of one id", 0),
+        *((recorded(image_id=x), "member json has image_id", 0) for x in (float("inf"), 2**70, "1", True)),
+        *((recorded(captions=x), "member json has captions", 0) for x in ("abc", [1, None], {"a": 1})),
+        (recorded(segments_info={}), "member json has segments_info", 0),
+        (recorded(generated_caption=5), "member json has generated_caption", 0),
+        *((segment(category=x), "member json has category", 0) for x in (float("inf"), 2**70, "1", 1000, -1)),
+        *((segment(isthing=x), "member json has isthing", 0) for x in (5, "1")),
+        (segment(isthing=None), "member json has no isthing", 0),
+        (segment(isthing=False), "member json has category", 0),
         (other_ids, "panoptic.png has ids that json lacks", 0),
         (other_size, "image of (9, 9), panoptic map of", 0),
         (no_png, "member panoptic.png is missing", 0),

@@ -27,11 +27,12 @@ from pycocotools.cocoeval import COCOeval
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare import main as prepare
 from odise_pl.errors import UserError
+from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor, find_predictions
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Truth
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"
 Scores = dict[str, dict[str, float]]
@@ -415,6 +416,84 @@ def test_results_that_come_again_are_told_and_scored_as_by_cocos_rules(
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] < 1
     assert f"instances.json: {count // 2} of {count} results are the same as one before" in caplog.text
     assert f"entry {count // 2} the first" in caplog.text
+
+
+def _renumber(content: Any) -> None:
+    """Another numbering of the same classes, in which each id is another class's."""
+    ids = [category["id"] for category in content["categories"]]
+    new = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    for entry in content["categories"]:
+        entry.update(id=new[entry["id"]])
+    for segment in (s for a in content["annotations"] for s in a["segments_info"]):
+        segment["category_id"] = new[segment["category_id"]]
+
+
+def test_categories_of_a_file_are_matched_by_name(
+    benchmark_shards: Path, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "instances.json").rename(folder / "kept")
+    change(folder, "panoptic.json", _renumber)
+    unused = {"id": 5000, "name": "nothing that the set has", "isthing": 1}
+    change(folder, "panoptic.json", lambda c: c["categories"].append(unused))
+    assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["pq"] == 1
+    names = tmp_path / "names.txt"  # the set's own names count under any others
+    names.write_text("".join(f"class number {i}\n" for i in range(133)))
+    own = load_vocabulary("coco_panoptic").names
+    change(
+        folder,
+        "panoptic.json",
+        lambda c: [x.update(name=n) for x, n in zip(c["categories"][:-1], own, strict=True)],
+    )
+    found = score(benchmark_shards, folder, tmp_path / "again", "data=coco", f"vocabulary.eval={names}")
+    assert found["coco"]["pq"] == 1
+    (folder / "kept").rename(folder / "instances.json")  # which says nothing of its own numbering
+    with pytest.raises(PredictionError, match=r"instances\.json.*category_id .*panoptic\.json"):
+        score(benchmark_shards, folder, tmp_path / "both", "data=coco")
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda c: [x.update(name=f"my {x['name']}") for x in c["categories"]], "category_id .*my "),
+        (lambda c: [x.update(isthing=1 - x["isthing"]) for x in c["categories"]], "category_id .*stuff"),
+        (lambda c: c["categories"].clear(), "category_id"),
+        (lambda c: [x.update(name=c["categories"][0]["name"]) for x in c["categories"]], "category_id"),
+        (lambda c: c["categories"].append(c["categories"][0]), "id 1 twice"),
+        (lambda c: c.update(categories={"a": 1}), "categories"),
+        (lambda c: c["categories"].append("dog"), "categories"),
+        (lambda c: c["categories"][0].pop("name"), "categories.*name"),
+        (lambda c: c["categories"][0].update(isthing=5), "categories.*isthing"),
+        (lambda c: c["categories"][0].update(id=True), "categories.*id"),
+    ],
+)
+def test_categories_that_do_not_fit_are_named(
+    benchmark_shards: Path, folder: Path, tmp_path: Path, edit: Callable[[Any], object], named: str
+) -> None:
+    change(folder, "panoptic.json", edit)
+    with pytest.raises(PredictionError, match=rf"predictions/panoptic\.json.*{named}"):
+        score(benchmark_shards, folder, tmp_path, "data=coco")
+
+
+def test_classes_of_one_official_name_are_told_apart_by_their_ids() -> None:
+    items = [
+        {"id": 3, "name": "animal mouse", "official": "mouse"},
+        {"id": 8, "name": "device mouse", "official": "mouse"},
+    ]
+    vocabulary = Vocabulary.from_json({"categories": items}, "two")
+    listed = [{"id": 8, "name": "mouse"}, {"id": 3, "name": "Mouse "}, {"id": 1, "name": "mouse"}]
+    found = match_listed(listed, [vocabulary])
+    assert (found[8], found[3]) == (1, 0)
+    assert "mouse" in str(found[1])
+
+
+@pytest.mark.parametrize("name", ["panoptic", "semantic"])
+def test_a_set_may_be_called_as_a_folder_of_maps(benchmark_shards: Path, folder: Path, name: str) -> None:
+    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
+    found, measures = find_predictions(folder, name, [name], vocabulary, ["panoptic", "semantic"])
+    assert (found.folder, measures) == (folder, ("panoptic", "semantic"))
+    folder.rename(folder.with_name(name))
+    found, _ = find_predictions(folder.parent, name, [name], vocabulary, ["panoptic"])
+    assert found.folder == folder.with_name(name)
 
 
 def test_predictions_that_are_there_are_not_written_over(benchmark_shards: Path, folder: Path) -> None:
