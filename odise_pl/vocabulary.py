@@ -406,7 +406,7 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
         source: anything :func:`load_vocabulary` reads, the same classes in the same order; None keeps all.
 
     Raises:
-        VocabularyError: the number of classes differs.
+        VocabularyError: the number of classes differs, or the same names or ids come in another order.
     """
     if source is None:
         return vocabulary
@@ -416,9 +416,25 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
             f"vocabulary '{names.name}' has {len(names)} classes, the data set '{vocabulary.name}' has "
             f"{len(vocabulary)}: give every class of the data set its names, in the same order"
         )
+    _check_order(vocabulary, names)
     pairs = zip(vocabulary.categories, names.categories, strict=True)
     renamed = tuple(
         replace(own, name=new.name, synonyms=new.synonyms, official=own.official or own.name)
         for own, new in pairs
     )
     return Vocabulary(names.name, renamed)
+
+
+def _check_order(own: Vocabulary, new: Vocabulary) -> None:
+    """Raises VocabularyError if a list has the names or the ids of a data set in another order."""
+    columns = {"names": [[_normalised(name) for name in one.names] for one in (own, new)]}
+    ids = [[str(category.id) for category in one.categories] for one in (own, new)]
+    if ids[1] != [str(i) for i in range(len(new))]:  # else they were only counted
+        columns["ids"] = ids
+    for what, (here, there) in columns.items():
+        if here != there and sorted(here) == sorted(there):
+            place = next(i for i, pair in enumerate(zip(here, there, strict=True)) if len(set(pair)) > 1)
+            raise VocabularyError(
+                f"vocabulary '{new.name}' has the {what} of the data set '{own.name}' in another order: "
+                f"class {place} is '{there[place]}', not '{here[place]}'; list them in the set's order"
+            )

@@ -11,6 +11,7 @@ from odise_pl.vocabulary import (
     VocabularyError,
     load_vocabulary,
     packaged_vocabularies,
+    rename,
 )
 
 PACKAGED = {  # classes, things
@@ -310,6 +311,14 @@ def test_a_vocabulary_is_returned_as_it_is() -> None:
 def test_unknown_id() -> None:
     with pytest.raises(VocabularyError, match="vocabulary 'test' has no class with id 3"):
         vocabulary("dog", "cat").index_of(3)
+
+
+@pytest.mark.parametrize("lines", [["grass", "Dog"], ["5:lawn", "3:hound"]])
+def test_rename_refuses_another_order(lines: list[str]) -> None:
+    own = Vocabulary("mine", (Category(3, "dog"), Category(5, "grass", (), False)))
+    with pytest.raises(VocabularyError, match=r"'custom' .* 'mine' in another order"):
+        rename(own, lines)
+    assert rename(own, ["dog", "lawn"]).names == ("dog", "lawn")
 
 
 @pytest.mark.parametrize(
