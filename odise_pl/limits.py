@@ -68,6 +68,9 @@ def _bad_sizes(config: DictConfig) -> Iterator[str]:
     head = OmegaConf.select(config, "model.head")
     if head is not None and (head.channels % 32 or head.channels % head.heads):
         yield f"model.head.channels={head.channels} must be a multiple of 32 and of heads={head.heads}"
+    window = OmegaConf.select(config, "backbone.window")
+    if window is not None and window % 32:
+        yield f"backbone.window={window} must be a multiple of 32, or null for the shorter side of the image"
     width = OmegaConf.select(config, "backbone.channels")
     if width is not None and width % 128:
         yield f"backbone.channels={width} must be a multiple of 128"

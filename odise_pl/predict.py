@@ -233,7 +233,10 @@ def _segment_file(segmenter: Segmenter, path: Path, vocabulary: Vocabulary, resu
     content = write_prediction(image, prediction, vocabulary, result.parent, result.name)
     label, score = prediction.best
     found = [f"{s['name']} ({s['score']:.2f})" for s in content["segments"]]
-    return ", ".join(found) or f"no segment (best score {score:.2f}: {vocabulary.names[label]})"
+    return ", ".join(found) or (
+        f"no segment (best score {score:.2f}: {vocabulary.names[label]}); lower the thresholds to see more: "
+        "--set model.inference.object_threshold=... and overlap_threshold"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,6 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     # large pictures are what users have; far larger ones Pillow refuses
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with clear_errors():
         try:
             return run(_parser().parse_args(arguments))

@@ -128,7 +128,9 @@ def _targets(images: Sequence[Path], out: Path | None) -> list[Path]:
         return [out]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
     if len(set(targets)) < len(targets):
-        raise SettingError("two images have one name, so their pictures would; run them one by one")
+        raise SettingError(
+            "two images have one name, so their pictures would overwrite each other; run them one by one"
+        )
     return targets
 
 

@@ -172,6 +172,12 @@ def test_adopt_understands_train_window(tmp_path: Path) -> None:
     assert "train_window" not in adopted
 
 
+def test_a_window_is_a_multiple_of_32(tmp_path: Path) -> None:
+    problems = [bad_numbers(config(tmp_path, backbone={"window": side})) for side in (None, 512, 100, "abc")]
+    assert problems[:2] == [[], []]
+    assert all("backbone.window" in found[0] for found in problems[2:])
+
+
 def test_user_errors_end_in_one_message() -> None:
     def library() -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import weakref
 from collections.abc import Sequence
@@ -312,14 +313,27 @@ def test_patterns_and_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
         predicted(tmp_path / "none", folder / "photo[89].jpg")
 
 
-@pytest.mark.parametrize("names", [("a/x.jpg", "b/x.jpg"), ("x.jpg", "x.png"), ("x.jpg", "x.jpg")])
-def test_two_images_of_one_name_are_not_written_over_each_other(
-    names: tuple[str, str], fake: Fake, tmp_path: Path
-) -> None:
-    pictures(tmp_path, *names)
-    with pytest.raises(SystemExit, match=r"x\.jpg and .*x\.(jpg|png)"):
-        predicted(tmp_path / "out", *(tmp_path / name for name in names))
+def test_images_of_one_name_are_not_written_over_each_other(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, "a/x.jpg", "b/x.jpg")
+    with pytest.raises(SystemExit, match=r"a/x\.jpg and .*b/x\.jpg"):
+        predicted(tmp_path / "out", tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
     assert not (tmp_path / "out").exists()
+
+
+def test_endings_tell_images_of_one_name_apart(fake: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    pictures(folder, "x.jpg", "x.png", "y.jpg")
+    assert predicted(tmp_path / "out", folder, folder / "y.jpg", folder / "*.jpg") == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"x.jpg.json", "x.png.json", "y.json"}
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path, "狗.jpg", "z.jpg")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert predicted(tmp_path / "out", tmp_path) == 0
+    assert results(tmp_path / "out") == {"狗", "z"}
 
 
 def test_one_image_that_cannot_be_read_does_not_stop_the_others(
@@ -352,7 +366,7 @@ def test_where_nothing_is_found_the_best_score_is_shown(
     pictures(tmp_path, "photo.jpg")
     fake.score = 0.034
     assert predicted(tmp_path / "out", tmp_path / "photo.jpg") == 0
-    assert "photo.jpg: no segment (best score 0.03: ball)" in capsys.readouterr().out
+    assert "photo.jpg: no segment (best score 0.03: ball); " in capsys.readouterr().out
     assert results(tmp_path / "out") == {"photo"}
 
 

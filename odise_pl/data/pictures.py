@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ _RESULTS = ("_segments", "_ids")
 def find_images(names: Sequence[str | Path]) -> dict[Path, Path]:
     """The pictures, in order, by the relative path of their results, which has no ending.
 
-    Results have the name of their picture; those of a folder's pictures keep their place in the folder.
+    Results have the name of their picture, with its ending where two pictures differ by that alone; those of
+    a folder's pictures keep their place in the folder. A picture that is named twice counts once.
     Sub-folders are searched; what is hidden in a folder, and what the command has written, is skipped.
 
     Args:
@@ -27,22 +29,24 @@ def find_images(names: Sequence[str | Path]) -> dict[Path, Path]:
     Raises:
         DataError: there is nothing of a name, or two pictures would have the same results.
     """
+    named = {Path(path).absolute(): (path, result) for name in names for path, result in _named(name)}
+    times = Counter(result for _, result in named.values())
     found: dict[Path, Path] = {}
-    for name in names:
-        for path, result in _named(name):
-            if result in found:
-                raise DataError(
-                    f"two images have one name, so their results would: {found[result]} and {path}; "
-                    "run them one by one, each with its own --out"
-                )
-            found[result] = path
+    for path, result in named.values():
+        place = result if times[result] == 1 else result.with_name(path.name)
+        if place in found:
+            raise DataError(
+                f"the results of {found[place]} and {path} would overwrite each other: name the folder "
+                "above both, or run two commands, each with its own --out"
+            )
+        found[place] = path
     return found
 
 
 def _named(name: str | Path) -> Iterator[tuple[Path, Path]]:
     given = [Path(name)] if os.path.exists(name) else _matches(Path(name))  # noqa: PTH110 (of any length)
     if not given:
-        raise DataError(f"{name}: no such file or folder, and nothing fits such a pattern")
+        raise DataError(f"{name}: no such file or folder, and no file matches this pattern")
     for path in given:
         if path.is_dir():
             yield from ((picture, picture.relative_to(path).with_suffix("")) for picture in _pictures(path))

@@ -130,10 +130,10 @@ def _notes(results: Sequence[Summary]) -> list[str]:
 def _miou_rule(results: Sequence[Summary]) -> list[str]:
     """Which classes mIoU is the mean of, and what it is by the rule of published numbers if that differs."""
     measured = [r for r in results if r["semantic"]]
-    rule = "mIoU is the mean over the classes that the truth has; a class that is only predicted has no IoU."
+    rule = "mIoU is the mean over the classes that the truth has."
     return ([rule] if measured else []) + [
-        f"{r['data']}: with the {number} classes that are only predicted counted as 0, as published numbers "
-        f"count them, mIoU is {_cell(r['semantic'], 'miou_published')}."
+        f"{r['data']}: if classes that are predicted but absent from the truth ({number}) count as 0, as in "
+        f"published numbers, mIoU is {_cell(r['semantic'], 'miou_published')}."
         for r in measured
         if (number := r["semantic"].get("only_predicted"))
     ]

@@ -72,7 +72,7 @@ def test_the_note_says_which_classes_miou_counts() -> None:
     for text in (table.markdown(), " ".join(console.export_text().split())):
         assert "mIoU is averaged over 2 of 4 classes" in text
         assert "mean over the classes that the truth has" in text
-        assert "2 classes that are only predicted" in text
+        assert "absent from the truth (2)" in text
         assert "25.00" in text
         assert text.count("[red]pc459") == 3, "names are no markup"
 
