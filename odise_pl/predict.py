@@ -34,7 +34,6 @@ from odise_pl.evaluation.coco_results import panoptic_annotation
 from odise_pl.files import write_bytes, write_text
 from odise_pl.inference import NetworkPrediction
 from odise_pl.lightning_module import describe
-from odise_pl.limits import bad_numbers
 from odise_pl.odise import InferenceClasses, Odise, pad_images
 from odise_pl.places import unwritable
 from odise_pl.structures import Prediction
@@ -125,9 +124,6 @@ def load_segmenter(
             "captioner=blip reads captions from shards, which images do not have: add "
             "captioner.on_the_fly=true to caption them here"
         )
-    numbers = bad_numbers(config)
-    if numbers:
-        raise SettingError("; ".join(numbers))
     check_weights(config)
     # what is random in an untrained backbone is drawn as in training
     lightning.seed_everything(config.seed, verbose=False)

@@ -40,7 +40,8 @@ class VocabularyError(UserError, ValueError):
     """A vocabulary that cannot be found, read or used."""
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
+    """A name by which names are compared: case and spaces do not count."""
     return " ".join(name.split()).casefold()
 
 
@@ -309,7 +310,7 @@ def _check_unique(name: str, categories: Sequence[Category], place: str, numbers
     for what in ("id", "name"):
         first: dict[int | str, str] = {}
         for category, number in zip(categories, numbers, strict=True):
-            value = category.id if what == "id" else _normalised(category.name)
+            value = category.id if what == "id" else normalised(category.name)
             shown = f"{number} ('{category.name}', id {category.id})"
             if value in first:
                 raise VocabularyError(
@@ -321,12 +322,12 @@ def _check_unique(name: str, categories: Sequence[Category], place: str, numbers
 
 def _tell_ambiguous(vocabulary: Vocabulary) -> None:
     """A synonym may be another class's name, as published lists have it, but it is rarely meant."""
-    named = {_normalised(name): index for index, name in enumerate(vocabulary.names)}
+    named = {normalised(name): index for index, name in enumerate(vocabulary.names)}
     found = [
         f"'{synonym}', a synonym of '{category.name}', is a class of its own"
         for index, category in enumerate(vocabulary.categories)
         for synonym in category.synonyms
-        if named.get(_normalised(synonym), index) != index
+        if named.get(normalised(synonym), index) != index
     ]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -365,7 +366,7 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
 
 def _comparable(category: Category) -> set[str]:
     names = (*category.names, category.official) if category.official else category.names
-    return {_normalised(name) for name in names}
+    return {normalised(name) for name in names}
 
 
 def _category_to_json(category: Category) -> dict[str, Any]:
@@ -427,7 +428,7 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:
     """Raises VocabularyError if a list has the names or the ids of a data set in another order."""
-    columns = {"names": [[_normalised(name) for name in one.names] for one in (own, new)]}
+    columns = {"names": [[normalised(name) for name in one.names] for one in (own, new)]}
     ids = [[str(category.id) for category in one.categories] for one in (own, new)]
     if ids[1] != [str(i) for i in range(len(new))]:  # else they were only counted
         columns["ids"] = ids

@@ -14,7 +14,7 @@ from typing import Any
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError
-from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, load_vocabulary
+from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, load_vocabulary, normalised
 
 OFFICIAL = "coco_panoptic"
 _OWN = ("auto", "annotation")  # choices that may take the classes of the file
@@ -34,7 +34,7 @@ class ListedCategory:
     @property
     def name(self) -> str:
         """For comparisons."""
-        return " ".join(self.category.name.split()).casefold()
+        return normalised(self.category.name)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError
-from odise_pl.vocabulary import Category, Vocabulary, VocabularyError
+from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, normalised
 
 
 def match_listed(listed: Any, sets: Sequence[Vocabulary]) -> dict[int, int | str]:
@@ -62,11 +62,7 @@ def _match(category: Category, says_thing: bool, sets: Sequence[Vocabulary]) -> 
 def _called(name: str, sets: Sequence[Vocabulary]) -> list[int]:
     """The classes of a name; their synonyms count where no main name does."""
     every = list(zip(*(vocabulary.categories for vocabulary in sets), strict=True))
-    main = [{_plain(x) for c in one for x in (c.name, c.official)} for one in every]
-    synonyms = [{_plain(x) for c in one for x in c.synonyms} for one in every]
-    found = ([i for i, names in enumerate(kind) if _plain(name) in names] for kind in (main, synonyms))
+    main = [{normalised(x) for c in one for x in (c.name, c.official)} for one in every]
+    synonyms = [{normalised(x) for c in one for x in c.synonyms} for one in every]
+    found = ([i for i, names in enumerate(kind) if normalised(name) in names] for kind in (main, synonyms))
     return next(filter(None, found), [])
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.split()).casefold()
