@@ -14,10 +14,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
 # srun answers SIGTERM by killing its tasks; scancel is what signals them
 SRUN = """#!/bin/bash
 shift
+trap 'kill -KILL $!' TERM
 "$@" &
-echo $! > task
-trap 'kill -KILL $(cat task)' TERM
-wait $(cat task)
+wait $!
 """
 SCANCEL = '#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -TERM $(cat task)\n'
 SQUEUE = '#!/bin/bash\n[ "$*" = "--noheader --jobs 77 --format %T" ] && cat state\n'
@@ -25,6 +24,7 @@ SCONTROL = '#!/bin/bash\necho "$@" > requeued\n'
 # ends with the code that it is given, at once or, when it is told to wait, with 143 at SIGTERM
 PYTHON = """#!/bin/bash
 echo "$@" > arguments
+echo $$ > task
 trap 'sleep 0.3; exit 143' TERM
 for last; do true; done
 [ "$last" = wait ] || exit "$last"
