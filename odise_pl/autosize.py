@@ -1,4 +1,4 @@
-"""Batch size and windows at once for one device, chosen by what a trial step takes of its free memory."""
+"""Batch size and windows per forward pass for one GPU, chosen by the memory that a trial step takes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning
-import psutil
 import torch
-from torch import Tensor
 
-from odise_pl.allocations import Allocations, bytes_of
 from odise_pl.data.collate import collate
 from odise_pl.faults import OUT_OF_MEMORY, OutOfMemoryError, is_out_of_memory
 from odise_pl.lightning_module import OdiseModule
@@ -76,10 +73,12 @@ def fit_to_device(
     windows: int | str,
     before: int | None = None,
 ) -> Sizes:
-    """What is set as it is, and what is ``auto`` by trial steps; with several devices, as published.
+    """Sizes that are set stay; ``auto`` is found by trial steps on one GPU, and is as published on several.
+
+    On a processor ``auto`` is one image and one window per forward pass.
 
     Args:
-        module: is moved to the device of one; its weights stay as they are.
+        module: is moved to the GPU if there is one; its weights stay as they are.
         trainer: knows the devices and the precision.
         image_size: side of training images.
         batch: images of a forward pass, or ``auto``.
@@ -96,34 +95,35 @@ def fit_to_device(
     if trainer.world_size > 1:
         batch = largest_batch(images, PUBLISHED) if batch == AUTO else batch
         windows = ALL if windows == AUTO else windows
+    elif trainer.strategy.root_device.type != "cuda":  # gains nothing from more at once
+        batch, windows = (1 if size == AUTO else size for size in (batch, windows))
     if batch != AUTO and windows != AUTO:
         return Sizes(int(batch), int(windows))
     device = trainer.strategy.root_device
     place_all(module, trainer)  # as training will have them
     module.to(device)
-    free = free_memory(device) - 2 * bytes_of([p for p in module.parameters() if p.requires_grad])  # AdamW's
+    torch.cuda.empty_cache()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    free = torch.cuda.mem_get_info(device)[0] - 2 * sum(p.nbytes for p in trained)  # AdamW's state
     one, context = demanding_batch(module, image_size).to(device), trainer.precision_plugin.forward_context
     wanted = [None if size == AUTO else int(size) for size in (batch, windows)]
     found = choose(lambda some: _trial(module, one, some, context), free, images, *wanted)
-    told = f"{found.batch} images at once, {found.windows or 'all'} windows at once"
-    _log.info("%s, of %.1f GiB of free memory", told, free / 2**30)
+    chosen = f"{found.batch} images and {found.windows or 'all'} windows per forward pass"
+    _log.info("%s, of %.1f GiB of free memory", chosen, free / 2**30)
     return found
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes of a device that nothing uses."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
 def _trial(module: OdiseModule, one: Batch, windows: int, context: Any) -> int | None:
+    """The peak of a step beyond what is allocated all the time; None if memory runs out."""
     module.model.backbone.window_batch = windows
-    measure = _cuda_bytes if one.images.device.type == "cuda" else _counted_bytes
+    device = module.device
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     try:
         with context():
-            return measure(lambda: module.losses(one, module.uniform(0)).total, module)
+            module.losses(one, module.uniform(0)).total.backward()
+        return torch.cuda.max_memory_allocated(device) - before
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -131,23 +131,6 @@ def _trial(module: OdiseModule, one: Batch, windows: int, context: Any) -> int |
     finally:
         module.zero_grad(set_to_none=True)
         gc.collect()
-
-
-def _cuda_bytes(loss: Callable[[], Tensor], module: OdiseModule) -> int:
-    """The peak of a step beyond what is there all the time."""
-    device = module.device
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    loss().backward()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _counted_bytes(loss: Callable[[], Tensor], module: OdiseModule) -> int:
-    """The same where the device keeps no count."""
-    with Allocations() as allocations:
-        loss().backward()
-    return allocations.peak
 
 
 def demanding_batch(module: OdiseModule, side: int, images: int = 1) -> Batch:

@@ -7,10 +7,8 @@ import torch
 from lightning import Trainer
 from test_lightning_module import module
 
-from odise_pl import autosize
 from odise_pl.autosize import ALL, AUTO, Sizes, choose, fit_to_device
 from odise_pl.faults import OutOfMemoryError
-from odise_pl.lightning_module import OdiseModule
 
 GIB = 2**30
 
@@ -45,45 +43,27 @@ def test_a_trial_that_runs_out_of_memory_is_no_end() -> None:
         assert setting in str(error.value)
 
 
-def fitted(free: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[Sizes, OdiseModule]:
-    monkeypatch.setattr(autosize, "free_memory", lambda device: free)
-    made = module(global_batch=8)
+def fitted(**options: object) -> Sizes:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     settings = {"image_size": 128, "batch": AUTO, "windows": AUTO} | options
-    return fit_to_device(made, trainer, **settings), made  # type: ignore[arg-type]
+    return fit_to_device(module(global_batch=8), trainer, **settings)  # type: ignore[arg-type]
 
 
-def test_a_trial_step_measures_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: tensor.clone() for name, tensor in module(global_batch=8).state_dict().items()}
-    roomy, made = fitted(64 * GIB, monkeypatch)
-    assert roomy == Sizes(8, ALL)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
-    assert all(parameter.grad is None for parameter in made.parameters())
-    sizes = [fitted(mib * 2**20, monkeypatch)[0] for mib in (200, 50)]
-    assert [s.batch for s in sizes] == sorted((s.batch for s in sizes), reverse=True)
-    assert sizes[-1].batch < roomy.batch
-    with pytest.raises(OutOfMemoryError):
-        fitted(2**20, monkeypatch)
+def test_sizes_on_a_processor() -> None:
+    assert fitted() == Sizes(1, 1)
+    assert fitted(batch=4, windows=ALL) == Sizes(4, ALL)
+    assert fitted(windows=ALL) == Sizes(1, ALL)
+    assert fitted(before=2) == Sizes(2, 1), "a resumed run keeps its batch"
 
 
-def test_what_an_image_takes_grows_as_the_choice_assumes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_trial_step_on_a_gpu_changes_nothing() -> None:
     made = module(global_batch=8)
-    one = autosize.demanding_batch(made, 128)
-    taken = []
-    for images in (1, 2, 4):
-        joined = autosize.demanding_batch(made, 128, images)
-        taken.append(autosize._counted_bytes(lambda b=joined: made.losses(b, made.uniform(0)).total, made))
-        made.zero_grad()
-    assert len(one) == 1
-    assert taken[1] < 2 * taken[0], "gradients of weights are there once"
-    assert taken[2] - taken[1] == pytest.approx(2 * (taken[1] - taken[0]), rel=0.15)
-
-
-def test_what_is_set_stays_and_a_run_that_goes_on_keeps_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fitted(0, monkeypatch, batch=4, windows=0)[0] == Sizes(4, 0)
-    assert fitted(64 * GIB, monkeypatch, before=2)[0] == Sizes(2, ALL)
-    assert fitted(64 * GIB, monkeypatch, batch=1)[0] == Sizes(1, ALL)
-    assert fitted(64 * GIB, monkeypatch, windows=1)[0] == Sizes(8, 1)
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    trainer = Trainer(accelerator="gpu", devices=1, logger=False, enable_checkpointing=False)
+    assert fit_to_device(made, trainer, 128, AUTO, AUTO) == Sizes(8, ALL)
+    assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in made.state_dict().items())
+    assert all(parameter.grad is None for parameter in made.parameters())
 
 
 def test_several_devices_take_the_published_sizes() -> None:
