@@ -17,16 +17,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from odise_pl.command_line import expand
-from odise_pl.configuration import (
-    adopt,
-    check_evaluation,
-    check_weights,
-    checkpoint_path,
-    clear_errors,
-    data_module,
-)
-from odise_pl.runs import (
+from odise_pl.runs.command_line import expand
+from odise_pl.runs.record import (
     digest_of,
     evaluation_folder,
     file_facts,
@@ -34,6 +26,14 @@ from odise_pl.runs import (
     in_sweep,
     mark_finished,
     settings_of,
+)
+from odise_pl.runs.settings import (
+    adopt,
+    check_evaluation,
+    check_weights,
+    checkpoint_path,
+    clear_errors,
+    data_module,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
         config: composed from ``conf/evaluate.yaml``.
         overrides: the command line, whose explicit choices win over what the checkpoint says of itself.
     """
-    from odise_pl.lightning_module import describe
+    from odise_pl.checkpoints.reading import describe
 
     path, digest = checkpoint_path(config), digest_of(config, *file_facts(checkpoint_path(config)))
     description = describe(path)
@@ -59,11 +59,11 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
 
     from hydra.utils import instantiate
 
-    from odise_pl.backbones.text_store import TextStore
-    from odise_pl.checkpoint import load_weights
+    from odise_pl.checkpoints.io import load_weights
     from odise_pl.evaluation.predictors import NetworkPredictor
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
-    from odise_pl.published import BENCHMARKS
+    from odise_pl.models.backbones.text_store import TextStore
+    from odise_pl.runs.published import BENCHMARKS
     from odise_pl.vocabulary import load_vocabulary
 
     trainer, data = _trainer(config), data_module(config)

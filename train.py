@@ -10,8 +10,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from odise_pl.command_line import expand
-from odise_pl.configuration import (
+from odise_pl.distributed.launch import note_first_process, sole_run
+from odise_pl.runs.command_line import expand
+from odise_pl.runs.record import digest_of, in_sweep, mark_finished, settings_of
+from odise_pl.runs.resume import goes_on, keep
+from odise_pl.runs.settings import (
     check_training,
     checkpoint_path,
     clear_errors,
@@ -19,9 +22,6 @@ from odise_pl.configuration import (
     record,
     refuse_changes,
 )
-from odise_pl.launch import note_first_process, sole_run
-from odise_pl.resumption import goes_on, keep
-from odise_pl.runs import digest_of, in_sweep, mark_finished, settings_of
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -29,11 +29,11 @@ def train(config: DictConfig) -> dict[str, float]:
     import lightning
     from hydra.utils import instantiate
 
-    from odise_pl.autosize import fit_to_device
-    from odise_pl.faults import clear_faults
-    from odise_pl.lightning_module import OdiseModule
-    from odise_pl.optimization import accumulation_steps
-    from odise_pl.reopening import description_of
+    from odise_pl.checkpoints.reading import description_of
+    from odise_pl.training.batch_size import fit_to_device
+    from odise_pl.training.faults import clear_faults
+    from odise_pl.training.module import OdiseModule
+    from odise_pl.training.optimization import accumulation_steps
     from odise_pl.vocabulary import rename
 
     logger, description = dict(config.get("logger") or {}), None
@@ -57,7 +57,7 @@ def train(config: DictConfig) -> dict[str, float]:
     )
     model = instantiate(config.model, mapped=True)
     if config.init_from is not None and config.ckpt is None:
-        from odise_pl.checkpoint import load_weights
+        from odise_pl.checkpoints.io import load_weights
 
         load_weights(model, config.init_from)
     module = OdiseModule(

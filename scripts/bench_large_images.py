@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from odise_pl.data.images import read_image
-from odise_pl.inference import InferenceSettings, predict
-from odise_pl.predict import write_prediction
+from odise_pl.models.inference import InferenceSettings, predict
+from odise_pl.prediction.command import write_prediction
 from odise_pl.structures import Size
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 

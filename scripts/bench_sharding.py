@@ -23,13 +23,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from odise_pl.backbones.clip import CLIPArchitecture
-from odise_pl.backbones.stable_diffusion import DiffusionArchitecture
-from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_odise, implicit_captioner
-from odise_pl.inference import InferenceSettings
-from odise_pl.odise import ClassifierSettings, Odise
-from odise_pl.optimization import OptimizerSettings, build_optimizer
-from odise_pl.parallel import average, place
+from odise_pl.distributed.sharding import average, place
+from odise_pl.models.backbones.clip import CLIPArchitecture
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
+from odise_pl.models.build import (
+    BackboneSettings,
+    ClipSettings,
+    HeadSettings,
+    build_odise,
+    implicit_captioner,
+)
+from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.odise import ClassifierSettings, Odise
+from odise_pl.training.optimization import OptimizerSettings, build_optimizer
 
 MIB = 2**20
 SMALL = DiffusionArchitecture(

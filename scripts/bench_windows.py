@@ -12,7 +12,7 @@ import time
 import torch
 from full_size_step import build, peak_gib
 
-from odise_pl.backbones.sliding_window import plan_windows
+from odise_pl.models.backbones.sliding_window import plan_windows
 from odise_pl.vocabulary import load_vocabulary
 
 SIZES = ("512x512", "1024x1024", "1024x1344", "1024x2560")

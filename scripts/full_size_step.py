@@ -18,13 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_odise, implicit_captioner
-from odise_pl.inference import InferenceSettings
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.odise import ClassifierSettings, Odise
-from odise_pl.optimization import OptimizerSettings, build_optimizer
+from odise_pl.models.build import (
+    BackboneSettings,
+    ClipSettings,
+    HeadSettings,
+    build_odise,
+    implicit_captioner,
+)
+from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.odise import ClassifierSettings, Odise
 from odise_pl.structures import Targets
+from odise_pl.training.optimization import OptimizerSettings, build_optimizer
 from odise_pl.vocabulary import load_vocabulary
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mini_benchmarks as mini
 
-from odise_pl.data.prepare import main
+from odise_pl.data.prepare.command import main
 
 # Name in evaluate.py -> how its layout is made, the options of its command, and the folder of its shards.
 BENCHMARKS = {

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of eight generated scenes; not to be changed."""
-    from odise_pl.data.prepare import main as prepare
+    from odise_pl.data.prepare.command import main as prepare
 
     folder = tmp_path_factory.mktemp("scenes")
     make_scenes(folder / "coco", 8)

@@ -13,8 +13,8 @@ import hydra
 
 import train
 from odise_pl.data.records import DataError
-from odise_pl.lightning_module import OdiseModule
 from odise_pl.structures import Batch
+from odise_pl.training.module import OdiseModule
 
 healthy = OdiseModule.training_step
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from odise_pl.weights import read_checkpoint
+from odise_pl.models.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [

@@ -16,15 +16,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from odise_pl.build import heuristic_captioner
-from odise_pl.lightning_module import OdiseModule
+from odise_pl.distributed.sharding import ShardedStrategy
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.ops.points import Uniform
-from odise_pl.optimization import OptimizerSettings
-from odise_pl.parallel import ShardedStrategy
+from odise_pl.models.build import heuristic_captioner
+from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import Batch, Targets
+from odise_pl.training.module import OdiseModule
+from odise_pl.training.optimization import OptimizerSettings
 
 # Two images on each of two ranks: words and labels are not dealt evenly.
 DOG, BALL = ("dog", "green grass", "dog"), ("red ball", "sky", "blue box")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
-from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
-from odise_pl.build import (
+from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
+from odise_pl.models.build import (
     BackboneSettings,
     CaptionerParts,
     ClipSettings,
@@ -19,8 +19,8 @@ from odise_pl.build import (
     build_odise,
     implicit_captioner,
 )
-from odise_pl.inference import InferenceSettings
-from odise_pl.odise import ClassifierSettings, Odise
+from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.odise import ClassifierSettings, Odise
 from odise_pl.vocabulary import Category, Vocabulary
 
 _SIZES: dict[str, Any] = {

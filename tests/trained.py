@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from odise_pl.command_line import expand
+from odise_pl.runs.command_line import expand
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

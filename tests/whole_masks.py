@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odise_pl.inference import InferenceSettings, _number, ranked, resize_masks
+from odise_pl.models.inference import InferenceSettings, _number, ranked, resize_masks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Size
 
 
@@ -20,7 +20,7 @@ def predict(
     valid: Size,
     output: Size,
 ) -> Prediction:
-    """As :func:`odise_pl.inference.predict`."""
+    """As :func:`odise_pl.models.inference.predict`."""
     masks = resize_masks(mask_logits, canvas, valid, output)
     return Prediction(
         panoptic(class_logits, masks, isthing, settings),

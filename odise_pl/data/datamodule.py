@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule
 from odise_pl.data.eval_sets import by_set, eval_sets
 from odise_pl.data.loader import DamageLog, EvalLoader, LoaderOptions, TrainLoader
 from odise_pl.data.manifest import ShardSet, check_shards
-from odise_pl.data.plan import EvalPlan, TrainPlan, limited
 from odise_pl.data.records import DataError
+from odise_pl.data.sample_order import EvalPlan, TrainPlan, limited
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
 from odise_pl.vocabulary import Vocabulary, rename
@@ -25,15 +25,15 @@ AUGMENTATIONS = ("lsj", "none")
 
 
 class PanopticDataModule(LightningDataModule):
-    """Training and evaluation on shard sets that :mod:`odise_pl.data.prepare` made.
+    """Training and evaluation on shard sets that ``data/prepare`` made.
 
     Shard sets are named by their folder, their ``dataset.json``, or a URL of it that WebDataset can open
     (``https://.../dataset.json``, ``pipe:aws s3 cp s3://bucket/coco/dataset.json -``).
 
     The order of batches follows from ``seed``, the place in training, the rank, and the numbers of ranks and
-    workers; :class:`~odise_pl.data.plan.TrainPlan` says how. Under a Trainer the place is the number of
-    batches that the Trainer has finished, which its checkpoints hold: a run resumed in mid-epoch goes on
-    with the batch that would have come next. Without a Trainer see :meth:`set_position`.
+    workers; :class:`~odise_pl.data.sample_order.TrainPlan` says how. Under a Trainer the place is the number
+    of batches that the Trainer has finished, which its checkpoints hold: a run resumed in mid-epoch takes
+    the batch that would have come next. Without a Trainer see :meth:`set_position`.
 
     Args:
         train: shard set to train on.

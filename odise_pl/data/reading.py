@@ -11,8 +11,8 @@ import numpy as np
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from odise_pl.data.plan import Piece
 from odise_pl.data.records import IMAGES, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.data.sample_order import Piece
 from odise_pl.files import is_plain_name
 
 _OPTIONAL = (SEMANTIC, INSTANCES)

@@ -13,8 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from odise_pl.data.collate import collate
 from odise_pl.data.damage import Reports, Reserve
 from odise_pl.data.decoding import DecodedSample
-from odise_pl.data.plan import EvalPlan, TrainPlan
 from odise_pl.data.reading import read_piece
+from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets, no_targets
 from odise_pl.data.words import draw_words
 from odise_pl.structures import Batch, PanopticSegmentation, Sample, TrueInstances, Truth

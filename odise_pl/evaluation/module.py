@@ -11,13 +11,13 @@ from torch import nn
 from odise_pl.data.collate import collate
 from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
+from odise_pl.distributed.sharding import place_all
+from odise_pl.distributed.shutdown import Interruption
 from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
-from odise_pl.parallel import place_all
-from odise_pl.preemption import Interruption
 from odise_pl.structures import Batch, Prediction
 
 _log = logging.getLogger(__name__)

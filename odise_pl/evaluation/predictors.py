@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import nn
 
-from odise_pl.inference import NetworkPrediction
-from odise_pl.odise import InferenceClasses, Odise
+from odise_pl.models.inference import NetworkPrediction
+from odise_pl.models.odise import InferenceClasses, Odise
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary
 

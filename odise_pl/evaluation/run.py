@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
+from odise_pl.distributed.shutdown import Preempted, end_with_parent
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
@@ -21,8 +22,7 @@ from odise_pl.files import write_text
 from odise_pl.metrics.report import as_dict, write_report, write_table
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
-from odise_pl.preemption import Preempted, end_with_parent
-from odise_pl.runs import CLAIM
+from odise_pl.runs.record import CLAIM
 from odise_pl.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from odise_pl.errors import SettingError
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.losses.point_losses import paired_cross_entropy, paired_dice, sample_masks
-from odise_pl.ops.points import Uniform, point_sample, uncertain_points
+from odise_pl.models.ops.points import Uniform, point_sample, uncertain_points
 from odise_pl.structures import MaskPredictions, Targets
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from odise_pl.errors import SettingError
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.point_losses import pairwise_cross_entropy, pairwise_dice, sample_masks
-from odise_pl.ops.points import Uniform, point_sample
+from odise_pl.models.ops.points import Uniform, point_sample
 from odise_pl.structures import MaskPredictions, Targets
 
 

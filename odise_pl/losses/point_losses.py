@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.ops.points import point_sample
+from odise_pl.models.ops.points import point_sample
 
 
 def paired_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

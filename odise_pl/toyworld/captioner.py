@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.backbones.clip import FrozenCLIP, load_clip
+from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.toyworld.captions import write_caption
 from odise_pl.toyworld.scene import paint_scene
 from odise_pl.toyworld.sizes import CLIP
@@ -53,7 +53,7 @@ class ChosenSentences:
 
 
 class SentenceModel:
-    """The small world's counterpart of :class:`~odise_pl.data.captioning.CaptionModel`.
+    """The small world's counterpart of :class:`~odise_pl.data.prepare.captioning.CaptionModel`.
 
     Args:
         weights: of the small world's CLIP.

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from odise_pl.command_line import quoted
 from odise_pl.errors import UserError
+from odise_pl.runs.command_line import quoted
 
 # what Hydra takes as it is, and never for a number
 _PLAIN = re.compile(r"[A-Za-z0-9_.+/-]*/[A-Za-z0-9_.+/-]*")

@@ -13,7 +13,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.backbones.clip import MEAN, STD, embed_regions
+from odise_pl.models.backbones.clip import MEAN, STD, embed_regions
 from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels

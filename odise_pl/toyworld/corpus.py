@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odise_pl.data import processes
+from odise_pl.data.prepare import processes
 from odise_pl.data.records import DataError
 from odise_pl.files import write_text
 from odise_pl.toyworld.captions import write_captions, write_names

@@ -21,13 +21,13 @@ from rich.console import Console
 from odise_pl.arguments import ends_with_message, positive
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.manifest import FILE_NAME
-from odise_pl.drawing import overlay, side_by_side
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
-from odise_pl.predict import load_segmenter
-from odise_pl.runs import MARKER
+from odise_pl.prediction.command import load_segmenter
+from odise_pl.prediction.drawing import overlay, side_by_side
+from odise_pl.runs.record import MARKER
 from odise_pl.toyworld.commands import CommandError, Programs, add_overrides, setting
 from odise_pl.toyworld.results import weights_digest
 from odise_pl.toyworld.shipped import WEIGHTS

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from odise_pl.backbones.latent_diffusion import noise_schedule
-from odise_pl.backbones.stable_diffusion import build_diffusion, tokenize
-from odise_pl.backbones.timesteps import STEPS
+from odise_pl.models.backbones.latent_diffusion import noise_schedule
+from odise_pl.models.backbones.stable_diffusion import build_diffusion, tokenize
+from odise_pl.models.backbones.timesteps import STEPS
+from odise_pl.models.weights import load_exactly
 from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
 from odise_pl.toyworld.sizes import DIFFUSION, VOCABULARY
-from odise_pl.weights import load_exactly
 
 HALF_SIZE = 4000  # batches that come first and are half as large
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance

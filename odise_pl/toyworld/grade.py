@@ -23,14 +23,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.arguments import ends_with_message, positive
-from odise_pl.backbones.clip import FrozenCLIP, load_clip
-from odise_pl.backbones.stable_diffusion import (
+from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
+from odise_pl.models.backbones.stable_diffusion import (
     DiffusionModels,
     encode_prompts,
     load_diffusion,
     load_network,
 )
-from odise_pl.heads.classifier import visible_patches
+from odise_pl.models.classifiers import visible_patches
+from odise_pl.models.weights import WeightsError
 from odise_pl.toyworld.corpus import SIDE
 from odise_pl.toyworld.pretraining import pixels
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
@@ -39,7 +40,6 @@ from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
 from odise_pl.toyworld.things import THINGS, Thing
-from odise_pl.weights import WeightsError
 
 _MODELS = ("clip", "vae", "unet")
 _SEED = 1234  # of what is painted here and nowhere else

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from odise_pl.arguments import ends_with_message, not_negative, positive
-from odise_pl.data import processes
-from odise_pl.data.coco import read_coco
 from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
-from odise_pl.data.packing import prepare, refuse_strangers, sole_writer, whole
+from odise_pl.data.prepare import processes
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare, refuse_strangers, sole_writer, whole
+from odise_pl.data.prepare.shards import WORK
 from odise_pl.data.records import DataError
-from odise_pl.data.shards import WORK
 from odise_pl.toyworld.captions import write_captions
 from odise_pl.toyworld.scene import Scene, World, paint_scene
 from odise_pl.toyworld.stuff import STUFF, Stuff

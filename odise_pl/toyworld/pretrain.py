@@ -26,10 +26,11 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from odise_pl.arguments import ends_with_message, not_negative, positive, seed
-from odise_pl.backbones.clip import build_clip, load_clip
-from odise_pl.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
 from odise_pl.errors import SettingError
 from odise_pl.files import write_text
+from odise_pl.models.backbones.clip import build_clip, load_clip
+from odise_pl.models.backbones.stable_diffusion import DiffusionModels, build_diffusion, load_network
+from odise_pl.models.weights import WeightsError
 from odise_pl.toyworld.contrastive import ContrastiveModel, clip_batch
 from odise_pl.toyworld.corpus import Corpus, paint_corpus
 from odise_pl.toyworld.denoising import Denoiser, Latents, diffusion_batch, encode_views, text_encoder_of
@@ -43,7 +44,6 @@ from odise_pl.toyworld.pretraining import (
 )
 from odise_pl.toyworld.shipped import WEIGHTS
 from odise_pl.toyworld.sizes import CLIP, DIFFUSION
-from odise_pl.weights import WeightsError
 
 _STEPS = {"clip": 18000, "vae": 10000, "unet": 7500}
 _CYCLES = {"clip": 3, "vae": 1, "unet": 2}

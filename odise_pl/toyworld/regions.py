@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.backbones.tokens import tokenize as byte_pairs
+from odise_pl.models.backbones.tokens import tokenize as byte_pairs
 from odise_pl.toyworld.captions import pick
 from odise_pl.toyworld.corpus import SIDE, Box, Corpus
 from odise_pl.toyworld.pretraining import Batch, pixels

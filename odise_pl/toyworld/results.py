@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from odise_pl.errors import SettingError, UserError
 from odise_pl.files import write_text
-from odise_pl.runs import digest_of
+from odise_pl.runs.record import digest_of
 
 Scores = Mapping[str, Mapping[str, float]]  # of each evaluation set by metric, as fractions
 

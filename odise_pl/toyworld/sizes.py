@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from odise_pl.backbones.clip import CLIPArchitecture
-from odise_pl.backbones.stable_diffusion import DiffusionArchitecture
+from odise_pl.models.backbones.clip import CLIPArchitecture
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
 
 VOCABULARY = 4096  # tokens: the words of the world take one to four
 CLIP = CLIPArchitecture(

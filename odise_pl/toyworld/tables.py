@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from odise_pl.arguments import ends_with_message, not_negative, positive
-from odise_pl.data.captions import prepare_captions
 from odise_pl.data.manifest import check_shards
+from odise_pl.data.prepare.captions import prepare_captions
 from odise_pl.files import write_text
-from odise_pl.published import ABLATIONS, BENCHMARKS, Ablation
-from odise_pl.report import Table
+from odise_pl.runs.published import ABLATIONS, BENCHMARKS, Ablation
+from odise_pl.runs.report import Table
 from odise_pl.toyworld.captioner import SentenceModel
 from odise_pl.toyworld.commands import Programs, add_overrides, setting
 from odise_pl.toyworld.demo import SETS

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from odise_pl.published import ABLATIONS, Ablation
-from odise_pl.runs import EVALUATIONS, MARKER, read_run
+from odise_pl.runs.published import ABLATIONS, Ablation
+from odise_pl.runs.record import EVALUATIONS, MARKER, read_run
 from odise_pl.toyworld.commands import Programs, setting
 from odise_pl.toyworld.demo import SETS
 from odise_pl.toyworld.results import Result, Results, Scores, digest, weights_digest

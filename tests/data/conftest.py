@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mini_coco import make_coco
 
-from odise_pl.data.prepare import main
+from odise_pl.data.prepare.command import main
 
 
 def pack(root: Path, out: Path, *options: str, split: str = "train2017") -> int:

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from odise_pl.data.coco import read_coco
-from odise_pl.data.packing import prepare
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare
+from odise_pl.data.prepare.validate import verbatim_members
 from odise_pl.data.records import SourceSample
-from odise_pl.data.validate import verbatim_members
 
 SHARD_BYTES = 20_000
 

@@ -25,8 +25,8 @@ from PIL import Image
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.loader import LoaderOptions, TrainLoader
 from odise_pl.data.manifest import check_shards
-from odise_pl.data.plan import EvalPlan, TrainPlan
 from odise_pl.data.records import DataError
+from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import EvalResize, LargeScaleJitter
 from odise_pl.structures import Batch

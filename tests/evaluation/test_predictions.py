@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.prepare import main as prepare
+from odise_pl.data.prepare.command import main as prepare
 from odise_pl.errors import UserError
 from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import PredictionError

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from odise_pl.losses.criterion import LossWeights, MaskLosses, SetCriterion, average_over_ranks
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
-from odise_pl.ops.points import Uniform
+from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import MaskPredictions, Targets
 
 CLASSES, QUERIES = 3, 5

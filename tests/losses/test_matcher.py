@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.ops.points import Uniform
+from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import MaskPredictions, Targets
 
 CLASSES = 3

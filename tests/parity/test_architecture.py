@@ -7,17 +7,17 @@ import tiny_models
 import torch
 from ldm_names import unet_tensors, vae_tensors
 
-from odise_pl.backbones.clip import CLIPArchitecture, build_clip
-from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
-from odise_pl.build import HeadSettings
-from odise_pl.checkpoint import trainable_state
-from odise_pl.parity.architecture import (
+from odise_pl.checkpoints.io import trainable_state
+from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
+from odise_pl.models.build import HeadSettings
+from tests.parity.architecture import (
     clip_architecture,
     diffusion_architecture,
     head_settings,
     pyramid_channels,
 )
-from odise_pl.parity.records import RecordError
+from tests.parity.records import RecordError
 
 TEXT = "cond_stage_model.transformer.text_model."
 
@@ -97,9 +97,9 @@ def test_a_checkpoint_says_how_large_the_heads_are(supervision: str) -> None:
 
 
 def test_the_published_heads_are_the_default() -> None:
-    from odise_pl.heads.classifier import TextProjection
-    from odise_pl.heads.mask_decoder import MaskDecoder
-    from odise_pl.heads.pixel_decoder import PixelDecoder
+    from odise_pl.models.classifiers import TextProjection
+    from odise_pl.models.heads.mask_decoder import MaskDecoder
+    from odise_pl.models.heads.pixel_decoder import PixelDecoder
 
     with torch.device("meta"):
         parts = {

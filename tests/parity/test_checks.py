@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odise_pl.parity.checks import (
+from tests.parity.checks import (
     Check,
     agree_where_decided,
     compare,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from odise_pl.heads.mask_decoder import DecoderOutput, MaskDecoder
-from odise_pl.heads.pixel_decoder import PixelFeatures
-from odise_pl.parity import decisions
-from odise_pl.parity.decisions import DecidingMaskDecoder, Decision, settle, threshold_check
+from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from tests.parity import decisions
+from tests.parity.decisions import DecidingMaskDecoder, Decision, settle, threshold_check
 
 SIZES = (32, 32, 32, 8, 4, 4, 64)
 

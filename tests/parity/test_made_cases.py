@@ -13,17 +13,23 @@ from ldm_names import unet_tensors, vae_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from odise_pl.backbones.clip import CLIPArchitecture, build_clip
-from odise_pl.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
-from odise_pl.build import BackboneSettings, ClipSettings, HeadSettings, build_odise, implicit_captioner
-from odise_pl.checkpoint import load_weights, trainable_names, trainable_state
-from odise_pl.inference import InferenceSettings
-from odise_pl.odise import ClassifierSettings, Odise, pad_images
-from odise_pl.official_names import to_official
-from odise_pl.parity.__main__ import main
-from odise_pl.parity.models import deciding
-from odise_pl.parity.records import Case
-from odise_pl.parity.training import TERMS, Training, official_parameters, step
+from odise_pl.checkpoints.io import load_weights, trainable_names, trainable_state
+from odise_pl.checkpoints.official_names import to_official
+from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
+from odise_pl.models.build import (
+    BackboneSettings,
+    ClipSettings,
+    HeadSettings,
+    build_odise,
+    implicit_captioner,
+)
+from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.odise import ClassifierSettings, Odise, pad_images
+from tests.parity.__main__ import main
+from tests.parity.models import deciding
+from tests.parity.records import Case
+from tests.parity.training import TERMS, Training, official_parameters, step
 
 DIFFUSION = DiffusionArchitecture(
     unet_channels=(32, 32, 64, 64),

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.parity import criterion
-from odise_pl.parity.__main__ import main
-from odise_pl.parity.points import TERMS
-from odise_pl.parity.records import Case
+from tests.parity import criterion
+from tests.parity.__main__ import main
+from tests.parity.points import TERMS
+from tests.parity.records import Case
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 REFERENCE = Path(os.environ.get("ODISE_REFERENCE", Path(__file__).parents[2] / ".." / "shared" / "reference"))

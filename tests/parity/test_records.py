@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from odise_pl.parity.models import WeightFiles, checkpoint_of, frozen_files
-from odise_pl.parity.records import Case, RecordError, kind_of, read_cases
+from tests.parity.models import WeightFiles, checkpoint_of, frozen_files
+from tests.parity.records import Case, RecordError, kind_of, read_cases
 
 ONE = torch.ones(1)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from odise_pl.inference import InferenceSettings, instances, panoptic, semantic_scores
-from odise_pl.parity.checks import STAGE
-from odise_pl.parity.results import result_checks, segments_of
+from odise_pl.models.inference import InferenceSettings, instances, panoptic, semantic_scores
+from tests.parity.checks import STAGE
+from tests.parity.results import result_checks, segments_of
 
 SETTINGS = InferenceSettings(overlap_threshold=0.3, top_k=12)
 THINGS = (True, True, False)

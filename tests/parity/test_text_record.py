@@ -9,10 +9,10 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from odise_pl.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
-from odise_pl.backbones.latent_diffusion import noise_schedule
-from odise_pl.backbones.stable_diffusion import tokenize
-from odise_pl.parity.isolated import RECORDED_CHARACTERS
+from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.models.backbones.latent_diffusion import noise_schedule
+from odise_pl.models.backbones.stable_diffusion import tokenize
+from tests.parity.isolated import RECORDED_CHARACTERS
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "isolated_text"
 TENSORS = load_file(FIXTURE.with_suffix(".safetensors"))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from odise_pl.errors import UserError
-from odise_pl.runs import RunSettings, mark_finished
+from odise_pl.runs.record import RunSettings, mark_finished
 from odise_pl.toyworld import demo
 from odise_pl.toyworld.commands import Programs
 from odise_pl.toyworld.demo import check_origin, main

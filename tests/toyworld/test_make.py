@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_while_it_wrote_shards_is_made_anew(
 ) -> None:
     whole = make(toy_sets(val=3)[1], tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("odise_pl.data.packing._manifest", interrupt)
+        patch.setattr("odise_pl.data.prepare.packing._manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make(toy_sets(val=3)[1], tmp_path)
     assert (tmp_path / "toy_val" / "val-000000.tar").exists()

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from odise_pl.backbones.clip import FrozenCLIP, build_clip, load_clip
-from odise_pl.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
-from odise_pl.backbones.stable_diffusion import tokenize as tokenize_padded
-from odise_pl.backbones.tokens import tokenize
+from odise_pl.models.backbones.clip import FrozenCLIP, build_clip, load_clip
+from odise_pl.models.backbones.stable_diffusion import build_diffusion, encode_prompts, load_diffusion
+from odise_pl.models.backbones.stable_diffusion import tokenize as tokenize_padded
+from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.toyworld import corpus, curves, grade, pretrain
 from odise_pl.toyworld.contrastive import PATCHES, ContrastiveModel, clip_batch
 from odise_pl.toyworld.denoising import (

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from odise_pl.configuration import training_problems
 from odise_pl.data.manifest import check_shards
 from odise_pl.data.reading import read_shard
-from odise_pl.published import ABLATIONS
-from odise_pl.runs import RunSettings, mark_finished, settings_of
+from odise_pl.runs.published import ABLATIONS
+from odise_pl.runs.record import RunSettings, mark_finished, settings_of
+from odise_pl.runs.settings import training_problems
 from odise_pl.toyworld import tables, trainings
 from odise_pl.toyworld.captioner import SentenceModel, sentences
 from odise_pl.toyworld.commands import CommandError, Programs

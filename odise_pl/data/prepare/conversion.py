@@ -1,0 +1,217 @@
+"""From label files of any kind to the members of a sample in a shard. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from odise_pl.data.files import SourceFile
+from odise_pl.data.images import (
+    as_rgb,
+    encode_ids,
+    encode_semantic,
+    open_image,
+    open_stored,
+    pack_image,
+    resize_ids,
+    resize_image,
+    stored_values,
+)
+from odise_pl.data.prepare.validate import read_file, shown
+from odise_pl.data.records import (
+    PANOPTIC,
+    RECORD,
+    SEMANTIC,
+    DataError,
+    Examined,
+    Problem,
+    SourceSample,
+)
+from odise_pl.data.segments import segment_records
+
+Ids = NDArray[np.int32]
+VOID = -1  # of class maps
+_UNKNOWN = -2
+_T = TypeVar("_T")
+_JPEG_QUALITY = 95
+# Ids of things: class and number of the instance; stuff has number 0.
+_INSTANCE = 256
+
+
+class FileFault(DataError):
+    """What is wrong with one file of a sample."""
+
+    def __init__(self, file: SourceFile, cause: str) -> None:
+        super().__init__(cause)
+        self.file = file
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the label files of a sample say.
+
+    Attributes:
+        classes: int32 [H, W], class index or ``VOID``.
+        instances: int32 [H, W], ``class + 1 + 256 * number`` of the object that a pixel belongs to and 0 for
+            none; None if the data set has no objects.
+    """
+
+    classes: Ids
+    instances: Ids | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the samples of a data set are converted; a value that worker processes can be sent.
+
+    Attributes:
+        read: reads the label files; raises :class:`FileFault`.
+        isthing: one flag per class.
+        short_side: larger images are scaled down so that their shorter side is this long; None keeps them.
+    """
+
+    read: Callable[[SourceSample], Labels]
+    isthing: tuple[bool, ...]
+    short_side: int | None = None
+
+    def examine(self, sample: SourceSample) -> Examined:
+        """Try the conversion; every file's first fault is returned."""
+        faults: list[FileFault] = []
+        image, labels = _attempt(_open, sample, faults), _attempt(self.read, sample, faults)
+        if image is not None and labels is not None and labels.classes.shape != (image.height, image.width):
+            size = f"{labels.classes.shape[1]}x{labels.classes.shape[0]}"
+            cause = f"has {size} pixels, its image {image.width}x{image.height}"
+            faults.append(FileFault(sample.labels[0], cause))
+        if faults:
+            return Examined(tuple(Problem(sample.name, f.file.shown, str(f)) for f in faults))
+        members, segments = self._convert(sample)
+        return Examined((), tuple(map(len, members.values())), segments)
+
+    def members(self, sample: SourceSample) -> dict[str, bytes]:
+        """The members of a sample that was found good."""
+        return self._convert(sample)[0]
+
+    def _convert(self, sample: SourceSample) -> tuple[dict[str, bytes], int]:
+        labels = self._scaled(self.read(sample))
+        ids = panoptic_ids(labels, self.isthing)
+        categories = {value: _category(value, len(self.isthing)) for value in np.unique(ids).tolist()}
+        segments = segment_records(ids, categories, self.isthing)
+        record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
+        suffix, image = self._image(sample)
+        members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
+        if labels.instances is not None:  # then objects may hide part of the semantic truth
+            members[SEMANTIC] = encode_semantic(labels.classes)
+        return members, len(segments)
+
+    def _scaled(self, labels: Labels) -> Labels:
+        size = self._size((labels.classes.shape[0], labels.classes.shape[1]))
+        maps = (labels.classes, labels.instances)
+        classes, instances = (None if m is None or m.shape == size else resize_ids(m, size) for m in maps)
+        return Labels(
+            labels.classes if classes is None else classes,
+            labels.instances if instances is None else instances,
+        )
+
+    def _image(self, sample: SourceSample) -> tuple[str, bytes]:
+        content = read_file(sample.image)
+        image = open_image(content)
+        size = self._size((image.height, image.width))
+        if size == (image.height, image.width):
+            return pack_image(content)
+        buffer = io.BytesIO()
+        resize_image(as_rgb(image), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        return "jpg", buffer.getvalue()
+
+    def _size(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.short_side is None or min(size) <= self.short_side:
+            return size
+        height, width = (round(side * self.short_side / min(size)) for side in size)
+        return height, width
+
+
+def _open(sample: SourceSample) -> Image.Image:
+    try:
+        return open_stored(read_file(sample.image))
+    except DataError as error:
+        raise FileFault(sample.image, str(error)) from error
+
+
+def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: list[FileFault]) -> _T | None:
+    try:
+        return read(sample)
+    except FileFault as fault:
+        faults.append(fault)
+        return None
+
+
+def read_grey(file: SourceFile) -> Ids:
+    """The values of a label image of one channel, palette images included: int32 [H, W].
+
+    Raises:
+        FileFault: it cannot be read or has several channels.
+    """
+    values = read_pixels(file)
+    if values.ndim != 2:
+        raise FileFault(file, f"has {values.shape[2]} channels; a label map has one")
+    return values
+
+
+def read_pixels(file: SourceFile) -> Ids:
+    """The pixels of an image as they are stored, int32: [H, W] or [H, W, channels]."""
+    try:
+        return stored_values(read_file(file))
+    except DataError as error:
+        raise FileFault(file, str(error)) from error
+
+
+def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
+    """A table from the values of a label file to class indices, for :func:`look_up`.
+
+    Args:
+        index_of: class index of each value.
+        void: values that stand for no class, unless they have an index.
+    """
+    table = np.full(max([*index_of, *void]) + 1, _UNKNOWN, dtype=np.int32)
+    table[list(void)] = VOID
+    table[list(index_of)] = list(index_of.values())
+    return table
+
+
+def look_up(values: Ids, table: Ids, file: SourceFile) -> Ids:
+    """Class indices of the values of a label file.
+
+    Raises:
+        FileFault: the file has values that the data set does not define.
+    """
+    found = np.unique(values)
+    inside = (found >= 0) & (found < len(table))
+    known = inside & (table[np.where(inside, found, 0)] != _UNKNOWN)
+    if not known.all():
+        raise FileFault(
+            file, f"has values that the data set does not define: {shown(set(found[~known].tolist()))}"
+        )
+    return table[values]
+
+
+def panoptic_ids(labels: Labels, isthing: Sequence[bool]) -> Ids:
+    """A panoptic map int32 [H, W], 0 for void: stuff by its class map, things over it.
+
+    Without instances every class is stuff: its id is its index plus 1. Pixels of a thing class that no
+    object covers are void.
+    """
+    ids = labels.classes + 1
+    if labels.instances is None:
+        return ids
+    stuff = np.array([*(not thing for thing in isthing), False])  # the last is VOID's
+    return np.where(labels.instances > 0, labels.instances, np.where(stuff[labels.classes], ids, 0))
+
+
+def _category(value: int, classes: int) -> int:
+    """The class of an id of :func:`panoptic_ids`."""
+    return (value if value <= classes else value % _INSTANCE) - 1

@@ -1,0 +1,270 @@
+"""The frozen CLIP model: global image and text embeddings, and one embedding per mask.
+
+It is built and loaded once and shared by the captioner and the classifiers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.models.backbones.text_store import fingerprint
+from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
+from odise_pl.models.frozen import own
+from odise_pl.models.ranks import Alone
+from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class CLIPArchitecture:
+    """Sizes of a CLIP model; the defaults are OpenAI's ViT-L/14 at 336 pixels.
+
+    ``text_vocabulary`` is the number of token embeddings, see ``tokens.tokenizer``;
+    ``text_length`` the number of tokens that a text is cut to.
+    """
+
+    image_size: int = 336
+    patch_size: int = 14
+    vision_width: int = 1024
+    vision_layers: int = 24
+    vision_head_width: int = 64
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    embed_dim: int = 768
+    quick_gelu: bool = True
+    text_vocabulary: int = VOCABULARY
+    text_length: int = 77
+
+
+def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
+    """An open_clip model with random weights."""
+    vision = {
+        "image_size": a.image_size,
+        "patch_size": a.patch_size,
+        "width": a.vision_width,
+        "layers": a.vision_layers,
+        "head_width": a.vision_head_width,
+    }
+    text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads,
+            "vocab_size": a.text_vocabulary, "context_length": a.text_length}  # fmt: skip
+    return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
+
+
+def load_clip(
+    weights: str, architecture: CLIPArchitecture | None = None, mapped: bool = False
+) -> open_clip.CLIP:
+    """Build a CLIP model and fill it.
+
+    Args:
+        weights: ``random``; a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``); or
+            ``MODEL:TAG`` of open_clip's own list (``ViT-L-14-336:openai``), fetched or taken from its cache.
+        architecture: of random weights and files; ViT-L/14@336 by default.
+        mapped: leave the image encoder's weights in the mapped file; see ``build_odise``.
+
+    Raises:
+        WeightsError: nothing there, damaged, or of another architecture.
+    """
+    architecture = architecture or CLIPArchitecture()
+    if weights == "random":
+        return build_clip(architecture)
+    if Path(weights).is_file():
+        model = _without_memory(architecture)
+        tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _SHAPE_FACTS}
+        require_finite({n: t for n, t in tensors.items() if n != "attn_mask"}, weights)
+        load_exactly(model, tensors, weights, ignore=("attn_mask",), assign=True)
+        own(parameter for name, parameter in model.named_parameters() if not (mapped and _is_visual(name)))
+        return model
+    return _from_open_clip(weights)
+
+
+def _without_memory(architecture: CLIPArchitecture) -> open_clip.CLIP:
+    """A model whose weights are still to be assigned."""
+    with torch.device("meta"):
+        model = build_clip(architecture)
+    # the one tensor that files do not hold
+    mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
+    model.register_buffer("attn_mask", mask, persistent=False)
+    return model
+
+
+def _is_visual(name: str) -> bool:
+    return name.startswith("visual.")
+
+
+# OpenAI's own files carry these three numbers beside the weights.
+_SHAPE_FACTS = frozenset({"input_resolution", "context_length", "vocab_size"})
+
+
+def _from_open_clip(weights: str) -> open_clip.CLIP:
+    name, _, tag = weights.partition(":")
+    if name not in open_clip.list_models() or not tag:
+        raise WeightsError(
+            f"CLIP weights not found: {weights}; set clip.weights to a file or to MODEL:TAG of open_clip"
+        )
+    if not _is_plain_vit(open_clip.get_model_config(name)):
+        raise WeightsError(
+            f"CLIP {weights} is no vision transformer with a class token and CLIP's own text encoder, which "
+            "masked CLIP needs; set clip.weights to one, e.g. ViT-L-14-336:openai"
+        )
+    try:
+        model = open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
+    except Exception as error:  # whatever the network stack raises
+        raise WeightsError(f"cannot fetch CLIP {weights}: {error}") from error
+    require_finite(model.state_dict(), f"CLIP {weights}")
+    return model
+
+
+def _is_plain_vit(config: dict[str, Any]) -> bool:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    built_otherwise = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
+    return (
+        isinstance(vision.get("layers"), int)
+        and not built_otherwise
+        and not config.get("custom_text")
+        and text.get("vocab_size") == VOCABULARY
+    )
+
+
+class FrozenCLIP(nn.Module):
+    """CLIP with all weights frozen, always in eval mode.
+
+    Args:
+        model: an open_clip model with a class token.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        super().__init__()
+        self.model = model
+        self.ranks = Alone()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Frozen: stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return int(self.model.visual.image_size[0])
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.model.visual.patch_size[0])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of image and text embeddings."""
+        return int(self.model.text_projection.shape[1])
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """CLIP's mean and standard deviation, for images [N, 3, H, W] in 0..1."""
+        return (images - self.mean) / self.std
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Shorter side to CLIP's size (bicubic, no antialias), centre crop, normalise: [N, 3, S, S]."""
+        size, (height, width) = self.image_size, images.shape[-2:]
+        short = min(height, width)
+        target = (int(size * height / short), int(size * width / short))
+        images = F.interpolate(images, target, mode="bicubic", align_corners=False)
+        top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
+        return self.normalize(images[..., top : top + size, left : left + size])
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeddings [N, embed_dim], not normalised, of images [N, 3, H, W] in 0..1."""
+        features: Tensor = self.model.encode_image(self.preprocess(images))
+        return features
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
+        """Embeddings [len(texts), embed_dim], not normalised."""
+        device = self.mean.device
+        tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
+        return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
+
+    def text_fingerprint(self) -> str:
+        """Tells text encoders apart: equal for equal weights of the same kind."""
+        weights = {n: t for n, t in self.model.state_dict().items() if not _is_visual(n)}
+        return fingerprint(weights, str(self.model.transformer))
+
+    @torch.no_grad()
+    def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:
+        """One embedding per mask from one pass over each image (section 3.5 of the paper; MaskCLIP).
+
+        Every mask gets a copy of the class token. A copy attends to the original class token and to the
+        patches its mask shows; the image's own tokens never see the copies.
+
+        Args:
+            images: [B, 3, S, S] at CLIP's size, already normalised.
+            visible: bool [B, Q, patches], True where the mask shows the patch.
+
+        Returns:
+            [B, Q, embed_dim], not normalised.
+        """
+        return embed_regions(self.model.visual, images, visible, self.ranks.gather)[0]
+
+
+def embed_regions(
+    visual: open_clip.transformer.VisionTransformer,
+    images: Tensor,
+    visible: Tensor,
+    before: Callable[[nn.Module], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of parts of images and of the images, see :meth:`FrozenCLIP.encode_masks`, with gradients.
+
+    Args:
+        visual: CLIP's image encoder.
+        images: [B, 3, S, S] at CLIP's size, already normalised.
+        visible: bool [B, Q, patches].
+        before: is called with every block before it is used.
+
+    Returns:
+        [B, Q, embed_dim] of the parts and [B, embed_dim] of the images, not normalised.
+    """
+    tokens = visual._embeds(images)
+    copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
+    keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
+    for block in visual.transformer.resblocks:
+        if before is not None:
+            before(block)
+        copies = _cross_block(block, copies, tokens, keep)
+        tokens = block(tokens)
+    parts, whole = (visual.ln_post(one) @ visual.proj for one in (copies, tokens[:, 0]))
+    return parts, whole
+
+
+def _cross_block(block: ResidualAttentionBlock, queries: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+    """One transformer block in which ``queries`` attend to ``tokens`` where ``keep`` [B, Q, T] is True."""
+    attention, keys = block.attn, block.ln_1(tokens)
+    weight_q, weight_k, weight_v = attention.in_proj_weight.chunk(3)
+    bias_q, bias_k, bias_v = attention.in_proj_bias.chunk(3)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    mixed = F.scaled_dot_product_attention(
+        heads(F.linear(block.ln_1(queries), weight_q, bias_q)),
+        heads(F.linear(keys, weight_k, bias_k)),
+        heads(F.linear(keys, weight_v, bias_v)),
+        attn_mask=keep[:, None],
+    )
+    queries = queries + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    return queries + block.ls_2(block.mlp(block.ln_2(queries)))

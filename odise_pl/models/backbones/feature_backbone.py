@@ -1,0 +1,96 @@
+"""Images to a feature pyramid: windows, captioner, frozen diffusion features, projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from odise_pl.errors import SettingError
+from odise_pl.models.backbones.captioners import Captions, Conditioning
+from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
+from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
+from odise_pl.models.ranks import Alone
+
+EVAL_WINDOWS = 8  # per forward pass; a published image has 4 (1024 x 1024) to 10 (1024 x 2560)
+
+
+class DiffusionBackbone(nn.Module):
+    """The published backbone (section 3.2 of the paper).
+
+    Args:
+        features: the frozen diffusion model.
+        captioner: windows [N, 3, S, S], and a caption of each one's image, to :class:`Conditioning`.
+        pyramid: the trainable projections.
+        input_size: side in pixels to which windows are resized for the diffusion model.
+        window: largest window side, in training and at inference alike; None: the shorter image side.
+        window_batch: windows per forward pass; 0 takes all windows of the batch at once in training, and at
+            most ``EVAL_WINDOWS`` at inference, where a large image has dozens of windows.
+
+    Raises:
+        SettingError: sizes that do not fit the strides, or a negative window batch.
+    """
+
+    def __init__(
+        self,
+        features: LatentDiffusionFeatures,
+        captioner: nn.Module,
+        pyramid: FeaturePyramid,
+        input_size: int = 512,
+        window: int | None = 512,
+        window_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        multiple = features.input_multiple
+        if input_size < multiple or input_size % multiple:
+            raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
+        if window is not None and (window < STRIDES[-1] or window % STRIDES[-1]):
+            raise SettingError(f"backbone.window={window} must be a multiple of {STRIDES[-1]}, or null")
+        if window_batch < 0:
+            raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
+        self.features, self.captioner, self.pyramid = features, captioner, pyramid
+        self.input_size, self.window, self.window_batch = input_size, window, window_batch
+        self.ranks = Alone()
+
+    def forward(self, images: Tensor, captions: Captions = None) -> list[Tensor]:
+        """The pyramid s2..s5.
+
+        Args:
+            images: [B, 3, H, W] in 0..1, sides multiples of 64.
+            captions: precomputed, one of each image, for captioners that read them; all windows of an image
+                share its caption.
+
+        Returns:
+            four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
+
+        Raises:
+            ValueError: a side is no multiple of 32, so that strides would not fit.
+        """
+        height, width = images.shape[-2:]
+        if height % STRIDES[-1] or width % STRIDES[-1]:
+            raise ValueError(f"images of {height}x{width} must be padded to multiples of {STRIDES[-1]} first")
+        windows = plan_windows(height, width, self.window)
+        side = windows[0].side
+        cuts = cut_windows(images, windows, self.input_size)
+        chunks = list(self._chunks(cuts, None if captions is None else [*captions] * len(windows)))
+        # asked before the first of them runs, whose blocks are gathered from all ranks
+        missing = self.ranks.longest(len(chunks)) - len(chunks)
+        pyramids = [self._window_pyramid(*chunk, side) for chunk in chunks]
+        levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
+        for _ in range(missing):
+            # in step with ranks that have more windows: part of the graph, so in the backward pass, too
+            unused = self._window_pyramid(cuts[:1], captions and captions[:1], side)
+            levels = [level + 0 * x.sum() for level, x in zip(levels, unused, strict=True)]
+        return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
+
+    def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:
+        """Windows that run at once, with their captions; both are ordered window by window."""
+        size = self.window_batch or (len(cuts) if self.training else EVAL_WINDOWS)
+        for start in range(0, len(cuts), size):
+            yield cuts[start : start + size], captions and captions[start : start + size]
+
+    def _window_pyramid(self, cuts: Tensor, captions: Captions, side: int) -> list[Tensor]:
+        condition: Conditioning = self.captioner(cuts, captions)
+        return self.pyramid(self.features(cuts, condition.context, condition.time), side)

@@ -1,0 +1,222 @@
+"""Features of a frozen latent diffusion model (section 3.2 of the paper).
+
+Each feature ("tap") is the input of a residual block. The forward passes below walk the diffusers
+modules themselves and stop at the last tap, so the costly high-resolution half of the VAE decoder
+and the end of the UNet never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from odise_pl.models.backbones.stable_diffusion import DiffusionModels
+from odise_pl.models.backbones.timesteps import STEPS, check_timesteps
+
+NOISE_SEED = 42
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a feature comes from: ``channels`` wide, ``stride`` pixels of the network's input per cell."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+def noise_schedule(first: float = 0.00085, last: float = 0.012, steps: int = STEPS) -> Tensor:
+    """Cumulative product of alphas of the ``scaled_linear`` schedule: float64 [steps]."""
+    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def fixed_noise(channels: int = 4) -> Tensor:
+    """The one noise tensor that every image gets: float32 [1, channels, 64, 64]."""
+    return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
+
+
+class LatentDiffusionFeatures(nn.Module):
+    """Images and conditioning in, feature maps out; all weights frozen, always in eval mode.
+
+    Gradients flow *through* the UNet to the conditioning, never to a weight; the VAE runs without a graph.
+
+    Args:
+        models: the frozen networks. The text encoder is not kept.
+        timesteps: diffusion steps t in 0..999 at which the UNet is read, or ``learnable``; see
+            :func:`~odise_pl.models.backbones.timesteps.check_timesteps`.
+        checkpoint_activations: recompute UNet blocks in the backward pass instead of keeping them.
+    """
+
+    alphas_cumprod: Tensor
+    noise: Tensor
+    unet: Any  # diffusers' modules declare no attributes
+    vae: Any
+
+    def __init__(
+        self,
+        models: DiffusionModels,
+        timesteps: Sequence[int] | str = (0,),
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.timesteps = check_timesteps(timesteps)
+        self.unet, self.vae = models.unet, models.vae
+        self.checkpoint_activations = checkpoint_activations
+        self.latent_scale: float = self.vae.config.scaling_factor
+        self.register_buffer("alphas_cumprod", noise_schedule(), persistent=False)
+        self.register_buffer("noise", fixed_noise(self.vae.config.latent_channels), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> LatentDiffusionFeatures:
+        """Frozen: stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    @property
+    def taps(self) -> list[Tap]:
+        """What :meth:`forward` returns, in order: VAE encoder, UNet per step, VAE decoder."""
+        stride = self._vae_stride
+        vae, unet = self.vae.config.block_out_channels, self.unet.up_blocks
+        encoder = [Tap("encoder.2", vae[2], stride // 2), Tap("encoder.3", vae[3], stride)]
+        up = [
+            Tap(f"unet.t{t}.up.{i}", block.resnets[2].in_channels, stride << (len(unet) - 1 - i))
+            for t in self.timesteps
+            for i, block in enumerate(unet)
+        ]
+        decoder = [Tap("decoder.0", vae[3], stride), Tap("decoder.1", vae[2], stride // 2)]
+        return encoder + up + decoder
+
+    @property
+    def input_multiple(self) -> int:
+        """Sides of the input must be multiples of this: VAE and UNet each halve between their levels."""
+        return self._vae_stride << (len(self.unet.config.block_out_channels) - 1)
+
+    @property
+    def _vae_stride(self) -> int:
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
+
+    def forward(self, images: Tensor, context: Tensor, time_condition: Tensor | None = None) -> list[Tensor]:
+        """Features of every tap.
+
+        Args:
+            images: [N, 3, S, S] in 0..1, S a multiple of 64.
+            context: [N, 77, context_dim], the text conditioning.
+            time_condition: [N, len(timesteps), time_dim], added to the time embedding; None adds nothing.
+
+        Returns:
+            one tensor per tap, [N, tap.channels, S / tap.stride, S / tap.stride].
+        """
+        with torch.no_grad():
+            latent, encoder = self.encode(images)
+            decoder = self.decoder_features(latent)
+        unet: list[Tensor] = []
+        for i, t in enumerate(self.timesteps):
+            extra = None if time_condition is None else time_condition[:, i]
+            unet += self.unet_features(self.add_noise(latent, t), t, context, extra)
+        return encoder + unet + decoder
+
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Scaled posterior mean [N, latent_channels, S/8, S/8], and the encoder's two features."""
+        encoder, features = self.vae.encoder, []
+        x = encoder.conv_in((images - 0.5) / 0.5)
+        for level, block in enumerate(encoder.down_blocks):
+            for i, resnet in enumerate(block.resnets):
+                if level >= 2 and i == 1:
+                    features.append(x)
+                x = resnet(x, None)
+            for down in block.downsamplers or ():
+                x = down(x)
+        x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
+        mean = self.vae.quant_conv(x).chunk(2, dim=1)[0]
+        # the attention leaves a channels-last layout, in which GroupNorm on the CPU is ten times less exact
+        return (mean * self.latent_scale).contiguous(), features
+
+    def add_noise(self, latent: Tensor, timestep: int) -> Tensor:
+        """The forward process q(x_t | x_0) with the fixed noise, resized (bicubic) when sizes differ."""
+        noise = self.noise
+        if noise.shape[-2:] != latent.shape[-2:]:
+            noise = F.interpolate(noise, latent.shape[-2:], mode="bicubic", align_corners=False)
+        alpha = self.alphas_cumprod[timestep]
+        return alpha.sqrt().to(latent.dtype) * latent + (1 - alpha).sqrt().to(latent.dtype) * noise.to(
+            latent.dtype
+        )
+
+    def decoder_features(self, latent: Tensor) -> list[Tensor]:
+        """Inputs of the third residual block of the decoder's first two stages, from the clean latent."""
+        decoder = self.vae.decoder
+        x = decoder.mid_block(decoder.conv_in(self.vae.post_quant_conv(latent / self.latent_scale)))
+        first, second = decoder.up_blocks[:2]
+        for resnet in first.resnets[:2]:
+            x = resnet(x, None)
+        features = [x]
+        x = first.resnets[2](x, None)
+        for up in first.upsamplers:
+            x = up(x)
+        for resnet in second.resnets[:2]:
+            x = resnet(x, None)
+        return [*features, x]
+
+    def unet_features(
+        self, latent: Tensor, timestep: int, context: Tensor, time_condition: Tensor | None
+    ) -> list[Tensor]:
+        """Inputs, skip included, of the third residual block of every up stage at one step."""
+        unet = self.unet
+        embedding = unet.time_embedding(unet.get_time_embed(sample=latent, timestep=timestep))
+        if time_condition is not None:
+            embedding = embedding + time_condition
+        x, skips = self._unet_down(latent, embedding, context)
+        x = self._run(unet.mid_block, x, embedding, context)
+        features = []
+        for stage, block in enumerate(unet.up_blocks):
+            for i, resnet in enumerate(block.resnets):
+                x = torch.cat([x, skips.pop()], dim=1)
+                if i == 2:
+                    features.append(x)
+                    if stage == len(unet.up_blocks) - 1:
+                        return features
+                x = self._block(block, i, resnet, x, embedding, context)
+            for up in block.upsamplers or ():
+                x = up(x, skips[-1].shape[-2:])
+        raise AssertionError("unreachable: the last stage returns at its tap")
+
+    def _unet_down(self, latent: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = self.unet.conv_in(latent)
+        skips = [x]
+        for block in self.unet.down_blocks:
+            for i, resnet in enumerate(block.resnets):
+                x = self._block(block, i, resnet, x, embedding, context)
+                skips.append(x)
+            for down in block.downsamplers or ():
+                x = down(x)
+                skips.append(x)
+        return x, skips
+
+    def _block(
+        self, block: Any, i: int, resnet: nn.Module, x: Tensor, embedding: Tensor, context: Tensor
+    ) -> Tensor:
+        x = self._recomputed(resnet, x, embedding)
+        if getattr(block, "has_cross_attention", False):
+            x = self._run(block.attentions[i], x, None, context)
+        return x
+
+    def _run(
+        self, module: Callable[..., Any], x: Tensor, embedding: Tensor | None, context: Tensor
+    ) -> Tensor:
+        def call(x: Tensor, context: Tensor) -> Tensor:
+            if embedding is not None:
+                return module(x, embedding, encoder_hidden_states=context)
+            return module(x, encoder_hidden_states=context, return_dict=False)[0]
+
+        return self._recomputed(call, x, context)
+
+    def _recomputed(self, function: Callable[..., Any], *tensors: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(function, *tensors, use_reentrant=False)
+        return function(*tensors)

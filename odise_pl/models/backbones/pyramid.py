@@ -1,0 +1,82 @@
+"""Projections that make a feature pyramid of the diffusion model's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.errors import SettingError
+from odise_pl.models.backbones.latent_diffusion import Tap
+
+STRIDES = (4, 8, 16, 32)
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution without bias, then GroupNorm over 32 groups."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, groups: int = 32) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.GroupNorm(groups, out_channels)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class Bottleneck(nn.Module):
+    """Residual 1x1, 3x3, 1x1 bottleneck; the shortcut is a normed 1x1 when the widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, width: int) -> None:
+        super().__init__()
+        self.shortcut = (
+            NormedConv(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        )
+        self.conv1 = NormedConv(in_channels, width)
+        self.conv2 = NormedConv(width, width, 3)
+        self.conv3 = NormedConv(width, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return F.relu(inner + self.shortcut(x))
+
+
+class FeaturePyramid(nn.Module):
+    """Every tap through its own bottleneck, taps of one stride summed: s2, s3, s4, s5.
+
+    Args:
+        taps: what comes in; strides are clamped to 4..32.
+        channels: width of the pyramid.
+        reduction: the bottlenecks are ``channels / reduction`` wide.
+    """
+
+    def __init__(self, taps: Sequence[Tap], channels: int = 512, reduction: int = 4) -> None:
+        super().__init__()
+        self.strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
+        missing = sorted(set(STRIDES) - set(self.strides))
+        if missing:
+            raise SettingError(
+                f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}"
+            )
+        self.channels = channels
+        self.projections = nn.ModuleList(
+            Bottleneck(tap.channels, channels, channels // reduction) for tap in taps
+        )
+
+    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+        """Project and sum.
+
+        Args:
+            features: one map per tap, of windows that stand for ``window`` x ``window`` image pixels.
+            window: side of the window in the image, before it was resized for the diffusion model.
+
+        Returns:
+            [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
+        """
+        levels: dict[int, Tensor] = {}
+        for feature, stride, projection in zip(features, self.strides, self.projections, strict=True):
+            side = window // stride
+            projected = projection(F.interpolate(feature, (side, side)))
+            levels[stride] = levels[stride] + projected if stride in levels else projected
+        return [levels[stride] for stride in STRIDES]

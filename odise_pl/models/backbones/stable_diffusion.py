@@ -1,0 +1,280 @@
+"""The frozen text-to-image diffusion model: how it is built and where its weights come from.
+
+Three kinds of source give identical weights: an original single-file checkpoint (LDM names), a
+diffusers folder, a hub id. ``random`` draws weights, for tests and for work without the real ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import single_file_utils as ldm
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from odise_pl.models.backbones.tokens import VOCABULARY
+from odise_pl.models.backbones.tokens import tokenize as byte_pairs
+from odise_pl.models.frozen import own
+from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
+
+TOKENS = 77
+_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+END_OF_TEXT = VOCABULARY - 1
+_PARTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")  # of an original file
+# files of a network's weights, whole or in shards; the group is the variant
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+
+
+@dataclass(frozen=True)
+class DiffusionArchitecture:
+    """Sizes of a Stable Diffusion model; the defaults are SD 1.x.
+
+    Attributes:
+        unet_channels: width of each UNet level; every level but the last has cross-attention.
+        heads: attention heads of each level, or one number for all.
+        context_dim: width of the text conditioning.
+        linear_projection: transformer blocks enter and leave by Linear (SD 2) or 1x1 conv (SD 1).
+        vae_channels: width of each VAE level.
+        vae_groups: groups of the VAE's normalisation; they divide every width.
+        latent_channels: width of the latents.
+        text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
+            (SD 2 takes the penultimate of 24 layers: 23 here).
+        text_vocabulary: token embeddings of the text encoder, see
+            :func:`~odise_pl.models.backbones.tokens.tokenizer`.
+        text_pad: token that fills up the 77 (SD 1: end of text; SD 2: 0).
+        prediction: what the UNet predicts, ``epsilon`` or ``v_prediction``. Features do not depend on it.
+    """
+
+    unet_channels: Sequence[int] = (320, 640, 1280, 1280)
+    heads: int | Sequence[int] = 8
+    context_dim: int = 768
+    linear_projection: bool = False
+    vae_channels: Sequence[int] = (128, 256, 512, 512)
+    vae_groups: int = 32
+    latent_channels: int = 4
+    text_width: int = 768
+    text_mlp: int = 3072
+    text_layers: int = 12
+    text_heads: int = 12
+    text_activation: str = "quick_gelu"
+    text_vocabulary: int = VOCABULARY
+    text_pad: int = END_OF_TEXT
+    prediction: str = "epsilon"
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the UNet's time embedding."""
+        return 4 * self.unet_channels[0]
+
+
+@dataclass(frozen=True)
+class DiffusionModels:
+    """The three frozen networks of one diffusion model."""
+
+    # typed Any: diffusers' classes do not declare their modules and configuration
+    unet: Any
+    vae: Any
+    text_encoder: CLIPTextModel
+
+
+def build_diffusion(architecture: DiffusionArchitecture) -> DiffusionModels:
+    """The networks with weights drawn from the global generator."""
+    return DiffusionModels(_unet(architecture), _vae(architecture), _text_encoder(architecture))
+
+
+def load_diffusion(
+    weights: str, architecture: DiffusionArchitecture | None = None, mapped: bool = False
+) -> DiffusionModels:
+    """Build the networks and fill them.
+
+    Args:
+        weights: ``random``; a diffusers folder; an original ``.ckpt`` or ``.safetensors``; else a hub id.
+        architecture: needed for ``random`` and single files (SD 1.x by default); folders and the hub bring
+            their own configuration.
+        mapped: leave the weights of UNet and VAE in the mapped single file; see
+            :func:`~odise_pl.models.build.build_odise`.
+
+    Raises:
+        WeightsError: nothing there, damaged, or of another architecture.
+    """
+    architecture = architecture or DiffusionArchitecture()
+    path = Path(weights)
+    if weights == "random":
+        models = build_diffusion(architecture)
+    elif path.is_dir():
+        models = _load_folder(weights, local=True)
+    elif path.is_file():
+        models = _load_single_file(path, architecture, mapped)
+    elif path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~")):
+        raise WeightsError(
+            f"diffusion weights not found: {weights}; set backbone.weights to a file or folder"
+        )
+    else:
+        models = _load_folder(weights, local=False)
+    _check_fit(models, weights)
+    return models
+
+
+def _check_fit(models: DiffusionModels, source: str) -> None:
+    """Inpainting models, SDXL and others load as well, and would fail in the middle of a forward pass."""
+    unet, vae, text = models.unet.config, models.vae.config, models.text_encoder.config
+    for what, found, wanted in (
+        ("the UNet's input channels", unet.in_channels, vae.latent_channels),
+        ("the VAE's levels", len(vae.block_out_channels), 4),
+        ("the width of the UNet's context", unet.cross_attention_dim, text.hidden_size),
+    ):
+        if found != wanted:
+            raise WeightsError(
+                f"{source}: {what} should be {wanted} and is {found}; use a text-to-image model of "
+                "Stable Diffusion 1.x or 2.x, or set backbone.architecture to sizes that fit together"
+            )
+
+
+def _unet(a: DiffusionArchitecture) -> UNet2DConditionModel:
+    levels = len(a.unet_channels)
+    # diffusers' attention_head_dim means the number of heads in SD configurations
+    heads = a.heads if isinstance(a.heads, int) else tuple(a.heads)
+    return UNet2DConditionModel(
+        in_channels=a.latent_channels,
+        out_channels=a.latent_channels,
+        block_out_channels=tuple(a.unet_channels),
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        layers_per_block=2,
+        cross_attention_dim=a.context_dim,
+        attention_head_dim=heads,
+        use_linear_projection=a.linear_projection,
+    )
+
+
+def _vae(a: DiffusionArchitecture) -> AutoencoderKL:
+    levels = len(a.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=tuple(a.vae_channels),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=2,
+        norm_num_groups=a.vae_groups,
+        latent_channels=a.latent_channels,
+        scaling_factor=0.18215,
+    )
+
+
+def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=a.text_vocabulary,
+            bos_token_id=a.text_vocabulary - 2,
+            eos_token_id=a.text_vocabulary - 1,
+            pad_token_id=a.text_pad,
+            hidden_size=a.text_width,
+            intermediate_size=a.text_mlp,
+            num_hidden_layers=a.text_layers,
+            num_attention_heads=a.text_heads,
+            hidden_act=a.text_activation,
+            max_position_embeddings=TOKENS,
+            projection_dim=a.text_width,
+        )
+    )
+
+
+def _load_folder(source: str, local: bool) -> DiffusionModels:
+    return DiffusionModels(**{name: load_network(name, source, local) for name in _KINDS})
+
+
+def load_network(name: str, source: str, local: bool = True) -> Any:
+    """One network of a diffusers folder or of the hub, in float32, whatever precision its files have.
+
+    Args:
+        name: ``unet``, ``vae`` or ``text_encoder``.
+        source: the folder that holds all three, or a hub id.
+        local: the hub is not asked.
+
+    Raises:
+        WeightsError: nothing there, damaged, or incomplete, of which the libraries would only warn.
+    """
+    kind: Any = _KINDS[name]
+    # diffusers advises an installation if it is left to choose
+    more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
+    try:
+        network, report = kind.from_pretrained(
+            source,
+            subfolder=name,
+            variant=_variant(Path(source, name)),
+            local_files_only=local,
+            output_loading_info=True,
+            **more,
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
+    except (OSError, ValueError, RuntimeError) as error:
+        where = "folder" if local else "hub id"
+        raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
+    require_finite(network.state_dict(), f"{source}/{name}")
+    own(network.parameters())
+    return network.float()
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where a folder has weights of that name alone; None: the usual names, or no folder."""
+    found = {match[1] for path in folder.glob("*model*") if (match := _WEIGHTS.fullmatch(path.name))}
+    return None if None in found else min(found, default=None)
+
+
+def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:
+    tensors = tensors_of(read_checkpoint(path))
+    _require_parts(tensors, path)
+    require_finite({name: t for name, t in tensors.items() if name.startswith(_PARTS)}, str(path))
+    with torch.device("meta"):  # their weights are assigned
+        unet_model, vae_model = _unet(architecture), _vae(architecture)
+    models = DiffusionModels(unet_model, vae_model, _text_encoder(architecture))
+    unet = ldm.convert_ldm_unet_checkpoint(dict(tensors), models.unet.config)
+    vae = ldm.convert_ldm_vae_checkpoint(dict(tensors), models.vae.config)
+    load_exactly(models.unet, unet, str(path), assign=True)
+    load_exactly(models.vae, vae, str(path), assign=True)
+    load_exactly(models.text_encoder, _convert_text(models.text_encoder, tensors), str(path), _TEXT_BUFFERS)
+    if not mapped:
+        own([*models.unet.parameters(), *models.vae.parameters()])
+    return models
+
+
+_TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids", "text_projection.weight")
+
+
+def _require_parts(tensors: dict[str, Tensor], path: Path) -> None:
+    for prefix in _PARTS:
+        if not any(name.startswith(prefix) for name in tensors):
+            raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: it has no {prefix}*")
+
+
+def _convert_text(model: CLIPTextModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if any(name.startswith("cond_stage_model.transformer.text_model") for name in tensors):
+        named = ldm.convert_ldm_clip_checkpoint(dict(tensors))
+    else:
+        named = ldm.convert_open_clip_checkpoint(model, dict(tensors))
+    # transformers dropped the "text_model." level in version 5
+    nested = any(name.startswith("text_model.") for name in model.state_dict())
+    return named if nested else {name.removeprefix("text_model."): value for name, value in named.items()}
+
+
+def tokenize(texts: Sequence[str], pad: int = END_OF_TEXT, vocabulary: int = VOCABULARY) -> Tensor:
+    """CLIP byte-pair tokens, int64 [len(texts), 77]: start, text cut to 75 tokens, end, then ``pad``."""
+    return byte_pairs(texts, vocabulary, TOKENS, pad)
+
+
+@torch.no_grad()
+def encode_prompts(text_encoder: CLIPTextModel, texts: Sequence[str], pad: int = END_OF_TEXT) -> Tensor:
+    """Conditioning of the UNet for each text: [len(texts), 77, context_dim]."""
+    device = next(text_encoder.parameters()).device
+    tokens = tokenize(texts, pad, text_encoder.config.vocab_size)
+    output: Tensor = text_encoder(tokens.to(device)).last_hidden_state
+    return output

@@ -1,0 +1,97 @@
+"""Captions by BLIP (arXiv 2201.12086): made when an image is seen, or once for all that lie in shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BlipForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from odise_pl.errors import SettingError
+from odise_pl.models.frozen import Frozen
+from odise_pl.models.weights import WeightsError, require_finite
+
+
+class BlipSentences(Frozen):
+    """A caption for each image, the most likely word each time, so that an image has one caption.
+
+    Args:
+        model: the captioning model.
+        tokenizer: its tokenizer.
+        max_tokens: limit of a caption's length.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    model: Any  # transformers declares no types for what is used here
+
+    def __init__(self, model: BlipForConditionalGeneration, tokenizer: Any, max_tokens: int = 20) -> None:
+        super().__init__()
+        if max_tokens < 1:
+            raise SettingError(f"captioner.max_tokens={max_tokens} must be 1 or more")
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> list[str]:
+        """One caption for each of the images [N, 3, H, W] in 0..1."""
+        return self.caption(self.pixels(images))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in 0..1 as BLIP sees them: squashed to its size, normalised."""
+        side = self.model.config.vision_config.image_size
+        pixels = F.interpolate(images, (side, side), mode="bicubic", align_corners=False, antialias=True)
+        return (pixels.clamp(0, 1) - self.mean) / self.std
+
+    @torch.no_grad()
+    def caption(self, pixels: Tensor) -> list[str]:
+        """One caption for each of the images from :meth:`pixels`."""
+        # transformers reads the generator's settings from its own object; num_beams=1 is greedy
+        tokens = self.model.generate(
+            pixel_values=pixels, max_new_tokens=self.max_tokens, num_beams=1, do_sample=False
+        )
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def digest(self) -> str:
+        """SHA-256 of every weight and of the tokenizer's words: what captions depend on, wherever it lies."""
+        digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weights=") -> BlipSentences:
+    """BLIP from a folder that ``save_pretrained`` wrote, or by hub id.
+
+    Args:
+        weights: which.
+        max_tokens: limit of a caption's length.
+        option: what the user calls ``weights``, for messages.
+
+    Raises:
+        WeightsError: nothing there, incomplete, or no BLIP captioning model.
+    """
+    kind: Any = BlipForConditionalGeneration
+    try:
+        model, report = kind.from_pretrained(weights, output_loading_info=True)
+        # without an answer given here, transformers asks whether to run code from the tokenizer's folder
+        tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(
+            f"cannot load BLIP from {option}{weights}: {error}; give a folder with its model and "
+            "tokenizer, or a hub id such as Salesforce/blip-image-captioning-base"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(f"{option}{weights} lacks {len(missing)} tensors of BLIP, {missing[0]} the first")
+    require_finite(model.state_dict(), f"{option}{weights}")
+    return BlipSentences(model.float(), tokenizer, max_tokens)

@@ -1,0 +1,185 @@
+"""The mask decoder: queries with masked attention, and an open-vocabulary embedding per mask.
+
+Mask2Former (arXiv 2112.01527), section 3.2; ODISE, section 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.models.heads.layers import MLP
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from odise_pl.models.ops.pooling import masked_mean
+from odise_pl.models.ops.position import sine_positions
+from odise_pl.structures import TensorStruct
+
+
+@dataclass(frozen=True)
+class DecoderOutput(TensorStruct):
+    """One prediction of all queries.
+
+    Attributes:
+        mask_logits: [B, Q, H/4, W/4].
+        mask_embed: [B, Q, D], in the text embeddings' space, not normalised.
+        pooled: [B, Q, channels], each query plus the projected mean mask feature under its mask.
+        logit_scale: scalar, at most 100.
+        object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
+    """
+
+    mask_logits: Tensor
+    mask_embed: Tensor
+    pooled: Tensor
+    logit_scale: Tensor
+    object_logits: Tensor | None = None
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; residual and post-norm each."""
+
+    def __init__(self, channels: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.cross_attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.cross_norm = nn.LayerNorm(channels)
+        self.self_attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.self_norm = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, feedforward)
+        self.linear2 = nn.Linear(feedforward, channels)
+        self.feedforward_norm = nn.LayerNorm(channels)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: queries [B, Q, C].
+            query_position: [Q, C].
+            memory: [B, L, C].
+            position: [L, C], of the memory.
+            hidden: bool [B * heads, Q, L], True where a query must not look.
+        """
+        query = x + query_position
+        attended = self.cross_attention(
+            query, memory + position, memory, attn_mask=hidden, need_weights=False
+        )[0]
+        x = self.cross_norm(x + attended)
+        query = x + query_position
+        x = self.self_norm(x + self.self_attention(query, query, x, need_weights=False)[0])
+        return self.feedforward_norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class PooledMaskEmbedding(nn.Module):
+    """Query and mean mask feature to one embedding in the space of the projected texts."""
+
+    def __init__(self, channels: int, mask_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.pool_norm = nn.LayerNorm(mask_channels)
+        self.pool_proj = nn.Linear(mask_channels, channels)
+        self.query_norm = nn.LayerNorm(channels)
+        self.query_mlp = MLP(channels, channels, embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, queries: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding [B, Q, embed_dim] and what it is made from, [B, Q, channels].
+
+        Args:
+            queries: [B, Q, channels].
+            pooled: [B, Q, mask_channels], mean mask feature under each mask.
+        """
+        joined = queries + self.pool_proj(self.pool_norm(pooled))
+        return self.query_mlp(self.query_norm(joined)), joined
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of cosine similarities."""
+        return self.log_scale.exp().clamp(max=100)
+
+
+class MaskDecoder(nn.Module):
+    """Pixel features to ``layers + 1`` predictions: one before the first layer and one after each.
+
+    Args:
+        channels: width of queries and levels.
+        mask_channels: width of the mask features.
+        embed_dim: width of the mask embeddings.
+        queries: masks per image.
+        layers: decoder layers; they visit strides 32, 16, 8 in turn.
+        heads: attention heads.
+        feedforward: width of the feed-forward nets.
+        object_head: also classify every query as object or not (the caption model).
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        mask_channels: int = 256,
+        embed_dim: int = 256,
+        queries: int = 100,
+        layers: int = 9,
+        heads: int = 8,
+        feedforward: int = 2048,
+        object_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_feat = nn.Embedding(queries, channels)
+        self.query_embed = nn.Embedding(queries, channels)
+        self.level_embed = nn.Embedding(3, channels)
+        self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+        self.mask_mlp = MLP(channels, channels, mask_channels)
+        self.embedding = PooledMaskEmbedding(channels, mask_channels, embed_dim)
+        self.object_head = nn.Linear(channels, 2) if object_head else None
+
+    def forward(self, features: PixelFeatures) -> list[DecoderOutput]:
+        """All predictions, the last one is the best."""
+        memories, positions = self._memories(features.levels)
+        x = self.query_feat.weight.expand(len(features.mask_features), -1, -1)
+        outputs = [self._predict(x, features.mask_features)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(memories)
+            hidden = self._hidden(outputs[-1].mask_logits, features.levels[level].shape[-2:])
+            x = layer(x, self.query_embed.weight, memories[level], positions[level], hidden)
+            outputs.append(self._predict(x, features.mask_features))
+        return outputs
+
+    def _memories(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        memories = [
+            x.flatten(2).transpose(1, 2) + embed
+            for x, embed in zip(levels, self.level_embed.weight, strict=True)
+        ]
+        positions = [
+            sine_positions(x.shape[2], x.shape[3], x.shape[1], x.device).flatten(1).T for x in levels
+        ]
+        return memories, positions
+
+    def _hidden(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
+        """Where a query must not look: bool [B * heads, Q, L]. A query hidden everywhere looks everywhere."""
+        hidden = self.hidden_cells(mask_logits.detach(), size).flatten(2)
+        hidden &= ~hidden.all(dim=2, keepdim=True)
+        return hidden.repeat_interleave(self.heads, dim=0)
+
+    def hidden_cells(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
+        """Where the mask, resized to a level, is off: bool [B, Q, *size]."""
+        resized = F.interpolate(mask_logits, tuple(size), mode="bilinear", align_corners=False)
+        return resized.sigmoid() < 0.5
+
+    def pooled_cells(self, mask_logits: Tensor) -> Tensor:
+        """Where the mask is on, so that its features are pooled: bool, as ``mask_logits``."""
+        return mask_logits.sigmoid() > 0.5
+
+    def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:
+        x = self.norm(x)
+        mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
+        pooled = masked_mean(mask_features, self.pooled_cells(mask_logits.detach()))
+        objects = None if self.object_head is None else self.object_head(x)
+        mask_embed, joined = self.embedding(x, pooled)
+        return DecoderOutput(mask_logits, mask_embed, joined, self.embedding.scale, objects)

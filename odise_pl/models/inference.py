@@ -1,0 +1,282 @@
+"""Scores and masks to semantic, panoptic and instance results: pure functions.
+
+Mask2Former (arXiv 2112.01527), section 3.1 and MaskFormer (arXiv 2107.06278), section 3.4.
+Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W],
+all of them or :class:`~odise_pl.models.ops.bands.Masks`, which are resized a band of rows at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from odise_pl.errors import SettingError
+from odise_pl.models.ops.bands import Masks, ResizedMasks
+from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
+
+_SMALL = 1 << 22  # values of resized masks that are computed at once
+_TILE = 1 << 12  # neighbouring pixels, mostly of few classes
+_ROUNDING = 1e-4  # relative, more than sums over queries are off
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Thresholds of the published evaluation.
+
+    Attributes:
+        object_threshold: queries whose best class scores at most this are left out of the panoptic map.
+        overlap_threshold: a segment is kept if at least this share of its mask wins the argmax.
+        top_k: instances per image, before stuff classes are removed.
+    """
+
+    object_threshold: float = 0.0
+    overlap_threshold: float = 0.8
+    top_k: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("object_threshold", "overlap_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"inference.{name}={getattr(self, name)} must lie in 0..1")
+        if self.top_k < 1:
+            raise SettingError(f"inference.top_k={self.top_k} must be 1 or more")
+
+
+def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
+    """Masks of a padded image at the size that is asked for.
+
+    Args:
+        mask_logits: [Q, h, w] of the whole canvas.
+        canvas: size of the padded image.
+        valid: size of the image on it.
+        output: size of the result.
+
+    Returns:
+        [Q, *output] logits; bilinear to the canvas, cropped, bilinear to ``output``.
+    """
+    full = F.interpolate(mask_logits[None], canvas, mode="bilinear", align_corners=False)
+    cropped = full[..., : valid[0], : valid[1]]
+    return F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Sum over queries of class probability times mask probability: [K, H, W]."""
+    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
+
+
+def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
+    """Best class of every pixel, int64 [H, W]; the first of equal ones.
+
+    Args:
+        class_logits: [Q, K + 1].
+        mask_logits: [Q, H, W].
+    """
+    masks = _as_masks(mask_logits)
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
+    for rows, band in masks.bands():
+        inside = probabilities.new_empty(masks.queries, *labels[rows].shape)
+        for query, mask in enumerate(inside):
+            torch.sigmoid(band(query), out=mask)
+        tiles = range(0, masks.size[1], -(-_TILE // inside.shape[1]))
+        for columns in (slice(start, start + tiles.step) for start in tiles):
+            best = _best_class(probabilities, inside[:, :, columns].flatten(1))
+            labels[rows, columns] = best.view(inside.shape[1], -1)
+    return labels
+
+
+def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """Of [Q, K] and neighbouring pixels [Q, N]: [N]. Most of many classes can win none of them."""
+    low, high = masks.aminmax(dim=1)
+    with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would make many classes equal
+        behind = high @ probabilities < (1 - _ROUNDING) * (low @ probabilities).max()
+        possible = behind.logical_not().nonzero()[:, 0]
+        scores = masks.T @ probabilities[:, possible]
+    # on processors NumPy's is many times quicker
+    best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
+    return possible[best]
+
+
+def panoptic(
+    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
+) -> PanopticSegmentation:
+    """One segment id per pixel; stuff segments of one class are merged.
+
+    Args:
+        class_logits: [Q, K + 1].
+        mask_logits: [Q, H, W].
+        isthing: one flag per class.
+        settings: thresholds.
+
+    Returns:
+        ids int32 [H, W], numbered from 1 in the order of the queries, 0 for void.
+    """
+    masks = _as_masks(mask_logits)
+    ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
+    scores, labels = class_logits.softmax(-1).max(-1)
+    kept = ((labels != len(isthing)) & (scores > settings.object_threshold)).nonzero()[:, 0]
+    if not len(kept):
+        return PanopticSegmentation(ids, ())
+    scores, labels = scores[kept], labels[kept]
+    claimed, won = kept.new_zeros(len(kept)), kept.new_zeros(len(kept), 2)
+    for rows, band in masks.bands():
+        ids[rows], claims = _owners(map(band, kept.tolist()), scores)
+        claimed += claims
+        won += ids[rows].flatten().bincount(minlength=won.numel()).view_as(won)
+    chosen = _surviving(won, claimed, settings.overlap_threshold)
+    assigned, segments = _number(chosen, labels.tolist(), scores.tolist(), isthing)
+    lookup = torch.tensor([[0, number] for number in assigned], dtype=torch.int32, device=ids.device)
+    for rows, _ in masks.bands():
+        ids[rows] = lookup.flatten()[ids[rows]]
+    return PanopticSegmentation(ids, segments)
+
+
+def _owners(mask_logits: Iterable[Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Who wins each pixel, and how many pixels each query claims.
+
+    Args:
+        mask_logits: [h, w] of each query.
+        scores: [Q].
+
+    Returns:
+        [h, w]: twice the winner's number, and one more where its mask covers the pixel; [Q].
+    """
+    best, owner, claimed = scores.new_tensor(-1.0), scores.new_zeros(()), []
+    for number, (logits, score) in enumerate(zip(mask_logits, scores, strict=True)):
+        mask = logits.sigmoid()
+        # 0 or 1 in the precision of the masks, which is many times quicker than bool
+        claims = torch.ge(mask, 0.5, out=torch.empty_like(mask))
+        claimed.append(claims.count_nonzero())
+        weighted = score * mask
+        better = torch.gt(weighted, best, out=torch.empty_like(mask))
+        # numbers rise, so the largest is that of the last who was better
+        owner = torch.maximum(owner, better * (claims + 2 * number))
+        best = torch.maximum(best, weighted)
+    return owner, torch.stack(claimed)
+
+
+def _surviving(won: Tensor, claimed: Tensor, overlap_threshold: float) -> list[bool]:
+    """Per kept query: it wins pixels, outside and inside its mask [Q, 2], and enough of those it claims."""
+    alive = (won[:, 1] > 0) & (claimed > 0)
+    enough = won.sum(1) / claimed.clamp(min=1) >= overlap_threshold
+    return (alive & enough).tolist()
+
+
+def _number(
+    chosen: list[bool], labels: list[int], scores: list[float], isthing: Sequence[bool]
+) -> tuple[list[int], tuple[Segment, ...]]:
+    assigned = [0] * len(chosen)
+    segments: list[Segment] = []
+    stuff: dict[int, int] = {}
+    for query, (wanted, label, score) in enumerate(zip(chosen, labels, scores, strict=True)):
+        if not wanted:
+            continue
+        if not isthing[label] and label in stuff:
+            assigned[query] = stuff[label]
+            continue
+        assigned[query] = len(segments) + 1
+        stuff.setdefault(label, assigned[query])
+        segments.append(Segment(assigned[query], label, bool(isthing[label]), score=score))
+    return assigned, tuple(segments)
+
+
+def instances(
+    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
+) -> Instances:
+    """The best query and class pairs, things only, scored by class times mean mask probability."""
+    labels, queries, scores = ranked(class_logits, isthing, settings.top_k)
+    masks = _as_masks(mask_logits)
+    # many classes share a query: the masks are scored once per query
+    used, row = queries.unique(return_inverse=True)
+    found = torch.empty(len(used), *masks.size, dtype=torch.bool, device=masks.device)
+    inside = torch.zeros(len(used), dtype=torch.float64, device=masks.device)
+    for rows, band in masks.bands():
+        for number, query in enumerate(used.tolist()):
+            logits = band(query)
+            found[number, rows] = logits > 0
+            inside[number] += (logits.sigmoid() * found[number, rows]).sum()
+    area = torch.stack([mask.count_nonzero() for mask in found]) if len(found) else inside
+    mean = (inside / (area + 1e-6)).to(scores.dtype)
+    return Instances(labels, scores * mean[row], found[row])
+
+
+def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Things among the best ``top_k`` pairs of query and class: labels, queries, probabilities, [M] each."""
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    classes = probabilities.shape[1]
+    scores, flat = probabilities.flatten().topk(min(top_k, probabilities.numel()), sorted=False)
+    labels, queries = flat % classes, flat // classes
+    things = torch.tensor(isthing, dtype=torch.bool, device=labels.device)[labels]
+    return labels[things], queries[things], scores[things]
+
+
+class NetworkPrediction(Prediction):
+    """What a network says of one image; each result is computed when it is first asked for.
+
+    Args:
+        class_logits: [Q, K + 1].
+        masks: [Q, H, W].
+        isthing: one flag per class.
+        settings: thresholds.
+        device: of the results, which are computed where the logits are.
+    """
+
+    def __init__(
+        self,
+        class_logits: Tensor,
+        masks: Masks,
+        isthing: Sequence[bool],
+        settings: InferenceSettings,
+        device: torch.device | str,
+    ) -> None:
+        self._from, self._device = (class_logits, masks, isthing, settings), device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
+        """The same with results on a device."""
+        return NetworkPrediction(*self._from, device)
+
+    @cached_property
+    def panoptic(self) -> PanopticSegmentation:
+        """See :func:`panoptic`."""
+        return panoptic(*self._from).to(self._device)
+
+    @cached_property
+    def instances(self) -> Instances:
+        """See :func:`instances`."""
+        return instances(*self._from).to(self._device)
+
+    @cached_property
+    def semantic(self) -> Tensor:
+        """See :func:`semantic_map`."""
+        return semantic_map(*self._from[:2]).to(self._device)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Class and score of the surest query, whether it has become a segment or not."""
+        score, label = self._from[0].softmax(-1)[:, :-1].amax(0).max(0)
+        return int(label), float(score)
+
+
+def predict(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    isthing: Sequence[bool],
+    settings: InferenceSettings,
+    canvas: Size,
+    valid: Size,
+    output: Size,
+) -> NetworkPrediction:
+    """All three results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas."""
+    sizes = (canvas, valid, output)
+    small = len(mask_logits) * math.prod(output) <= _SMALL
+    masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
+    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device)
+
+
+def _as_masks(mask_logits: Tensor | Masks) -> Masks:
+    return mask_logits if isinstance(mask_logits, Masks) else Masks(mask_logits)

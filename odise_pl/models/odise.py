@@ -1,0 +1,303 @@
+"""The network: images and a vocabulary in, mask predictions and panoptic results out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.errors import SettingError
+from odise_pl.models.backbones.captioners import Captions
+from odise_pl.models.backbones.clip import FrozenCLIP
+from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.models.backbones.sentences import PromptEncoder
+from odise_pl.models.backbones.text_cache import TextCache
+from odise_pl.models.backbones.text_store import TextStore
+from odise_pl.models.classifiers import (
+    TextProjection,
+    cosine_logits,
+    fuse,
+    max_over_synonyms,
+    squash,
+    visible_patches,
+    with_no_object,
+)
+from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
+from odise_pl.models.heads.pixel_decoder import PixelDecoder
+from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
+from odise_pl.models.ranks import Alone
+from odise_pl.structures import MaskPredictions, Size, TensorStruct
+from odise_pl.vocabulary import Vocabulary
+
+CANVAS_MULTIPLE = 64
+MODES = ("both", "diffusion", "discriminative")
+WORD_PROMPT = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How classes are scored at inference (section 3.5 of the paper).
+
+    Attributes:
+        mode: ``both`` fuses the two; ``diffusion`` or ``discriminative`` takes one.
+        seen_share: CLIP's share for classes that share a name with the training classes (alpha).
+        unseen_share: CLIP's share for all others (beta).
+        mask_prompt: template of the names for the mask embeddings; ``{}`` stands for the name.
+        clip_prompt: template of the names for masked CLIP.
+    """
+
+    mode: str = "both"
+    seen_share: float = 0.3
+    unseen_share: float = 0.7
+    mask_prompt: str = "{}"
+    clip_prompt: str = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
+        for name in ("seen_share", "unseen_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"classifier.{name}={getattr(self, name)} must lie in 0..1")
+        for name in ("mask_prompt", "clip_prompt"):
+            if "{}" not in getattr(self, name):
+                raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs a {{}} where names go")
+
+
+@dataclass(frozen=True)
+class TextClasses(TensorStruct):
+    """Embedded names: ``embeddings`` [sum(counts), D] and the number of names of each class."""
+
+    embeddings: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InferenceClasses(TensorStruct):
+    """Everything that inference needs of a vocabulary.
+
+    Attributes:
+        mask_text: names as the mask embeddings are compared with.
+        clip_text: names as masked CLIP is.
+        clip_share: [K], exponent of CLIP's probabilities.
+        isthing: one flag per class.
+    """
+
+    mask_text: TextClasses
+    clip_text: TextClasses
+    clip_share: Tensor
+    isthing: tuple[bool, ...]
+
+
+class Odise(nn.Module):
+    """Open-vocabulary panoptic segmentation on diffusion features.
+
+    Args:
+        backbone: images to a feature pyramid.
+        pixel_decoder: pyramid to pixel features.
+        mask_decoder: pixel features to masks and their embeddings.
+        text_projection: compares mask embeddings with texts.
+        clip: the shared frozen CLIP.
+        classifier: how classes are scored at inference.
+        inference: thresholds of the results.
+        published_quirks: reproduce the release's masked CLIP, which sees the unpadded image with masks of the
+            padded one; by default both show the image without its padding.
+        text_store: keeps the embeddings of class names; by default they are made anew.
+
+    Attributes:
+        mapped: whether frozen weights still lie in mapped files, see ``build_odise``.
+        ranks: who holds the frozen weights, see :meth:`share`.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        pixel_decoder: PixelDecoder,
+        mask_decoder: MaskDecoder,
+        text_projection: TextProjection,
+        clip: FrozenCLIP,
+        classifier: ClassifierSettings | None = None,
+        inference: InferenceSettings | None = None,
+        published_quirks: bool = False,
+        text_store: TextStore | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
+        self.text_projection, self.clip = text_projection, clip
+        self.classifier = classifier or ClassifierSettings()
+        self.inference = inference or InferenceSettings()
+        self.published_quirks = published_quirks
+        self.text_store = text_store
+        self.ranks, self.mapped = Alone(), False
+        self._texts = TextCache()
+
+    def share(self, ranks: Alone) -> None:
+        """From now on the frozen weights are sharded over ``ranks``: agree with them wherever it matters."""
+        self.ranks = self.backbone.ranks = self.clip.ranks = self._texts.ranks = ranks
+        if self.text_store is not None:
+            self.text_store.ranks = ranks
+        for module in self.modules():
+            if isinstance(module, PromptEncoder):
+                module.ranks = ranks
+
+    def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
+        """All decoder outputs.
+
+        Args:
+            images: [B, 3, H, W] in 0..1, sides multiples of 64.
+            captions: precomputed, one of each image, for captioners that read them.
+        """
+        return self.mask_decoder(self.pixel_decoder(self.backbone(images, captions)))
+
+    def forward(
+        self, images: Tensor, classes: TextClasses, captions: Captions = None
+    ) -> list[MaskPredictions]:
+        """Training predictions of every decoder output.
+
+        Args:
+            images, captions: see :meth:`decode`.
+            classes: the training names; the caption model does not look at them.
+        """
+        return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
+
+    def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
+        logits = output.object_logits
+        if logits is None:
+            logits = self._mask_class_logits(output, classes)
+        return MaskPredictions(logits, output.mask_logits, output.mask_embed, output.logit_scale)
+
+    def _mask_class_logits(self, output: DecoderOutput, classes: TextClasses) -> Tensor:
+        return self.text_projection(output.mask_embed, classes.embeddings, classes.counts, output.logit_scale)
+
+    def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
+        """Embed the names of each class, ``prompt`` around every name, in full precision."""
+        texts = [prompt.replace("{}", name) for names in labels for name in names]
+        device = self.clip.mean.device
+        with torch.autocast(device.type, enabled=False):
+            encode, store = self.clip.encode_text, self.text_store
+            embeddings = encode(texts) if store is None else store.embed(texts, encode).to(device)
+        return TextClasses(embeddings, tuple(len(names) for names in labels))
+
+    def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
+        """Embed the words of each image's caption as the mask embeddings are compared with.
+
+        Args:
+            words: of each image, possibly none.
+            places: how many words there is room for; by default for the longest list, and for one at least.
+
+        Returns:
+            embeddings [B, places, D], zero where there is no word, and which places have one, bool
+            [B, places]. Gradients flow to the projection.
+        """
+        places = max([places or 1, *map(len, words)])
+        prompts = [WORD_PROMPT.replace("{}", word) for some in words for word in some]
+        count = torch.tensor([len(some) for some in words], device=self.clip.mean.device)
+        valid = torch.arange(places, device=count.device) < count[:, None]
+        text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
+        if prompts:
+            text[valid] = self._texts.embed(prompts, self.clip.encode_text, text.device).to(text)
+        # projected and hidden again, so that the projection has a gradient on ranks without any word
+        return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
+
+    def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
+        """Embed a vocabulary for :meth:`predict`; classes sharing a name with ``training`` count as seen."""
+        seen = vocabulary.overlap(training) if training else (False,) * len(vocabulary)
+        settings = self.classifier
+        share = torch.tensor([settings.seen_share if s else settings.unseen_share for s in seen])
+        return InferenceClasses(
+            self.encode_classes(vocabulary.labels, settings.mask_prompt),
+            self.encode_classes(vocabulary.labels, settings.clip_prompt),
+            share.to(self.clip.mean.device),
+            vocabulary.isthing,
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        valid_sizes: Sequence[Size],
+        output_sizes: Sequence[Size],
+        classes: InferenceClasses,
+        captions: Captions = None,
+    ) -> list[NetworkPrediction]:
+        """Panoptic, instance and semantic results of every image, computed when they are asked for.
+
+        Args:
+            images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.
+            valid_sizes: size of each image on the canvas.
+            output_sizes: size of each result.
+            classes: from :meth:`prepare`.
+            captions: see :meth:`decode`.
+        """
+        output = self.decode(images, captions)[-1]
+        logits = self.classify(output, images, valid_sizes, classes).float()
+        canvas = (images.shape[2], images.shape[3])
+        return [
+            predict(
+                logits[i], output.mask_logits[i].float(), classes.isthing, self.inference, canvas, valid, size
+            )
+            for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
+        ]
+
+    def idle(self, classes: InferenceClasses) -> None:
+        """Take part in a :meth:`predict` of other ranks without an image of one's own."""
+        if self.ranks.shared:
+            sizes = [(CANVAS_MULTIPLE, CANVAS_MULTIPLE)]
+            self.predict(self.clip.mean.new_zeros(1, 3, *sizes[0]), sizes, sizes, classes, [""])
+
+    def classify(
+        self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
+    ) -> Tensor:
+        """Fused class logits, ``log(p + 1e-8)``: [B, Q, K + 1] with no object last."""
+        logits = self._mask_class_logits(output, classes.mask_text)
+        if output.object_logits is None:
+            no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
+        else:
+            no_object = output.object_logits.softmax(-1)[..., -1:]
+        share = {"both": classes.clip_share, "diffusion": 0.0, "discriminative": 1.0}[self.classifier.mode]
+        if self.classifier.mode == "diffusion":
+            return with_no_object(logits.softmax(-1), no_object)
+        clip_logits = self._clip_class_logits(output.mask_logits, images, valid_sizes, classes.clip_text)
+        return with_no_object(
+            fuse(logits, clip_logits, torch.as_tensor(share, device=logits.device)), no_object
+        )
+
+    def _clip_class_logits(
+        self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
+    ) -> Tensor:
+        embeddings = self._clip_mask_embeddings(mask_logits, images, valid_sizes)
+        scale = self.clip.model.logit_scale.exp().clamp(max=100)
+        return max_over_synonyms(cosine_logits(embeddings, text.embeddings, scale), text.counts)
+
+    def _clip_mask_embeddings(
+        self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size]
+    ) -> Tensor:
+        size, canvas = self.clip.image_size, images.shape[-2:]
+        if self.published_quirks:
+            high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
+            views, masks = [(high, wide)] * len(images), squash(mask_logits, (1.0, 1.0), size)
+        else:
+            views = list(valid_sizes)
+            masks = torch.cat(
+                [
+                    squash(m[None], (high / canvas[0], wide / canvas[1]), size)
+                    for m, (high, wide) in zip(mask_logits, views, strict=True)
+                ]
+            )
+        squashed = torch.cat(
+            [squash(x[None, :, :h, :w], (1.0, 1.0), size) for x, (h, w) in zip(images, views, strict=True)]
+        )
+        visible = visible_patches(masks, self.clip.patch_size)
+        return self.clip.encode_masks(self.clip.normalize(squashed), visible)
+
+
+def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
+    """Images [3, H, W] on one zero canvas with sides a multiple of ``multiple``, and their sizes."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    padded = [
+        F.pad(image, (0, width - w, 0, height - h)) for image, (h, w) in zip(images, sizes, strict=True)
+    ]
+    return torch.stack(padded), sizes

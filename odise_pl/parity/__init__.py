@@ -1,1 +1,0 @@
-"""Holding the network against recorded numbers of the published model: ``python -m odise_pl.parity DIR``."""

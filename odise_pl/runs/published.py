@@ -1,0 +1,84 @@
+"""Results of the paper (arXiv 2303.04803), in percent: benchmarks, and ablations of the caption model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """PQ in percent, trained on COCO."""
+
+    ade20k: float
+    coco: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One table of the paper.
+
+    Attributes:
+        name: what varies; also the name of the table's files.
+        field: the attribute of :class:`~odise_pl.runs.record.RunSettings` that varies.
+        rows: by the values of the attribute, in the paper's order.
+    """
+
+    name: str
+    field: str
+    rows: dict[str, Published]
+
+
+ABLATIONS = (
+    Ablation(
+        "timestep",
+        "timesteps",
+        {
+            "0": Published(23.3, 44.2),
+            "100": Published(22.8, 43.2),
+            "200": Published(21.5, 42.4),
+            "500": Published(20.9, 38.2),
+            "0+100+200": Published(23.1, 43.7),
+            "learnable": Published(22.8, 44.0),
+        },
+    ),
+    Ablation(
+        "captioner",
+        "captioner",
+        {
+            "empty": Published(21.8, 43.5),
+            "heuristic": Published(22.2, 44.0),
+            "blip": Published(22.3, 44.1),
+            "implicit": Published(23.3, 44.2),
+        },
+    ),
+    Ablation(
+        "classifier",
+        "classifier",
+        {
+            "discriminative": Published(15.0, 26.5),
+            "diffusion": Published(20.1, 42.3),
+            "both": Published(23.3, 44.2),
+        },
+    ),
+)
+# PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
+BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
+    "label": {
+        "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2},
+        "ade150": {"pq": 22.6, "map": 14.4, "miou": 29.9},
+        "ade847": {"miou": 11.1},
+        "pc459": {"miou": 14.5},
+        "pc59": {"miou": 57.3},
+        "pas21": {"miou": 84.6},
+    },
+    "caption": {
+        "coco": {"pq": 45.6, "map": 38.4, "miou": 52.4},
+        "ade150": {"pq": 23.4, "map": 13.9, "miou": 28.7},
+        "ade847": {"miou": 11.0},
+        "pc459": {"miou": 13.8},
+        "pc59": {"miou": 55.3},
+        "pas21": {"miou": 82.7},
+    },
+}
+# What stands still while something else varies.
+STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}

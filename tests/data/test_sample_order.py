@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from odise_pl.data.records import DataError
+from odise_pl.data.sample_order import EvalPlan, Piece, TrainPlan, buffered_order, limited
+
+SIZES = st.lists(st.integers(0, 9), max_size=6).map(lambda sizes: (*sizes, 12))
+SMALL = st.integers(1, 3)
+
+
+def refs(piece: Piece) -> list[tuple[int, int]]:
+    """Shard and place of the samples in their order of use."""
+    return [(int(piece.shards[i]), int(piece.indices[i])) for i in piece.order]
+
+
+def epoch(plan: TrainPlan, number: int, workers: int) -> list[tuple[int, int]]:
+    pieces = [plan.piece(number, rank, w, workers) for rank in range(plan.world_size) for w in range(workers)]
+    for piece in pieces:
+        assert sorted(piece.order.tolist()) == list(range(len(piece)))
+        assert len(piece) % plan.batch_size == 0
+    return [ref for piece in pieces for ref in refs(piece)]
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, SMALL, st.integers(0, 3), st.integers(0, 5))
+def test_an_epoch_of_one_pass_deals_no_sample_twice(
+    sizes: tuple[int, ...], batch: int, ranks: int, workers: int, number: int, buffer: int
+) -> None:
+    plan = TrainPlan(sizes, batch, ranks, seed=3, buffer=buffer)
+    dealt = epoch(plan, number, workers)
+    assert len(dealt) == plan.batches * batch * ranks
+    assert sum(sizes) - batch * ranks < len(dealt) <= sum(sizes)
+    assert set(Counter(dealt).values()) == {1}
+    assert all(0 <= index < sizes[shard] for shard, index in dealt)
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, SMALL, st.integers(9, 40), st.integers(1, 5))
+def test_epochs_of_a_chosen_length_use_every_sample_before_any_is_used_again(
+    sizes: tuple[int, ...], batch: int, ranks: int, workers: int, length: int, epochs: int
+) -> None:
+    plan = TrainPlan(sizes, batch, ranks, epoch_length=length)
+    dealt = Counter(ref for number in range(epochs) for ref in epoch(plan, number, workers))
+    passes, rest = divmod(plan.batches * batch * ranks * epochs, sum(sizes))
+    times = Counter(dealt.values())
+    assert times[passes + 1] == rest
+    assert passes == 0 or times[passes] == sum(sizes) - rest
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, SMALL)
+def test_every_rank_and_worker_has_its_share_of_batches(
+    sizes: tuple[int, ...], batch: int, ranks: int, workers: int
+) -> None:
+    plan = TrainPlan(sizes, batch, ranks)
+    for rank in range(ranks):
+        lengths = [len(plan.piece(0, rank, worker, workers)) for worker in range(workers)]
+        assert lengths == [batch * len(range(worker, plan.batches, workers)) for worker in range(workers)]
+
+
+def test_order_depends_on_seed_and_epoch_only_and_repeats() -> None:
+    sizes = (7, 8, 9)
+    plan = TrainPlan(sizes, 2, 1, seed=1)
+    assert refs(plan.piece(4, 0, 0, 2)) == refs(TrainPlan(sizes, 2, 1, seed=1).piece(4, 0, 0, 2))
+    orders = [tuple(refs(TrainPlan(sizes, 2, seed=s).piece(e, 0, 0, 1))) for s in (1, 2) for e in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_one_shard_is_dealt_to_workers_anew_in_every_pass() -> None:
+    plan = TrainPlan((12,), 2)
+    shares = {frozenset(refs(plan.piece(number, 0, 0, 2))) for number in range(4)}
+    assert len(shares) > 1
+
+
+def test_few_shards_are_opened_by_each_worker() -> None:
+    plan = TrainPlan((10,) * 40, 5, world_size=2)
+    shards = [len(set(plan.piece(0, rank, w, 4).shards.tolist())) for rank in range(2) for w in range(4)]
+    assert max(shards) <= 6  # 40 shards for 8 workers, and one more where a cut falls within a shard
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, SMALL)
+def test_evaluation_uses_every_sample_once(
+    sizes: tuple[int, ...], batch: int, ranks: int, workers: int
+) -> None:
+    plan = EvalPlan(sizes, batch, ranks)
+    pieces = [plan.piece(rank, worker, workers) for rank in range(ranks) for worker in range(workers)]
+    used = [ref for piece in pieces for ref in refs(piece)]
+    assert used == [(shard, index) for shard, size in enumerate(sizes) for index in range(size)]
+    numbers = [plan.numbers(rank, worker, workers) for rank in range(ranks) for worker in range(workers)]
+    assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
+    assert [number for some in numbers for number in some] == list(range(plan.total))
+    assert [sum(map(plan.length, some)) for some in numbers] == list(map(len, pieces))
+    assert sum(plan.batches(rank, workers) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
+
+
+@settings(deadline=None)
+@given(SIZES, SMALL, SMALL, st.sets(st.integers(0, 30)))
+def test_batches_that_are_done_are_not_made_again(
+    sizes: tuple[int, ...], batch: int, ranks: int, done: set[int]
+) -> None:
+    whole, rest = EvalPlan(sizes, batch), EvalPlan(sizes, batch, ranks, frozenset(done))
+    used = [ref for rank in range(ranks) for ref in refs(rest.piece(rank, 0, 1))]
+    every = refs(whole.piece(0, 0, 1))
+    batches = [every[start : start + batch] for start in range(0, len(every), batch)]
+    assert used == [ref for number, some in enumerate(batches) if number not in done for ref in some]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(0, 20), st.integers(0, 9))
+def test_shuffle_buffer_reads_no_further_ahead_than_its_size(length: int, buffer: int, seed: int) -> None:
+    order = buffered_order(length, buffer, np.random.default_rng(seed))
+    assert sorted(order.tolist()) == list(range(length))
+    assert (order < np.arange(length) + max(buffer, 1)).all()
+
+
+def test_shuffle_buffer_shuffles() -> None:
+    order = buffered_order(1000, 100, np.random.default_rng(0))
+    assert (order != np.arange(1000)).mean() > 0.9
+    assert np.abs(order - np.arange(1000)).mean() > 50
+
+
+def test_limited_takes_the_first_samples() -> None:
+    assert limited((3, 4, 5), None) == (3, 4, 5)
+    assert limited((3, 4, 5), 5) == (3, 2, 0)
+    assert limited((3, 4, 5), 99) == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (
+            {"sizes": (3,), "batch_size": 4},
+            "a set of 3 samples gives no batch of 4 images on each of 1 ranks",
+        ),
+        (
+            {"sizes": (9,), "batch_size": 2, "world_size": 2, "epoch_length": 3},
+            "epoch_length 3 gives no batch",
+        ),
+        ({"sizes": (0,), "batch_size": 1, "epoch_length": 3}, "no batch"),
+    ],
+)
+def test_an_epoch_without_batches_is_refused(plan: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TrainPlan(**plan)

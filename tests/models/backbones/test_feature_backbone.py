@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from torch import Tensor
+
+from odise_pl.models.backbones.captioners import Conditioning, ImplicitCaptioner
+from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.models.backbones.pyramid import FeaturePyramid
+from odise_pl.models.backbones.sliding_window import plan_windows
+
+
+@cache
+def parts() -> tuple[LatentDiffusionFeatures, ImplicitCaptioner, FeaturePyramid]:
+    torch.manual_seed(0)
+    features = LatentDiffusionFeatures(tiny_models.diffusion(), (0,))
+    captioner = ImplicitCaptioner(tiny_models.clip(), torch.randn(1, 77, 32), 128)
+    with torch.no_grad():
+        captioner.alpha_cond.fill_(1)
+    return features, captioner, FeaturePyramid(features.taps, 128)
+
+
+def backbone(**settings: Any) -> DiffusionBackbone:
+    return DiffusionBackbone(*parts(), **{"input_size": 128, "window": 64} | settings).eval()
+
+
+def images(height: int, width: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * b.abs().max().item())
+
+
+@torch.no_grad()
+def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tensor]:
+    """Every window of every image alone, and a loop that puts the features in their places."""
+    features, captioner, pyramid = parts()
+    height, width = batch.shape[-2:]
+    results = []
+    for level, stride in enumerate((4, 8, 16, 32)):
+        total = torch.zeros(len(batch), 128, height // stride, width // stride)
+        count = torch.zeros(height // stride, width // stride)
+        cells = side // stride
+        for w in plan_windows(height, width, side):
+            rows = slice(w.top // stride, w.top // stride + cells)
+            columns = slice(w.left // stride, w.left // stride + cells)
+            for b in range(len(batch)):
+                cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
+                cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
+                said = captioner(cut)
+                total[b, :, rows, columns] += pyramid(features(cut, said.context, said.time), side)[level][0]
+            count[rows, columns] += 1
+        results.append(total / count)
+    return results
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 160), (96, 64)])
+def test_windows_together_are_windows_one_by_one(size: tuple[int, int]) -> None:
+    model, batch = backbone(), images(*size)
+    with torch.no_grad():
+        close(model(batch), one_by_one(model, batch, min(size)))
+
+
+@pytest.mark.parametrize(("window", "side"), [(64, 64), (None, 96)])
+@pytest.mark.parametrize("training", [True, False])
+def test_windows_are_those_of_the_setting(window: int | None, side: int, training: bool) -> None:
+    model, batch = backbone(window=window).train(training), images(96, 128, 1)
+    with torch.no_grad():
+        close(model(batch), one_by_one(model, batch, side))
+    assert not model.features.unet.training
+
+
+@pytest.mark.parametrize(("window_batch", "width"), [(1, 160), (3, 160), (100, 160), (100, 576)])
+def test_the_window_batch_does_not_change_the_result(window_batch: int, width: int) -> None:
+    batch = images(64, width)
+    with torch.no_grad():
+        close(backbone(window_batch=window_batch)(batch), backbone()(batch))
+
+
+def test_no_more_windows_than_asked_for_run_at_once() -> None:
+    model = backbone(window_batch=2)
+    sizes: list[int] = []
+    handle = model.features.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        model(images(64, 160))
+    handle.remove()
+    assert sizes == [2, 2, 2]
+
+
+def test_inference_bounds_the_windows_of_flat_images() -> None:
+    model = backbone()
+    sizes: list[int] = []
+    handle = model.features.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        for training in (True, False):
+            model.train(training)(images(64, 576))
+    handle.remove()
+    assert sizes == [18, 8, 8, 2]
+
+
+def test_gradients_of_chunks_add_up() -> None:
+    gradients = []
+    for window_batch in (0, 1):
+        # in float64: a one-pixel norm multiplies rounding errors; a copy, as the frozen networks are shared
+        model = deepcopy(backbone(window_batch=window_batch)).double().train()
+        model.zero_grad()
+        sum(x.square().mean() for x in model(images(64, 96, 1).double())).backward()
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        assert {n for n, p in trained if p.grad is None} == set()
+        gradients.append([p.grad.clone() for _, p in trained if p.grad is not None])
+        model.zero_grad()
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-8 * max(a.abs().max().item(), 1e-3))
+
+
+@pytest.mark.parametrize("size", [(64, 72), (80, 64), (100, 100)])
+def test_images_that_the_strides_do_not_divide_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"images of {size[0]}x{size[1]} must be padded to multiples of 32"):
+        backbone()(images(*size))
+
+
+@pytest.mark.parametrize(("setting", "value", "message"), [
+    ("input_size", 96, "backbone.input_size=96 must be a multiple of 64"),
+    ("input_size", 0, "backbone.input_size=0 must be a multiple of 64"),
+    ("window", 500, "backbone.window=500 must be a multiple of 32"),
+    ("window", 0, "backbone.window=0 must be a multiple of 32"),
+    ("window_batch", -1, "backbone.window_batch=-1 must be 0 .all. or more"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone(**{setting: value})
+
+
+class Listening(torch.nn.Module):
+    """Notes which caption came with which window, and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[float, str]] = []
+
+    def forward(self, windows: Tensor, captions: list[str]) -> Conditioning:
+        self.heard += zip(windows.mean((1, 2, 3)).tolist(), captions, strict=True)
+        return Conditioning(torch.zeros(len(windows), 77, 32), None)
+
+
+@pytest.mark.parametrize("window_batch", [0, 1, 3])
+def test_every_window_comes_with_the_caption_of_its_image(window_batch: int) -> None:
+    features, _, pyramid = parts()
+    listening = Listening()
+    settings = {"input_size": 64, "window": 64, "window_batch": window_batch}
+    model = DiffusionBackbone(features, listening, pyramid, **settings).train()
+    batch = torch.stack([torch.full((3, 64, 128), value) for value in (0.25, 0.75)])
+    model(batch, ["dark", "bright"])
+    assert len(listening.heard) == 4
+    for brightness, caption in listening.heard:
+        assert caption == ("dark" if brightness < 0.5 else "bright")

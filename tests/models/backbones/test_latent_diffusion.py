@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import pytest
+import tiny_models
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.models.backbones.latent_diffusion import (
+    LatentDiffusionFeatures,
+    fixed_noise,
+    noise_schedule,
+)
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
+from odise_pl.models.backbones.timesteps import check_timesteps
+
+GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
+
+
+@contextmanager
+def inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects what the modules are called with, in the order of the calls."""
+    seen: list[Tensor] = []
+    handles = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone())) for m in modules]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def tapped(models: DiffusionModels) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """The residual blocks whose inputs are the features: of the encoder, the UNet, the decoder."""
+    encoder = [models.vae.encoder.down_blocks[i].resnets[1] for i in (2, 3)]
+    unet = [block.resnets[2] for block in models.unet.up_blocks]
+    decoder = [models.vae.decoder.up_blocks[i].resnets[2] for i in (0, 1)]
+    return encoder, unet, decoder
+
+
+def example(seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, 3, size, size, generator=generator), torch.randn(2, 77, 32, generator=generator)
+
+
+@torch.no_grad()
+def reference_features(models: DiffusionModels, images: Tensor, context: Tensor, step: int) -> list[Tensor]:
+    """The features as diffusers' own complete forward passes compute them."""
+    encoder, unet, decoder = tapped(models)
+    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    with inputs_of(encoder) as from_encoder, inputs_of(unet) as from_unet, inputs_of(decoder) as from_decoder:
+        latent = models.vae.encode(images * 2 - 1).latent_dist.mode() * 0.18215
+        noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(42))
+        noise = F.interpolate(noise, latent.shape[-2:], mode="bicubic").expand_as(latent)
+        noisy = scheduler.add_noise(latent, noise, torch.tensor([step]))
+        models.unet(noisy, step, encoder_hidden_states=context)
+        models.vae.decode(latent / 0.18215)
+    return from_encoder + from_unet + from_decoder
+
+
+@GENERATIONS
+@pytest.mark.parametrize(("step", "size"), [(0, 128), (250, 192)])
+def test_features_are_the_inputs_of_residual_blocks_in_diffusers_own_passes(
+    architecture: DiffusionArchitecture, step: int, size: int
+) -> None:
+    models = tiny_models.diffusion(architecture)
+    images, context = example(size=size)
+    backbone = LatentDiffusionFeatures(models, (step,))
+    with torch.no_grad():
+        features = backbone(images, context)
+    expected = reference_features(models, images, context, step)
+    assert len(features) == len(expected) == len(backbone.taps) == 8
+    for feature, other, tap in zip(features, expected, backbone.taps, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(feature, other, rtol=0, atol=1e-4 * scale, msg=tap.name)
+        assert feature.shape[1:] == (tap.channels, size // tap.stride, size // tap.stride), tap.name
+
+
+def test_the_generations_differ_where_they_should() -> None:
+    first, second = (tiny_models.diffusion(a).unet.up_blocks[1].attentions[0] for a in
+                     (tiny_models.SD1, tiny_models.SD2))  # fmt: skip
+    assert isinstance(first.proj_in, nn.Conv2d)
+    assert isinstance(second.proj_in, nn.Linear)
+    heads = [
+        [block.attentions[0].transformer_blocks[0].attn1.heads
+         for block in tiny_models.diffusion(a).unet.down_blocks[:3]]
+        for a in (tiny_models.SD1, tiny_models.SD2)
+    ]  # fmt: skip
+    assert heads == [[4, 4, 4], [1, 2, 4]]
+
+
+def test_several_steps_give_their_features_one_after_the_other() -> None:
+    models = tiny_models.diffusion()
+    images, context = example()
+    extra = torch.randn(2, 3, 128)
+    together = LatentDiffusionFeatures(models, (0, 100, 200))
+    with torch.no_grad():
+        features = together(images, context, extra)
+        for i, step in enumerate(together.timesteps):
+            alone = LatentDiffusionFeatures(models, (step,))(images, context, extra[:, i : i + 1])
+            for a, b in zip(alone[2:6], features[2 + 4 * i : 6 + 4 * i], strict=True):
+                torch.testing.assert_close(a, b)
+    assert [tap.name for tap in together.taps[2:14:4]] == ["unet.t0.up.0", "unet.t100.up.0", "unet.t200.up.0"]
+    assert not torch.allclose(features[2], features[6])
+
+
+def test_the_time_condition_is_added_to_the_time_embedding() -> None:
+    models = tiny_models.diffusion()
+    images, context = example()
+    extra = torch.randn(2, 1, 128)
+    backbone = LatentDiffusionFeatures(models, (5,))
+    with torch.no_grad():
+        conditioned = backbone(images, context, extra)
+        handle = models.unet.time_embedding.register_forward_hook(lambda m, i, out: out + extra[:, 0])
+        try:
+            expected = reference_features(models, images, context, 5)
+        finally:
+            handle.remove()
+    for a, b in zip(conditioned, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * b.abs().max().item())
+
+
+@GENERATIONS
+def test_nothing_after_the_last_tap_runs(architecture: DiffusionArchitecture) -> None:
+    models = tiny_models.diffusion(architecture)
+    unet, decoder = models.unet, models.vae.decoder
+    dead = [
+        unet.up_blocks[3].resnets[2],
+        unet.up_blocks[3].attentions[2],
+        unet.conv_norm_out,
+        unet.conv_out,
+        decoder.up_blocks[1].resnets[2],
+        *decoder.up_blocks[1].upsamplers,
+        *decoder.up_blocks[2].resnets,
+        *decoder.up_blocks[3].resnets,
+        decoder.conv_norm_out,
+        decoder.conv_out,
+    ]
+    alive = [unet.up_blocks[3].attentions[1], decoder.up_blocks[1].resnets[1]]
+    with inputs_of(dead) as late, inputs_of(alive) as last:
+        LatentDiffusionFeatures(models, (0,))(*example())
+    assert len(late) == 0
+    assert len(last) == 2
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_gradients_go_through_the_unet_and_to_no_weight(checkpoint: bool) -> None:
+    models = deepcopy(tiny_models.diffusion())
+    for network in (models.unet, models.vae):
+        network.requires_grad_(True)
+    backbone = LatentDiffusionFeatures(models, (0, 10), checkpoint).train()
+    images, context = example()
+    images.requires_grad_()
+    context.requires_grad_()
+    extra = torch.zeros(2, 2, 128, requires_grad=True)
+    features = backbone(images, context, extra)
+    assert [f.requires_grad for f in features] == [False] * 2 + [True] * 8 + [False] * 2
+    sum(f.square().mean() for f in features).backward()
+    assert context.grad is not None
+    assert context.grad.abs().sum() > 0
+    assert extra.grad is not None
+    assert extra.grad.abs().amax(dim=(0, 2)).min() > 0
+    assert images.grad is None
+    assert [n for n, p in backbone.named_parameters() if p.grad is not None or p.requires_grad] == []
+
+
+@GENERATIONS
+def test_recomputed_activations_give_the_same_features_and_gradients(
+    architecture: DiffusionArchitecture,
+) -> None:
+    images, context = example()
+    results = []
+    for checkpoint in (False, True):
+        backbone = LatentDiffusionFeatures(tiny_models.diffusion(architecture), (3,), checkpoint)
+        words = context.clone().requires_grad_()
+        extra = torch.zeros(2, 1, 128, requires_grad=True)
+        features = backbone(images, words, extra)
+        gradients = torch.autograd.grad(sum(f.square().mean() for f in features), [words, extra])
+        results.append([*features, *gradients])
+    for kept, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_recomputing_keeps_fewer_activations() -> None:
+    images, context = example()
+    kept = []
+    for checkpoint in (False, True):
+        backbone = LatentDiffusionFeatures(tiny_models.diffusion(), (3,), checkpoint)
+        sizes: list[int] = []
+
+        def count(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            backbone(images, context.clone().requires_grad_())
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+
+
+def test_it_stays_in_eval_mode_whatever_is_asked() -> None:
+    backbone = LatentDiffusionFeatures(tiny_models.diffusion())
+    nn.Sequential(backbone).train()
+    assert not any(module.training for module in backbone.modules())
+
+
+def test_noise_and_schedule_are_the_published_ones() -> None:
+    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    torch.testing.assert_close(noise_schedule().float(), scheduler.alphas_cumprod, rtol=2e-5, atol=0)
+    torch.manual_seed(7)
+    first = fixed_noise()
+    torch.rand(3)
+    assert torch.equal(first, fixed_noise())
+    assert torch.equal(first, torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(42)))
+
+
+def test_noise_is_added_at_step_zero_too_and_only_resized_when_it_must_be() -> None:
+    backbone = LatentDiffusionFeatures(tiny_models.diffusion())
+    share = 1 - 0.00085
+    latent = torch.ones(2, 4, 64, 64)
+    expected = share**0.5 * latent + (1 - share) ** 0.5 * fixed_noise()
+    torch.testing.assert_close(backbone.add_noise(latent, 0), expected)
+
+
+def test_constants_stay_out_of_the_state_dict() -> None:
+    backbone = LatentDiffusionFeatures(tiny_models.diffusion())
+    assert {name.split(".")[0] for name in backbone.state_dict()} == {"unet", "vae"}
+
+
+@pytest.mark.parametrize("steps", [(), (-1,), (1000,), (0, 0), (0.5,), ("0",)])
+def test_steps_that_cannot_be_are_refused_by_name(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"backbone\.timesteps=\[.*0\.\.999"):
+        check_timesteps(steps)
+
+
+@pytest.mark.parametrize("word", ["learned", "", 100])
+def test_other_words_and_bare_numbers_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=rf"backbone\.timesteps={word}: .*\[0\], or learnable"):
+        check_timesteps(word)
+
+
+def test_the_learnable_step_starts_from_step_0() -> None:
+    assert check_timesteps("learnable") == (0,)
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_features() -> None:
+    images, context = example()
+    backbone = LatentDiffusionFeatures(tiny_models.diffusion(), (0,))
+    exact = backbone(images, context)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = backbone(images, context)
+    for a, b, tap in zip(exact, rough, backbone.taps, strict=True):
+        distance = (a - b.float()).norm() / a.norm()
+        assert distance < 0.1, tap.name

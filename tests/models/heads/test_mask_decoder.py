@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.models.heads.mask_decoder import DecoderLayer, DecoderOutput, MaskDecoder
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from odise_pl.models.ops.position import sine_positions
+
+
+def features(batch: int = 2) -> PixelFeatures:
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(batch, 32, 16 // s, 24 // s, generator=generator) for s in (8, 4, 2)]
+    return PixelFeatures(torch.randn(batch, 48, 16, 24, generator=generator), levels)
+
+
+def decoder(layers: int = 4, object_head: bool = False) -> MaskDecoder:
+    torch.manual_seed(1)
+    return MaskDecoder(32, 48, 40, queries=6, layers=layers, heads=4, feedforward=64, object_head=object_head)
+
+
+def attention(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
+) -> Tensor:
+    """Softmax attention, one head of one image at a time; ``hidden`` is [B, Q, L]."""
+    depth = query.shape[2] // module.num_heads
+    weight, bias = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
+    q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weight, bias, strict=True))
+    result = torch.empty_like(q)
+    for b in range(len(q)):
+        for h in range(module.num_heads):
+            part = slice(h * depth, (h + 1) * depth)
+            scores = q[b, :, part] @ k[b, :, part].T / math.sqrt(depth)
+            if hidden is not None:
+                scores = scores.masked_fill(hidden[b], float("-inf"))
+            result[b, :, part] = scores.softmax(-1) @ v[b, :, part]
+    return module.out_proj(result)
+
+
+def test_a_layer_is_its_maths() -> None:
+    torch.manual_seed(2)
+    layer = DecoderLayer(32, 4, 64)
+    x, query_position = torch.randn(2, 6, 32), torch.randn(6, 32)
+    memory, position = torch.randn(2, 10, 32), torch.randn(10, 32)
+    hidden = torch.rand(2, 6, 10) > 0.6
+    hidden[..., 0] = False
+    ours = layer(x, query_position, memory, position, hidden.repeat_interleave(4, dim=0))
+
+    y = layer.cross_norm(
+        x + attention(layer.cross_attention, x + query_position, memory + position, memory, hidden)
+    )
+    y = layer.self_norm(y + attention(layer.self_attention, y + query_position, y + query_position, y, None))
+    expected = layer.feedforward_norm(y + layer.linear2(F.relu(layer.linear1(y))))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 9])
+def test_there_is_a_prediction_before_the_first_layer_and_after_each(layers: int) -> None:
+    outputs = decoder(layers)(features())
+    assert len(outputs) == layers + 1
+    for output in outputs:
+        assert output.mask_logits.shape == (2, 6, 16, 24)
+        assert output.mask_embed.shape == (2, 6, 40)
+        assert output.pooled.shape == (2, 6, 32)
+        assert output.object_logits is None
+
+
+def test_layers_visit_the_levels_in_turn_coarse_to_fine() -> None:
+    model, x = decoder(5), features()
+    lengths: list[int] = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, args: lengths.append(args[2].shape[1]))
+    model(x)
+    sizes = [level.shape[2] * level.shape[3] for level in x.levels]
+    assert lengths == [sizes[0], sizes[1], sizes[2], sizes[0], sizes[1]]
+
+
+def test_a_layer_sees_what_the_prediction_before_it_masks() -> None:
+    model, x = decoder(2), features()
+    calls: list[tuple[Tensor, ...]] = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, args: calls.append(args))
+    outputs = model(x)
+    for i, (_, query_position, memory, position, hidden) in enumerate(calls):
+        level = x.levels[i]
+        small = F.interpolate(outputs[i].mask_logits, level.shape[-2:], mode="bilinear")
+        for b in range(2):
+            for q in range(6):
+                wanted = (small[b, q] < 0).flatten()
+                if wanted.all():
+                    wanted = torch.zeros_like(wanted)
+                for h in range(4):
+                    assert torch.equal(hidden[b * 4 + h, q], wanted)
+        embedded = level + model.level_embed.weight[i].view(1, -1, 1, 1)
+        torch.testing.assert_close(memory, embedded.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(position, sine_positions(*level.shape[-2:], 32).flatten(1).T)
+        assert torch.equal(query_position, model.query_embed.weight)
+
+
+def test_a_query_that_is_hidden_everywhere_looks_everywhere() -> None:
+    model = decoder()
+    logits = torch.full((1, 6, 16, 24), -5.0)
+    logits[0, 1, :8] = 5.0
+    hidden = model._hidden(logits, torch.Size((4, 6)))
+    assert hidden.shape == (4, 6, 24)
+    assert not hidden[:, 0].any()
+    assert hidden[:, 1].any()
+    assert not hidden[:, 1].all()
+
+
+def test_the_prediction_is_its_maths() -> None:
+    model, x = decoder(0), features()
+    output = model(x)[0]
+    head = model.embedding
+    queries = model.norm(model.query_feat.weight)
+    for b in range(2):
+        for q in range(6):
+            mask = torch.einsum("c,chw->hw", model.mask_mlp(queries[q]), x.mask_features[b])
+            torch.testing.assert_close(output.mask_logits[b, q], mask, rtol=1e-4, atol=1e-4)
+            pooled = x.mask_features[b][:, mask > 0].mean(1)
+            joined = queries[q] + head.pool_proj(head.pool_norm(pooled))
+            torch.testing.assert_close(output.pooled[b, q], joined, rtol=1e-4, atol=1e-4)
+            embed = head.query_mlp(head.query_norm(joined))
+            torch.testing.assert_close(output.mask_embed[b, q], embed, rtol=1e-4, atol=1e-4)
+
+
+def test_the_embedding_does_not_train_the_mask_it_is_pooled_under() -> None:
+    model = decoder(0)
+    model(features())[0].mask_embed.sum().backward()
+    assert all(p.grad is None for p in model.mask_mlp.parameters())
+
+
+def test_the_scale_starts_at_one_over_seven_hundredths_and_stops_at_a_hundred() -> None:
+    model = decoder(0)
+    assert model(features())[0].logit_scale.item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        model.embedding.log_scale.fill_(10.0)
+    assert model(features())[0].logit_scale.item() == 100
+
+
+def test_the_caption_model_says_object_or_not_of_every_output() -> None:
+    model = decoder(2, object_head=True)
+    outputs = model(features())
+    assert model.object_head is not None
+    for output in outputs:
+        assert output.object_logits is not None
+        assert output.object_logits.shape == (2, 6, 2)
+    first = model.object_head(model.norm(model.query_feat.weight))
+    assert outputs[0].object_logits is not None
+    torch.testing.assert_close(outputs[0].object_logits[0], first)
+
+
+def loss(outputs: list[DecoderOutput]) -> Tensor:
+    total = torch.zeros(())
+    for output in outputs:
+        total = total + output.mask_logits.float().square().mean()
+        total = total + (F.normalize(output.mask_embed.float(), dim=-1)[..., 0] * output.logit_scale).sum()
+    return total
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = decoder(3)
+    loss(model(features())).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_bfloat16_autocast_trains() -> None:
+    model = decoder(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(features())
+    loss(outputs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_images_of_a_batch_do_not_meet() -> None:
+    model, x = decoder(), features()
+    together = model(x)[-1]
+    alone = model(PixelFeatures(x.mask_features[1:], [level[1:] for level in x.levels]))[-1]
+    torch.testing.assert_close(together.mask_logits[1:], alone.mask_logits, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import whole_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from odise_pl.models.inference import (
+    InferenceSettings,
+    instances,
+    panoptic,
+    predict,
+    resize_masks,
+    semantic_map,
+    semantic_scores,
+)
+from odise_pl.models.ops import bands
+
+
+@dataclass(frozen=True)
+class Case:
+    class_logits: Tensor
+    mask_logits: Tensor
+    isthing: tuple[bool, ...]
+    settings: InferenceSettings
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    queries, classes = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    height, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 100_000)))
+    sharpness = draw(st.sampled_from([0.3, 3.0]))
+    return Case(
+        sharpness * torch.randn(queries, classes + 1, generator=generator, dtype=torch.float64),
+        4 * torch.randn(queries, height, width, generator=generator, dtype=torch.float64)
+        + draw(st.sampled_from([-4.0, 0.0, 3.0])),
+        tuple(draw(st.lists(st.booleans(), min_size=classes, max_size=classes))),
+        InferenceSettings(
+            draw(st.sampled_from([0.0, 0.4, 0.8])),
+            draw(st.sampled_from([0.0, 0.5, 0.8])),
+            draw(st.integers(1, 9)),
+        ),
+    )
+
+
+def softmax(logits: Tensor) -> list[float]:
+    values = [math.exp(float(x) - float(logits.max())) for x in logits]
+    return [value / sum(values) for value in values]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def literal_panoptic(case: Case) -> tuple[list[list[int]], list[tuple[int, int, bool, float]]]:
+    """Mask2Former's post-processing, a pixel at a time: the map, and its (id, class, thing, score)."""
+    queries, height, width = case.mask_logits.shape
+    void = len(case.isthing)
+    kept = []
+    for q in range(queries):
+        p = softmax(case.class_logits[q])
+        label = p.index(max(p))
+        if label != void and max(p) > case.settings.object_threshold:
+            kept.append((q, label, max(p)))
+    ids = [[0] * width for _ in range(height)]
+    if not kept:
+        return ids, []
+    mask = [[[sigmoid(float(case.mask_logits[q, y, x])) for x in range(width)] for y in range(height)]
+            for q, _, _ in kept]  # fmt: skip
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+    owner = {(y, x): max(range(len(kept)), key=lambda k: kept[k][2] * mask[k][y][x]) for y, x in pixels}
+    segments: list[tuple[int, int, bool, float]] = []
+    stuff: dict[int, int] = {}
+    for k, (_, label, score) in enumerate(kept):
+        won = [p for p in pixels if owner[p] == k]
+        claimed = [p for p in pixels if mask[k][p[0]][p[1]] >= 0.5]
+        shown = [p for p in won if p in claimed]
+        if not won or not claimed or not shown or len(won) / len(claimed) < case.settings.overlap_threshold:
+            continue
+        if not case.isthing[label] and label in stuff:
+            number = stuff[label]
+        else:
+            number = len(segments) + 1
+            segments.append((number, label, case.isthing[label], score))
+            if not case.isthing[label]:
+                stuff[label] = number
+        for y, x in shown:
+            ids[y][x] = number
+    return ids, segments
+
+
+@settings(max_examples=300)
+@given(cases())
+def test_panoptic_is_that_of_a_literal_loop(case: Case) -> None:
+    result = panoptic(case.class_logits, case.mask_logits, case.isthing, case.settings)
+    ids, segments = literal_panoptic(case)
+    assert result.ids.dtype == torch.int32
+    assert result.ids.tolist() == ids
+    assert [(s.id, s.category, s.isthing) for s in result.segments] == [s[:3] for s in segments]
+    assert [s.score for s in result.segments] == pytest.approx([s[3] for s in segments], rel=1e-4)
+    assert not any(s.iscrowd for s in result.segments)
+
+
+@settings(max_examples=200)
+@given(cases())
+def test_a_panoptic_map_holds_its_segments_and_nothing_else(case: Case) -> None:
+    result = panoptic(case.class_logits, case.mask_logits, case.isthing, case.settings)
+    assert set(result.ids.unique().tolist()) - {0} == {s.id for s in result.segments}
+    stuff = [s.category for s in result.segments if not s.isthing]
+    assert len(stuff) == len(set(stuff))
+
+
+@settings(max_examples=200)
+@given(cases())
+def test_instances_are_those_of_a_literal_loop(case: Case) -> None:
+    result = instances(case.class_logits, case.mask_logits, case.isthing, case.settings)
+    pairs = []
+    for q in range(len(case.class_logits)):
+        for k, p in enumerate(softmax(case.class_logits[q])[:-1]):
+            pairs.append((p, q, k))
+    pairs.sort(reverse=True)
+    expected = []
+    for p, q, k in pairs[: case.settings.top_k]:
+        if case.isthing[k]:
+            inside = [sigmoid(float(x)) for x in case.mask_logits[q].flatten() if x > 0]
+            expected.append((p * sum(inside) / (len(inside) + 1e-6), k, case.mask_logits[q] > 0))
+    order = result.scores.argsort(descending=True).tolist()
+    expected.sort(key=lambda e: e[0], reverse=True)
+    assert [result.scores[i].item() for i in order] == pytest.approx(
+        [e[0] for e in expected], rel=1e-4, abs=1e-7
+    )
+    found = sorted((int(result.labels[i]), result.masks[i].tolist()) for i in order)
+    assert found == sorted((k, mask.tolist()) for _, k, mask in expected)
+
+
+@settings(max_examples=200)
+@given(cases())
+def test_the_semantic_map_is_the_argmax_of_all_scores(case: Case) -> None:
+    scores = semantic_scores(case.class_logits, case.mask_logits)
+    best = semantic_map(case.class_logits, case.mask_logits)
+    assert best.dtype == torch.int64
+    winning = scores.gather(0, best[None])[0]
+    # the order of a sum may turn a tie around
+    torch.testing.assert_close(winning, scores.max(0).values)
+
+
+@given(cases())
+def test_semantic_scores_are_sums_over_queries(case: Case) -> None:
+    scores = semantic_scores(case.class_logits, case.mask_logits)
+    for k in range(len(case.isthing)):
+        expected = sum(
+            (
+                softmax(row)[k] * mask.sigmoid()
+                for row, mask in zip(case.class_logits, case.mask_logits, strict=True)
+            ),
+            start=torch.zeros(1),
+        )
+        torch.testing.assert_close(scores[k], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_of_equal_scores_the_first_class_wins() -> None:
+    assert semantic_map(torch.zeros(2, 6), torch.ones(2, 3, 3)).eq(0).all()
+
+
+def test_nothing_confident_is_all_void_and_no_instance_of_stuff() -> None:
+    sure_of_nothing = torch.tensor([[0.0, 0.0, 9.0]]).repeat(4, 1)
+    result = predict(
+        sure_of_nothing,
+        torch.randn(4, 8, 8),
+        (False, False),
+        InferenceSettings(),
+        (32, 32),
+        (20, 30),
+        (40, 60),
+    )
+    assert result.panoptic.segments == ()
+    assert torch.equal(result.panoptic.ids, torch.zeros(40, 60, dtype=torch.int32))
+    assert len(result.instances.labels) == len(result.instances.scores) == len(result.instances.masks) == 0
+    assert result.instances.masks.shape == (0, 40, 60)
+    assert result.semantic.shape == (40, 60)
+
+
+def test_masks_that_are_negative_everywhere_claim_nothing() -> None:
+    result = panoptic(torch.tensor([[5.0, 0.0]]), torch.full((1, 4, 4), -1.0), (True,), InferenceSettings())
+    assert result.segments == ()
+    assert not result.ids.any()
+    found = instances(torch.tensor([[5.0, 0.0]]), torch.full((1, 4, 4), -1.0), (True,), InferenceSettings())
+    assert found.scores.tolist() == [0.0]
+
+
+def test_resizing_goes_by_the_canvas_and_leaves_the_padding_out() -> None:
+    masks = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+    # the padding is very sure of itself
+    masks[:, 5:], masks[:, :, 12:] = 1000, 1000
+    resized = resize_masks(masks, (32, 64), (16, 40), (24, 60))
+    assert resized.shape == (3, 24, 60)
+    assert resized.abs().max() < 10
+    full = F.interpolate(masks[None], (32, 64), mode="bilinear")
+    expected = F.interpolate(full[:, :, :16, :40], (24, 60), mode="bilinear")[0]
+    torch.testing.assert_close(resized, expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("object_threshold", -0.1), ("overlap_threshold", 1.5), ("top_k", 0)]
+)
+def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"inference\.{setting}={value}"):
+        InferenceSettings(**{setting: value})
+
+
+def large_case(classes: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, list[bool]]:
+    """Class logits, masks of a canvas of 128 x 192 with regions of several cells, and which are things."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = 8 * torch.randn(1, queries, 8, 12, generator=generator)
+    masks = F.interpolate(coarse, (32, 48), mode="bicubic")[0]
+    logits = 3 * torch.randn(queries, classes + 1, generator=generator)
+    return logits, masks, [bool(k % 2) for k in range(classes)]
+
+
+@pytest.mark.parametrize("output", [(400, 520), (233, 301), (97, 131)])
+@pytest.mark.parametrize("classes", [1, 9, 300])
+def test_bands_give_the_pixels_of_masks_of_full_size(
+    classes: int, output: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odise_pl.models.inference._SMALL", 0)
+    monkeypatch.setitem(bands._PIXELS, "cpu", 1 << 13)
+    for seed, thresholds in enumerate([(0.0, 0.0), (0.3, 0.5)]):
+        logits, masks, isthing = large_case(classes, 12, seed)
+        arguments = (
+            logits,
+            masks,
+            isthing,
+            InferenceSettings(*thresholds, 40),
+            (128, 192),
+            (120, 171),
+            output,
+        )
+        ours, whole = predict(*arguments), whole_masks.predict(*arguments)
+        assert torch.equal(ours.panoptic.ids, whole.panoptic.ids)
+        assert ours.panoptic.segments == whole.panoptic.segments
+        assert torch.equal(ours.semantic, whole.semantic)
+        assert torch.equal(ours.instances.masks, whole.instances.masks)
+        torch.testing.assert_close(ours.instances.scores, whole.instances.scores)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        found = [leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.nbytes = max(self.nbytes, *found, 0)
+        return result
+
+
+@pytest.mark.parametrize(("measure", "bytes_of_a_pixel"), [("panoptic", 4), ("semantic", 8)])
+def test_a_large_image_takes_little_more_than_its_result(measure: str, bytes_of_a_pixel: int) -> None:
+    """Masks of full size would take 100 bytes of a pixel; scores of 847 classes 3,388."""
+    logits, masks, isthing = large_case(847, 25)
+    height, width = 1500, 2000
+    with LargestTensor() as largest:
+        sizes = ((128, 192), (128, 171), (height, width))
+        getattr(predict(logits, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes), measure)
+    assert largest.nbytes <= height * width * bytes_of_a_pixel
+
+
+def test_nothing_is_computed_before_it_is_asked_for_or_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: calls.append(function.__name__) or function(*arguments)
+
+    for function in (panoptic, instances, semantic_map):
+        monkeypatch.setattr(f"odise_pl.models.inference.{function.__name__}", counted(function))
+    logits, masks, isthing = large_case(3, 4)
+    found = predict(logits, masks, isthing, InferenceSettings(), (128, 192), (128, 171), (60, 80)).to("cpu")
+    assert calls == []
+    assert found.semantic is found.semantic
+    assert calls == ["semantic_map"]
+    assert found.panoptic is found.panoptic
+    assert found.instances is found.instances
+    assert calls == ["semantic_map", "panoptic", "instances"]
+
+
+def test_the_surest_query_is_known_without_a_segment() -> None:
+    logits = torch.tensor([[0.2, 0.05, 0.75], [0.1, 0.3, 0.6]]).log()
+    sizes = ((32, 32), (32, 32), (9, 9))
+    found = predict(logits, -torch.ones(2, 8, 8), [True, True], InferenceSettings(), *sizes)
+    assert not found.panoptic.segments
+    assert found.best == (1, pytest.approx(0.3))

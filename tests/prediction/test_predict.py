@@ -1,0 +1,398 @@
+"""Images segmented in one's own words."""
+
+from __future__ import annotations
+
+import io
+import json
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shard_members import members
+from trained import ROOT, train_a_little
+
+from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.data.images import decode_ids, decode_rgb, read_image
+from odise_pl.data.records import DataError
+from odise_pl.evaluation.predictors import NetworkPredictor
+from odise_pl.models.odise import Odise, TextClasses
+from odise_pl.prediction.command import Segmenter, load_segmenter, main
+from odise_pl.structures import PanopticSegmentation, Segment
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
+
+CONF = ROOT / "conf"
+EVERYTHING = "model.inference.overlap_threshold=0.0"  # what little it has learned
+NAMES = ["ball", "wooden box", "sky:stuff", "field,meadow:stuff", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a network that finds something."""
+    return train_a_little(scene_shards, tmp_path_factory.mktemp("trained"), 40)
+
+
+@pytest.fixture(scope="module")
+def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    (shard, *_) = sorted(scene_shards.glob("*.tar"))
+    images = {name: data for name, data in members(shard).items() if name.endswith(".jpg")}
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    return sorted(folder.iterdir())
+
+
+def test_words_of_ones_own_give_what_evaluation_gives(
+    checkpoint: Path, scene_shards: Path, photos: list[Path]
+) -> None:
+    segmenter = load_segmenter(checkpoint, [EVERYTHING], CONF)
+    vocabulary = load_vocabulary(NAMES)
+    predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
+    data = PanopticDataModule(
+        val=str(scene_shards), num_workers=0, eval_short_side=64, eval_long_side=96, eval_batch_size=1
+    )
+    with pytest.raises(TypeError, match=r"Image\.fromarray"):
+        segmenter.segment(np.zeros((8, 8, 3), np.uint8), NAMES)  # type: ignore[arg-type]
+    found = 0
+    for batch in list(data.eval_loader("val"))[:3]:
+        (expected,) = predictor(batch)
+        (photo,) = (path for path in photos if path.stem == batch.keys[0])
+        prediction = segmenter.segment(read_image(photo), NAMES)
+        assert torch.equal(prediction.panoptic.ids, expected.panoptic.ids)
+        assert torch.equal(prediction.semantic, expected.semantic)
+        assert prediction.panoptic.segments == expected.panoptic.segments
+        found += len(expected.panoptic.segments)
+    assert found, "a network that finds nothing would agree with anything"
+
+
+def test_the_command_writes_what_it_finds(
+    checkpoint: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(photos[0]).resize((150, 70)).save(wide)
+    arguments = [
+        str(checkpoint),
+        str(photos[0]),
+        str(wide),
+        "--names",
+        str(NAMES),
+        "--conf",
+        str(CONF),
+        "--set",
+        EVERYTHING,
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    for path in (photos[0], wide):
+        content = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
+        ids = decode_ids((tmp_path / "out" / content["file_name"]).read_bytes())
+        picture = Image.open(tmp_path / "out" / f"{path.stem}_segments.png")
+        assert picture.size == Image.open(path).size == ids.shape[::-1]
+        assert {s["id"] for s in content["segments"]} == set(np.unique(ids)) - {0}
+        for segment in content["segments"]:
+            assert segment["area"] == (ids == segment["id"]).sum()
+            assert segment["name"] in {"ball", "wooden box", "sky", "field", "zebra"}
+            assert f"{segment['name']} ({segment['score']:.2f})" in shown
+        assert content["segments"], "a network that finds nothing shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ckpt": "nothing.ckpt"}, "nothing.ckpt is not there"),
+        ({"image": "nothing.jpg", "ckpt": "nothing.ckpt"}, "nothing.jpg: no such file"),
+        ({"image": str(CONF)}, f"{CONF}: no picture"),
+        ({"image": ""}, "no such file"),
+        ({"--names": "ball,,box"}, "has an empty name"),
+        ({"--names": "nonsense.txt"}, "no vocabulary 'nonsense.txt'"),
+        ({"--out": __file__}, "test_predict.py is a file, not a folder"),
+        ({"--conf": "nowhere"}, "--conf nowhere is not the conf folder"),
+        ({"--set": "model=nonsense"}, "model=nonsense: "),
+        ({"--set": "data.eval_short_side=-3"}, "data.eval_short_side=-3"),
+        ({"--set": "captioner=blip"}, "add captioner.on_the_fly=true"),
+        ({"--set": "classifier.mode=nonsense"}, "classifier.mode=nonsense: choose one of"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    checkpoint: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    change: dict[str, str],
+    message: str,
+) -> None:
+    options = {"--names": "ball,box", "--out": str(tmp_path / "out"), "--conf": str(CONF), **change}
+    ckpt, image = options.pop("ckpt", str(checkpoint)), options.pop("image", str(photos[0]))
+    flags = [text for pair in options.items() for text in pair]
+    with pytest.raises(SystemExit) as ended:
+        main([ckpt, image, *flags])
+    assert str(ended.value).startswith("error: ")
+    assert message in str(ended.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_command_gives_the_same_with_random_frozen_weights(
+    checkpoint: Path, photos: list[Path]
+) -> None:
+    image = read_image(photos[0])
+    first, second = (
+        load_segmenter(checkpoint, [EVERYTHING, *more], CONF).segment(image, NAMES)
+        for more in ([], ["run=x"])
+    )
+    assert torch.equal(first.semantic, second.semantic)
+    assert first.panoptic.segments == second.panoptic.segments
+
+
+def test_photos_are_upright_and_keep_their_brightness(tmp_path: Path) -> None:
+    deep = np.full((4, 6), 128 * 257, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.unique(np.asarray(read_image(tmp_path / "deep.png"))).tolist() == [128]
+    lying = Image.new("RGB", (6, 4))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "lying.jpg", exif=exif)
+    assert read_image(tmp_path / "lying.jpg").size == (4, 6)
+
+
+def test_python_turns_a_picture_as_the_command_line_does(
+    checkpoint: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    image = Image.open(photos[0]).crop((0, 0, 60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "phone.png", exif=exif)
+    segmenter = load_segmenter(checkpoint, [EVERYTHING], CONF)
+    one = segmenter.segment(Image.open(tmp_path / "phone.png"), NAMES)
+    other = segmenter.segment(read_image(tmp_path / "phone.png"), NAMES)
+    assert one.panoptic.ids.shape == (60, 40)
+    assert torch.equal(one.panoptic.ids, other.panoptic.ids)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
+    """Half of it opaque black; of the palette, grey and RGB files one value is declared transparent."""
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
+    image.paste((90, 90, 90, 0), (2, 0, 4, 2))
+    path, options = tmp_path / "cut_out.png", {}
+    if mode in ("L", "RGB"):
+        options["transparency"] = 90 if mode == "L" else (90, 90, 90)
+    if mode == "P":
+        image = Image.fromarray(np.repeat(np.array([[0, 0, 1, 1]], np.uint8), 2, axis=0), "P")
+        image.putpalette([0, 0, 0, 90, 90, 90])
+        options["transparency"] = 1
+    image.convert(mode).save(path, **options)
+    pixels = np.asarray(read_image(path))
+    assert pixels.shape == (2, 4, 3)
+    assert (pixels[:, :2] == 0).all()
+    assert (pixels[:, 2:] == 255).all()
+    assert np.array_equal(np.asarray(decode_rgb(path.read_bytes())), pixels), "the same from a shard"
+
+
+def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 100, 200, 128)).save(tmp_path / "half.png")
+    assert np.asarray(read_image(tmp_path / "half.png"))[0, 0] == pytest.approx([127, 177, 227], abs=1)
+
+
+def test_floats_are_not_taken_for_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "half.tiff")
+    with pytest.raises(DataError, match=r"half\.tiff cannot be read as an image: holds floats of an unknown"):
+        read_image(tmp_path / "half.tiff")
+
+
+def names_of(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the names that are embedded from now on."""
+    counts: list[int] = []
+    encode = type(segmenter.model).encode_classes
+
+    def counting(model: Odise, labels: Sequence[Sequence[str]], *rest: str) -> TextClasses:
+        counts.append(len(labels))
+        return encode(model, labels, *rest)
+
+    monkeypatch.setattr(type(segmenter.model), "encode_classes", counting)
+    return counts
+
+
+def test_names_are_embedded_once_until_they_change(
+    checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = load_segmenter(checkpoint, [], CONF)
+    image, counts = read_image(photos[0]), names_of(segmenter, monkeypatch)
+    for _ in range(3):
+        segmenter.segment(image, NAMES)
+    assert counts == [5, 5], "for the mask embeddings and for masked CLIP"
+    first = segmenter.segment(image, ["ball", "box"])
+    again = segmenter.segment(image, NAMES)
+    assert counts == [5, 5, 2, 2, 5, 5]
+    assert again.semantic.shape == first.semantic.shape
+    assert int(first.semantic.max()) < 2
+
+
+class Fake:
+    """Stands for a network that takes no time: everything is a ball, if anything is found."""
+
+    def __init__(self, score: float = 0.75) -> None:
+        self.score, self.most = score, 0
+        self._seen: list[weakref.ref[Image.Image]] = []
+
+    def segment(self, image: Image.Image, vocabulary: Vocabulary) -> SimpleNamespace:
+        """Nothing but what the command needs."""
+        self._seen.append(weakref.ref(image))
+        self.most = max(self.most, sum(seen() is not None for seen in self._seen))
+        found = self.score > 0.5
+        ids = torch.full((image.height, image.width), int(found), dtype=torch.int32)
+        segments = (Segment(1, 0, True, score=self.score),) if found else ()
+        return SimpleNamespace(panoptic=PanopticSegmentation(ids, segments), best=(0, self.score))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    segmenter = Fake()
+    monkeypatch.setattr("odise_pl.prediction.command.load_segmenter", lambda *_: segmenter)
+    return segmenter
+
+
+def pictures(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + number, 6)).save(folder / name)
+
+
+def predicted(out: Path, *images: Path | str) -> int:
+    return main(["net.ckpt", *map(str, images), "--names", "ball", "--out", str(out)])
+
+
+def results(out: Path) -> set[str]:
+    """The images that have all three results; nothing else lies there."""
+    found = {str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.json")}
+    expected = {f"{name}{end}" for name in found for end in (".json", "_ids.png", "_segments.png")}
+    assert expected == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    return found
+
+
+def test_a_folder_keeps_its_shape_and_hidden_files_are_none(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = tmp_path / "photos [2024]", tmp_path / "out"
+    pictures(folder, "b.jpg", "a.PNG", "deep/a.jpg", "deep/er/a.tif", ".hidden.jpg", ".cache/c.jpg")
+    pictures(folder, "._b.jpg", "__MACOSX/b.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "circle").symlink_to(folder, target_is_directory=True)
+    (folder / "linked.jpg").symlink_to(folder / "b.jpg")
+    assert predicted(out, folder) == 0
+    assert results(out) == {"a", "b", "linked", "deep/a", "deep/er/a"}
+    shown = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    wanted = ["a.PNG", "b.jpg", "linked.jpg", "deep/a.jpg", "deep/er/a.tif"]
+    assert shown[:-1] == [str(folder / name) for name in wanted]
+    assert ".txt" in caplog.text
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg", "b_ids.jpg")
+    for _ in range(2):
+        assert predicted(tmp_path, tmp_path) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "b_ids.json"}
+
+
+def test_patterns_and_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "set [1]"
+    pictures(folder, "photo[1].jpg", "photo1.jpg", "photo2.jpg", "deep/photo3.jpg", ".photo4.jpg")
+    for number, (pattern, expected) in enumerate(
+        [
+            ("photo[1].jpg", {"photo[1]"}),
+            ("photo[12].jpg", {"photo1", "photo2"}),
+            ("*.jpg", {"photo1", "photo2", "photo[1]"}),
+            ("**/*3.jpg", {"photo3"}),
+        ]
+    ):
+        assert predicted(tmp_path / str(number), folder / pattern) == 0
+        assert results(tmp_path / str(number)) == expected
+    with pytest.raises(SystemExit, match=r"photo\[89\].jpg: no such file"):
+        predicted(tmp_path / "none", folder / "photo[89].jpg")
+
+
+def test_images_of_one_name_are_not_written_over_each_other(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, "a/x.jpg", "b/x.jpg")
+    with pytest.raises(SystemExit, match=r"a/x\.jpg and .*b/x\.jpg"):
+        predicted(tmp_path / "out", tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
+    assert not (tmp_path / "out").exists()
+
+
+def test_endings_tell_images_of_one_name_apart(fake: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    pictures(folder, "x.jpg", "x.png", "y.jpg")
+    assert predicted(tmp_path / "out", folder, folder / "y.jpg", folder / "*.jpg") == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"x.jpg.json", "x.png.json", "y.json"}
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path, "狗.jpg", "z.jpg")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert predicted(tmp_path / "out", tmp_path) == 0
+    assert results(tmp_path / "out") == {"狗", "z"}
+
+
+def test_one_image_that_cannot_be_read_does_not_stop_the_others(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    pictures(tmp_path, "a.jpg", "z.jpg")
+    Image.new("RGB", (50, 30)).save(tmp_path / "large.png")  # more than the limit: Pillow warns
+    Image.new("RGB", (100, 30)).save(tmp_path / "bomb.png")  # more than twice the limit: it refuses
+    (tmp_path / "damaged.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
+    assert predicted(tmp_path / "out", tmp_path) == 1
+    assert results(tmp_path / "out") == {"a", "large", "z"}
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in errors] == [True, True]
+    assert "bomb.png" in errors[0]
+    assert "damaged.jpg" in errors[1]
+    assert predicted(tmp_path / "nothing", tmp_path / "damaged.jpg") == 1
+    assert "written" not in capsys.readouterr().out
+
+
+def test_images_are_not_held_longer_than_they_are_needed(fake: Fake, tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{number}.png" for number in range(5)))
+    assert predicted(tmp_path / "out", tmp_path) == 0
+    assert fake.most == 1
+
+
+def test_where_nothing_is_found_the_best_score_is_shown(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path, "photo.jpg")
+    fake.score = 0.034
+    assert predicted(tmp_path / "out", tmp_path / "photo.jpg") == 0
+    assert "photo.jpg: no segment (best score 0.03: ball); " in capsys.readouterr().out
+    assert results(tmp_path / "out") == {"photo"}
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_stopped_command_leaves_whole_files(
+    stopped: BaseException, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image's map cannot be put in the place of an earlier one."""
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b_ids.png").write_bytes(b"earlier")
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if target.name == "b_ids.png":
+            raise stopped
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    if isinstance(stopped, OSError):
+        with pytest.raises(SystemExit, match=r"error: --out .*No space left"):
+            predicted(out, tmp_path)
+    else:
+        assert predicted(out, tmp_path) == 130
+    left = {path.name for path in out.iterdir()}
+    assert left == {"a.json", "a_ids.png", "a_segments.png", "b_ids.png", "b_segments.png"}
+    assert (out / "b_ids.png").read_bytes() == b"earlier"
+    assert Image.open(out / "b_segments.png").size == (9, 6)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_pl.runs.record import RunSettings, mark_finished
+from odise_pl.runs.report import main
+
+STEPS = ("0", "100", "200", "500", "0+100+200", "learnable")
+CAPTIONERS = ("empty", "heuristic", "blip", "implicit")
+
+
+def settings(steps: str = "0", captioner: str = "implicit", classifier: str = "both") -> RunSettings:
+    return RunSettings("caption", steps, steps == "learnable", captioner, classifier)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A sweep of six steps by four captioners, whose PQ is its number, and one more seed of the first run."""
+    for i, steps in enumerate(STEPS):
+        for j, captioner in enumerate(CAPTIONERS):
+            scores = {"coco": {"pq": (4 * i + j) / 100, "map": 0.5, "miou": 0.25}}
+            mark_finished(tmp_path / f"{steps}_{captioner}", settings(steps, captioner), scores, "d")
+    again = {"coco": {"pq": 0.1, "map": 0.5, "miou": 0.25}, "ade": {"pq": 0.2}}
+    mark_finished(tmp_path / "again", settings("0", "empty"), again, "d")
+    return tmp_path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
+    assert main([str(runs), "--out", str(tmp_path / "out")]) == 0
+    rows = table(tmp_path / "out" / "all_runs.csv")
+    assert len(rows) == 24
+    by = {(row["timesteps"], row["captioner"]): row for row in rows}
+    assert by["learnable", "implicit"]["coco PQ"] == "23.0"
+    mean = by["0", "empty"]  # of 0 and 10
+    assert (mean["coco PQ"], mean["ade PQ"], mean["ade mAP"], mean["runs"]) == ("5.0", "20.0", "-", "2")
+
+
+def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None:
+    assert main([str(runs)]) == 0
+    rows = table(runs / "report" / "timestep.csv")
+    assert [row["timestep"] for row in rows] == list(STEPS)
+    assert [row["paper: COCO PQ"] for row in rows] == ["44.2", "43.2", "42.4", "38.2", "43.7", "44.0"]
+    # the implicit captioner's runs only
+    assert [row["coco PQ"] for row in rows] == ["3.0", "7.0", "11.0", "15.0", "19.0", "23.0"]
+    captioners = table(runs / "report" / "captioner.csv")
+    assert [row["captioner"] for row in captioners] == list(CAPTIONERS)
+    assert [row["paper: ADE20K PQ"] for row in captioners] == ["21.8", "22.2", "22.3", "23.3"]
+    assert [row["coco PQ"] for row in captioners] == ["5.0", "1.0", "2.0", "3.0"]
+    classifiers = table(runs / "report" / "classifier.csv")
+    assert [row["coco PQ"] for row in classifiers] == ["-", "-", "3.0"]
+    text = (runs / "report" / "ablations.md").read_text(encoding="utf-8")
+    assert "| 0+100+200 | caption | no | 23.1 | 43.7 | 19.0 | 50.0 | 25.0 | 1 |" in text
+    assert "| learnable | caption | yes | 22.8 | 44.0 | 23.0 | 50.0 | 25.0 | 1 |" in text
+
+
+def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
+    kinds = {("label", False): 0.1, ("caption", False): 0.2, ("caption", True): 0.3}
+    for (model, learned), pq in kinds.items():
+        of_this = RunSettings(model, "0", learned, "implicit", "both")
+        mark_finished(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}}, "d")
+    assert main([str(tmp_path)]) == 0
+    rows = [row for row in table(tmp_path / "report" / "timestep.csv") if row["timestep"] == "0"]
+    assert [(row["model"], row["time learned"], row["coco PQ"], row["runs"]) for row in rows] == [
+        ("caption", "no", "20.0", "1"),
+        ("caption", "yes", "30.0", "1"),
+        ("label", "no", "10.0", "1"),
+    ]
+    assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
+
+
+def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
+    mark_finished(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}}, "d")
+    for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
+        mark_finished(tmp_path / "run" / "evaluation" / str(number), settings(), found, "d")
+    other = settings(classifier="diffusion")
+    mark_finished(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}}, "d")
+    mark_finished(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}}, "d")
+    assert main([str(tmp_path)]) == 0
+    both, diffusion = table(tmp_path / "report" / "all_runs.csv")
+    scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
+    assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
+    assert [diffusion[name] for name in scores] == ["-", "50.0", "-", "1"]
+
+
+def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:
+    mark_finished(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}}, "d")
+    assert main([str(tmp_path)]) == 0
+    row = table(tmp_path / "report" / "timestep.csv")[-1]
+    assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "-", "50.0")
+
+
+def test_the_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
+    main([str(runs), "--out", str(tmp_path / "with")])
+    mark_finished(tmp_path / "empty" / "run", settings("0", "blip", "diffusion"), {"coco": {"pq": 1.0}}, "d")
+    main([str(tmp_path / "empty"), "--out", str(tmp_path / "without")])
+    one, other = (
+        np.asarray(Image.open(tmp_path / name / "ablations.png").convert("RGB"))
+        for name in ("with", "without")
+    )
+    assert one.shape == other.shape
+    assert (one != other).any()
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "holds no finished run" in capsys.readouterr().err

