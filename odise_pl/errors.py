@@ -1,4 +1,13 @@
-"""The base of all errors that a user can put right."""
+"""Errors that a user can fix, and how a program ends with one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Raised by libraries for options that cannot be, which are not imported here: they would bring torch along.
+_OF_LIBRARIES = ("MisconfigurationException", "MissingMandatoryValue")
 
 
 class UserError(Exception):
@@ -7,3 +16,35 @@ class UserError(Exception):
 
 class SettingError(UserError, ValueError):
     """A configuration value is out of range; the message names the option."""
+
+
+def user_error(error: BaseException | None) -> BaseException | None:
+    """The user error in a chain of causes; libraries wrap what our constructors raise."""
+    seen: set[int] = set()  # an error raised while another is handled may close a circle
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError) or type(error).__name__ in _OF_LIBRARIES:
+            return error
+        if type(error).__name__ == "InstantiationException" and "unexpected keyword argument" in str(error):
+            return error  # a setting that this version does not know; the message names it and its place
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """End the program with ``error: MESSAGE`` and status 1 when the user can fix it; 130 after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        if user_error(error) is None and error.filename is None:
+            raise
+        raise SystemExit(f"error: {user_error(error) or error}") from error
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        raise SystemExit(f"error: {known}") from error
