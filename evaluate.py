@@ -62,15 +62,12 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, dic
     from odise_pl.checkpoints.io import load_weights
     from odise_pl.evaluation.predictors import NetworkPredictor
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
-    from odise_pl.models.backbones.text_store import TextStore
     from odise_pl.runs.published import BENCHMARKS
     from odise_pl.vocabulary import load_vocabulary
 
     trainer, data = _trainer(config), data_module(config)
     model = instantiate(config.model, mapped=True)
     load_weights(model, path)
-    if config.paths.cache is not None and config.clip.weights != "random":
-        model.text_store = TextStore(Path(config.paths.cache, "text"), model.clip.text_fingerprint())
     training = description.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
     benchmarks = []
     for name in data.eval_names:

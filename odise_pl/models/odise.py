@@ -15,7 +15,6 @@ from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.backbones.text_cache import TextCache
-from odise_pl.models.backbones.text_store import TextStore
 from odise_pl.models.classifiers import (
     TextProjection,
     cosine_logits,
@@ -104,7 +103,6 @@ class Odise(nn.Module):
         inference: thresholds of the results.
         published_quirks: reproduce the release's masked CLIP, which sees the unpadded image with masks of the
             padded one; by default both show the image without its padding.
-        text_store: keeps the embeddings of class names; by default they are made anew.
 
     Attributes:
         mapped: whether frozen weights still lie in mapped files, see ``build_odise``.
@@ -121,7 +119,6 @@ class Odise(nn.Module):
         classifier: ClassifierSettings | None = None,
         inference: InferenceSettings | None = None,
         published_quirks: bool = False,
-        text_store: TextStore | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -129,18 +126,15 @@ class Odise(nn.Module):
         self.classifier = classifier or ClassifierSettings()
         self.inference = inference or InferenceSettings()
         self.published_quirks = published_quirks
-        self.text_store = text_store
         self.ranks, self.mapped = Alone(), False
-        self._texts = TextCache()
+        self._texts = TextCache(clip.encode_text)
 
     def share(self, ranks: Alone) -> None:
         """From now on the frozen weights are sharded over ``ranks``: agree with them wherever it matters."""
         self.ranks = self.backbone.ranks = self.clip.ranks = self._texts.ranks = ranks
-        if self.text_store is not None:
-            self.text_store.ranks = ranks
         for module in self.modules():
             if isinstance(module, PromptEncoder):
-                module.ranks = ranks
+                module.cache.ranks = ranks
 
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
         """All decoder outputs.
@@ -174,10 +168,8 @@ class Odise(nn.Module):
     def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
         """Embed the names of each class, ``prompt`` around every name, in full precision."""
         texts = [prompt.replace("{}", name) for names in labels for name in names]
-        device = self.clip.mean.device
-        with torch.autocast(device.type, enabled=False):
-            encode, store = self.clip.encode_text, self.text_store
-            embeddings = encode(texts) if store is None else store.embed(texts, encode).to(device)
+        with torch.autocast(self.clip.mean.device.type, enabled=False):
+            embeddings = self.clip.encode_text(texts)
         return TextClasses(embeddings, tuple(len(names) for names in labels))
 
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
@@ -197,7 +189,7 @@ class Odise(nn.Module):
         valid = torch.arange(places, device=count.device) < count[:, None]
         text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
         if prompts:
-            text[valid] = self._texts.embed(prompts, self.clip.encode_text, text.device).to(text)
+            text[valid] = self._texts(prompts, text.device).to(text)
         # projected and hidden again, so that the projection has a gradient on ranks without any word
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
@@ -205,10 +197,12 @@ class Odise(nn.Module):
         """Embed a vocabulary for :meth:`predict`; classes sharing a name with ``training`` count as seen."""
         seen = vocabulary.overlap(training) if training else (False,) * len(vocabulary)
         settings = self.classifier
+        mask_text = self.encode_classes(vocabulary.labels, settings.mask_prompt)
+        same = settings.clip_prompt == settings.mask_prompt
         share = torch.tensor([settings.seen_share if s else settings.unseen_share for s in seen])
         return InferenceClasses(
-            self.encode_classes(vocabulary.labels, settings.mask_prompt),
-            self.encode_classes(vocabulary.labels, settings.clip_prompt),
+            mask_text,
+            mask_text if same else self.encode_classes(vocabulary.labels, settings.clip_prompt),
             share.to(self.clip.mean.device),
             vocabulary.isthing,
         )

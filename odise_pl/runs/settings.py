@@ -129,12 +129,11 @@ def check_evaluation(config: DictConfig) -> None:
 
 def _bad_places(config: DictConfig) -> list[str]:
     """Folders that cannot be written."""
-    options = ("run_dir", *(("save_predictions", "paths.cache") if config.predictions is None else ()))
+    options = ("run_dir", *(("save_predictions",) if config.predictions is None else ()))
     found = {option: OmegaConf.select(config, option) for option in options}
     problems = {option: unwritable(Path(place)) for option, place in found.items() if place is not None}
     return [
         f"{option}={found[option]}: {problem}; choose another folder"
-        + (", or keep none with null" if option == "paths.cache" else "")
         for option, problem in problems.items()
         if problem is not None
     ]

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.latent_diffusion import Tap
-from odise_pl.models.backbones.pyramid import Bottleneck, FeaturePyramid
+from odise_pl.models.backbones.pyramid import Bottleneck, FeaturePyramid, Tap
 
 TAPS = [Tap("a", 16, 2), Tap("b", 8, 4), Tap("c", 24, 8), Tap("d", 8, 16), Tap("e", 8, 8), Tap("f", 12, 64)]
 
