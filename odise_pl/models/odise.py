@@ -250,13 +250,13 @@ class Odise(nn.Module):
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]
-        share = {"both": classes.clip_share, "diffusion": 0.0, "discriminative": 1.0}[self.classifier.mode]
         if self.classifier.mode == "diffusion":
             return with_no_object(logits.softmax(-1), no_object)
+        share = classes.clip_share
+        if self.classifier.mode == "discriminative":
+            share = torch.ones_like(share)
         clip_logits = self._clip_class_logits(output.mask_logits, images, valid_sizes, classes.clip_text)
-        return with_no_object(
-            fuse(logits, clip_logits, torch.as_tensor(share, device=logits.device)), no_object
-        )
+        return with_no_object(fuse(logits, clip_logits, share), no_object)
 
     def _clip_class_logits(
         self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
@@ -269,22 +269,20 @@ class Odise(nn.Module):
         self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size]
     ) -> Tensor:
         size, canvas = self.clip.image_size, images.shape[-2:]
+        views = shown = list(valid_sizes)
         if self.published_quirks:
             high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
-            views, masks = [(high, wide)] * len(images), squash(mask_logits, (1.0, 1.0), size)
-        else:
-            views = list(valid_sizes)
-            masks = torch.cat(
-                [
-                    squash(m[None], (high / canvas[0], wide / canvas[1]), size)
-                    for m, (high, wide) in zip(mask_logits, views, strict=True)
-                ]
-            )
-        squashed = torch.cat(
-            [squash(x[None, :, :h, :w], (1.0, 1.0), size) for x, (h, w) in zip(images, views, strict=True)]
-        )
-        visible = visible_patches(masks, self.clip.patch_size)
-        return self.clip.encode_masks(self.clip.normalize(squashed), visible)
+            views, shown = [(high, wide)] * len(images), [(canvas[0], canvas[1])] * len(images)
+        squashed = [
+            squash(image[None, :, :h, :w], (1.0, 1.0), size)
+            for image, (h, w) in zip(images, views, strict=True)
+        ]
+        masks = [
+            squash(mask[None], (h / canvas[0], w / canvas[1]), size)
+            for mask, (h, w) in zip(mask_logits, shown, strict=True)
+        ]
+        visible = visible_patches(torch.cat(masks), self.clip.patch_size)
+        return self.clip.encode_masks(self.clip.normalize(torch.cat(squashed)), visible)
 
 
 def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
