@@ -6,6 +6,6 @@ maps ("taps") of the frozen network (``latent_diffusion``) and projects them (``
 
 Another backbone is another module here: a feature extractor that lists its taps with channels and strides and
 returns their maps, and a settings dataclass with ``channels`` and ``build(clip, captioner, mapped)``. A file
-in ``conf/backbone`` names the dataclass as its ``_target_``, and ``checkpoints/record.py`` lists it among the
-targets that a checkpoint may choose.
+in ``conf/backbone`` names the dataclass as its ``_target_``, and ``checkpoints/description.py`` lists it
+among the targets that a checkpoint may choose.
 """
