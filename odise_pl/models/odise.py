@@ -152,7 +152,7 @@ class Odise(nn.Module):
 
         Args:
             images, captions: see :meth:`decode`.
-            classes: the training names; the caption model does not look at them.
+            classes: the training names; the caption model ignores them.
         """
         return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
 
@@ -177,11 +177,11 @@ class Odise(nn.Module):
 
         Args:
             words: of each image, possibly none.
-            places: how many words there is room for; by default for the longest list, and for one at least.
+            places: words per image in the result; by default the length of the longest list, at least one.
 
         Returns:
-            embeddings [B, places, D], zero where there is no word, and which places have one, bool
-            [B, places]. Gradients flow to the projection.
+            embeddings [B, places, D], zero where there is no word, and where there is one, bool [B, places].
+            Gradients flow to the projection.
         """
         places = max([places or 1, *map(len, words)])
         prompts = [WORD_PROMPT.replace("{}", word) for some in words for word in some]
@@ -216,7 +216,7 @@ class Odise(nn.Module):
         classes: InferenceClasses,
         captions: Captions = None,
     ) -> list[NetworkPrediction]:
-        """Panoptic, instance and semantic results of every image, computed when they are asked for.
+        """Panoptic, instance and semantic results of every image, computed when they are first used.
 
         Args:
             images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.

@@ -1,4 +1,4 @@
-"""What the diffusion model is told about an image (section 3.3 of the paper)."""
+"""Captioners: the conditioning of the diffusion model on an image (section 3.3 of the paper)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Features of a frozen latent diffusion model (section 3.2 of the paper).
 
-Each feature ("tap") is the input of a residual block. The forward passes below walk the diffusers
-modules themselves and stop at the last tap, so the costly high-resolution half of the VAE decoder
-and the end of the UNet never run.
+Each feature ("tap") is the input of a residual block. The forward passes below call the diffusers modules one
+by one and stop at the last tap, so the costly high-resolution half of the VAE decoder and the end of the UNet
+never run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sentences about images, and their encoding: parts of the captioners that speak in words."""
+"""Sentences about images and their encoding: parts of the text captioners."""
 
 from __future__ import annotations
 
