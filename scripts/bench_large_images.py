@@ -1,8 +1,8 @@
 """Processor time and memory of post-processing large images, from small masks to results.
 
 ``python scripts/bench_large_images.py`` measures each case in a process of its own, with one thread and
-random masks: predictions as files (reading the picture, panoptic map, pictures and JSON written), and the class
-map of an evaluation.
+random masks: predictions as files (reading the picture, panoptic map, pictures and JSON written), and the
+class map of an evaluation.
 """
 
 from __future__ import annotations
