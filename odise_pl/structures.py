@@ -159,7 +159,7 @@ class Batch(TensorStruct):
         targets: training truth, masks on the canvas.
         original_sizes: size before the transform: what predictions are resized to.
         truths: at the original size, None in training.
-        skipped: why samples of the batch were left out or, in training, replaced: one text each.
+        skipped: why samples of the batch were skipped or, in training, replaced: one text each.
         left_out: how many were.
         number: place among all batches of an evaluation set, whatever the number of devices; -1 in training.
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
 from odise_pl.vocabulary import Vocabulary, rename
 
+_log = logging.getLogger(__name__)
 AUGMENTATIONS = ("lsj", "none")
 
 
@@ -186,8 +188,19 @@ class PanopticDataModule(LightningDataModule):
         return partial(self.eval_loader, name)
 
     def state_dict(self) -> dict[str, int]:
-        """Images of a batch on all devices: the unit of the position that the Trainer keeps."""
-        return {"batch_size": self.batch_size, "devices": self._rank()[1]}
+        """What the position means that the Trainer keeps: images per batch, and who reads which of them."""
+        workers = self._source.workers
+        return {"batch_size": self.batch_size, "devices": self._rank()[1], "num_workers": workers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if the order of samples changes within the epoch."""
+        before, now = state_dict.get("num_workers"), self._source.workers
+        if before not in (None, now):
+            _log.warning(
+                "data.num_workers was %s and is %s: samples of this epoch may be repeated or missed",
+                before,
+                now,
+            )
 
     def _finished_batches(self) -> int:
         assert self.trainer is not None

@@ -114,6 +114,17 @@ def test_checkpoints_of_steps_resume_under_accumulation(shards: Path, tmp_path: 
     assert run(tmp_path / "b", tmp_path / "whole" / "step=6.ckpt") == whole[BATCHES + 6 :]
 
 
+def test_resuming_with_other_workers_warns(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = SaveOnce("on_train_batch_end", 2, tmp_path / "saved.ckpt")
+    fit(module(shards), tmp_path, max_steps=2, callbacks=[save])
+    for workers in (1, 2):
+        assert "num_workers" not in caplog.text
+        fit(module(shards, num_workers=workers), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
+    assert "num_workers" in caplog.text
+
+
 def test_several_evaluation_sets(shards: Path, tmp_path: Path) -> None:
     data = module(shards, val={"one": str(shards), "zwei": str(shards / "dataset.json")}, limit_samples=6)
     assert data.eval_names == ("one", "zwei")
