@@ -1,8 +1,8 @@
 """Paint the small world's data sets.
 
 ``toy_train`` and ``toy_val`` hold only the base categories; ``toy_open`` holds all of them and looks
-different, as ADE20K does from COCO. They are painted in COCO's panoptic layout, then packed like any data set of that
-layout. Imports no torch.
+different, as ADE20K does from COCO. They are painted in the panoptic layout of COCO and packed like any such
+data set. Imports no torch.
 """
 
 from __future__ import annotations
@@ -82,20 +82,30 @@ def vocabulary(novel: bool) -> Vocabulary:
 def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path:
     """Paint one set and pack it into ``folder/toy_NAME``, unless it is there already. Returns its folder.
 
+    It appears there complete; an interrupted run leaves nothing.
+
     Raises:
-        DataError: the folder holds another or a damaged set, or another process is writing to it.
+        DataError: the folder holds another or a damaged set, or something else.
     """
     out, origin = folder / f"toy_{toy_set.name}", f"odise_pl.toyworld, seed {seed}"
     if not (out / FILE_NAME).exists():
-        with tempfile.TemporaryDirectory(prefix="toyworld_") as name:
-            root = Path(name)
-            _paint(toy_set, root, seed, workers)
-            source = read_coco(root, toy_set.name, "annotation")
-            classes = vocabulary(toy_set.novel)
-            source = replace(source, dataset="toy", vocabulary=classes, annotations=origin)
-            prepare(source, out, workers, _SHARD_BYTES, skip_bad=False)
+        if out.exists():
+            raise DataError(f"{out} exists, but is no data set: delete it, or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{out.name}_") as name:
+            _pack(toy_set, Path(name), origin, seed, workers).rename(out)
     _check(out, toy_set.count, origin)
     return out
+
+
+def _pack(toy_set: ToySet, root: Path, origin: str, seed: int, workers: int) -> Path:
+    """Paint a set and pack it in a temporary folder."""
+    coco, shards = root / "coco", root / "shards"
+    _paint(toy_set, coco, seed, workers)
+    source = read_coco(coco, toy_set.name, "annotation")
+    source = replace(source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=origin)
+    prepare(source, shards, workers, _SHARD_BYTES, skip_bad=False)
+    return shards
 
 
 def _check(out: Path, count: int, origin: str) -> None:
