@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -79,7 +78,7 @@ def _results(folder: Path) -> ResultTable:
     try:
         return result_table([json.loads(path.read_text(encoding="utf-8")) for path in paths])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'results'} is damaged ({error!r}): delete {folder} to train again") from error
+        raise UserError(f"{folder / 'results'} is damaged ({error!r}): delete {folder}") from error
 
 
 def draw_pictures(network: Path, shards: Path, rows: int) -> Image.Image:

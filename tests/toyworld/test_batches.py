@@ -134,9 +134,7 @@ def test_regions_show_patches_of_what_their_captions_name(monkeypatch: pytest.Mo
 
 def test_views_of_a_mosaic_are_parts_and_their_parts_move_along() -> None:
     part = (0, 32, 3, 128)
-    tiles = [
-        View(torch.full((1, 3, 128, 128), n / 4), f"view {n}", [(part, f"part {n}")]) for n in range(3)
-    ]
+    tiles = [View(torch.full((1, 3, 128, 128), n / 4), f"view {n}", [(part, f"part {n}")]) for n in range(3)]
     whole = mosaic([*tiles, View(torch.ones(1, 3, 128, 128), None, [])])
     assert whole.caption is None
     assert whole.image.shape == (1, 3, 128, 128)
