@@ -14,7 +14,7 @@ CODE := odise_pl tests scripts $(wildcard *.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate demo paper-tables lint format test lock clean distclean
+.PHONY: help install train evaluate demo lint format test lock clean distclean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,10 +28,7 @@ evaluate: $(STAMP)  ## Run evaluate.py: make evaluate ARGS="ckpt=PATH data=NAME"
 	$(BIN)/python evaluate.py $(ARGS)
 
 demo: $(STAMP)  ## Paint a small world, train on it, evaluate and draw pictures, in minutes and offline
-	$(BIN)/python -m odise_pl.toyworld.demo $(ARGS)
-
-paper-tables: $(STAMP)  ## The paper's comparisons on the small world, in docs/toy_results.md; takes hours, goes on when run again
-	$(BIN)/python -m odise_pl.toyworld.tables $(ARGS)
+	$(BIN)/python -m odise_pl demo $(ARGS)
 
 lint: $(STAMP)  ## Check style, types and the layers
 	$(BIN)/ruff check $(CODE)

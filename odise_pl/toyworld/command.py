@@ -40,14 +40,16 @@ def demo(
         Supervision, typer.Argument(help="what names are learned from")
     ] = Supervision.label,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the run  [default: runs/demo or runs/demo_caption]")
+        Path | None, typer.Option(help="folder of the run (default: runs/demo or runs/demo_caption)")
     ] = None,
     shards: Annotated[Path, typer.Option(help="folder of the painted data sets")] = Path("data/shards"),
     device: Annotated[Device, typer.Option(help="what trains")] = Device.cpu,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="of training, e.g. trainer.max_steps=100; may be repeated"
+            "--set",
+            metavar="KEY=VALUE",
+            help="setting of training, e.g. trainer.max_steps=100; may be repeated",
         ),
     ] = None,
 ) -> None:
@@ -55,8 +57,12 @@ def demo(
 
     Run it again to resume after an interruption.
     """
+    import logging
+
     from odise_pl.toyworld.demo import run_demo
 
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     name = "demo" if supervision is Supervision.label else "demo_caption"
     choices = [*([f"trainer={device.value}"] if device is Device.gpu else []), *(settings or ())]
     run_demo(supervision.value, out or Path("runs", name), shards, choices)
@@ -84,7 +90,8 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="folder of the weights; existing ones are overwritten")],
     work: Annotated[Path, typer.Option(help="folder of checkpoints and logs")] = Path("runs/pretrain"),
     steps: Annotated[
-        int | None, typer.Option(min=1, help="optimiser steps  [default: as for the weights in the package]")
+        int | None,
+        typer.Option(min=1, help="optimiser steps (default: about as many as the packaged weights took)"),
     ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     precision: Annotated[
@@ -96,11 +103,13 @@ def pretrain(
 
     Run it again to resume from --work; delete that folder to start over.
     """
+    import logging
     from dataclasses import replace
 
     from odise_pl.toyworld.pretraining.run import RECIPES
     from odise_pl.toyworld.pretraining.run import pretrain as run
 
+    logging.getLogger("lightning").setLevel(logging.WARNING)
     recipe = RECIPES[model]
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     run(model, recipe, out, work, accelerator, precision)
@@ -108,7 +117,7 @@ def pretrain(
 
 @app.command()
 def grade(
-    models: Annotated[list[Model] | None, typer.Argument(help="which ones  [default: all]")] = None,
+    models: Annotated[list[Model] | None, typer.Argument(help="which ones (default: all)")] = None,
     weights: Annotated[
         Path, typer.Option(help="folder of the models", show_default="those in the package")
     ] = WEIGHTS,

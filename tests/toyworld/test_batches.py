@@ -11,7 +11,7 @@ from odise_pl.models.backbones.stable_diffusion import tokenize as tokenize_padd
 from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.models import CLIP, DIFFUSION, VOCABULARY
-from odise_pl.toyworld.pretraining import regions
+from odise_pl.toyworld.pretraining import regions, unet
 from odise_pl.toyworld.pretraining.clip import PATCHES, clip_batch
 from odise_pl.toyworld.pretraining.corpus import Corpus, Detail, paint_corpus
 from odise_pl.toyworld.pretraining.regions import View, mosaic, regions_batch
@@ -97,15 +97,16 @@ def test_views_are_pictures_and_at_most_two_details_of_each(corpus: Corpus) -> N
     assert [captions for _, captions in views(corpus)] == written
 
 
-def test_views_are_encoded_both_ways_at_half_size_and_some_whole() -> None:
-    pictures = paint_corpus(96, workers=1)
+def test_views_are_encoded_both_ways_at_half_size_and_some_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unet, "_AT_ONCE", 4)
+    pictures = paint_corpus(4, workers=1)
+    every = list(views(pictures))
     vae = build_diffusion(DIFFUSION).vae
     vae.register_to_config(scaling_factor=2.0)
     latents = encode_views(vae, pictures)
-    every = list(views(pictures))
     assert list(latents.captions) == [captions for _, captions in every]
     assert latents.half.shape == (len(every), 2, 16, 8, 8)
-    assert len(pictures) / 2 < len(latents.whole) < len(every)
+    assert len(latents.whole) == 4 < len(every)
     image = 2 * pixels([every[3][0]]) - 1
     with torch.no_grad():
         plain, mirrored = (2 * vae.encode(x).latent_dist.mean[0] for x in (image, image.flip(-1)))

@@ -16,10 +16,11 @@ from odise_pl.toyworld.command import app
 from odise_pl.toyworld.things import THINGS
 
 
+@pytest.mark.slow
 def test_packaged_models_are_small_and_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(grade, "THINGS", THINGS[:4])  # for the UNet
     sheet = tmp_path / "sheet.png"
-    lines = list(grade.grade(["clip", "vae", "unet"], WEIGHTS, count=60, each=2, steps=20, sheet=sheet))
+    lines = list(grade.grade(["clip", "vae", "unet"], WEIGHTS, count=100, each=2, steps=20, sheet=sheet))
     crops, masks, ratio, drawn = (float(line.split()[1]) for line in lines)
     assert crops >= 90
     assert masks >= 75
