@@ -123,7 +123,7 @@ def _background(
 def _layout(
     size: tuple[int, int], random: np.random.Generator, style: Style, world: World
 ) -> tuple[list[Stuff], list[NDArray[np.float64]]]:
-    """Categories from top to bottom, and for each but the last the row of its lower border in every column."""
+    """Categories from top to bottom, and the row of the border below each but the last in every column."""
 
     def one(place: str) -> Stuff:
         choices = [stuff for stuff in world.stuff if stuff.place == place]
