@@ -241,8 +241,9 @@ def test_names_and_places_mix_and_classes_get_other_names(
     overrides = options(
         checkpoint,
         benchmark_shards,
-        f"data=[pas21,{scene_shards}]",
-        f"data.val.{scene_shards.name}={{shards:{scene_shards},vocabulary:{names},short_side:48}}",
+        "data=pas21",
+        f"+data.val.{scene_shards.name}={scene_shards}",
+        f"vocabulary.eval={{{scene_shards.name}: {names}}}",
     )
     evaluate(composed("evaluate", tmp_path, overrides), overrides)
     found = results(tmp_path)
