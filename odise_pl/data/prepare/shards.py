@@ -25,7 +25,8 @@ from odise_pl.data.prepare.source import Members
 from odise_pl.data.records import DataError
 from odise_pl.files import atomic_write, write_bytes, write_text
 
-_WORK = ".prepare"  # holds unfinished shards and what the finished ones are made from
+_WORK = ".prepare"  # folder of unfinished shards
+_MADE_FROM = f"{_WORK}/made_from"  # digest of what the finished ones are made from
 _LOCK = ".prepare.lock"
 _T = TypeVar("_T")
 
@@ -84,7 +85,7 @@ def output_folder(folder: Path) -> Iterator[None]:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    strangers = [] if (folder / _WORK).exists() else sorted(folder.glob("*.tar"))
+    strangers = [] if (folder / _MADE_FROM).exists() else sorted(folder.glob("*.tar"))
     if strangers:
         raise DataError(
             f"{folder} holds {strangers[0].name}, which this command has not written; use an empty folder "
@@ -107,14 +108,14 @@ def write_shards(
         DataError: the folder holds shards of an interrupted run with another source or options, or a source
             file cannot be read any more.
     """
-    work, digest = folder / _WORK, hashlib.sha256(repr(made_from).encode()).hexdigest()
-    note = work / "made_from"
+    digest = hashlib.sha256(repr(made_from).encode()).hexdigest()
+    note = folder / _MADE_FROM
     if note.exists() and note.read_text() != digest:
         raise DataError(
             f"{folder} holds shards of an interrupted run with other options, another source, or source "
             f"files that have changed since; repeat its command, delete the folder, or use another --out"
         )
-    work.mkdir(exist_ok=True)
+    note.parent.mkdir(exist_ok=True)
     write_text(note, digest)
     write = partial(_write_shard, folder=folder)
     return tuple(run_with_progress(write, plans, workers, "writing shards"))

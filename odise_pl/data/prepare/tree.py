@@ -92,16 +92,10 @@ class Tree:
 
     def beside(self, file: SourceFile, name: str) -> SourceFile | None:
         """The file ``name`` in the folder of another that :meth:`file` found; an archive may hold it."""
-        place = _join(self._archives.get(file.container, ""), file.name)
-        place = place.removesuffix(file.path.name) + name
+        parent = "" if file.container.is_dir() else self._archives[file.container]
+        place = _join(parent, file.name).removesuffix(file.path.name) + name
         loose = [SourceFile(root, place) for root in self.roots if (root / place).is_file()]
-        packed = [
-            SourceFile(archive, one)
-            for archive, parent in self._archives.items()
-            for one in open_archive(archive).names
-            if _join(parent, one) == place
-        ]
-        return _only(name, loose or packed)
+        return _only(name, loose or self._packed_files(place, exact=True))
 
     def need_folder(self, path: str, archive: str) -> Folder:
         """As :meth:`folder`; DataError if it is missing, with the ``archive`` that it comes from."""
@@ -131,11 +125,17 @@ class Tree:
 
     def _files(self, path: str) -> list[SourceFile]:
         loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
-        return loose or [
-            SourceFile(archive, name)
+        return loose or self._packed_files(path)
+
+    def _packed_files(self, path: str, exact: bool = False) -> list[SourceFile]:
+        """Files in archives whose path ends in ``path``, or is exactly that."""
+        places = (
+            (SourceFile(archive, name), f"/{_join(parent, name)}")
             for archive, parent in self._archives.items()
             for name in open_archive(archive).names
-            if f"/{_join(parent, name)}".endswith(f"/{path}")
+        )
+        return [
+            file for file, place in places if (place == f"/{path}" if exact else place.endswith(f"/{path}"))
         ]
 
     def _packed_folders(self, path: str) -> Iterator[Folder]:

@@ -135,9 +135,10 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with FileLock(out / shards._LOCK), pytest.raises(DataError, match=f"another run is writing to {out}"):
         pack(coco.root, out)
     (out / "other.tar").touch()
+    (out / shards._WORK).mkdir()
     with pytest.raises(DataError, match=r"holds other\.tar"):
         pack(coco.root, out)
-    assert [path.name for path in out.iterdir()] == ["other.tar"]
+    assert sorted(path.name for path in out.iterdir()) == [shards._WORK, "other.tar"]
 
 
 def test_skip_bad_writes_the_rest_and_counts(tmp_path: Path) -> None:
