@@ -20,21 +20,18 @@ from benchmark_shards import BENCHMARKS
 from interruptions import run, started, wait_for
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from odise_pl.runs.settings import check_evaluation
-from omegaconf import DictConfig
-from safetensors.torch import save_file
 from trained import ROOT, composed
 
 from odise_pl.distributed.shutdown import Preempted
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.runs.checks import check_evaluation
 
 
 def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
     return [
         f"ckpt={checkpoint}",
         f"paths.shards={shards}",
-        "paths.cache=null",
         "data.num_workers=0",
         "data.eval_batch_size=2",  # of three images: the last batch is smaller, and one rank has it
         "trainer=cpu",
@@ -236,46 +233,24 @@ def test_taken_folders_are_refused_before_anything_is_predicted(
 def test_names_and_places_mix_and_classes_get_other_names(
     checkpoint: Path, benchmark_shards: Path, scene_shards: Path, tmp_path: Path
 ) -> None:
-    """A user's own open set beside a benchmark, the text embeddings in the cache."""
+    """A user's own open set beside a benchmark."""
     from odise_pl.evaluation.evaluate import evaluate
 
     names = tmp_path / "names.txt"
     names.write_text("0:ball,sphere\n1:crate\n2:heavens:stuff\n3:field,meadow:stuff\n")
-    weights, cache = tmp_path / "clip.safetensors", tmp_path / "cache"
     overrides = options(
         checkpoint,
         benchmark_shards,
         "data=pas21",
         f"+data.val.{scene_shards.name}={scene_shards}",
         f"vocabulary.eval={{{scene_shards.name}: {names}}}",
-        "clip=tiny",
-        f"clip.weights={weights}",
-        f"paths.cache={cache}",
     )
-    config = composed("evaluate", tmp_path, overrides)
-    save_file(_random_clip(config), weights)
-    evaluate(config, overrides)
+    evaluate(composed("evaluate", tmp_path, overrides), overrides)
     found = results(tmp_path)
     assert set(found) == {"pas21", scene_shards.name}
     rows = found[scene_shards.name]["per_class"]
     assert [row["class"] for row in rows] == ["ball", "crate", "heavens", "field"]
     assert all(row["seen"] for row in rows), "they are known by the data set's own names"
-    (model,) = (cache / "text").iterdir()
-    files = sorted(path.name for path in model.iterdir())
-    assert len(files) == 4  # two prompts for two sets
-    evaluate(config, overrides)
-    assert sorted(path.name for path in model.iterdir()) == files
-
-
-def _random_clip(config: DictConfig) -> dict[str, torch.Tensor]:
-    from hydra.utils import instantiate
-
-    from odise_pl.models.backbones.clip import build_clip
-
-    torch.manual_seed(0)
-    return {
-        n: t.contiguous() for n, t in build_clip(instantiate(config.clip.architecture)).state_dict().items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -291,7 +266,6 @@ def _random_clip(config: DictConfig) -> dict[str, torch.Tensor]:
         (["ckpt=a", "captioner=heuristic", "captioner.vocabulary=x.txt"], r"captioner\.vocabulary: .*x\.txt"),
         (["ckpt=last"], r"last\.ckpt is not there; in a sweep, .*name the file"),
         (["ckpt=a", f"save_predictions={__file__}"], r"save_predictions=.*is a file, not a folder; choose"),
-        (["ckpt=a", f"paths.cache={__file__}/x"], r"paths\.cache=.*is a file, not a folder.*null"),
         (["ckpt=a", "data=shards", "data.val=x/my_open"], r"prepare coco --root COCO --split val2017"),
     ],
 )
