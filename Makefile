@@ -36,7 +36,7 @@ paper-tables: $(STAMP)  ## The paper's comparisons on the small world, in docs/t
 lint: $(STAMP)  ## Check style, types and the layers
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy odise_pl $(wildcard *.py)
+	$(BIN)/mypy odise_pl tests/parity $(wildcard *.py)
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## Format the code and fix what can be fixed by itself
