@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
 from odise_pl.models.backbones.diffusion_settings import (
     BackboneSettings,
@@ -61,6 +61,14 @@ class HeadSettings:
     layers: int = 9
     heads: int = 8
     feedforward: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_number(f"model.head.{name}", value, 1)
+        if self.channels % 32 or self.channels % self.heads:
+            raise SettingError(
+                f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
+            )
 
     def pixel_decoder(self, in_channels: int) -> PixelDecoder:
         """The pixel decoder for a pyramid of ``in_channels``."""

@@ -68,6 +68,8 @@ class FeaturePyramid(nn.Module):
             raise SettingError(
                 f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}"
             )
+        if channels % (32 * reduction):
+            raise SettingError(f"backbone.channels={channels} must be a multiple of {32 * reduction}")
         self.channels = channels
         self.projections = nn.ModuleList(
             Bottleneck(tap.channels, channels, channels // reduction) for tap in taps
