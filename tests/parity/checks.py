@@ -1,142 +1,156 @@
-"""What was compared with what, and how far apart they are."""
+"""Comparisons with a record, and every tolerance they are held to.
+
+Differences are relative to the largest recorded value. Run again with another convolution library, the
+original moves its own features by 5e-6, masks by 1e-5, losses by 1.3e-6 and norms of gradients by 1.1e-3.
+Single elements of gradients move by up to 7 % of the largest, because ReLUs and sampling points within
+rounding of a threshold decide otherwise; so gradients are compared by norm and direction. ``STAGE``,
+``LOSS`` and ``STEP`` leave a factor of five to twenty.
+
+The mask decoder thresholds its masks, and a logit within rounding of zero may fall on either side. Such a
+flip moves one query by up to 5 % and, through self-attention, the others a little. Where all masks of a
+training step are recorded, those are thresholded instead of ours, and the strict tolerances hold
+(:class:`~tests.parity.predictions.RecordedThresholds`). Elsewhere a share of the values may be further off.
+The ``FLIPPED`` tolerances were measured on the small records with noise on the feature pyramid that moves
+masks by 1e-5, as rounding does, to 1e-4. In 720 runs at most 22 % of a prediction moved by more than 1e-3;
+in 240 of them 10 % of the instances' scores moved by more than 1e-2, and 1 % of a panoptic map changed. In
+30 training steps flips moved losses by up to 1.5e-3, norms by 2.3e-2 and directions by 1.9e-3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STAGE = 1e-4  # where nothing is thresholded, and for a stage that was fed what was recorded
-END_TO_END = 1e-3  # from the image, behind the thresholds of the mask decoder
-LOSS = 1e-5
-GRADIENT = 5e-3  # of a gradient's norm; the original reproduces its own to 1.1e-3
-DIRECTION = 5e-4  # 1 - cosine of a gradient: an angle of 1.8 degrees, or 3 % of the norm beside it
-UNDECIDED = 1e-3  # largest share of elements that may fall on the other side of a threshold
+# A name, our tensor, and the recorded one or None if the record lacks it.
+Compared = tuple[str, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far results may be from a record.
+
+    Attributes:
+        value: largest difference of a value.
+        share: share of the values that may differ by more.
+        pixels: share of the elements of discrete maps that may differ.
+    """
+
+    value: float
+    share: float = 0.0
+    pixels: float = 1e-3
+
+
+class StepTolerance(NamedTuple):
+    """How far a training step may be from a record; ``direction`` is 1 - cosine of a gradient."""
+
+    outputs: Tolerance
+    loss: Tolerance
+    norm: float
+    direction: float
+
+
+EQUAL = Tolerance(0.0, pixels=0.0)
+STAGE = Tolerance(1e-4)
+LOSS = Tolerance(1e-5)
+STEP = StepTolerance(STAGE, LOSS, norm=5e-3, direction=5e-4)
+LATER_STEPS = Tolerance(5e-4)  # of total losses; a learning rate that is 1 % off moves them by 1e-3
+
+FLIPPED = Tolerance(1e-3, share=0.25)
+FLIPPED_RESULTS = Tolerance(1e-2, share=0.1, pixels=0.05)
+FLIPPED_STEP = StepTolerance(FLIPPED, Tolerance(2e-3), norm=2.5e-2, direction=2.5e-3)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison.
+    """One line of the table.
 
     Attributes:
         stage: what was compared.
-        difference: the largest, relative to the record's maximum; of discrete results the share that
-            differs.
+        difference: the largest one, or the share that differs; infinite for NaN and other shapes.
         tolerance: how large it may be.
-        note: what else there is to say.
-        wrong: discrete results that differ though no threshold was near.
+        note: which of several is the worst, and the like.
     """
 
     stage: str
     difference: float
     tolerance: float
     note: str = ""
-    wrong: int = 0
 
     @property
     def ok(self) -> bool:
-        """Within tolerance; NaN never is."""
-        return self.difference <= self.tolerance and not self.wrong
+        """Within tolerance."""
+        return self.difference <= self.tolerance
 
 
-def relative(ours: Tensor, recorded: Tensor) -> float:
-    """Largest difference over the record's largest value; infinite for other shapes, NaN for NaN."""
+def compare(stage: str, ours: Tensor, recorded: Tensor | None, tolerance: Tolerance = STAGE) -> list[Check]:
+    """One check, or none if nothing was recorded."""
+    return worst(stage, [("", ours, recorded)], tolerance)
+
+
+def worst(stage: str, pairs: Iterable[Compared], tolerance: Tolerance = STAGE) -> list[Check]:
+    """One check of all recorded tensors, each relative to its largest value; none if nothing was recorded."""
+    found = {name: _differences(own, held) for name, own, held in pairs if held is not None}
+    largest = {name: float(x.max()) if x.numel() else 0.0 for name, x in found.items()}
+    if not tolerance.share:
+        return furthest(stage, largest, tolerance.value)
+    shares = {name: float((x > tolerance.value).sum()) / max(x.numel(), 1) for name, x in found.items()}
+    note = f"share beyond {tolerance.value:.0e}, the largest {max(largest.values(), default=0.0):.1e}"
+    return furthest(stage, shares, tolerance.share, note)
+
+
+def _differences(ours: Tensor, recorded: Tensor) -> Tensor:
     if ours.shape != recorded.shape:
-        return float("inf")
-    if not recorded.numel():
-        return 0.0
-    ours, recorded = ours.detach().double(), recorded.double()
-    scale = recorded.abs().max()
-    return float((ours - recorded).abs().max() / (scale if scale > 0 else 1.0))
+        return torch.tensor([math.inf])
+    ours, recorded = ours.detach().double(), recorded.detach().double()
+    scale = float(recorded.abs().max()) if recorded.numel() else 0.0
+    return ((ours - recorded).abs() / (scale or 1.0)).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def compare(
-    stage: str, ours: Tensor, recorded: Tensor | None, tolerance: float = STAGE, note: str = ""
+def furthest(stage: str, found: Mapping[str, float], tolerance: float, note: str = "") -> list[Check]:
+    """One check of the largest of some numbers by name; none if there are none."""
+    if not found:
+        return []
+    name = max(found, key=found.__getitem__)
+    count = f"{len(found)} compared, the worst {name}" if len(found) > 1 else ""
+    return [Check(stage, found[name], tolerance, "; ".join(filter(None, [count, note])))]
+
+
+def compare_maps(
+    stage: str, ours: Tensor, recorded: Tensor | None, tolerance: Tolerance = EQUAL
 ) -> list[Check]:
-    """One check, or none where nothing was recorded."""
+    """One check of discrete tensors, or none if nothing was recorded."""
     if recorded is None:
         return []
     if ours.shape != recorded.shape:
         note = f"{tuple(ours.shape)}, recorded {tuple(recorded.shape)}"
-    return [Check(stage, relative(ours, recorded), tolerance, note)]
+        return [Check(stage, math.inf, tolerance.pixels, note)]
+    differ = int((ours != recorded).sum())
+    note = f"{differ} of {recorded.numel()} differ" if differ else ""
+    return [Check(stage, differ / max(recorded.numel(), 1), tolerance.pixels, note)]
 
 
-def worst(
-    stage: str, pairs: Iterable[tuple[str, Tensor, Tensor]], tolerance: float, note: str = ""
-) -> list[Check]:
-    """One check of many tensors, (name, ours, recorded), each relative to its own maximum."""
-    found = [(name, relative(ours, recorded)) for name, ours, recorded in pairs]
-    return furthest(stage, found, tolerance, note)
+def equal(stage: str, wrong: int, total: int, note: str = "") -> Check:
+    """A check that none of ``total`` is wrong."""
+    return Check(stage, wrong / max(total, 1), 0.0, note)
 
 
-def furthest(stage: str, found: Sequence[tuple[str, float]], tolerance: float, note: str = "") -> list[Check]:
-    """One check of many differences, (name, difference)."""
-    if not found:
-        return []
-    # NaN compares with nothing: it has to win by hand
-    name, difference = max(found, key=lambda item: float("inf") if item[1] != item[1] else item[1])
-    count = f"{len(found)} compared, the worst {name}" if len(found) > 1 else ""
-    return [Check(stage, difference, tolerance, "; ".join(filter(None, [count, note])))]
-
-
-def equal(stage: str, differing: int, total: int, note: str = "") -> Check:
-    """Discrete results that have to be equal."""
-    return Check(stage, differing / max(total, 1), 0.0, note, wrong=differing)
-
-
-def equal_tensors(stage: str, ours: Tensor, recorded: Tensor | None) -> list[Check]:
-    """Integer tensors that have to be equal; none where nothing was recorded."""
-    if recorded is None:
-        return []
-    if ours.shape != recorded.shape:
-        return [equal(stage, 1, 1, f"{tuple(ours.shape)}, recorded {tuple(recorded.shape)}")]
-    return [equal(stage, int((ours != recorded).sum()), recorded.numel())]
-
-
-def near(values: Tensor, tolerance: float) -> Tensor:
-    """Where logits are so close to zero that a difference within the tolerance may turn the decision."""
-    return values.abs() < tolerance * values.abs().max()
-
-
-def agree_where_decided(
-    stage: str, ours: Tensor, recorded: Tensor, undecided: Tensor, what: str = "pixels"
-) -> Check:
-    """Discrete maps that are equal but for few elements whose decision is close.
-
-    Args:
-        stage: name of the check.
-        ours, recorded: of one shape.
-        undecided: bool, where a difference within the tolerance may turn the decision.
-        what: the elements, in words.
-    """
-    if ours.shape != recorded.shape:
-        return equal(stage, 1, 1, f"{tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
-    differs = ours != recorded
-    number, total = int(differs.sum()), max(differs.numel(), 1)
-    note = f"{number} of {total} {what} undecided" if number else ""
-    return Check(stage, number / total, UNDECIDED, note, wrong=int((differs & ~undecided).sum()))
+def number(value: float) -> Tensor:
+    """A recorded number as a tensor."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def table(results: Sequence[tuple[str, Check]]) -> str:
-    """Lines of (case, check) as text."""
-    head = ("case", "stage", "difference", "tolerance", "", "")
-    lines = [head, *(_line(case, check) for case, check in results)]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]).rstrip()
-        for line in lines
-    )
+    """Lines of (case, check)."""
+    rows = [("case", "stage", "difference", "tolerance", "", ""), *(_row(*result) for result in results)]
+    return "\n".join(f"{a:<27} {b:<49} {c:>10} {d:>9} {e:<6} {f}".rstrip() for a, b, c, d, e, f in rows)
 
 
-def _line(case: str, check: Check) -> tuple[str, ...]:
-    note = f"{check.wrong} wrong; {check.note}".rstrip("; ") if check.wrong else check.note
-    tolerance = f"{check.tolerance:.0e}" if check.tolerance else "equal"
+def _row(case: str, check: Check) -> tuple[str, str, str, str, str, str]:
+    tolerance = f"{check.tolerance:.1e}" if check.tolerance else "equal"
     state = "ok" if check.ok else "NOT OK"
-    return (case, check.stage, f"{check.difference:.1e}", tolerance, state, note)
-
-
-def stacked(values: Iterable[float]) -> Tensor:
-    """Recorded numbers as a tensor."""
-    return torch.tensor(list(values), dtype=torch.float64)
+    return case, check.stage, f"{check.difference:.1e}", tolerance, state, check.note

@@ -1,4 +1,4 @@
-"""Cases of the losses alone: costs, matches, losses and gradients of recorded predictions."""
+"""The losses at recorded points, and cases of them alone: costs, matches, losses and gradients."""
 
 from __future__ import annotations
 
@@ -10,66 +10,117 @@ import torch
 from torch import Tensor
 
 from odise_pl.losses.criterion import LossWeights, MaskLosses, SetCriterion
+from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.models.ops.points import Uniform, uncertain_points
 from odise_pl.structures import MaskPredictions, Targets
-from tests.parity.checks import LOSS, STAGE, Check, compare, stacked, worst
-from tests.parity.points import TERMS, NotingMatcher, fixed_criterion, match_check, suffix
+from tests.parity.checks import LOSS, Check, compare, equal, number, worst
 from tests.parity.records import Case, RecordError
 
+TERMS = {"loss_ce": "classification", "loss_mask": "mask", "loss_dice": "dice"}  # recorded name, our field
 SEEDS = range(1000)  # tried in turn for the "seed" mode of a record that does not name its seed
 
 
 def check_criterion(case: Case) -> list[Check]:
     """Costs, matches, losses and gradients of every recorded set of predictions, in every mode."""
-    places = [
-        name.removesuffix("outputs/pred_masks")
-        for name in case.tensors
-        if name.endswith("outputs/pred_masks")
-    ]
-    return [check for place in places for check in _criterion_checks(case, place)]
+    mark = "outputs/pred_masks"
+    places = [name.removesuffix(mark) for name in case.tensors if name.endswith(mark)]
+    return [check for place in places for check in _place_checks(place, case.under(place))]
 
 
-def _criterion_checks(case: Case, place: str) -> list[Check]:
-    pattern = re.compile(re.escape(place) + r"losses_unweighted_(\w+)/")
-    modes = dict.fromkeys(m[1] for m in map(pattern.match, case.facts) if m)
-    checks = [*_class_weight_checks(case, place), *_cost_checks(case, place), *_point_checks(case, place)]
+def _place_checks(place: str, case: Case) -> list[Check]:
+    modes = dict.fromkeys(m[1] for m in map(re.compile(r"losses_unweighted_(\w+)/").match, case.facts) if m)
+    checks = [*_cost_checks(place, case), *_point_checks(place, case)]
     for mode in modes:
-        checks += _mode_checks(case, place, mode)
+        checks += _mode_checks(f"{place}{mode}", case, mode)
     return checks
 
 
-def _predictions(case: Case, place: str) -> list[MaskPredictions]:
-    """The last prediction first, as the record's losses take them, then the earlier ones."""
-    held = case.tensors
-    prefixes = [f"{place}outputs/"]
-    while f"{place}outputs/aux_outputs/{len(prefixes) - 1}/pred_masks" in held:
-        prefixes.append(f"{place}outputs/aux_outputs/{len(prefixes) - 1}/")
-    nothing = torch.zeros(())
-    return [
-        MaskPredictions(
-            held[p + "pred_logits"].clone().requires_grad_(),
-            held[p + "pred_masks"].clone().requires_grad_(),
-            nothing,
-            nothing,
-        )
-        for p in prefixes
-    ]
+def _predictions(case: Case) -> list[MaskPredictions]:
+    """The last prediction first, in which order the record's losses are computed, then the earlier ones."""
+    earlier = len(case.numbered("outputs/aux_outputs", "/pred_masks"))
+    places = ["outputs/", *(f"outputs/aux_outputs/{i}/" for i in range(earlier))]
+    return [_prediction(case.under(place)) for place in places]
 
 
-def _targets(case: Case, place: str) -> list[Targets]:
-    labels = case.numbered(f"{place}targets", "/labels")
-    masks = case.numbered(f"{place}targets", "/masks")
-    return [Targets(labels[i], masks[i].bool()) for i in labels]
+def _prediction(part: Case) -> MaskPredictions:
+    logits, masks = (part.tensor(name).clone().requires_grad_() for name in ("pred_logits", "pred_masks"))
+    return MaskPredictions(logits, masks, torch.zeros(()), torch.zeros(()))
 
 
-def _class_weight_checks(case: Case, place: str) -> list[Check]:
-    """The class weights of the cross-entropy, as the record's loss kept them."""
-    recorded = case.tensors.get(f"{place}empty_weight")
-    if recorded is None:
+def _targets(case: Case) -> list[Targets]:
+    masks = case.numbered("targets", "/masks")
+    return [Targets(labels, masks[i].bool()) for i, labels in case.numbered("targets", "/labels").items()]
+
+
+def _cost_checks(place: str, case: Case) -> list[Check]:
+    points, output = case.tensors.get("points_matcher"), _predictions(case)[0]
+    if points is None:
         return []
-    own = torch.ones(len(recorded))
-    own[-1] = SetCriterion(NotingMatcher(1), LossWeights(), num_points=1).no_object_weight
-    return compare(f"{place}class weights", own, recorded)
+    matcher, pairs = NotingMatcher(points.shape[1]), []
+    for i, target in enumerate(_targets(case)):
+        own = matcher.costs(output.class_logits[i], output.mask_logits[i], target, always(points))
+        for name, field in (("class", "classification"), ("mask", "mask"), ("dice", "dice")):
+            recorded = case.tensors.get(f"cost_fixed/{i}/cost_{name}")
+            pairs.append((f"{name} of image {i}", getattr(own, field), recorded))
+    return worst(f"{place}costs", pairs)
+
+
+def _point_checks(place: str, case: Case) -> list[Check]:
+    part = case.under("uncertain_points_rand/").tensors
+    if not part.keys() >= {"logits", "coords"}:
+        return []
+    own = uncertain_points(part["logits"], part["coords"].shape[1], _seeded)
+    # topk leaves the order open
+    return compare(f"{place}uncertain points", _sorted(own), _sorted(part["coords"]))
+
+
+def _sorted(points: Tensor) -> Tensor:
+    keys = (points[..., 0].double() + 2 * points[..., 1].double()).argsort(dim=1)
+    return points.gather(1, keys.unsqueeze(2).expand_as(points))
+
+
+def _mode_checks(stage: str, case: Case, mode: str) -> list[Check]:
+    criterion, matcher, points = _criterion(case, mode)
+    outputs, targets = _predictions(case), _targets(case)
+    weighted = criterion(outputs, targets, points, range(len(targets)))
+    total = torch.stack([term for loss in weighted for term in vars(loss).values()]).sum()
+    total.backward()
+    checks = _loss_checks(stage, case.under(f"losses_unweighted_{mode}/"), weighted)
+    recorded = case.facts.get(f"total_weighted_{mode}")
+    if recorded is not None:
+        checks += compare(f"{stage}: total", total, number(recorded), LOSS)
+    matches = case.under(f"indices_{mode}/")
+    if matches.tensors:
+        pairs = [(matches.tensor(f"{i}/0"), matches.tensor(f"{i}/1")) for i in range(len(targets))]
+        checks.append(match_check(f"{stage}: matches", matcher.noted[:1], [pairs]))
+    for name, own in (("pred_logits", outputs[0].class_logits), ("pred_masks", outputs[0].mask_logits)):
+        gradient = own.grad if own.grad is not None else torch.zeros_like(own)
+        held = case.tensors.get(f"grad_{mode}/{name}")
+        checks += compare(f"{stage}: gradient of {name}", gradient, held)
+    return checks
+
+
+def _criterion(case: Case, mode: str) -> tuple[SetCriterion, NotingMatcher, Uniform]:
+    """The published losses in a mode of the records, and their source of points.
+
+    ``fixed`` takes the recorded points for all masks. The others keep the importance sampling: ``rand`` seeds
+    every draw by its size, ``seed`` the global generator once, before the matcher of the last prediction.
+    """
+    if mode == "fixed":
+        return fixed_criterion(case.tensor("points_matcher"), case.tensor("points_criterion"))
+    if mode not in ("rand", "seed"):
+        raise RecordError(f"unknown mode '{mode}' of the losses")
+    matcher = NotingMatcher(_count(case, "matcher"))
+    criterion = SetCriterion(matcher, LossWeights(), num_points=_count(case, "criterion"))
+    return criterion, matcher, _seeded if mode == "rand" else _drawn(_seed(case, criterion))
+
+
+def _count(case: Case, name: str) -> int:
+    """Points of a mask: as many as are recorded of any kind."""
+    for kind in (f"points_{name}", "points_matcher", "points_criterion", "uncertain_points_rand/coords"):
+        if kind in case.tensors:
+            return case.tensors[kind].shape[1]
+    raise RecordError(f"its record has no 'points_{name}', which says how many there are")
 
 
 def _seeded(*size: int) -> Tensor:
@@ -82,114 +133,80 @@ def _drawn(seed: int) -> Uniform:
     return lambda *size: torch.rand(*size, generator=generator)
 
 
-def _criterion(case: Case, place: str, mode: str) -> tuple[SetCriterion, NotingMatcher, Uniform]:
-    """The published losses in a mode of the records, and their source of points.
-
-    ``fixed`` takes the recorded points for all masks. The others keep the importance sampling: ``rand`` seeds
-    every draw by its size, ``seed`` the global generator once, before the matcher of the last prediction.
-    """
-    if mode == "fixed":
-        return fixed_criterion(*(case.tensor(f"{place}points_{n}") for n in ("matcher", "criterion")))
-    if mode not in ("rand", "seed"):
-        raise RecordError(f"case {case.name}: unknown mode '{mode}' of {place or 'the losses'}")
-    counts = [_count(case, place, name) for name in ("matcher", "criterion")]
-    matcher = NotingMatcher(counts[0])
-    criterion = SetCriterion(matcher, LossWeights(), num_points=counts[1])
-    return criterion, matcher, _seeded if mode == "rand" else _drawn(_seed(case, place, criterion))
-
-
-def _count(case: Case, place: str, name: str) -> int:
-    """Points of a mask: as many as are recorded of any kind."""
-    kinds = (f"points_{name}", "points_matcher", "points_criterion", "uncertain_points_rand/coords")
-    held = [case.tensors[place + kind] for kind in kinds if place + kind in case.tensors]
-    if not held:
-        raise RecordError(
-            f"{case.name}: its record has no '{place}points_{name}', which says how many there are"
-        )
-    return held[0].shape[1]
-
-
 @torch.no_grad()
-def _seed(case: Case, place: str, criterion: SetCriterion) -> int:
+def _seed(case: Case, criterion: SetCriterion) -> int:
     """The seed that the record names, else the first that gives its loss; 0 if none does."""
-    named = case.facts.get(f"{place}seed", case.facts.get("seed"))
-    wanted = case.facts.get(f"{place}losses_unweighted_seed/loss_mask")
-    if named is not None or wanted is None:
-        return int(named or 0)
-    last, targets = _predictions(case, place)[:1], _targets(case, place)
+    wanted = case.facts.get("losses_unweighted_seed/loss_mask")
+    if "seed" in case.facts or wanted is None:
+        return int(case.facts.get("seed", 0))
+    last, targets = _predictions(case)[:1], _targets(case)
     for seed in SEEDS:
         (loss,) = criterion(last, targets, _drawn(seed), range(len(targets)))
-        if abs(float(loss.mask) / LossWeights().mask - wanted) <= LOSS * wanted:
+        if abs(float(loss.mask) / LossWeights().mask - wanted) <= LOSS.value * wanted:
             return seed
     return 0
 
 
-def _mode_checks(case: Case, place: str, mode: str) -> list[Check]:
-    criterion, matcher, points = _criterion(case, place, mode)
-    outputs, targets = _predictions(case, place), _targets(case, place)
-    weighted = criterion(outputs, targets, points, range(len(targets)))
-    total = torch.stack([term for loss in weighted for term in vars(loss).values()]).sum()
-    total.backward()
-    stage = f"{place}{mode}"
-    checks = _loss_checks(case, place, mode, weighted)
-    recorded = case.facts.get(f"{place}total_weighted_{mode}")
-    if recorded is not None:
-        checks += compare(f"{stage}: total", total, stacked([recorded])[0], LOSS)
-    held = {i: case.tensors.get(f"{place}indices_{mode}/{i}/0") for i in range(len(targets))}
-    if all(x is not None for x in held.values()):
-        pairs = [
-            (case.tensors[f"{place}indices_{mode}/{i}/0"], case.tensors[f"{place}indices_{mode}/{i}/1"])
-            for i in held
-        ]
-        checks.append(match_check(f"{stage}: matches", matcher.noted[:1], [pairs]))
-    for name, own in (("pred_logits", outputs[0].class_logits), ("pred_masks", outputs[0].mask_logits)):
-        gradient = own.grad if own.grad is not None else torch.zeros_like(own)
-        checks += compare(
-            f"{stage}: gradient of {name}", gradient, case.tensors.get(f"{place}grad_{mode}/{name}")
-        )
-    return checks
-
-
-def _loss_checks(case: Case, place: str, mode: str, weighted: Sequence[MaskLosses]) -> list[Check]:
+def _loss_checks(stage: str, recorded: Case, weighted: Sequence[MaskLosses]) -> list[Check]:
     weights, last = LossWeights(), len(weighted) - 1
     order = [last, *range(last)]  # predictions as they were computed
-    prefix = f"{place}losses_unweighted_{mode}/"
     pairs = [
-        (name, getattr(loss, field) / getattr(weights, field), stacked([case.facts[prefix + name]])[0])
+        (name, (getattr(loss, field) / getattr(weights, field)).double(), number(recorded.facts[name]))
         for index, loss in zip(order, weighted, strict=True)
         for kind, field in TERMS.items()
-        if prefix + (name := kind + suffix(index, last)) in case.facts
+        if (name := kind + suffix(index, last)) in recorded.facts
     ]
-    return worst(f"{place}{mode}: losses", pairs, LOSS)
+    return worst(f"{stage}: losses", pairs, LOSS)
 
 
-def _cost_checks(case: Case, place: str) -> list[Check]:
-    held, output = case.tensors, _predictions(case, place)[0]
-    if f"{place}points_matcher" not in held:
-        return []
-    matcher = NotingMatcher(held[f"{place}points_matcher"].shape[1])
-    pairs = []
-    for i, target in enumerate(_targets(case, place)):
-        own = matcher.costs(
-            output.class_logits[i], output.mask_logits[i], target, lambda *_: held[f"{place}points_matcher"]
-        )
-        for name, field in (("class", "classification"), ("mask", "mask"), ("dice", "dice")):
-            recorded = held.get(f"{place}cost_fixed/{i}/cost_{name}")
-            if recorded is not None:
-                pairs.append((f"{name} of image {i}", getattr(own, field), recorded))
-    return worst(f"{place}costs", pairs, STAGE)
+class NotingMatcher(HungarianMatcher):
+    """A matcher that keeps its matches in ``noted`` and compares masks at given points, if any, [1, P, 2]."""
+
+    def __init__(self, num_points: int, points: Tensor | None = None) -> None:
+        super().__init__(num_points=num_points)
+        self.points, self.noted = points, list[list[Match]]()
+
+    def __call__(
+        self,
+        predictions: MaskPredictions,
+        targets: Sequence[Targets],
+        uniform: Uniform,
+        image_ids: Sequence[int],
+    ) -> list[Match]:
+        source = uniform if self.points is None else always(self.points)
+        self.noted.append(super().__call__(predictions, targets, source, image_ids))
+        return self.noted[-1]
 
 
-def _point_checks(case: Case, place: str) -> list[Check]:
-    logits = case.tensors.get(f"{place}uncertain_points_rand/logits")
-    coords = case.tensors.get(f"{place}uncertain_points_rand/coords")
-    if logits is None or coords is None:
-        return []
-    own = uncertain_points(logits, coords.shape[1], _seeded)
-    # topk leaves the order open
-    return compare(f"{place}uncertain points", _sorted(own), _sorted(coords))
+def always(points: Tensor) -> Uniform:
+    """A source of the same points [1, P, 2] for all masks."""
+    return lambda *size: points.expand(size[0], -1, -1)[:, : size[1]]
 
 
-def _sorted(points: Tensor) -> Tensor:
-    keys = (points[..., 0].double() + 2 * points[..., 1].double()).argsort(dim=1)
-    return points.gather(1, keys.unsqueeze(2).expand_as(points))
+def fixed_criterion(
+    matcher_points: Tensor, loss_points: Tensor
+) -> tuple[SetCriterion, NotingMatcher, Uniform]:
+    """The losses without importance sampling, and the source of their points."""
+    matcher = NotingMatcher(matcher_points.shape[1], matcher_points)
+    criterion = SetCriterion(
+        matcher, LossWeights(), num_points=loss_points.shape[1], oversample=1.0, importance=0.0
+    )
+    return criterion, matcher, always(loss_points)
+
+
+def suffix(index: int, last: int) -> str:
+    """What the records append to the name of a loss of prediction ``index`` of ``last`` + 1."""
+    return "" if index == last else f"_{index}"
+
+
+def match_check(
+    stage: str, noted: Sequence[Sequence[Match]], recorded: Sequence[Sequence[tuple[Tensor, Tensor]]]
+) -> Check:
+    """Whether matches are the recorded ones, prediction by prediction and image by image."""
+    wrong = total = 0
+    for ours, theirs in zip(noted, recorded, strict=True):
+        for match, (queries, targets) in zip(ours, theirs, strict=True):
+            total += len(queries)
+            same = match.queries.tolist() == queries.tolist() and match.targets.tolist() == targets.tolist()
+            wrong += 0 if same else max(len(queries), 1)
+    return equal(stage, wrong, total, f"{total} pairs")

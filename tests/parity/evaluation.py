@@ -1,58 +1,164 @@
-"""Evaluation cases: stage by stage from what is recorded, and end to end from the images."""
+"""Evaluation cases: every stage from its recorded input, and all of it from the images."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from odise_pl.models.heads.mask_decoder import DecoderOutput
-from tests.parity.checks import END_TO_END, STAGE, Check, worst
-from tests.parity.classifiers import all_results, classifier_checks, patch_check, recorded_masks
-from tests.parity.features import feature_checks, window_checks
-from tests.parity.heads import head_checks, mask_checks, pixel_checks, settled
-from tests.parity.inputs import REC, Evaluation
-from tests.parity.models import WeightFiles, model_of
+from odise_pl.models.classifiers import cosine_logits, fuse, max_over_synonyms, with_no_object
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from tests.parity.checks import FLIPPED, FLIPPED_RESULTS, STAGE, Check, compare, worst
+from tests.parity.features import Evaluation, feature_checks, window_checks
+from tests.parity.models import model_of
+from tests.parity.predictions import prediction_checks, use_recorded_thresholds
 from tests.parity.records import Case
+from tests.parity.results import result_checks
+
+PREDICTOR, CLIP_HEAD = "predictor/0/", "clip_head."
+PIXEL = "pixel_decoder/0/"
 
 
 @torch.no_grad()
-def check_evaluation(case: Case, files: WeightFiles) -> list[Check]:
+def check_evaluation(case: Case, weights: Path | None) -> list[Check]:
     """All checks of an evaluation case."""
-    run = Evaluation(case, model_of(case, files))
+    run = Evaluation(case, model_of(case, weights))
+    use_recorded_thresholds(run.model, case.tensors)
     return [
         *window_checks(run),
         *feature_checks(run),
-        *head_checks(run),
-        *classifier_checks(run),
+        *_head_checks(run),
+        *_classifier_checks(run),
         *_end_to_end_checks(run),
     ]
 
 
 def _end_to_end_checks(run: Evaluation) -> list[Check]:
-    stage = "end to end"
+    stage, model = "end to end", run.model
     images, sizes = run.canvas
-    pyramid = run.model.backbone(images)
-    recorded = {f"s{i + 2}": run.held(f"{REC}backbone.forward/0/out/s{i + 2}") for i in range(4)}
-    pairs = [
-        (name, own, x) for own, (name, x) in zip(pyramid, recorded.items(), strict=True) if x is not None
+    pyramid = model.backbone(images)
+    levels = zip(pyramid, _recorded_pyramid(run), strict=True)
+    features = model.pixel_decoder(pyramid)
+    outputs = model.mask_decoder(features)
+    logits = model.classify(outputs[-1], images, sizes, run.classes)
+    return [
+        *worst(f"{stage}: pyramid", [(f"s{i + 2}", own, held) for i, (own, held) in enumerate(levels)]),
+        *_pixel_checks(run, features, stage),
+        *prediction_checks(stage, outputs, run.case.tensors, FLIPPED),
+        *result_checks(run, stage, logits, outputs[-1].mask_logits, FLIPPED_RESULTS),
     ]
-    checks = worst(f"{stage}: pyramid", pairs, STAGE)
-    features = run.model.pixel_decoder(pyramid)
-    checks += pixel_checks(run, features, stage)
-    outputs = settled(run, features, END_TO_END)
-    checks += mask_checks(run, outputs, stage, END_TO_END, END_TO_END)
-    shown, patches = _shown_to_clip(run, outputs[-1])
-    logits = run.model.classify(replace(outputs[-1], mask_logits=shown), images, sizes, run.classes)
-    return checks + patches + all_results(run, stage, logits, outputs[-1].mask_logits, END_TO_END)
 
 
-def _shown_to_clip(run: Evaluation, output: DecoderOutput) -> tuple[Tensor, list[Check]]:
-    """The masks for masked CLIP: the recorded ones if the decision about a patch was close and differs."""
-    masks = recorded_masks(run)
-    if masks is None:
-        return output.mask_logits, []
-    check = patch_check(run, output.mask_logits, masks, END_TO_END)
-    turned = check.ok and check.difference > 0
-    return (masks if turned else output.mask_logits), [check]
+def _head_checks(run: Evaluation) -> list[Check]:
+    """Pixel decoder and mask decoder, each if all of its input is recorded."""
+    checks: list[Check] = []
+    pyramid = _recorded_pyramid(run)
+    held = [x for x in pyramid if x is not None]
+    if len(held) == len(pyramid):
+        checks += _pixel_checks(run, run.model.pixel_decoder(held), "pixel decoder (recorded pyramid)")
+    mask_features, levels = run.held(PIXEL + "mask_features"), _recorded_levels(run)
+    known = [x for x in levels if x is not None]
+    if mask_features is None or len(known) < len(levels):
+        return checks
+    outputs = run.model.mask_decoder(PixelFeatures(mask_features, known))
+    stage = "mask decoder (recorded features)"
+    return checks + prediction_checks(stage, outputs, run.case.tensors, FLIPPED)
+
+
+def _recorded_pyramid(run: Evaluation) -> list[Tensor | None]:
+    """s2..s5."""
+    return [run.held(f"backbone.forward/0/out/s{i}") for i in (2, 3, 4, 5)]
+
+
+def _recorded_levels(run: Evaluation) -> list[Tensor | None]:
+    levels = [run.held(f"{PIXEL}multi_scale_features/{i}") for i in range(3)]
+    if levels[0] is None:  # recorded under another name, too
+        levels[0] = run.held(PIXEL + "transformer_encoder_features")
+    return levels
+
+
+def _pixel_checks(run: Evaluation, features: PixelFeatures, stage: str) -> list[Check]:
+    """Mask features and levels."""
+    levels = zip(features.levels, _recorded_levels(run), strict=True)
+    return [
+        *compare(f"{stage}: mask features", features.mask_features, run.held(PIXEL + "mask_features")),
+        *worst(f"{stage}: levels", [(f"level {i}", own, held) for i, (own, held) in enumerate(levels)]),
+    ]
+
+
+def _classifier_checks(run: Evaluation) -> list[Check]:
+    """All stages between mask embeddings and results, each if its input is recorded."""
+    return [*_text_checks(run), *_diffusion_checks(run), *_clip_checks(run), *_fusion_checks(run)]
+
+
+def _text_checks(run: Evaluation) -> list[Check]:
+    projection, classes = run.model.text_projection, run.classes
+    texts, null = projection.proj(classes.mask_text.embeddings), projection.null_embed
+    checks: list[Check] = []
+    for head in ("category_head", "word_head"):
+        checks += compare("texts for the mask embeddings", texts, run.held(f"{head}/0/text_embed"))
+    if null is not None:
+        checks += compare("no-object text", projection.proj(null), run.held("category_head/0/null_embed"))
+    recorded = run.held(CLIP_HEAD + "pred_logits/0/text_embed")
+    return checks + compare("texts for masked CLIP", classes.clip_text.embeddings, recorded)
+
+
+def _diffusion_checks(run: Evaluation) -> list[Check]:
+    embed, scale = run.held(PREDICTOR + "mask_embed"), run.held(PREDICTOR + "logit_scale")
+    if embed is None or scale is None:
+        return []
+    text = run.classes.mask_text
+    logits = run.model.text_projection(embed, text.embeddings, text.counts, scale)
+    return compare("diffusion logits (recorded embeddings)", logits, _recorded_logits(run))
+
+
+def _recorded_logits(run: Evaluation) -> Tensor | None:
+    """Class logits of the mask embeddings, with the no-object class in the label model."""
+    label = run.held("cal_pred_logits/0")
+    return run.held("cal_pred_open_logits/0") if label is None else label
+
+
+def _recorded_masks(run: Evaluation) -> Tensor | None:
+    """Mask logits as masked CLIP saw them."""
+    masks = run.held(CLIP_HEAD + "get_mask_embed/0/mask")
+    return run.held(PREDICTOR + "pred_masks") if masks is None else masks
+
+
+def _clip_checks(run: Evaluation) -> list[Check]:
+    images, sizes = run.canvas
+    # the original shows all that any image of the batch covers
+    high, wide = (max(side) for side in zip(*sizes, strict=True))
+    recorded = run.held(CLIP_HEAD + "get_mask_embed/0/image")
+    checks = compare("image for masked CLIP", images[..., :high, :wide], recorded)
+    masks = _recorded_masks(run)
+    if masks is not None:
+        embed = run.model._clip_mask_embeddings(masks, images, sizes)
+        recorded = run.held(CLIP_HEAD + "get_mask_embed/0/mask_embed")
+        checks += compare("masked CLIP (recorded masks)", embed, recorded)
+    held, text = run.held(CLIP_HEAD + "pred_logits/0/mask_embed"), run.classes.clip_text
+    if held is None:
+        return checks
+    scale = run.model.clip.model.logit_scale.exp().clamp(max=100)
+    logits = max_over_synonyms(cosine_logits(held, text.embeddings, scale), text.counts)
+    recorded = run.held(CLIP_HEAD + "pred_logits/0/logits")
+    return checks + compare("CLIP logits (recorded embeddings)", logits, recorded)
+
+
+def _fusion_checks(run: Evaluation) -> list[Check]:
+    """Fused probabilities, and all results from what is recorded just before them."""
+    logits, clip = _recorded_logits(run), run.held(CLIP_HEAD + "pred_logits/0/logits")
+    recorded = run.held(CLIP_HEAD + "out/0/pred_open_logits")
+    if recorded is None:
+        return []
+    checks: list[Check] = []
+    if logits is not None and clip is not None:
+        fused = fuse(logits[..., : len(run.classes.isthing)], clip, run.classes.clip_share)
+        checks += compare("fusion (recorded logits)", fused, recorded.softmax(-1))
+    caption = run.model.mask_decoder.object_head is not None
+    objects = run.held(PREDICTOR + "pred_logits") if caption else logits
+    masks = run.held(PREDICTOR + "pred_masks")
+    if masks is None or objects is None:
+        return checks
+    final = with_no_object(recorded.softmax(-1), objects.softmax(-1)[..., -1:])
+    return checks + result_checks(run, "recorded logits", final, masks, STAGE)

@@ -1,87 +1,125 @@
-"""Windows and diffusion features of an evaluation case, from recorded windows, latents and conditioning."""
+"""An evaluation case with its network: windows, conditioning and diffusion features."""
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from tests.parity.checks import STAGE, Check, compare, equal_tensors, worst
-from tests.parity.inputs import LDM, REC, Evaluation
+from odise_pl.models.backbones.sliding_window import Window, cut_windows, plan_windows
+from odise_pl.models.odise import InferenceClasses, Odise, pad_images
+from odise_pl.structures import Size
+from tests.parity.checks import Check, compare, compare_maps, worst
+from tests.parity.models import vocabulary
+from tests.parity.records import Case
+
+LDM = "rec/ldm_extractor."
+EMBED = "rec/implicit_captioner.clip.embed_image"
+
+
+@dataclass
+class Evaluation:
+    """A case, its network and prepared inputs."""
+
+    case: Case
+    model: Odise
+
+    def held(self, name: str) -> Tensor | None:
+        """A recorded tensor, None if it was not kept."""
+        return self.case.tensors.get(f"rec/{name}")
+
+    @cached_property
+    def canvas(self) -> tuple[Tensor, list[Size]]:
+        return pad_images(self.case.images())
+
+    @cached_property
+    def plan(self) -> list[Window]:
+        height, width = self.canvas[0].shape[-2:]
+        return plan_windows(height, width, self.model.backbone.window)
+
+    @cached_property
+    def windows(self) -> list[Tensor]:
+        """Every window of all images at the diffusion model's size: [B, 3, S, S] each."""
+        cuts = cut_windows(self.canvas[0], self.plan, self.model.backbone.input_size)
+        return list(cuts.chunk(len(self.plan)))
+
+    @cached_property
+    def classes(self) -> InferenceClasses:
+        facts = self.case.facts
+        train = facts.get("train_labels")
+        test = vocabulary(self.case.fact("test_labels"), facts.get("thing_ids") or [])
+        return self.model.prepare(test, vocabulary(train) if train else None)
+
+    def output_size(self, index: int) -> Size:
+        facts, valid = self.case.facts, self.canvas[1][index]
+        place = f"inputs/{index}"
+        return int(facts.get(f"{place}/height", valid[0])), int(facts.get(f"{place}/width", valid[1]))
 
 
 def window_checks(run: Evaluation) -> list[Check]:
-    """Windows, and what each is told about itself."""
-    clip, captioner = run.model.clip, run.model.backbone.captioner
-    seen = run.held(LDM + "forward/0/img")
-    cuts = torch.tensor([astuple(window) for window in run.plan])
-    places = run.case.facts.get("windows")
-    checks = equal_tensors("places of windows", cuts, None if places is None else torch.tensor(places))
-    checks += compare("window", run.windows[0], seen) + compare(
-        "window for CLIP", run.windows[0], run.held(REC + "implicit_captioner.clip.embed_image/0/image")
-    )
-    embeds = run.case.numbered(REC + "implicit_captioner.clip.embed_image", "/image_embed")
-    checks += worst(
-        "CLIP image embedding",
-        [(f"window {i}", clip.encode_image(run.windows[i]), embed) for i, embed in embeds.items()],
-        STAGE,
-    )
-    contexts = run.case.numbered(LDM + "forward", "/cond_inputs")
-    times = run.case.numbered(LDM + "forward", "/cond_emb")
-    told = {i: captioner(run.windows[i]) for i in contexts.keys() | times.keys()}
-    checks += worst("conditioning", [(f"window {i}", told[i].context, x) for i, x in contexts.items()], STAGE)
-    return checks + worst(
-        "time conditioning",
-        [(f"window {i}", told[i].time, x) for i, x in times.items() if told[i].time is not None],
-        STAGE,
-    )
+    """Where windows are cut, their pixels, and what the captioner makes of them."""
+    clip, captioner, numbered = run.model.clip, run.model.backbone.captioner, run.case.numbered
+    cuts, places = torch.tensor([astuple(window) for window in run.plan]), run.case.facts.get("windows")
+    embeds = numbered(EMBED, "/image_embed")
+    contexts, times = numbered(LDM + "forward", "/cond_inputs"), numbered(LDM + "forward", "/cond_emb")
+    conditions = {i: captioner(run.windows[i]) for i in contexts.keys() | times.keys()}
+    return [
+        *compare_maps("places of windows", cuts, None if places is None else torch.tensor(places)),
+        *compare("window", run.windows[0], run.case.tensors.get(LDM + "forward/0/img")),
+        *compare("window for CLIP", run.windows[0], run.case.tensors.get(EMBED + "/0/image")),
+        *worst(
+            "CLIP image embedding",
+            [(f"window {i}", clip.encode_image(run.windows[i]), x) for i, x in embeds.items()],
+        ),
+        *worst("conditioning", [(f"window {i}", conditions[i].context, x) for i, x in contexts.items()]),
+        *worst(
+            "time conditioning",
+            [(f"window {i}", t, x) for i, x in times.items() if (t := conditions[i].time) is not None],
+        ),
+    ]
 
 
 def feature_checks(run: Evaluation) -> list[Check]:
     """The diffusion model, from recorded windows, latents and conditioning."""
     features, case = run.model.backbone.features, run.case
-    latents = case.numbered(LDM + "encode_to_latent", "/latent")
-    own = {i: features.encode(_window(run, i)) for i in latents}
-    checks = worst("latent", [(f"window {i}", own[i][0], x) for i, x in latents.items()], STAGE)
     steps = features.timesteps
+    latents = case.numbered(LDM + "encode_to_latent", "/latent")
+    encoded = {i: features.encode(_window(run, i)) for i in latents}
     noisy = case.numbered(LDM + "unet_forward", "/noisy_latent")
-    checks += worst(
-        "noisy latent",
-        [
-            (
-                f"step {steps[k % len(steps)]}",
-                features.add_noise(latents[k // len(steps)], steps[k % len(steps)]),
-                x,
-            )
-            for k, x in noisy.items()
-            if k // len(steps) in latents
-        ],
-        STAGE,
-    )
+    # all steps of the first window, then of the next
+    starts = {k: (latents.get(k // len(steps)), steps[k % len(steps)]) for k in noisy}
+    checks = [
+        *worst("latent", [(f"window {i}", encoded[i][0], x) for i, x in latents.items()]),
+        *worst(
+            "noisy latent",
+            [
+                (f"step {step}", features.add_noise(latent, step), noisy[k])
+                for k, (latent, step) in starts.items()
+                if latent is not None
+            ],
+        ),
+    ]
     recorded = case.numbered(LDM + "forward/0/features")
     if not recorded or 0 not in latents:
         return checks
-    found = [*own[0][1], *_unet(run, noisy, latents[0]), *features.decoder_features(latents[0])]
-    names = [tap.name for tap in features.taps]
-    return checks + worst(
-        "features (recorded latent)", [(names[i], found[i], x) for i, x in recorded.items()], STAGE
-    )
+    found = [*encoded[0][1], *_unet(run, noisy, latents[0]), *features.decoder_features(latents[0])]
+    pairs = [(features.taps[i].name, found[i], x) for i, x in recorded.items()]
+    return checks + worst("features (recorded latent)", pairs)
 
 
 def _window(run: Evaluation, index: int) -> Tensor:
-    recorded = run.held(f"{LDM}forward/{index}/img")
-    return run.windows[index] if recorded is None else recorded
+    return run.case.tensors.get(f"{LDM}forward/{index}/img", run.windows[index])
 
 
 def _unet(run: Evaluation, noisy: dict[int, Tensor], latent: Tensor) -> list[Tensor]:
     """UNet features of the first window at every step."""
-    features, found = run.model.backbone.features, []
+    features, held, found = run.model.backbone.features, run.case.tensors, []
+    own = run.model.backbone.captioner(_window(run, 0))
     for k, step in enumerate(features.timesteps):
-        context, extra = (run.held(f"{LDM}unet_forward/{k}/{name}") for name in ("context", "cond_emb"))
-        if context is None:
-            told = run.model.backbone.captioner(_window(run, 0))
-            context, extra = told.context, None if told.time is None else told.time[:, k]
+        context = held.get(f"{LDM}unet_forward/{k}/context", own.context)
+        extra = held.get(f"{LDM}unet_forward/{k}/cond_emb", None if own.time is None else own.time[:, k])
         start = noisy[k] if k in noisy else features.add_noise(latent, step)
         found += features.unet_features(start, step, context, extra)
     return found

@@ -1,9 +1,10 @@
-"""Cases of single stages: losses, grounding, results, texts and noun phrases."""
+"""Cases of single stages: grounding, texts and noun phrases."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -13,15 +14,11 @@ from odise_pl.models.backbones.latent_diffusion import noise_schedule
 from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion, tokenize
 from odise_pl.models.weights import read_checkpoint, tensors_of
 from tests.parity.architecture import clip_architecture, diffusion_architecture
-from tests.parity.checks import LOSS, STAGE, Check, compare, equal, equal_tensors
-from tests.parity.models import WeightFiles, frozen_files
+from tests.parity.checks import LOSS, Check, compare, compare_maps, equal
+from tests.parity.models import frozen_files
 from tests.parity.records import Case
-from tests.parity.results import result_checks, segments_of, thresholds
 
 RECORDED_CHARACTERS = 300  # the records' CLIP tokens are of texts cut to this length
-
-
-# Grounding
 
 
 def check_grounding(case: Case) -> list[Check]:
@@ -36,60 +33,45 @@ def check_grounding(case: Case) -> list[Check]:
             valid = torch.ones(words.shape[:2], dtype=torch.bool)
         else:
             valid = case.tensors.get(f"{place}/valid_mask", case.tensor("valid_mask")).bool()
-        loss = grounding_loss(masks, words, valid, scale)
-        checks += compare(f"loss ({place})", loss, recorded, LOSS)
+        checks += compare(f"loss ({place})", grounding_loss(masks, words, valid, scale), recorded, LOSS)
     return checks
-
-
-# Results
-
-
-def check_postprocess(case: Case) -> list[Check]:
-    """Semantic, panoptic and instance results of recorded logits."""
-    checks: list[Check] = []
-    for i in range(case.count("cases")):
-        prefix = f"cases/{i}"
-        facts = {name.removeprefix(prefix + "/"): value for name, value in case.facts.items()}
-        logits, masks = case.tensor(f"{prefix}/mask_cls"), case.tensor(f"{prefix}/mask_pred")
-        settings = thresholds(facts)
-        recorded = {
-            name.removeprefix(prefix + "/"): value
-            for name, value in case.tensors.items()
-            if name.startswith(prefix + "/")
-        }
-        recorded_all = {**recorded, "segments": segments_of(case.facts, f"{prefix}/segments_info")}
-        isthing = [k in case.fact(f"{prefix}/things") for k in range(logits.shape[1] - 1)]
-        checks += result_checks(prefix, logits, masks, isthing, settings, recorded_all, STAGE)
-    return checks
-
-
-# Texts
 
 
 @torch.no_grad()
-def check_text(case: Case, files: WeightFiles) -> list[Check]:
+def check_text(case: Case, weights: Path | None) -> list[Check]:
     """Tokens, both text encoders, CLIP's preprocessing and image embedding, and the noise schedule."""
     held, texts = case.tensors, case.fact("text")
-    diffusion, clip_file = frozen_files(case.folder, files)
-    models = load_diffusion(str(diffusion), diffusion_architecture(tensors_of(read_checkpoint(diffusion))))
-    clip = FrozenCLIP(load_clip(str(clip_file), clip_architecture(tensors_of(read_checkpoint(clip_file)))))
+    diffusion, clip_file = (str(path) for path in frozen_files(case.folder, weights))
+    models = load_diffusion(diffusion, diffusion_architecture(tensors_of(read_checkpoint(diffusion))))
+    clip = FrozenCLIP(load_clip(clip_file, clip_architecture(tensors_of(read_checkpoint(clip_file)))))
     encoder = models.text_encoder.eval()
-    checks = equal_tensors("tokens of the diffusion model", tokenize(texts), held.get("hf_tokens"))
-    short = tokenize([text[:RECORDED_CHARACTERS] for text in texts], pad=0)
-    checks += equal_tensors("tokens of CLIP", short, held.get("open_clip_tokens"))
-    checks += compare("text embedding", encode_prompts(encoder, texts), held.get("ldm_embed"))
-    checks += compare("empty text", encode_prompts(encoder, [""]), held.get("uncond"))
-    recorded = held.get("clip_text")
+    checks = [
+        *token_checks(case),
+        *schedule_checks(case),
+        *compare("text embedding", encode_prompts(encoder, texts), held.get("ldm_embed")),
+        *compare("empty text", encode_prompts(encoder, [""]), held.get("uncond")),
+    ]
+    recorded, image = held.get("clip_text"), held.get("clip_image_in")
     if recorded is not None:
         checks += compare("CLIP text embedding", clip.encode_text(texts[: len(recorded)]), recorded)
-    image = held.get("clip_image_in")
     if image is not None:
         checks += compare("CLIP preprocessing", clip.preprocess(image), held.get("clip_preprocessed"))
         checks += compare("CLIP image embedding", clip.encode_image(image), held.get("clip_image_embed"))
-    return checks + _schedule_checks(case)
+    return checks
 
 
-def _schedule_checks(case: Case) -> list[Check]:
+def token_checks(case: Case) -> list[Check]:
+    """Tokens of both text encoders."""
+    texts = case.fact("text")
+    short = [text[:RECORDED_CHARACTERS] for text in texts]
+    return [
+        *compare_maps("tokens of the diffusion model", tokenize(texts), case.tensors.get("hf_tokens")),
+        *compare_maps("tokens of CLIP", tokenize(short, pad=0), case.tensors.get("open_clip_tokens")),
+    ]
+
+
+def schedule_checks(case: Case) -> list[Check]:
+    """How much of the latent and of the noise there is at each step."""
     alphas, checks = noise_schedule(), list[Check]()
     for name, values in (
         ("sqrt_alphas_cumprod", alphas.sqrt()),
@@ -102,16 +84,13 @@ def _schedule_checks(case: Case) -> list[Check]:
     return checks
 
 
-# Noun phrases
-
-
 def check_noun_phrases(case: Case) -> list[Check]:
     """Phrases of texts with recorded parts of speech, as published."""
     from odise_pl.data.noun_phrases import chunks
 
     tags, wrong = case.fact("tags"), list[str]()
     recorded = [
-        (text, mode, found) for text, by in case.facts["phrases"].items() for mode, found in by.items()
+        (text, mode, found) for text, by in case.fact("phrases").items() for mode, found in by.items()
     ]
     for text, mode, found in recorded:
         tagged = [(token, tags.get(token, "NN")) for token in re.findall(r"\w+|[^\w\s]", text)]

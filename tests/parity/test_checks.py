@@ -1,83 +1,81 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from tests.parity.checks import (
-    Check,
-    agree_where_decided,
-    compare,
-    equal_tensors,
-    near,
-    relative,
-    table,
-    worst,
-)
+from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from tests.parity.checks import Check, Tolerance, compare, compare_maps, worst
+from tests.parity.predictions import RecordedThresholds
+from tests.parity.records import Case, kind_of
+
+ONE = torch.ones(1)
 
 
-def test_differences_are_relative_to_the_records_largest_value() -> None:
+def test_differences_are_relative_to_largest_recorded_value() -> None:
     recorded = torch.tensor([-8.0, 1.0, 0.0])
-    assert relative(recorded + torch.tensor([0.0, 2.0, -1.0]), recorded) == 0.25
-    assert relative(torch.full((3,), 0.5), torch.zeros(3)) == 0.5  # a record of zeros has no largest value
-    assert relative(torch.zeros(0), torch.zeros(0)) == 0
+    assert compare("x", recorded + torch.tensor([0.0, 2.0, -1.0]), recorded)[0].difference == 0.25
+    assert compare("x", torch.full((3,), 0.5), torch.zeros(3))[0].difference == 0.5
+    assert compare("x", torch.zeros(0), torch.zeros(0))[0].ok
+    assert compare("x", ONE, None) == worst("x", []) == compare_maps("x", ONE, None) == []
+    assert Check("x", 0.5, 0.5).ok
 
 
+@pytest.mark.parametrize("tolerance", [Tolerance(1.0), Tolerance(1.0, share=0.9)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_never_passes(bad: float) -> None:
-    ours, recorded = torch.tensor([1.0, bad]), torch.ones(2)
-    assert not compare("x", ours, recorded)[0].ok
-    assert not compare("x", recorded, ours)[0].ok
-    pairs = [("fine", recorded, recorded), ("bad", ours, recorded), ("near", recorded + 0.1, recorded)]
-    (check,) = worst("x", pairs, tolerance=1.0)
+def test_nonfinite_values_and_other_shapes_fail(bad: float, tolerance: Tolerance) -> None:
+    pairs = [("fine", ONE, ONE), ("bad", bad * ONE, ONE), ("near", ONE + 0.1, ONE)]
+    (check,) = worst("x", pairs, tolerance)
     assert not check.ok
     assert "bad" in check.note
+    assert not compare("x", ONE, bad * ONE, tolerance)[0].ok
+    assert not compare("x", torch.ones(1, 2), torch.ones(2), tolerance)[0].ok
+    assert not compare_maps("x", torch.ones(1, 2), torch.ones(2), tolerance)[0].ok
 
 
-def test_another_shape_never_passes() -> None:
-    (check,) = compare("x", torch.ones(1, 2), torch.ones(2))
-    assert not check.ok
-    assert check.note == "(1, 2), recorded (2,)"
-    assert not equal_tensors("x", torch.ones(1, dtype=torch.int64), torch.ones(2, dtype=torch.int64))[0].ok
+def test_share_of_values_may_be_further_off() -> None:
+    ours, recorded, tolerance = torch.ones(10), torch.ones(10), Tolerance(1e-3, share=0.2)
+    ours[:2] = 5
+    assert compare("x", ours, recorded, tolerance)[0].ok
+    ours[2] = 1.01
+    assert not compare("x", ours, recorded, tolerance)[0].ok
 
 
-def test_what_was_not_recorded_is_not_checked() -> None:
-    assert compare("x", torch.ones(1), None) == []
-    assert equal_tensors("x", torch.ones(1), None) == []
-    assert worst("x", [], 1.0) == []
+@pytest.mark.parametrize(
+    ("facts", "names", "kind"),
+    [
+        ({"phrases": {}, "tags": {}}, [], "noun_phrases"),
+        ({"total": [1.0, 2.0]}, [], "optimiser"),
+        ({"total": 1.0}, ["inputs/0/image", "inputs/0/gt_masks"], "training"),
+        ({"losses/loss_ce": 0.0}, ["inputs/0/image"], "training"),
+        ({"model": "caption"}, ["inputs/0/image", "grads/x"], "training"),
+        ({"model": "label"}, ["inputs/0/image"], "evaluation"),
+        ({}, ["outputs/word_embed"], "grounding"),
+        ({}, ["cases/0/mask_cls"], "postprocess"),
+        ({"text": ["a"]}, ["hf_tokens"], "text"),
+        ({}, ["K12/outputs/pred_masks"], "criterion"),
+    ],
+)
+def test_kind_follows_from_content(facts: dict[str, Any], names: list[str], kind: str, tmp_path: Any) -> None:
+    assert kind_of(Case("held_x", tmp_path, facts, dict.fromkeys(names, ONE))) == kind
 
 
-def test_the_tolerance_itself_passes() -> None:
-    assert Check("x", 0.5, 0.5).ok
-    assert not Check("x", 0.5000001, 0.5).ok
-    assert not Check("x", 0.0, 0.5, wrong=1).ok
+def test_recorded_masks_are_thresholded() -> None:
+    torch.manual_seed(0)
+    sizes, levels = (32, 32, 32, 8, 4, 4, 64), [torch.randn(2, 32, s, s + 1) for s in (2, 4, 8)]
+    features = PixelFeatures(torch.randn(2, 32, 16, 18), levels)
+    plain, decoder = MaskDecoder(*sizes), RecordedThresholds(*sizes)
+    decoder.load_state_dict(plain.state_dict())
 
+    def same(one: list[DecoderOutput], other: list[DecoderOutput]) -> list[bool]:
+        return [torch.equal(a.mask_embed, b.mask_embed) for a, b in zip(one, other, strict=True)]
 
-def test_elements_may_differ_only_where_they_are_undecided_and_few() -> None:
-    ours, recorded = torch.zeros(2000, dtype=torch.int64), torch.zeros(2000, dtype=torch.int64)
-    recorded[:2] = 1
-    undecided = torch.zeros(2000, dtype=torch.bool)
-    undecided[:3] = True
-    passed = agree_where_decided("x", ours, recorded, undecided)
-    assert passed.ok
-    assert passed.difference == 1e-3
-    assert passed.note == "2 of 2000 pixels undecided"
-    recorded[2] = 1  # undecided too, but one too many
-    assert not agree_where_decided("x", ours, recorded, undecided).ok
-    recorded[1:3] = 0
-    undecided[0] = False
-    assert agree_where_decided("x", ours, recorded, undecided).wrong == 1
-
-
-def test_near_zero_is_measured_against_the_largest_logit() -> None:
-    logits = torch.tensor([-10.0, 0.9e-3, -1.1e-3, 5.0])
-    assert near(logits, 1e-4).tolist() == [False, True, False, False]
-
-
-def test_the_table_shows_every_check_and_what_is_not_ok() -> None:
-    lines = table(
-        [("one", Check("stage", 1e-6, 1e-4)), ("two", Check("other", 0.5, 0.0, "why", wrong=3))]
-    ).splitlines()
-    assert len(lines) == 3
-    assert lines[1].split() == ["one", "stage", "1.0e-06", "1e-04", "ok"]
-    assert lines[2].split()[:6] == ["two", "other", "5.0e-01", "equal", "NOT", "OK"]
-    assert lines[2].endswith("3 wrong; why")
+    with torch.no_grad():
+        expected = plain(features)
+        assert all(same(decoder(features), expected))
+        decoder.recorded = {i: output.mask_logits for i, output in enumerate(expected)}
+        assert all(same(decoder(features), expected))
+        decoder.recorded = {2: -expected[2].mask_logits}
+        assert same(decoder(features), expected) == [True, True, False, False, False]
