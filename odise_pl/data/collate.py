@@ -33,6 +33,7 @@ def collate(
         labelled=tuple(sample.labelled for sample in samples),
         left_out=left_out,
         generated_captions=tuple(sample.generated_caption for sample in samples),
+        image_suffixes=tuple(sample.image_suffix for sample in samples),
     )
 
 

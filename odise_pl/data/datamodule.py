@@ -250,7 +250,8 @@ class PanopticDataModule(LightningDataModule):
         stream = EvalStream(shards.urls, plan, resize, rank, shards.manifest.vocabulary.isthing)
         batches = plan.batches(rank, self.options.workers)
         complete = world_size == 1 and not done
-        length = max(plan.batches(other, self.options.workers) for other in range(world_size))
+        # at least one: Lightning takes an evaluation without batches for none, and asks for no result
+        length = max(1, *(plan.batches(other, self.options.workers) for other in range(world_size)))
         return EvalLoader(stream, batches, self.options, self._damage, complete, length)
 
     def _finished_batches(self) -> int:

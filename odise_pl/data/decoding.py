@@ -38,6 +38,7 @@ class DecodedSample:
         semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
         objects: true objects; None if the things of the id map are.
         generated_caption: by a captioning model, if one was asked.
+        image_suffix: of the image's name in its shard.
     """
 
     key: str
@@ -50,6 +51,7 @@ class DecodedSample:
     semantic: NDArray[np.int32] | None = None
     objects: Objects | None = None
     generated_caption: str | None = None
+    image_suffix: str = "jpg"
 
     @property
     def size(self) -> Size:
@@ -79,6 +81,7 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
         record["captions"],
         labelled,
         generated_caption=record["generated_caption"],
+        image_suffix=raw.image,
     )
     sample = _with_labels(raw, plain) if labelled else plain
     if isthing is not None:

@@ -14,8 +14,7 @@ from urllib.parse import urlparse
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 FILE_NAME = "dataset.json"
 FORMAT = 1

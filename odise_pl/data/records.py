@@ -11,8 +11,7 @@ from typing import Any
 
 from odise_pl.data.files import SourceFile
 from odise_pl.errors import UserError
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 # The members of a sample in a shard: KEY.jpg or KEY.png, KEY.panoptic.png, KEY.json, and more where needed.
 IMAGES = ("jpg", "png")

@@ -140,6 +140,7 @@ class EvalStream(IterableDataset[Batch]):
             captions=decoded.captions,
             truth=truth_of(decoded),
             generated_caption=decoded.generated_caption,
+            image_suffix=decoded.image_suffix,
         )
 
 

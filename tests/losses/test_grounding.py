@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_names_images_and_output() -> None:
     bad = outputs()
     bad[1].mask_embed[2, 0, 0] = float("nan")
     with pytest.raises(
-        NonFiniteError, match=r"images \[7, 8, 9, 10\]: grounding loss of decoder output 1 is"
+        NonFiniteError, match=r"images \[7, 8, 9, 10\]: the grounding loss of decoder output 1 is"
     ):
         GroundingCriterion()(bad, words, all_valid(words), [7, 8, 9, 10])
 

@@ -26,8 +26,7 @@ from odise_pl.data.prepare.conversion import (
 from odise_pl.data.prepare.listing import folder_source, read_lines
 from odise_pl.data.prepare.tree import Tree, add_root
 from odise_pl.data.records import DataError, Source, SourceSample
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary, load_vocabulary
 
 SPLITS = ("training", "validation")
 _SCENE_PARSING = (

@@ -25,8 +25,7 @@ from odise_pl.data.prepare.listing import image_ids
 from odise_pl.data.prepare.pascal import CONTEXT_59
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import DataError
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.vocabulary import MEASURES, load_vocabulary
 
 MAKE: dict[str, Callable[[Path], Mini]] = {
     "ade150": mini.ade150,
