@@ -102,12 +102,16 @@ class FolderPredictor(nn.Module):
             )
 
     def facts(self) -> tuple[str, ...]:
-        """What tells these predictions from others: the content of JSON files, and which maps there are."""
-        files = [path for name in (_PANOPTIC_JSON, _INSTANCES_JSON) if (path := self.folder / name).exists()]
-        maps = sorted(path for kind in (PANOPTIC, SEMANTIC) for path in (self.folder / kind).glob("*.png"))
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-        stats = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in maps]
-        return (*digests, *stats)
+        """What tells these predictions from others: content of the JSON files; name, size and time of maps."""
+        digest = hashlib.sha256()
+        for name in (_PANOPTIC_JSON, _INSTANCES_JSON):
+            if (self.folder / name).exists():
+                digest.update((self.folder / name).read_bytes())
+        for path in sorted(
+            path for kind in (PANOPTIC, SEMANTIC) for path in (self.folder / kind).glob("*.png")
+        ):
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        return (digest.hexdigest(),)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def test_evaluation_on_several_machines_gives_the_numbers_of_one(
     cluster_run: Path, scene_shards: Path, tmp_path: Path
 ) -> None:
     """Started as Slurm does it; the one device reads the same checkpoint."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     common = [f"ckpt={cluster_run}/checkpoints/last.ckpt", "data=shards", f"data.val={scene_shards}"]
     common += ["data.num_workers=0", "data.eval_batch_size=3", "paths.cache=null"]
@@ -117,7 +117,7 @@ def test_evaluation_on_several_machines_gives_the_numbers_of_one(
     alone = [*common, "trainer=cpu", "trainer.enable_progress_bar=false"]
     with initialize_config_dir(str(ranks.ROOT / "conf"), version_base="1.3"):
         config = compose("evaluate", ["run=test", f"run_dir={tmp_path}/one", *alone])
-    evaluate.evaluate(config, alone)
+    evaluate(config, alone)
     four, one = (next((tmp_path / name).glob("evaluation/*/val/results.json")) for name in ("four", "one"))
     found, expected = (json.loads(path.read_text()) for path in (four, one))
     assert found.pop("about") == expected.pop("about")

@@ -9,11 +9,9 @@ import pytest
 import torch
 from hotcoco.panoptic import PanopticEval
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from panoptic_maps import (
     ISTHING,
     NUM_CLASSES,
-    SlowPanopticQuality,
     panoptic_pairs,
     read_coco_mini,
     segmentation,
@@ -33,29 +31,6 @@ def score(pairs: list[Pair], isthing: tuple[bool, ...] = ISTHING) -> PanopticQua
     for prediction, truth in pairs:
         stats += match(prediction, truth, len(isthing))
     return panoptic_quality(stats, isthing)
-
-
-def assert_equals_slow(result: PanopticQualityResult, pairs: list[Pair], isthing: tuple[bool, ...]) -> None:
-    slow = SlowPanopticQuality()
-    for prediction, truth in pairs:
-        slow.add(prediction, truth)
-    things = {c for c, thing in enumerate(isthing) if thing}
-    stuff = set(range(len(isthing))) - things
-    for part, classes in ((result.all, things | stuff), (result.things, things), (result.stuff, stuff)):
-        expected = slow.qualities(classes)
-        assert (part.pq, part.sq, part.rq) == pytest.approx(expected[:3], abs=1e-9, rel=0)
-        assert part.num_classes == expected[3]
-    for label in range(len(isthing)):
-        counts = slow.counts[label]
-        found = (result.stats.tp[label], result.stats.fp[label], result.stats.fn[label])
-        assert tuple(map(int, found)) == (counts.tp, counts.fp, counts.fn)
-        assert float(result.stats.iou_sum[label]) == pytest.approx(counts.iou, abs=1e-9)
-
-
-@settings(deadline=None, max_examples=80)
-@given(st.lists(panoptic_pairs(), min_size=1, max_size=4))
-def test_equals_the_literal_definition_on_random_maps(pairs: list[Pair]) -> None:
-    assert_equals_slow(score(pairs), pairs, ISTHING)
 
 
 @settings(deadline=None, max_examples=50)

@@ -124,11 +124,11 @@ def composed(name: str, folder: Path, overrides: list[str]) -> DictConfig:
 
 def check_evaluation(run_dir: Path, shards: Path) -> None:
     """A run's checkpoint gives the scores that the run ended with."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
     overrides = [*data, "trainer=cpu", f"ckpt='{run_dir / 'checkpoints' / 'last.ckpt'}'"]
-    (result,) = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides).values()
+    (result,) = evaluate(composed("evaluate", run_dir, overrides), overrides).values()
     trained = json.loads((run_dir / "finished.json").read_text())["scores"]["val"]
     assert result == pytest.approx(trained)
 
@@ -149,11 +149,11 @@ def test_every_run_evaluates_from_its_checkpoint(swept: Path, shards: Path, capt
 def test_other_settings_train_and_evaluate(
     shards: Path, tmp_path: Path, steps: str, captioner: list[str]
 ) -> None:
-    import train
+    from odise_pl.training.run import train
 
     model = [f"captioner.weights={shards.parent / 'blip'}"] if "captioner=blip" in captioner else []
     settings = ["experiment=laptop", *TINY, f"backbone.timesteps={steps}", *captioner, *model]
-    train.train(composed("train", tmp_path, [*settings, f"data.train={shards}", f"data.val={shards}"]))
+    train(composed("train", tmp_path, [*settings, f"data.train={shards}", f"data.val={shards}"]))
     check_evaluation(tmp_path, shards)
 
 

@@ -216,13 +216,13 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import train
+    from odise_pl.training.run import train
 
     folder = tmp_path_factory.mktemp("run")
     steps = [f"trainer.max_steps={STEPS}", "validate_every=1000", "data.epoch_length=400"]
     logging = ["trainer.log_every_n_steps=1", f"callbacks.checkpoint.every_n_train_steps={STEPS}"]
     overrides = [*SMALL, *steps, *logging, f"data.train={shards}", f"data.val={shards}"]
-    train.train(composed("train", folder, overrides))
+    train(composed("train", folder, overrides))
     return folder
 
 
@@ -248,7 +248,7 @@ def test_it_learns(run: Path) -> None:
 def test_one_checkpoint_evaluates_with_every_classifier(
     run: Path, shards: Path, tmp_path: Path, classifier: str, scores: dict[str, dict[str, float]]
 ) -> None:
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     overrides = [
         f"data.val={shards}",
@@ -258,7 +258,7 @@ def test_one_checkpoint_evaluates_with_every_classifier(
         f"classifier={classifier}",
         f"ckpt={run / 'checkpoints' / 'last.ckpt'}",
     ]
-    result = evaluate.evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"]
+    result = evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"]
     assert all(0 <= value <= 1 for value in result.values())
     assert result not in scores.values()
     scores[classifier] = result
@@ -270,8 +270,9 @@ def scores() -> dict[str, dict[str, float]]:
 
 
 def test_captions_need_words(tmp_path: Path, shards: Path) -> None:
-    from odise_pl.errors import SettingError
     from odise_pl.runs.settings import check_training
+
+    from odise_pl.errors import SettingError
 
     config = composed("train", tmp_path, [*SMALL, f"data.train={shards}", "data.words=0"])
     with pytest.raises(SettingError, match=r"data\.words=0"):

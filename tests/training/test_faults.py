@@ -113,7 +113,7 @@ def test_what_was_skipped_and_left_out_before_a_stop_still_counts(
     scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps are of two batches; the run is stopped after the first batch of the third, which comes again."""
-    import train
+    from odise_pl.training.run import train
 
     healthy, calls = OdiseModule.training_step, itertools.count()
 
@@ -124,13 +124,13 @@ def test_what_was_skipped_and_left_out_before_a_stop_still_counts(
     monkeypatch.setattr(OdiseModule, "training_step", faulty)
     shards = damage_all_but_one(scene_shards, tmp_path / "shards")
     arguments = [*options(shards, 6), f"data.val={scene_shards}", "validate_every=100"]
-    train.train(composed(tmp_path / "whole", arguments))
+    train(composed(tmp_path / "whole", arguments))
     monkeypatch.setattr(StopRequest, "anywhere", lambda *_: next(calls) == 5)
     monkeypatch.setattr(StopRequest, "end", lambda self: Preempted(self._trainer))
     with pytest.raises(Preempted):
-        train.train(composed(tmp_path / "stopped", arguments))
+        train(composed(tmp_path / "stopped", arguments))
     assert step_of(tmp_path / "stopped") == 2
-    train.train(composed(tmp_path / "stopped", [*arguments, "ckpt=last"]))
+    train(composed(tmp_path / "stopped", [*arguments, "ckpt=last"]))
     whole = scalars(tmp_path / "whole")
     as_text = [json.dumps(curves, sort_keys=True) for curves in (scalars(tmp_path / "stopped"), whole)]
     assert as_text[0] == as_text[1], "NaN is not equal to itself"
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is written for steps 2 and 3 goes to /dev/full; step 4 finds room again."""
-    import train
+    from odise_pl.training.run import train
 
     place = tmp_path / "checkpoints"
     fill = OdiseModule.training_step
@@ -156,7 +156,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 
     monkeypatch.setattr(OdiseModule, "training_step", filling)
     one = ["data.batch_size=2", "validate_every=100"]
-    train.train(composed(tmp_path, options(scene_shards, 4, *one)))
+    train(composed(tmp_path, options(scene_shards, 4, *one)))
     told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
     assert len(told) == 2
     for text, step in zip(told, (2, 3), strict=True):
@@ -175,18 +175,18 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     with pytest.raises(
         SavingError, match=r"step 6 cannot be written .* the last one is of step 5.*free some"
     ):
-        train.train(composed(tmp_path, options(scene_shards, 6, *one, "ckpt=last")))
+        train(composed(tmp_path, options(scene_shards, 6, *one, "ckpt=last")))
     assert step_of(tmp_path) == 5
 
 
 def test_a_checkpoint_that_cannot_be_renamed_is_said_and_the_next_one_tried(
     scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import train
+    from odise_pl.training.run import train
 
     in_the_way = tmp_path / "checkpoints" / "step_1.ckpt" / "of_others"
     in_the_way.mkdir(parents=True)
-    train.train(composed(tmp_path, options(scene_shards, 2, "data.batch_size=2", "validate_every=100")))
+    train(composed(tmp_path, options(scene_shards, 2, "data.batch_size=2", "validate_every=100")))
     told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
     assert len(told) == 1
     assert "the checkpoint of step 1 cannot be written" in told[0]
@@ -199,7 +199,7 @@ def test_a_full_disk_costs_curves_and_not_the_run(
     scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorBoard finds no room in steps 3 and 4; what is logged after the checkpoint of step 5 is there."""
-    import train
+    from odise_pl.training.run import train
 
     append, full = gfile.LocalFileSystem.append, [False]
 
@@ -215,7 +215,7 @@ def test_a_full_disk_costs_curves_and_not_the_run(
     train_as_ever = OdiseModule.training_step
     monkeypatch.setattr(OdiseModule, "training_step", filling)
     monkeypatch.setattr(gfile.LocalFileSystem, "append", filled)
-    train.train(composed(tmp_path, options(scene_shards, 8, "data.batch_size=2", "validate_every=100")))
+    train(composed(tmp_path, options(scene_shards, 8, "data.batch_size=2", "validate_every=100")))
     told = [record.getMessage() for record in caplog.records if "the curves in" in record.getMessage()]
     assert told
     assert all(f"{tmp_path}/tensorboard/ cannot be written: [Errno 28]" in text for text in told)
@@ -228,7 +228,7 @@ def test_a_full_disk_costs_curves_and_not_the_run(
 def test_training_that_diverged_ends_after_five_steps_with_the_images(
     scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train
+    from odise_pl.training.run import train
 
     healthy, before = OdiseModule.training_step, {}
 
@@ -240,7 +240,7 @@ def test_training_that_diverged_ends_after_five_steps_with_the_images(
 
     monkeypatch.setattr(OdiseModule, "training_step", broken)
     with pytest.raises(NonFiniteError, match=r"5 steps in a row \(image \d+: .*\); training has diverged"):
-        train.train(composed(tmp_path, options(scene_shards, 9, "data.batch_size=2", "validate_every=100")))
+        train(composed(tmp_path, options(scene_shards, 9, "data.batch_size=2", "validate_every=100")))
     assert not torch.equal(before[0], before[1])
     assert all(torch.equal(before[1], before[step]) for step in range(2, 6))
 
@@ -248,14 +248,14 @@ def test_training_that_diverged_ends_after_five_steps_with_the_images(
 def test_out_of_memory_names_what_needs_less(
     scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train
+    from odise_pl.training.run import train
 
     def hungry(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
         return torch.empty(2**55)
 
     monkeypatch.setattr(OdiseModule, "training_step", hungry)
     with pytest.raises(UserError) as error:
-        train.train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
+        train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
     for setting in ("data.batch_size", "backbone.window_batch", "backbone.checkpoint_activations=true"):
         assert setting in str(error.value)
     assert "ckpt=last" not in str(error.value), "there is no checkpoint yet"
@@ -264,11 +264,11 @@ def test_out_of_memory_names_what_needs_less(
 def test_errors_of_users_keep_their_words(
     scene_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train
+    from odise_pl.training.run import train
 
     def broken(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
         raise DataError("shard 7 is gone")
 
     monkeypatch.setattr(OdiseModule, "training_step", broken)
     with pytest.raises(DataError, match="shard 7 is gone"):
-        train.train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))
+        train(composed(tmp_path, options(scene_shards, 4, "validate_every=100")))

@@ -1,28 +1,20 @@
-"""Pictures of what the frozen diffusion model sees.
-
-``python -m odise_pl.prediction.visualize kmeans IMAGE...``
-"""
+"""Clusters of what the frozen diffusion model sees, beside the image."""
 
 from __future__ import annotations
 
-import argparse
 import colorsys
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from odise_pl.arguments import ends_with_message
 from odise_pl.data.images import read_image
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
@@ -30,6 +22,7 @@ from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diff
 from odise_pl.models.backbones.timesteps import STEPS
 from odise_pl.models.build import BackboneSettings
 from odise_pl.prediction.drawing import Picture, side_by_side
+from odise_pl.runs.conf import compose_config
 
 TAPS = ("encoder.2", "encoder.3", *(f"unet.up.{i}" for i in range(4)), "decoder.0", "decoder.1")
 
@@ -110,15 +103,37 @@ def beside_clusters(image: Image.Image, labels: NDArray[np.int32]) -> Picture:
     return side_by_side([np.asarray(image), np.asarray(clusters)])
 
 
-def kmeans(options: argparse.Namespace) -> list[Path]:
-    """Write one picture for each image; returns their paths."""
-    images = [read_image(path) for path in options.images]
-    targets = _targets(options.images, options.out)
-    torch.manual_seed(options.seed)
-    settings = _settings(options.conf, options.backbone, options.weights)
-    reader = FeatureReader(settings, options.timestep, options.tap, options.size or settings.input_size)
-    for image, target in zip(images, targets, strict=True):
-        labels = cluster(reader.read(image), options.clusters, options.seed)
+def draw_clusters(
+    images: Sequence[Path],
+    out: Path | None = None,
+    tap: str = "unet.up.2",
+    timestep: int = 0,
+    clusters: int = 8,
+    backbone: str = "stable_diffusion_v1",
+    weights: str | None = None,
+    size: int | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Write one picture for each image; returns their paths.
+
+    Args:
+        images: files.
+        out: a ``.png`` for one image, or a folder; None: beside the image.
+        tap, timestep, size: see :class:`FeatureReader`; None: the input size of the backbone.
+        clusters: see :func:`cluster`.
+        backbone: choice of ``conf/backbone``.
+        weights: instead of the backbone's own.
+        seed: of k-means and of random weights.
+    """
+    pictures, targets = [read_image(path) for path in images], _targets(images, out)
+    torch.manual_seed(seed)
+    settings: BackboneSettings = instantiate(
+        compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
+    )
+    settings = settings if weights is None else replace(settings, weights=weights)
+    reader = FeatureReader(settings, timestep, tap, size or settings.input_size)
+    for image, target in zip(pictures, targets, strict=True):
+        labels = cluster(reader.read(image), clusters, seed)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(beside_clusters(image, labels)).save(target)
     return targets
@@ -135,50 +150,3 @@ def _targets(images: Sequence[Path], out: Path | None) -> list[Path]:
             "two images have one name, so their pictures would overwrite each other; run them one by one"
         )
     return targets
-
-
-def _settings(conf: Path, backbone: str, weights: str | None) -> BackboneSettings:
-    """The diffusion model as ``conf/backbone`` describes it."""
-    if not (conf / "backbone").is_dir():
-        raise SettingError(f"--conf {conf} holds no backbone/; name the conf folder of the repository")
-    try:
-        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-            config = compose("train", ["run=visualize", "run_dir=.", f"backbone={backbone}"])
-    except HydraException as error:
-        there = ", ".join(sorted(path.stem for path in (conf / "backbone").glob("*.yaml")))
-        raise SettingError(f"--backbone {backbone}: choose one of {there}") from error
-    settings: BackboneSettings = instantiate(config.backbone)
-    return settings if weights is None else replace(settings, weights=weights)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.prediction.visualize", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="WHAT")
-    command = commands.add_parser("kmeans", help="clusters of frozen features beside the image")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--tap", default="unet.up.2", help=f"one of {', '.join(TAPS)} (default unet.up.2)")
-    command.add_argument("--timestep", type=int, default=0, help="diffusion step, 0..999 (default 0)")
-    command.add_argument("--clusters", type=int, default=8, help="how many (default 8)")
-    command.add_argument("--backbone", default="stable_diffusion_v1", help="choice of conf/backbone")
-    command.add_argument("--weights", help="file, diffusers folder, hub id or random (default: conf's)")
-    command.add_argument("--size", type=int, help="shorter side that the model sees (default: conf's)")
-    command.add_argument("--seed", type=int, default=0, help="of k-means and of random weights")
-    command.add_argument("--out", type=Path, help="a .png, or a folder (default: beside the image)")
-    command.add_argument(
-        "--conf", type=Path, default=Path("conf"), help="configuration folder (default conf)"
-    )
-    command.set_defaults(run=kmeans)
-    return parser
-
-
-@ends_with_message
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    for path in options.run(options):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
