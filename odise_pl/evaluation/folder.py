@@ -102,7 +102,7 @@ class FolderPredictor(nn.Module):
             )
 
     def facts(self) -> tuple[str, ...]:
-        """What tells these predictions from others: content of the JSON files; name, size and time of maps."""
+        """What tells these predictions from others: content of JSON files; name, size and time of maps."""
         digest = hashlib.sha256()
         for name in (_PANOPTIC_JSON, _INSTANCES_JSON):
             if (self.folder / name).exists():
