@@ -90,12 +90,8 @@ class Network:
 
     def weights(self) -> dict[str, Any]:
         """What is loaded of frozen weights, by part."""
-        loaded = (
-            "backbone",
-            "clip",
-            *(("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()),
-        )
-        return {part: self.model[part].get("weights") for part in loaded}
+        captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
+        return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
 
     def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
         """The arguments of ``build_odise`` with the folders that it refers to."""
@@ -116,7 +112,9 @@ class Network:
         except Exception as error:
             cause = error.__cause__ or error
             damage = isinstance(cause, TypeError | AttributeError | OmegaConfBaseException)
-            if user_error(error) is not None or not damage:
+            if (known := user_error(error)) is not None:
+                raise known from error
+            if not damage:
                 raise
             raise SettingError(
                 f"{self.source}: its description of the network is damaged ({cause})"

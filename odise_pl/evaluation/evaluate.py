@@ -74,7 +74,9 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         "step": described.step,
         "classifier": network.model["classifier"]["mode"],
     }
-    settings = _settings(config, network=network.record(), weights=described.digest, step=described.step)
+    model = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
+    subject = {"network": model, **_sides(network), "weights": described.digest, "step": described.step}
+    settings = _settings(config, **subject)
     folder = evaluation_folder(Path(config.run_dir), _words(config, about), settings)
     if in_sweep() and is_finished(folder, settings):
         _log.info("%s is finished: skipped", folder)

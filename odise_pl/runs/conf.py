@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,8 +16,12 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "conf"
 CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "conf"
 
-# ${package:NAME} in conf/ is a file or folder of this package
+# In conf/, ${package:NAME} is a file or folder of this package; ${choice:GROUP} is the choice of a group, or
+# "several", as in data=[coco,ade150].
 OmegaConf.register_new_resolver("package", lambda name: str(_PACKAGE / name), replace=True)
+OmegaConf.register_new_resolver(
+    "choice", lambda group: HydraConfig.get().runtime.choices.get(group, "several"), replace=True
+)
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

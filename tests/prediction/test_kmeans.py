@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,14 +9,13 @@ import tiny_models
 import torch
 from PIL import Image
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import encode_prompts
 from odise_pl.models.build import BackboneSettings
-from odise_pl.prediction.visualize import TAPS, FeatureReader, beside_clusters, cluster, main
+from odise_pl.prediction.kmeans import TAPS, FeatureReader, beside_clusters, cluster, draw_clusters
 
-CONF = str(Path(__file__).parents[2] / "conf")
-SMALL = ["--backbone", "tiny", "--size", "64", "--conf", CONF]
+SMALL: dict[str, Any] = {"backbone": "tiny", "size": 64}
 
 
 @pytest.fixture
@@ -78,40 +78,37 @@ def test_the_image_stands_beside_its_clusters() -> None:
     assert (left[0] != right[0]).any()
 
 
-def test_the_command_writes_a_picture(photo: Path, tmp_path: Path) -> None:
+def test_a_picture_is_written(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "picture.png"
-    arguments = [str(photo), "--clusters", "2", "--timestep", "100", "--tap", "encoder.3"]
-    assert main(["kmeans", *arguments, "--out", str(out), *SMALL]) == 0
+    options = {**SMALL, "clusters": 2, "timestep": 100, "tap": "encoder.3"}
+    assert draw_clusters([photo], out, **options) == [out]
     picture = np.asarray(Image.open(out))
     assert picture.shape == (60, 130 * 2 + 8, 3)
     assert (picture[:, :130] == np.asarray(Image.open(photo))).all()
     assert len(np.unique(picture[:, 138:].reshape(-1, 3), axis=0)) == 2
-    assert main(["kmeans", *arguments, *SMALL]) == 0
+    assert draw_clusters([photo], **options) == [tmp_path / "photo_kmeans.png"]
     assert (np.asarray(Image.open(tmp_path / "photo_kmeans.png")) == picture).all()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--tap", "unet.up.9"], "--tap unet.up.9: choose one of encoder.2"),
-    (["--timestep", "1000"], "--timestep 1000 must lie in 0..999"),
-    (["--clusters", "0"], "--clusters 0 must lie in 1.."),
-    (["--backbone", "other"], "--backbone other: choose one of stable_diffusion_v1"),
-    (["--weights", "nowhere.ckpt"], "diffusion weights not found: nowhere.ckpt"),
-    (["--conf", "nowhere"], "--conf nowhere holds no backbone/"),
-    (["--size", "-1"], "--size -1 must be positive"),
-])  # fmt: skip
-def test_what_cannot_be_is_refused(
-    photo: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["kmeans", str(photo), *SMALL, *arguments]) == 1
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("tap", "unet.up.9", "unet.up.9"),
+        ("timestep", 1000, "timestep 1000"),
+        ("clusters", 0, "clusters 0"),
+        ("backbone", "other", "backbone=other"),
+        ("weights", "nowhere.ckpt", "nowhere.ckpt"),
+        ("size", -1, "size -1"),
+    ],
+)
+def test_bad_options_are_named(photo: Path, option: str, value: object, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        draw_clusters([photo], **{**SMALL, option: value})
 
 
-def test_one_file_cannot_take_two_pictures(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["kmeans", str(photo), str(photo), *SMALL, "--out", "one.png"]) == 1
-    assert "name a folder" in capsys.readouterr().err
-
-
-def test_what_is_no_image_is_named(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_named(photo: Path) -> None:
+    with pytest.raises(SettingError, match="name a folder"):
+        draw_clusters([photo, photo], Path("one.png"), **SMALL)
     for path in (photo.parent / "missing.png", Path(__file__)):
-        assert main(["kmeans", str(photo), str(path), *SMALL]) == 1
-        assert f"{path} cannot be read as an image" in capsys.readouterr().err
+        with pytest.raises(UserError, match=str(path)):
+            draw_clusters([photo, path], **SMALL)
