@@ -12,6 +12,7 @@ from odise_pl.errors import report_user_errors
 from odise_pl.evaluation import command as evaluation
 from odise_pl.prediction import command as prediction
 from odise_pl.runs import command as runs
+from odise_pl.toyworld import command as toyworld
 from odise_pl.training import command as training
 
 app = typer.Typer(
@@ -28,6 +29,8 @@ app.command()(prediction.predict)
 app.command()(prediction.kmeans)
 app.command()(runs.report)
 app.add_typer(checkpoints.app, name="checkpoint")
+app.command()(toyworld.demo)
+app.add_typer(toyworld.app, name="toyworld")
 
 
 def main() -> None:

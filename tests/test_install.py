@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def odise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed command; libraries are those of the tests' environment, where this package is not seen."""
+    """The installed command; libraries are those of the tests, without this package."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True)

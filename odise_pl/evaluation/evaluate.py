@@ -177,7 +177,7 @@ def _words(config: DictConfig, about: Mapping[str, Any]) -> list[str]:
     """What the folder of an evaluation is called after: sets, classifier, step."""
     sets = eval_sets(config.data.val)
     unnamed = isinstance(config.data.val, str)
-    names = [Path(one.shards).name if unnamed else name for name, one in sets.items()]
+    names = [Path(source).name if unnamed else name for name, source in sets.items()]
     step = [] if about["step"] is None else [f"step_{about['step']}"]
     return ["+".join(names), about["classifier"], *step]
 

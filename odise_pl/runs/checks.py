@@ -157,9 +157,9 @@ def _missing_shards(config: DictConfig, needed: str, *others: str) -> Iterator[s
     if config.data[needed] is None:
         yield f"data.{needed} names no shard set: add data.{needed}=DIR, or choose a data set, data=coco"
     for name in (needed, *others):
-        for found in eval_sets(config.data[name]).values():
+        for source in eval_sets(config.data[name]).values():
             try:
-                check_shards(found.shards)
+                check_shards(source)
             except UserError as error:
                 yield f"data.{name}: {error}"
 
@@ -170,13 +170,13 @@ def missing_captions(config: DictConfig, names: Sequence[str], captioner: Any = 
         return
     models = {}
     for name in names:
-        for found in eval_sets(config.data[name]).values():
+        for source in eval_sets(config.data[name]).values():
             with suppress(UserError):  # a set that does not exist is another problem
-                captioning = check_shards(found.shards).manifest.captioning
+                captioning = check_shards(source).manifest.captioning
                 if captioning is None:
-                    yield f"data.{name}: {_caption_first(found.shards)}"
+                    yield f"data.{name}: {_caption_first(source)}"
                 else:
-                    models[captioning.model, captioning.sha256, captioning.max_tokens] = found.shards
+                    models[captioning.model, captioning.sha256, captioning.max_tokens] = source
     if len(models) > 1:
         sets = " and ".join(f"{shards} by {model}" for (model, *_), shards in models.items())
         yield f"data: captions are not all by one model with the same settings: {sets}"

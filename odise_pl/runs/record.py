@@ -35,7 +35,7 @@ _HOW = {
         *("accelerator", "devices", "num_nodes", "strategy"),
         *("log_every_n_steps", "enable_progress_bar"),
     ),
-    "data": ("num_workers", "prefetch_factor", "pin_memory", "timeout"),
+    "data": ("num_workers", "timeout"),
 }
 
 

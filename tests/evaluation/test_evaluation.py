@@ -242,8 +242,11 @@ def test_own_sets_beside_benchmarks_with_classes_of_other_names(
 ) -> None:
     names = tmp_path / "names.txt"
     names.write_text("0:ball,sphere\n1:crate\n2:heavens:stuff\n3:field,meadow:stuff\n")
-    own = f"+data.val.{scene_shards.name}={{shards:{scene_shards},vocabulary:{names}}}"
-    overrides = options(checkpoint, benchmark_shards, "data=pas21", own)
+    own = [
+        f"+data.val.{scene_shards.name}={scene_shards}",
+        f"vocabulary.eval={{{scene_shards.name}: {names}}}",
+    ]
+    overrides = options(checkpoint, benchmark_shards, "data=pas21", *own)
     evaluate(composed("evaluate", tmp_path, overrides), overrides)
     found = results(tmp_path)
     assert set(found) == {"pas21", scene_shards.name}

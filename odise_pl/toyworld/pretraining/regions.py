@@ -14,26 +14,26 @@ from torch.nn import functional as F
 
 from odise_pl.models.backbones.tokens import tokenize as byte_pairs
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.corpus import SIDE, Box, Corpus
-from odise_pl.toyworld.pretraining import Batch, pixels
-from odise_pl.toyworld.sizes import CLIP, VOCABULARY
+from odise_pl.toyworld.models import CLIP, VOCABULARY
+from odise_pl.toyworld.pretraining.corpus import SIDE, Box, Corpus
+from odise_pl.toyworld.pretraining.schedule import Batch, pixels
 
-ENLARGED = 0.4  # share of details that fill the image
-_MOSAICS = 0.4  # share of images that are put together from four: small things
-_SURROUNDINGS = 0.4  # the most that is seen on each side of a thing, of its size
-_RADIUS = (0.7, 1.5)  # of an ellipse of which patches are seen; 1 touches the sides of the box
-_SHOWN = (0.4, 1.0)  # share of its patches that are
+ENLARGED = 0.4  # share of details that are enlarged to fill the image
+_MOSAICS = 0.4  # share of images that are composed of four, so that things are small
+_SURROUNDINGS = 0.4  # largest margin on each side of a thing, relative to its size
+_RADIUS = (0.7, 1.5)  # of the ellipse of visible patches; 1 touches the sides of the box
+_SHOWN = (0.4, 1.0)  # share of the patches in it that are visible
 WHOLE = (0, 0, SIDE, SIDE)
 
 
 @dataclass(frozen=True)
 class View:
-    """An image and what is said of it.
+    """An image and its captions.
 
     Attributes:
         image: [1, 3, SIDE, SIDE] in 0..1.
-        caption: of all of it, if there is one.
-        parts: boxes with a caption each.
+        caption: of the whole image, if there is one.
+        parts: boxes, each with a caption.
     """
 
     image: Tensor
@@ -42,12 +42,12 @@ class View:
 
 
 def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """A quarter of ``size`` images, and parts of them that have captions.
+    """A quarter of ``size`` images, and their parts that have captions.
 
     Returns:
-        ``images`` [N, 3, SIDE, SIDE] in 0..1; ``captioned`` bool [N]; ``visible`` bool [N, R, patches], of
-        which some rows show nothing; ``tokens`` of the captions of the images that have one, then of all
-        parts that show something.
+        ``images`` [N, 3, SIDE, SIDE] in 0..1; ``captioned`` bool [N]; ``visible`` bool [N, R, patches],
+        where rows without a part are empty; ``tokens`` of the captions of the images that have one, then of
+        all parts.
     """
     views = [_view(corpus, random) for _ in range(max(1, size // 4))]
     visible = np.zeros((len(views), max(1, *(len(v.parts) for v in views)), len(patches_of(WHOLE))), bool)
@@ -64,7 +64,7 @@ def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Bat
 
 
 def _some(box: Box, random: np.random.Generator) -> NDArray[np.int64]:
-    """Some patches of an ellipse in a box, one at least: like a mask, which nobody has drawn."""
+    """At least one of the patches in an ellipse in a box: they stand in for a mask."""
     patches = patches_of(box)
     (left, top, right, bottom), size = box, CLIP.patch_size
     y, x = (size * (part + 0.5) for part in np.divmod(patches, SIDE // size))
@@ -75,7 +75,7 @@ def _some(box: Box, random: np.random.Generator) -> NDArray[np.int64]:
 
 
 def tokens_of(captions: Sequence[str]) -> Tensor:
-    """What the text encoder reads: [N, length]."""
+    """Input of the text encoder: [N, length]."""
     return byte_pairs(captions, VOCABULARY, CLIP.text_length)
 
 
@@ -86,7 +86,7 @@ def _view(corpus: Corpus, random: np.random.Generator) -> View:
 
 
 def _single(corpus: Corpus, random: np.random.Generator) -> View:
-    """A picture or a detail, enlarged, with the details that are in it."""
+    """A picture or an enlarged detail, with the details in it."""
     index = int(random.integers(len(corpus)))
     details, captions, box = corpus.details[index], corpus.captions[index], WHOLE
     if details and random.random() < ENLARGED:
@@ -94,11 +94,11 @@ def _single(corpus: Corpus, random: np.random.Generator) -> View:
         captions, box = detail.captions, around(detail.box, random)
     seen = [part for part in details if _is_inside(part.box, box)]
     parts = [(_moved(part.box, box, WHOLE), pick(part.captions, random)) for part in seen]
-    return View(enlarged(pixels([corpus.image(index)]), box), pick(captions, random), parts)
+    return View(enlarged(pixels([corpus.images[index]]), box), pick(captions, random), parts)
 
 
 def mosaic(views: Sequence[View]) -> View:
-    """Four views in one, each with its caption and its parts (arXiv 2004.10934)."""
+    """Four views in one image (arXiv 2004.10934); each becomes a part, and its parts move along."""
     half = SIDE // 2
     small = [F.interpolate(view.image, (half, half), mode="area") for view in views]
     parts: list[tuple[Box, str]] = []
@@ -112,13 +112,13 @@ def mosaic(views: Sequence[View]) -> View:
 
 
 def _is_inside(part: Box, box: Box) -> bool:
-    """Whether a box holds the centre of another."""
+    """Whether the centre of a part lies in a box."""
     x, y = (part[0] + part[2]) / 2, (part[1] + part[3]) / 2
     return box[0] <= x < box[2] and box[1] <= y < box[3]
 
 
 def _moved(part: Box, box: Box, to: Box) -> Box:
-    """Where a part is when a box is moved and scaled; a pixel wide and high at least."""
+    """Where a part lies after ``box`` is mapped onto ``to``; at least a pixel wide and high."""
     left, right = _scaled(part[::2], box[::2], to[::2])
     top, bottom = _scaled(part[1::2], box[1::2], to[1::2])
     return left, top, right, bottom
@@ -139,14 +139,14 @@ def around(box: Box, random: np.random.Generator) -> Box:
 
 
 def enlarged(image: Tensor, box: Box) -> Tensor:
-    """A box of an image [1, 3, SIDE, SIDE], made to fill it."""
+    """A box of an image [1, 3, SIDE, SIDE], resized to fill it."""
     left, top, right, bottom = box
     cut = image[..., top:bottom, left:right]
     return F.interpolate(cut, (SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
 def patches_of(box: Box) -> NDArray[np.int64]:
-    """Numbers of the patches that a box touches."""
+    """Indices of the patches that a box touches."""
     size = CLIP.patch_size
     left, top, right, bottom = box[0] // size, box[1] // size, -(-box[2] // size), -(-box[3] // size)
     return (SIDE // size * np.arange(top, bottom)[:, None] + np.arange(left, right)).ravel()

@@ -1,9 +1,12 @@
-"""Sizes of the small world's frozen models, and where their weights are."""
+"""The small world's frozen models: their architectures, the same as in ``conf``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from odise_pl.models.backbones.clip import CLIPArchitecture
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
+from odise_pl.models.weights import WeightsError
 
 VOCABULARY = 4096  # tokens: the words of the world take one to four
 CLIP = CLIPArchitecture(
@@ -33,3 +36,11 @@ DIFFUSION = DiffusionArchitecture(
     text_vocabulary=VOCABULARY,
     text_pad=VOCABULARY - 1,
 )
+CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights
+
+
+def require(weights: Path, *names: str) -> None:
+    """Raise WeightsError if a folder of weights lacks one of these files or folders."""
+    for name in names:
+        if not (weights / name).exists():
+            raise WeightsError(f"{weights / name} is missing: make it with odise toyworld pretrain")

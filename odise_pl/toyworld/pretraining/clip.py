@@ -15,20 +15,28 @@ from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import MEAN, STD, embed_regions
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.corpus import Box, Corpus
-from odise_pl.toyworld.pretraining import Batch, Schedule, pixels
-from odise_pl.toyworld.regions import ENLARGED, WHOLE, around, enlarged, patches_of, regions_batch, tokens_of
+from odise_pl.toyworld.pretraining.corpus import Box, Corpus
+from odise_pl.toyworld.pretraining.regions import (
+    ENLARGED,
+    WHOLE,
+    around,
+    enlarged,
+    patches_of,
+    regions_batch,
+    tokens_of,
+)
+from odise_pl.toyworld.pretraining.schedule import Batch, Schedule, pixels
 
-PATCHES = 64  # of an image that CLIP is shown, a quarter
-_DETAILS = 0.7  # share of images of one thing or kind of stuff that CLIP is shown
+PATCHES = 64  # visible ones of an image, a quarter
+_DETAILS = 0.7  # share of images that show one thing or kind of stuff
 
 
 def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generator, number: int) -> Batch:
-    """What CLIP learns from in one step; it differs with the thirds of ``steps``.
+    """What CLIP learns from in one step. Each third of ``steps`` has its own kind of batch.
 
-    * At first :func:`patches_batch` shows whole pictures and things, enlarged: names are learned quickly;
-    * then most of its images are things and kinds of stuff, more than half as large as they are;
-    * at last :func:`regions_batch` shows parts in their pictures, as masked CLIP sees them.
+    * First, :func:`patches_batch` shows whole pictures and enlarged things, which teaches names quickly;
+    * then it shows mostly things and kinds of stuff, more than half of them in their own size;
+    * last, :func:`regions_batch` shows parts within their pictures, as masked CLIP sees them.
     """
     third = 3 * number // steps
     if third < 2:
@@ -37,10 +45,10 @@ def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generato
 
 
 def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Generator) -> Batch:
-    """``images`` [size, 3, SIDE, SIDE] in 0..1, ``patches`` [size, PATCHES] to look at, ``tokens`` of each.
+    """``images`` [size, 3, SIDE, SIDE] in 0..1, visible ``patches`` [size, PATCHES], and ``tokens`` of each.
 
-    Some of the images are whole pictures, most of them details. Of details that are shown as large as they
-    are in the picture, which are none if it is ``easy``, patches outside are not looked at.
+    Some images are whole pictures, most are details. Details are enlarged, or, unless ``easy``, shown in
+    their own size with only the patches inside visible.
     """
     pair = partial(_pair, corpus, random, easy)
     pairs = [pair(int(index)) for index in random.integers(len(corpus), size=size)]
@@ -49,7 +57,7 @@ def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Gener
 
 
 def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -> tuple[Tensor, Tensor, str]:
-    image = pixels([corpus.image(index)])
+    image = pixels([corpus.images[index]])
     details = [detail for detail in corpus.details[index] if detail.thing or not easy]
     if not details or random.random() >= _DETAILS:
         return image[0], _some_patches(WHOLE, random), pick(corpus.captions[index], random)
@@ -61,12 +69,12 @@ def _pair(corpus: Corpus, random: np.random.Generator, easy: bool, index: int) -
 
 
 def _some_patches(box: Box, random: np.random.Generator) -> Tensor:
-    """Numbers of PATCHES patches in a box, each as often as any other or once more."""
+    """PATCHES indices of patches in a box, repeated as evenly as possible."""
     return torch.from_numpy(np.resize(random.permutation(patches_of(box)), PATCHES))
 
 
 class ChosenPatches(nn.Module):
-    """Takes the place of open_clip's patch dropout: which patches are looked at is said from outside."""
+    """In place of open_clip's patch dropout: the caller sets which patches are visible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,9 +89,9 @@ class ChosenPatches(nn.Module):
 
 
 class ContrastiveModel(lightning.LightningModule):
-    """CLIP (arXiv 2103.00020), seeing a quarter of an image's patches (FLIP, arXiv 2212.00794) or regions.
+    """Trains CLIP (arXiv 2103.00020) on a quarter of the patches (FLIP, arXiv 2212.00794) or on regions.
 
-    In the second third of the steps the text encoder stays as it is (LiT, arXiv 2111.07991): the image
+    The text encoder is frozen in the second third of the steps (LiT, arXiv 2111.07991), because the image
     encoder needs more time.
     """
 
@@ -95,7 +103,7 @@ class ContrastiveModel(lightning.LightningModule):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The text encoder learns in all cycles of the schedule but the second."""
+        """Freeze the text encoder in the second cycle of the schedule."""
         learns = not 1 <= self.schedule.cycle(self.global_step) < 2
         for part in (self.model.transformer, self.model.token_embedding, self.model.ln_final):
             part.requires_grad_(learns)
@@ -103,7 +111,7 @@ class ContrastiveModel(lightning.LightningModule):
         self.model.text_projection.requires_grad_(learns)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Contrast of the pairs in the batch."""
+        """Contrastive loss of the pairs in the batch."""
         image = F.normalize(self._embed(batch), dim=-1)
         text = self.model.encode_text(batch["tokens"], normalize=True)
         scale = self.model.logit_scale.exp()
@@ -124,7 +132,7 @@ class ContrastiveModel(lightning.LightningModule):
         return torch.cat([whole[batch["captioned"]], parts[batch["visible"].any(2)]])
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """The scale stays at most 100, as published."""
+        """Clamp the scale to 100, as published."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
 
