@@ -108,7 +108,7 @@ class Truth(TensorStruct):
 
 @dataclass(frozen=True)
 class Targets(TensorStruct):
-    """Training truth of one image on the batch's canvas; crowd segments are left out.
+    """Training truth of one image on the batch's canvas; without crowd segments.
 
     Attributes:
         labels: int64 [N], contiguous classes.
@@ -132,7 +132,7 @@ class Sample(TensorStruct):
         captions: every caption the data set has for the image, may be empty.
         truth: at the original size; None in training.
         words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
-        labelled: False if nobody has said what is in the image: no target is then no statement.
+        labelled: False if the image has no annotation: then it says nothing that there is no target.
         generated_caption: what a captioning model said of the whole image, before any transform; None if
             none was asked.
         image_suffix: of the image's name in its shard.

@@ -60,7 +60,7 @@ class EvaluationModule(lightning.LightningModule):
         place = (self.trainer.global_rank, self.trainer.world_size)
         self._discard_lost()
         done = self._progress.restore(self.metrics, *place)
-        self.trainer.strategy.barrier()  # nobody overwrites what another rank has not read
+        self.trainer.strategy.barrier()  # no rank overwrites what another has not read yet
         return self._loader(place, done)
 
     def _discard_lost(self) -> None:

@@ -31,7 +31,7 @@ class EvaluationResult:
         names: name of each class.
         isthing: per class, whether it is a thing.
         image_ids: images that were scored.
-        seen: per class, whether the model was trained on a class of that name; None if nobody knows.
+        seen: per class, whether the model was trained on a class of that name; None if unknown.
         left_out: samples that were skipped, because they are damaged or without labels.
     """
 
@@ -70,7 +70,7 @@ class EvaluationResult:
     def groups(self) -> dict[str, dict[str, float]]:
         """``pq``, ``map`` and ``miou`` of base and novel classes, as far as classes of both occur.
 
-        Empty if all classes were seen in training, or none, or nobody knows.
+        Empty if all classes were seen in training, or none, or if that is unknown.
         """
         if self.seen is None or all(self.seen) or not any(self.seen):
             return {}

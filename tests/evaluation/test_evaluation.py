@@ -158,7 +158,7 @@ def test_two_stopped_ranks_resume_with_the_same_command(
     more = ["trainer.devices=2", "save_every=0", f"save_predictions={tmp_path / 'predictions'}"]
     arguments = options(checkpoint, benchmark_shards, f"data=[{','.join(some)}]", *more)
     with started(tmp_path, arguments, "evaluate.py") as process:
-        wait_for(lambda: any(tmp_path.glob("evaluation/*/.progress/coco/rank*.pt")), process)
+        wait_for(lambda: any(tmp_path.glob("evaluation/*/.progress/coco/rank*.json")), process)
         process.send_signal(number)
         assert process.wait(60) == 128 + number, (tmp_path / "output.txt").read_text()
         wait_for_end(process.pid)
@@ -219,7 +219,7 @@ def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, t
         SIX,
     ]
     scores = score_predictions(composed("evaluate", tmp_path, overrides))
-    base_and_novel = ("_base", "_novel")  # nobody knows what a folder's model was trained on
+    base_and_novel = ("_base", "_novel")  # it is unknown what a folder's model was trained on
     for name, result in results(whole).items():
         expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
         assert scores[name] == expected
