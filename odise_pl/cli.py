@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from odise_pl.checkpoints import command as checkpoints
+from odise_pl.data.prepare import command as prepare
 from odise_pl.errors import report_user_errors
 from odise_pl.evaluation import command as evaluation
 from odise_pl.prediction import command as prediction
@@ -27,6 +28,8 @@ app.command(context_settings=_HYDRA)(training.train)
 app.command(context_settings=_HYDRA)(evaluation.evaluate)
 app.command()(prediction.predict)
 app.command()(prediction.kmeans)
+app.add_typer(prepare.app, name="prepare")
+app.command()(prepare.captions)
 app.command()(runs.report)
 app.add_typer(checkpoints.app, name="checkpoint")
 app.command()(toyworld.demo)

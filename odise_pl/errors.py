@@ -18,6 +18,20 @@ class SettingError(UserError, ValueError):
     """A configuration value is out of range; the message names the option."""
 
 
+def check_number(name: str, value: object, least: float = 0, whole: bool = True) -> None:
+    """Raise SettingError unless a setting is a number of ``least`` or more.
+
+    Args:
+        name: the setting as on the command line.
+        value: what it was set to.
+        least: the least allowed value.
+        whole: whether it has to be an integer.
+    """
+    wanted = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted) or value < least:
+        raise SettingError(f"{name}={value} must be a {'whole ' if whole else ''}number, {least} or more")
+
+
 def user_error(error: BaseException | None) -> BaseException | None:
     """The user error in a chain of causes; libraries wrap what our constructors raise."""
     seen: set[int] = set()  # an error raised while another is handled may close a circle

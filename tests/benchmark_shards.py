@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mini_benchmarks as mini
 
-from odise_pl.data.prepare.command import main
+from odise_pl.data.prepare.benchmarks import read_benchmark
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare
+from odise_pl.data.prepare.source import Source
 
-# Name in evaluate.py -> how its layout is made, the options of its command, and the folder of its shards.
-BENCHMARKS = {
-    "coco": (mini.coco, ("coco", "--split", "val2017"), "coco_val2017"),
-    "ade150": (mini.ade150, ("ade150",), "ade150_val"),
-    "ade847": (mini.ade847, ("ade847",), "ade847_val"),
-    "pc59": (mini.context, ("pc59",), "pc59_val"),
-    "pc459": (mini.context, ("pc459",), "pc459_val"),
-    "pas21": (mini.voc, ("pas21",), "pas21_val"),
+MAKE: dict[str, Callable[[Path], mini.Mini]] = {
+    "ade150": mini.ade150,
+    "ade847": mini.ade847,
+    "pc59": mini.context,
+    "pc459": mini.context,
+    "pas21": mini.voc,
+}
+# Name in evaluate.py -> how its layout is made and read, and the folder of its shards.
+BENCHMARKS: dict[str, tuple[Callable[[Path], mini.Mini], Callable[[Path], Source], str]] = {
+    "coco": (mini.coco, partial(read_coco, split="val2017"), "coco_val2017"),
+    **{name: (make, partial(read_benchmark, name), f"{name}_val") for name, make in MAKE.items()},
 }
 
 
 def prepare_benchmarks(folder: Path) -> Path:
     """Shard sets of all of them where ``paths.shards`` expects them; returns that folder."""
-    for name, (make, command, out) in BENCHMARKS.items():
-        root = folder / "downloads" / name
-        make(root)
-        arguments = [*command, "--root", str(root), "--out", str(folder / "shards" / out), "--workers", "1"]
-        assert main(arguments) == 0
+    for name, (make, read, out) in BENCHMARKS.items():
+        make(folder / "downloads" / name)
+        prepare(read(folder / "downloads" / name), folder / "shards" / out)
     return folder / "shards"

@@ -37,12 +37,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of eight generated scenes; not to be changed."""
-    from odise_pl.data.prepare.command import main as prepare
+    from odise_pl.data.prepare.coco import read_coco
+    from odise_pl.data.prepare.packing import prepare
 
     folder = tmp_path_factory.mktemp("scenes")
     make_scenes(folder / "coco", 8)
-    arguments = ["coco", "--root", str(folder / "coco"), "--split", "train2017", "--workers", "1"]
-    assert prepare([*arguments, "--out", str(folder / "shards")]) == 0
+    prepare(read_coco(folder / "coco", "train2017"), folder / "shards")
     return folder / "shards"
 
 

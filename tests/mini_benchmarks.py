@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from odise_pl.data.decoding import DecodedSample, decode
+from odise_pl.data.manifest import check_shards
+from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.vocabulary import load_vocabulary
 
 SIZES = ((40, 56), (52, 44), (48, 48))
@@ -184,3 +187,14 @@ def coco(root: Path, split: str = "val2017", seed: int = 0) -> Mini:
     ]
     write_json(root / "annotations" / f"panoptic_{split}.json", images, annotations, categories)
     return mini
+
+
+def samples(folder: Path) -> dict[int, DecodedSample]:
+    """The samples of a shard set by image id."""
+    shards, found = check_shards(folder), {}
+    for url, size in zip(shards.urls, shards.sizes, strict=True):
+        for raw in read_shard(url, list(range(size))):
+            assert isinstance(raw, RawSample)
+            sample = decode(raw)
+            found[sample.image_id] = sample
+    return found

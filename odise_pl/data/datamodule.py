@@ -17,6 +17,7 @@ from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan, limited
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
+from odise_pl.errors import SettingError, check_number
 from odise_pl.vocabulary import Vocabulary, rename
 
 _log = logging.getLogger(__name__)
@@ -83,8 +84,21 @@ class PanopticDataModule(LightningDataModule):
             raise DataError(f"data.augment is {augment!r}; choose {' or '.join(AUGMENTATIONS)}")
         if not 0 <= color_jitter <= 1:
             raise DataError(f"data.color_jitter is {color_jitter}; give 0 (none, as published) to 1")
-        if words < 0:
-            raise DataError(f"data.words is {words}; give 0 (no words) or more, 8 as published")
+        at_least_1: dict[str, Any] = {"eval_batch_size": eval_batch_size, "image_size": image_size}
+        at_least_1 |= {"eval_short_side": eval_short_side, "eval_long_side": eval_long_side}
+        optional = {"batch_size": batch_size, "epoch_length": epoch_length, "limit_samples": limit_samples}
+        at_least_1 |= {name: value for name, value in optional.items() if value not in (None, "auto")}
+        for name, value in at_least_1.items():
+            check_number(f"data.{name}", value, 1)
+        at_least_0 = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer, "words": words}
+        for name, value in at_least_0.items():
+            check_number(f"data.{name}", value)
+        if (
+            not isinstance(scale_range, Sequence)
+            or len(scale_range) != 2
+            or not 0 < scale_range[0] <= scale_range[1]
+        ):
+            raise SettingError(f"data.scale_range={scale_range} must be [SMALLEST,LARGEST], above 0")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
         self.train, self._eval_sources = train, eval_sets(val)
         self.batch_size = 1 if isinstance(batch_size, str) else batch_size

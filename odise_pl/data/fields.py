@@ -1,4 +1,7 @@
-"""Reading fields of annotation JSON that a person may have written. Imports no torch."""
+"""JSON that a person may have written: parsing, and fields with their types checked. Imports no torch.
+
+Messages of a :class:`DataError` begin with a verb here; callers put the name of the file or entry before it.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +9,57 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from reprlib import repr as shortened
 from typing import Any
 
-from odise_pl.data.files import SourceFile
-from odise_pl.data.records import DataError
+from odise_pl.data.records import DataError, prefix_errors
 
-_INTEGERS = range(-(2**63), 2**63)  # what tensors and NumPy hold
-_LARGEST_AREA = 1e10  # of COCO's evaluation, which leaves larger objects out
-
-
-def read_json(file: SourceFile) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: it cannot be read or is no JSON.
-    """
-    try:
-        return json.loads(file.read())
-    except OSError as error:
-        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
-    except RecursionError as error:
-        raise DataError(f"{file.path}: is nested too deeply for an annotation file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file.path}: is not in UTF-8 ({error}); save it as UTF-8") from error
-    except ValueError as error:
-        raise DataError(f"{file.path}: is not JSON ({error}); it may be truncated, fetch it again") from error
+_LARGEST_AREA = 1e10  # COCO's evaluation ignores larger objects
 
 
 def parsed(content: bytes) -> Any:
-    """The JSON of a member of a shard.
+    """Parse JSON in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
         DataError: it is none.
     """
     try:
         return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON ({error})") from error
+    except RecursionError as error:
+        raise DataError("is not JSON of ours: it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not in UTF-8 ({error}); save it as UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"is not JSON ({error}); it may be truncated") from error
 
 
-def list_of(data: Any, field: str, path: Path) -> list[Any]:
-    """The list ``field`` of the object that ``path`` holds.
-
-    Raises:
-        DataError: there is none.
-    """
-    value = data.get(field) if isinstance(data, Mapping) else None
-    if not isinstance(value, list):
-        raise DataError(f"{path}: expected an object with a list '{field}'")
-    return value
-
-
-def integer(data: Any, field: str, default: int | None = None) -> int:
-    """An integer field.
+def integer(
+    data: Any, field: str, default: int | None = None, least: int = -(2**63), most: int = 2**63 - 1
+) -> int:
+    """An integer field within bounds, by default those of 64 bits.
 
     Raises:
-        DataError: it is missing (and there is no default) or of another type.
+        DataError: it is missing (and there is no default), of another type or out of bounds.
     """
     value = _field(data, field, default)
-    if type(value) is not int or value not in _INTEGERS:
-        raise DataError(f"has {field} {shortened(value)}, expected a whole number of at most 64 bits")
+    if type(value) is not int or not least <= value <= most:
+        raise DataError(f"has {field} {shortened(value)}, expected a whole number from {least} to {most}")
     return value
 
 
 def identifier(data: Any, field: str) -> int:
     """An integer field of at least 0."""
-    value = integer(data, field)
-    if value < 0:
-        raise DataError(f"has {field} {value}, expected 0 or more")
-    return value
+    return integer(data, field, least=0)
 
 
 def positive(data: Any, field: str) -> int:
     """An integer field of at least 1."""
-    value = integer(data, field)
-    if value < 1:
-        raise DataError(f"has {field} {value}, expected at least 1")
-    return value
+    return integer(data, field, least=1)
 
 
 def area(data: Any, field: str) -> float:
-    """An area, as it is written (int or float)."""
+    """An area as it is written, int or float."""
     value = _field(data, field)
     if not _is_number(value) or not 0 <= value <= _LARGEST_AREA:
         raise DataError(f"has {field} {shortened(value)}, expected a number from 0 to {_LARGEST_AREA:.0e}")
@@ -112,32 +83,27 @@ def text(data: Any, field: str) -> str:
 
 
 def file_name(data: Any, field: str) -> str:
-    """The path of a file below the folder that the data set says; see :func:`plain_path`."""
-    try:
-        return plain_path(text(data, field))
-    except _PathError as error:
-        raise DataError(f"has a {field} that {error}") from error
-
-
-class _PathError(DataError):
-    """Of a path alone."""
+    """The path of a file below the folder of the data set; see :func:`plain_path`."""
+    path = text(data, field)
+    with prefix_errors(f"has a {field} that"):
+        return plain_path(path)
 
 
 def plain_path(path: str) -> str:
-    """A path below a folder, without ``.`` and empty parts: a name in a file is data and leads nowhere else.
+    """A path without ``.`` and empty parts, which leads nowhere outside its folder.
 
     Raises:
-        DataError: it is absolute, has ``..`` in it or characters that no name of a file has.
+        DataError: it is absolute, contains ``..`` or characters that are not allowed in names of files.
     """
     plain = PurePosixPath(path)
     if plain.is_absolute() or ".." in plain.parts or not plain.parts or _has_any(path, "Cc", "Cs"):
-        raise _PathError(f"is no path below its folder: {shortened(path)}")
+        raise DataError(f"is no path below its folder: {shortened(path)}")
     return plain.as_posix()
 
 
 def _has_any(value: str, *categories: str) -> bool:
-    quick = value.isprintable()  # so is nearly all text
-    return not quick and any(unicodedata.category(character) in categories for character in value)
+    """Whether text has characters of these Unicode categories; nearly all text is printable, so has none."""
+    return not value.isprintable() and any(unicodedata.category(one) in categories for one in value)
 
 
 def sequence(data: Any, field: str) -> list[Any]:
@@ -165,7 +131,7 @@ def box(data: Any, field: str) -> tuple[float, ...]:
 
 
 def segmentation(data: Any, field: str) -> Any:
-    """A field of COCO's polygons or run-length code, not looked into."""
+    """A field of COCO's polygons or run-length code, whose content is not checked."""
     value = _field(data, field)
     if not isinstance(value, list | dict) or not value:
         raise DataError(f"has {field} {shortened(value)}, expected polygons or a run-length code")
@@ -173,7 +139,7 @@ def segmentation(data: Any, field: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is an integer or a float that is neither infinite nor NaN; true and false are not."""
+    """Whether it is an integer or a finite float; booleans are neither."""
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 

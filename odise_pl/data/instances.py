@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from odise_pl.data import fields
-from odise_pl.data.records import DataError, InstanceRecord
+from odise_pl.data.records import DataError
 
 Rle = dict[str, Any]
 _FARTHEST = 1e6  # pixels that a polygon may lie away from the corner of the image
@@ -61,8 +60,8 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
 
 
 def _check_polygon(polygon: Any) -> None:
-    """The C code drops the last of an odd number of coordinates, takes four for a box, and never returns from
-    coordinates without an end.
+    """The C code drops the last of an odd number of coordinates, takes four for a box, and never returns for
+    infinite coordinates.
     """
     numbers = isinstance(polygon, list) and {int, float}.issuperset(map(type, polygon))
     if not numbers or not all(abs(value) <= _FARTHEST for value in polygon):
@@ -72,7 +71,7 @@ def _check_polygon(polygon: Any) -> None:
 
 
 def _lengths(code: bytes) -> NDArray[np.int64]:
-    """The run lengths of a compressed code, which the C code takes as they come.
+    """The run lengths of a compressed code, which the C code does not check.
 
     A character, less 48, has five bits of a number, lowest first, and a sixth if more follow; the last one's
     fifth bit is the sign. From the fourth on, numbers are differences to the run length two before.
@@ -82,7 +81,7 @@ def _lengths(code: bytes) -> NDArray[np.int64]:
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     if not len(ends) or not last[-1] or values.min() < 0 or values.max() > 63 or (ends - starts).max() > 9:
-        raise DataError("has a compressed run-length code with characters that are none of its alphabet")
+        raise DataError("has a compressed run-length code with invalid characters")
     places = np.arange(len(values)) - np.repeat(starts, ends - starts + 1)
     numbers = np.add.reduceat((values & 31) << 5 * places, starts)
     numbers -= np.where(values[ends] & 16, 32 << 5 * places[ends], 0)
@@ -97,28 +96,6 @@ def _check_counts(counts: Sequence[Any], pixels: int) -> None:
             f"has run lengths that are not whole numbers with a sum of {pixels}, its pixels: encode the "
             f"mask of the whole image, as pycocotools.mask.encode does"
         )
-
-
-def instances_member(instances: Sequence[InstanceRecord], size: tuple[int, int]) -> tuple[bytes, list[str]]:
-    """The member that :func:`read_objects` reads, and what is wrong with objects, which are not in it."""
-    items, faults = [], []
-    for instance in instances:
-        try:
-            code = run_length(instance.segmentation, size)
-            if not mask_api.area(code):
-                raise DataError("has no pixel inside the image")
-        except DataError as error:
-            faults.append(f"{instance.where} {error}")
-            continue
-        items.append(
-            {
-                "category": instance.category,
-                "iscrowd": instance.iscrowd,
-                "area": instance.area,
-                "segmentation": {"size": list(size), "counts": code["counts"].decode()},
-            }
-        )
-    return json.dumps(items, sort_keys=True, separators=(",", ":")).encode(), faults
 
 
 def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
@@ -144,8 +121,8 @@ def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
 
 
 def paste(objects: Objects) -> NDArray[np.int32]:
-    """A map in which each object has its number, from 1, and 0 is void: smaller objects lie over larger ones,
-    and crowds under all of them.
+    """An id map of the objects by their number, from 1; 0 is void. Smaller objects cover larger ones, and all
+    cover crowds.
     """
     sizes = objects.masks.sum(axis=(1, 2))
     ids = np.zeros(objects.masks.shape[1:], dtype=np.int32)

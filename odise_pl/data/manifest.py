@@ -1,20 +1,22 @@
-"""``dataset.json``, the description beside a set of shards. Imports no torch, so it is quick to check."""
+"""``dataset.json``, the description beside a set of shards. Imports no torch, so that checks are quick."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from odise_pl.data import fields
-from odise_pl.data.records import DataError
-from odise_pl.vocabulary import MEASURES, Vocabulary
+from odise_pl.data.records import DataError, prefix_errors
+from odise_pl.vocabulary import MEASURES, Vocabulary, VocabularyError
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
@@ -24,37 +26,15 @@ _MOST = 10**8  # samples of a set: their order is held in memory
 _MOST_BYTES = 1 << 50
 _SHARD_NAME = re.compile(r"\w[\w.-]*")
 _LONGEST = 255  # bytes of a file name
-_PREPARE = "python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
-
-
-class _Checked:
-    """A record of text and counts, which may come out of a file that anyone has written."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            _check(name, value, str if type(self).__annotations__[name] == "str" else int)
-
-
-def _check(name: str, value: Any, kind: type) -> None:
-    """Raises DataError unless it is text, or a count that can be."""
-    possible = not isinstance(value, int) or 0 <= value <= _MOST_BYTES
-    if type(value) is not kind or not possible:
-        raise DataError(f"{name} is {_short(value)}, expected {'text' if kind is str else 'a count'}")
-
-
-def _short(value: Any) -> str:
-    return ascii(value)[:80]
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
-class Shard(_Checked):
+class Shard:
     """One tar file: its file name beside ``dataset.json``, what it holds, and its checksum.
 
-    The name becomes part of a path, of a URL or, for ``pipe:``, of a shell command, so it is of letters,
-    digits and ``_ . -`` alone.
-
-    Raises:
-        DataError: it has another name, or a field is of the wrong kind.
+    The name becomes part of a path, of a URL or, for ``pipe:``, of a shell command, so it consists of
+    letters, digits and ``_ . -``.
     """
 
     name: str
@@ -62,21 +42,16 @@ class Shard(_Checked):
     bytes: int
     sha256: str
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not _SHARD_NAME.fullmatch(self.name) or len(self.name.encode()) > _LONGEST:
-            raise DataError(f"the shard name {_short(self.name)} is not a plain file name")
-
 
 @dataclass(frozen=True)
-class Counts(_Checked):
+class Counts:
     """Totals of a shard set.
 
     Attributes:
         samples: images.
         segments: annotated segments, crowds included.
         captions: captions of all images.
-        left_out: entries of the source that were left out because of problems.
+        left_out: entries of the source that were skipped because of problems.
         problems: what was wrong with them; ``problems.json`` lists it.
     """
 
@@ -88,7 +63,7 @@ class Counts(_Checked):
 
 
 @dataclass(frozen=True)
-class Origin(_Checked):
+class Origin:
     """Where a shard set comes from: format, split, and the annotation file with its checksum."""
 
     dataset: str
@@ -98,7 +73,7 @@ class Origin(_Checked):
 
 
 @dataclass(frozen=True)
-class Captioning(_Checked):
+class Captioning:
     """Where the generated captions in a shard set come from.
 
     Attributes:
@@ -127,9 +102,6 @@ class Manifest:
         max_shard_bytes: the limit that the samples were distributed by.
         measures: what the truth is complete for, of ``MEASURES``; semantic maps alone say nothing of objects.
         captioning: where generated captions come from; None if the samples have none.
-
-    Raises:
-        DataError: a field is of the wrong kind, or the counts do not agree with the shards.
     """
 
     name: str
@@ -140,19 +112,6 @@ class Manifest:
     max_shard_bytes: int
     measures: tuple[str, ...] = MEASURES
     captioning: Captioning | None = None
-
-    def __post_init__(self) -> None:
-        _check("name", self.name, str)
-        _check("max_shard_bytes", self.max_shard_bytes, int)
-        if not self.measures or not set(self.measures) <= set(MEASURES):
-            raise DataError(f"measures is {_short(self.measures)}, expected some of {', '.join(MEASURES)}")
-        held = sum(shard.samples for shard in self.shards)
-        if held != self.counts.samples or held > _MOST:
-            raise DataError(
-                f"counts.samples is {self.counts.samples}, the shards hold {held} (at most {_MOST})"
-            )
-        if len({shard.name for shard in self.shards}) < len(self.shards):
-            raise DataError("two shards have the same name")
 
     def to_bytes(self) -> bytes:
         """The file's content; equal manifests give equal bytes."""
@@ -175,36 +134,72 @@ class Manifest:
         """Read the file's content.
 
         Raises:
-            DataError: it is no ``dataset.json``, or of another version.
+            DataError: it is no ``dataset.json``, or of another version; the message names the field.
         """
         try:
-            data = json.loads(content)
-            if data["format"] != FORMAT:
-                raise DataError(f"format {_short(data['format'])}, this version reads {FORMAT}")
-            return cls._from_json(data)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, DataError) as error:
-            reason = str(error) or type(error).__name__
+            return _manifest(fields.parsed(content))
+        except (DataError, VocabularyError) as error:
             raise DataError(
-                f"{location}: is not the description of a shard set ({reason}); "
-                "delete it and prepare the set again"
+                f"{location}: is not the description of a shard set (it {error}); "
+                f"delete it and prepare the set again"
             ) from error
 
-    @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> Manifest:
-        _check("vocabulary.name", data["vocabulary"]["name"], str)
-        for item in fields.sequence(data["vocabulary"], "categories"):
-            fields.integer(item, "id")
-            fields.flag(item, "isthing")
-        return cls(
-            name=data["name"],
-            vocabulary=Vocabulary.from_json(data["vocabulary"], data["vocabulary"]["name"]),
-            counts=Counts(**data["counts"]),
-            shards=tuple(Shard(**shard) for shard in data["shards"]),
-            source=Origin(**data["source"]),
-            max_shard_bytes=data["max_shard_bytes"],
-            measures=tuple(data.get("measures", MEASURES)),
-            captioning=Captioning(**data["captioning"]) if "captioning" in data else None,
+
+def _manifest(data: Any) -> Manifest:
+    version = fields.integer(data, "format")
+    if version != FORMAT:
+        raise DataError(f"has format {version}, this version reads {FORMAT}")
+    vocabulary = data.get("vocabulary")
+    with prefix_errors("vocabulary.name:"):
+        name = fields.string(vocabulary, "name")
+    for item in fields.sequence(vocabulary, "categories"):
+        fields.integer(item, "id")
+        fields.flag(item, "isthing")
+    measures = fields.sequence(data, "measures") if "measures" in data else MEASURES
+    if not measures or not all(measure in MEASURES for measure in measures):
+        raise DataError(f"has measures {_short(measures)}, expected some of {', '.join(MEASURES)}")
+    manifest = Manifest(
+        name=fields.string(data, "name"),
+        vocabulary=Vocabulary.from_json(vocabulary, name),
+        counts=_record(Counts, data.get("counts")),
+        shards=tuple(_record(Shard, shard) for shard in fields.sequence(data, "shards")),
+        source=_record(Origin, data.get("source")),
+        max_shard_bytes=_count(data, "max_shard_bytes"),
+        measures=tuple(measures),
+        captioning=_record(Captioning, data["captioning"]) if "captioning" in data else None,
+    )
+    _check_shards(manifest)
+    return manifest
+
+
+def _record(kind: Callable[..., _Record], data: Any) -> _Record:
+    """A dataclass of texts and counts."""
+    readers = {"str": fields.string, "int": _count}
+    values = {field.name: readers[str(field.type)](data, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**values)
+
+
+def _count(data: Any, field: str) -> int:
+    return fields.integer(data, field, least=0, most=_MOST_BYTES)
+
+
+def _check_shards(manifest: Manifest) -> None:
+    """Raise DataError if a shard cannot have its name, or the number of samples differs from the counts."""
+    names = [shard.name for shard in manifest.shards]
+    for name in names:
+        if not _SHARD_NAME.fullmatch(name) or len(name.encode()) > _LONGEST:
+            raise DataError(f"has the shard name {_short(name)}, which is not a plain file name")
+    if len(set(names)) < len(names):
+        raise DataError("has two shards of the same name")
+    held = sum(shard.samples for shard in manifest.shards)
+    if held != manifest.counts.samples or held > _MOST:
+        raise DataError(
+            f"has counts.samples {manifest.counts.samples}, but shards of {held} (at most {_MOST})"
         )
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:80]
 
 
 @dataclass(frozen=True)
@@ -231,7 +226,7 @@ class ShardSet:
 
 
 def locate(source: str | Path) -> str:
-    """Path or URL of the ``dataset.json`` of a shard set that is named by it or by its folder."""
+    """Path or URL of the ``dataset.json`` of a shard set, from that or from its folder."""
     text = str(source)
     if os.path.exists(text) and not is_local(text):  # noqa: PTH110 (as a path, a long command is an error)
         text = str(Path(text).absolute())  # a folder called a:b, say
@@ -260,10 +255,10 @@ def beside(location: str, name: str) -> str:
 
 
 def check_shards(source: str | Path) -> ShardSet:
-    """Find a shard set and check that it can be streamed; local sets are checked file by file.
+    """Find a shard set that can be streamed.
 
     Raises:
-        DataError: there is no ``dataset.json``, it is unusable, or none of its shards is there; the message
+        DataError: ``dataset.json`` is missing or unusable, or a local set has none of its shards; the message
             names the path and the command that makes it.
     """
     location = locate(source)
@@ -279,13 +274,10 @@ def check_shards(source: str | Path) -> ShardSet:
 
 
 def missing_shards(shard_set: ShardSet) -> tuple[str, ...]:
-    """Shards of a local set that are not there or not of the recorded size."""
+    """Shards of a local set that are missing or not of the recorded size."""
+    sizes = {url: Path(url).stat().st_size for url in shard_set.urls if Path(url).is_file()}
     pairs = zip(shard_set.urls, shard_set.manifest.shards, strict=True)
-    return tuple(url for url, shard in pairs if not _has_size(Path(url), shard.bytes))
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return tuple(url for url, shard in pairs if sizes.get(url) != shard.bytes)
 
 
 def _make(location: str) -> str:
@@ -294,11 +286,11 @@ def _make(location: str) -> str:
     name = folder.name.partition("_")[0]
     if name == "toy":
         above = folder.parent if is_local(location) else out
-        return f"make it with: python -m odise_pl.toyworld.make --out {above}"
+        return f"make it with: odise toyworld make --out {above}"
     if name in BENCHMARKS:
-        return f"make it with: python -m odise_pl.data.prepare {name} --root DOWNLOADS --out {out}"
+        return f"make it with: odise prepare {name} --root DOWNLOADS --out {out}"
     split = "train2017" if "train" in folder.name else "val2017"
-    return f"make it with: {_PREPARE.format(split=split, folder=out)}"
+    return f"make it with: odise prepare coco --root COCO --split {split} --out {out}"
 
 
 def _read(location: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The segments of an id map, with what an annotation says of each. Imports no torch."""
+"""The segments of an id map, as annotations describe them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from odise_pl.data.images import unique_ids
 from odise_pl.data.records import SegmentRecord
 
 
@@ -24,34 +26,19 @@ def segment_records(
         isthing: one flag per class.
         crowds: ids of groups that are not split into objects.
     """
-    # an id map consists of runs along its rows, far fewer than pixels
-    changed = np.ones(ids.shape, dtype=bool)
-    np.not_equal(ids[:, 1:], ids[:, :-1], out=changed[:, 1:])
-    rows, starts = np.nonzero(changed)
-    ends = np.append(starts[1:], 0)
-    ends[ends == 0] = ids.shape[1]
-    values, numbers = np.unique(ids[rows, starts], return_inverse=True)
-    areas = np.bincount(numbers, ends - starts)
-    top, left = (_of_each(np.minimum, numbers, x) for x in (rows, starts))
-    bottom, right = (_of_each(np.maximum, numbers, x) for x in (rows + 1, ends))
-    boxes = np.stack([left, top, right - left, bottom - top], axis=1)
+    values = unique_ids(ids)
+    numbers = np.searchsorted(values, ids)
+    areas = np.bincount(numbers.ravel(), minlength=len(values)).tolist()
+    extents = ndimage.find_objects(numbers + 1)
     return tuple(
         SegmentRecord(
             id=value,
             category=categories[value],
             isthing=isthing[categories[value]],
             iscrowd=value in crowds,
-            area=int(area),
-            bbox=tuple(box),
+            area=area,
+            bbox=(x.start, y.start, x.stop - x.start, y.stop - y.start),
         )
-        for value, area, box in zip(values.tolist(), areas, boxes.tolist(), strict=True)
+        for value, area, (y, x) in zip(values.tolist(), areas, extents, strict=True)
         if value
     )
-
-
-def _of_each(extreme: np.ufunc, numbers: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest or largest place under each number, all of which occur."""
-    found = np.empty(numbers.max() + 1, dtype=np.int64)
-    found[numbers] = places
-    extreme.at(found, numbers, places)
-    return found

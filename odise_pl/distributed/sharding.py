@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from odise_pl.models.backbones.sentences import PromptEncoder
-from odise_pl.models.frozen import own
+from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.odise import Odise
 from odise_pl.models.ranks import Alone
 
@@ -207,7 +207,7 @@ def _hold(parameter: nn.Parameter, dtype: torch.dtype | None, mapped: bool) -> N
     """In memory of this process, in ``dtype``; None: in full precision."""
     dtype = dtype or torch.promote_types(parameter.dtype, torch.float32)
     if mapped or parameter.dtype != dtype:
-        own([parameter], dtype)
+        copy_to_memory([parameter], dtype)
 
 
 def _join(model: Odise, mesh: DeviceMesh) -> None:

@@ -17,7 +17,7 @@ from odise_pl.checkpoints.description import Network, is_file_name
 from odise_pl.checkpoints.files import checkpoint_folder, last_checkpoint
 from odise_pl.data.eval_sets import eval_sets
 from odise_pl.data.manifest import check_shards
-from odise_pl.errors import SettingError, UserError
+from odise_pl.errors import SettingError, UserError, check_number
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.resume import checkpoint_path
@@ -103,6 +103,11 @@ def unwritable(folder: Path) -> str | None:
 
 def _bad_settings(config: DictConfig) -> Iterator[str]:
     """Settings that end a run only after minutes, or would be misunderstood."""
+    for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
+        try:
+            check_number(name, OmegaConf.select(config, name), least)
+        except SettingError as error:
+            yield str(error)
     try:
         check_timesteps(config.backbone.timesteps)
     except SettingError as error:

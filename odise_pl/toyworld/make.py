@@ -124,8 +124,8 @@ def _paint(toy_set: ToySet, root: Path, seed: int, workers: int) -> None:
     for folder in (root / toy_set.name, root / "annotations" / f"panoptic_{toy_set.name}"):
         folder.mkdir(parents=True)
     starts = range(0, toy_set.count, _CHUNK)
-    parts = dict(processes.run(partial(_paint_chunk, toy_set, root, seed), starts, workers))
-    images, annotations, captions = zip(*(entry for i in sorted(parts) for entry in parts[i]), strict=True)
+    parts = processes.run(partial(_paint_chunk, toy_set, root, seed), starts, workers)
+    images, annotations, captions = zip(*(entry for part in parts for entry in part), strict=True)
     categories = vocabulary(toy_set.novel).to_json()["categories"]
     panoptic = {"images": images, "annotations": annotations, "categories": categories}
     _write(root, f"panoptic_{toy_set.name}", panoptic)

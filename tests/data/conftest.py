@@ -4,16 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_coco import make_coco
-
-from odise_pl.data.prepare.command import main
-
-
-def pack(root: Path, out: Path, *options: str, split: str = "train2017") -> int:
-    """Run the prepare command in this process."""
-    return main(
-        ["coco", "--root", str(root), "--split", split, "--out", str(out), "--workers", "1", *options]
-    )
+from mini_coco import make_coco, pack
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +14,7 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     def make(count: int, megabytes: float = 0.03) -> Path:
         folder = tmp_path_factory.mktemp("set")
         make_coco(folder / "coco", count)
-        assert pack(folder / "coco", folder / "shards", "--max-shard-mb", str(megabytes)) == 0
+        pack(folder / "coco", folder / "shards", max_shard_bytes=round(megabytes * 10**6))
         return folder / "shards"
 
     return make

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from odise_pl.data.manifest import Manifest
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare
+
 CATEGORIES = [
     {"id": 1, "name": "square", "isthing": 1},
     {"id": 7, "name": "disc", "isthing": 1},
@@ -98,3 +102,8 @@ def _segments(
             }
         )
     return ids, segments
+
+
+def pack(root: Path, out: Path, split: str = "train2017", **options: Any) -> Manifest:
+    """Prepare a split in this process."""
+    return prepare(read_coco(root, split), out, **options)

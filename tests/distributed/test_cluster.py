@@ -111,7 +111,7 @@ def test_evaluation_on_several_machines_gives_the_numbers_of_one(
     from odise_pl.evaluation.evaluate import evaluate
 
     common = [f"ckpt={cluster_run}/checkpoints/last.ckpt", "data=shards", f"data.val={scene_shards}"]
-    common += ["data.num_workers=0", "data.eval_batch_size=3", "paths.cache=null"]
+    common += ["data.num_workers=0", "data.eval_batch_size=3"]
     sharded = [name for name in SMALL if name.startswith("trainer")]
     ranks.run(ranks.slurm, 2, 2, ["evaluate.py", *common, *sharded, f"hydra.run.dir={tmp_path}/four"])
     alone = [*common, "trainer=cpu", "trainer.enable_progress_bar=false"]

@@ -25,7 +25,8 @@ from pycocotools.cocoeval import COCOeval
 from trained import composed
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.prepare.command import main as prepare
+from odise_pl.data.prepare.coco_instances import read_coco_instances
+from odise_pl.data.prepare.packing import prepare
 from odise_pl.errors import UserError
 from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import PredictionError
@@ -164,8 +165,7 @@ def test_hotcoco_gives_the_same_panoptic_quality(benchmark_shards: Path, tmp_pat
 def test_pycocotools_gives_the_same_average_precision(tmp_path: Path) -> None:
     """From the original annotation, whose objects overlap, and our instance results."""
     mini.coco_instances(tmp_path / "root")
-    arguments = ["coco-instances", "--root", str(tmp_path / "root"), "--split", "val2017", "--workers", "1"]
-    assert prepare([*arguments, "--out", str(tmp_path / "shards")]) == 0
+    prepare(read_coco_instances(tmp_path / "root", "val2017"), tmp_path / "shards")
     write(tmp_path / "shards", "mine", tmp_path / "all", partial(perfect, shift=3))
     shards = f"+data.val.mine={tmp_path / 'shards'}"
     found = score(tmp_path, tmp_path / "all", tmp_path, "data=shards", shards)["mine"]

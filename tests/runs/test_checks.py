@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import Network
@@ -170,3 +172,28 @@ def test_options_that_the_trainer_refuses_end_in_one_message() -> None:
 def test_modules_that_load_no_torch(module: str) -> None:
     code = f"import sys, odise_pl.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("data.batch_size=0", "data.eval_batch_size=two", "data.limit_samples=true", "data.num_workers=-1"),
+        *("data.image_size=0", "data.words=-1", "data.scale_range=[2.0]", "data.scale_range=wide"),
+        *("validate_every=0", "global_batch=0", "trainer.max_steps=-1"),
+        *("model.head.queries=0", "model.head.heads=x", "model.head.channels=100", "backbone.window=100"),
+        *("criterion.oversample=0", "model.inference.top_k=0", "fusion.seen_share=2"),
+    ],
+)
+def test_numbers_are_checked_where_they_are_taken(config, override: str) -> None:
+    """By the checks or by the classes that configurations instantiate."""
+    made = config(override)
+
+    def start() -> None:
+        check_training(made, None)
+        for section in ("data", "criterion", "optimizer"):
+            instantiate(made[section])
+        Network.of_config(made).build(made.paths)
+
+    with pytest.raises(Exception, match=re.escape(override.partition("=")[0].split(".")[-1])) as error:
+        start()
+    assert user_error(error.value) is not None

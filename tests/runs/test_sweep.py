@@ -16,7 +16,10 @@ import tiny_blip
 from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
 
-from odise_pl.data.prepare.command import main as prepare
+from odise_pl.data.manifest import check_shards
+from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare
 from odise_pl.evaluation import evaluate
 from odise_pl.runs.command import report
 from odise_pl.runs.conf import compose_config
@@ -92,12 +95,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight scenes with people's captions and a generated one."""
     folder = tmp_path_factory.mktemp("captioned")
     make_scenes(folder / "coco", 8, captions=[CAPTIONS] * 8)
-    common = ["--workers", "1"]
-    packed = ["coco", "--root", str(folder / "coco"), "--split", "train2017", *common]
-    assert prepare([*packed, "--out", str(folder / "packed")]) == 0
-    model = ["--weights", str(tiny_blip.save(folder / "blip")), "--device", "cpu"]
-    captions = ["captions", "--shards", str(folder / "packed"), *model, *common]
-    assert prepare([*captions, "--out", str(folder / "shards")]) == 0
+    prepare(read_coco(folder / "coco", "train2017"), folder / "packed")
+    model = CaptionModel(str(tiny_blip.save(folder / "blip")), 20, ("cpu",))
+    prepare_captions(check_shards(folder / "packed"), folder / "shards", model)
     return folder / "shards"
 
 

@@ -13,7 +13,8 @@ from shard_members import unlabel
 from torch import Tensor, distributed, multiprocessing
 from trained import composed
 
-from odise_pl.data.prepare.command import main as prepare
+from odise_pl.data.prepare.coco import read_coco
+from odise_pl.data.prepare.packing import prepare
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.losses.matcher import HungarianMatcher
@@ -204,8 +205,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captioned")
     captions = [CAPTIONS, CAPTIONS, CAPTIONS, ["Ah!"], CAPTIONS, CAPTIONS]
     make_scenes(folder / "coco", 8, captions=captions)
-    arguments = ["coco", "--root", str(folder / "coco"), "--split", "train2017", "--workers", "1"]
-    assert prepare([*arguments, "--out", str(folder / "shards")]) == 0
+    prepare(read_coco(folder / "coco", "train2017"), folder / "shards")
     (shard,) = (folder / "shards").glob("*.tar")
     unlabel(shard, "2")
     return folder / "shards"

@@ -125,7 +125,7 @@ def test_checkpoints_hold_what_is_trained(short_run: Path) -> None:
 def test_without_anything_it_says_what_is_missing(tmp_path: Path) -> None:
     done = run("train.py", tmp_path, f"paths.weights={tmp_path}/w", f"paths.shards={tmp_path}/s")
     assert done.returncode == 1
-    for hint in ("hf download CompVis", "clip", "odise_pl.data.prepare coco", "data.val"):
+    for hint in ("hf download CompVis", "clip", "odise prepare coco", "data.val"):
         assert hint in done.stderr
     assert "Traceback" not in done.stderr
 

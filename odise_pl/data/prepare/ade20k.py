@@ -5,7 +5,6 @@ Zhou et al., CVPR 2017. Imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -15,20 +14,19 @@ import numpy as np
 
 from odise_pl.data.prepare.conversion import (
     Conversion,
-    FileFault,
     Ids,
     Labels,
     class_table,
+    faults_of,
     look_up,
-    read_grey,
     read_pixels,
 )
-from odise_pl.data.prepare.listing import folder_source, read_lines
-from odise_pl.data.prepare.tree import Tree, add_root
-from odise_pl.data.records import DataError, Source, SourceSample
+from odise_pl.data.prepare.listing import Benchmark
+from odise_pl.data.prepare.source import Source, SourceSample
+from odise_pl.data.prepare.tree import Tree
+from odise_pl.data.records import DataError
 from odise_pl.vocabulary import MEASURES, Vocabulary, load_vocabulary
 
-SPLITS = ("training", "validation")
 _SCENE_PARSING = (
     "download ADEChallengeData2016.zip and annotations_instance.tar from http://sceneparsing.csail.mit.edu, "
     "see data/README.md"
@@ -38,18 +36,6 @@ _FULL = (
 )
 _CLASS = re.compile(r"^(\d+) *\t(?:.*\t)?(.*)$", re.MULTILINE)  # of objectInfo150.txt: number and names
 _SHORT_SIDE = 512  # of the full data set, whose photographs are large
-
-
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add ``ade150`` and ``ade847`` to the prepare command."""
-    for name, read, what in (
-        ("ade150", read_ade150, "ADE20K, 150 classes: ADEChallengeData2016 and annotations_instance"),
-        ("ade847", read_ade847, "ADE20K, 847 classes: ADE20K_2021_17_01"),
-    ):
-        parser = commands.add_parser(name, help=what)
-        add_root(parser)
-        parser.add_argument("--split", choices=SPLITS, default="validation", help="default: validation")
-        parser.set_defaults(read=lambda options, read=read: read(options.root, options.split))
 
 
 def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Source:
@@ -69,16 +55,16 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
         partial(_read_objects, classes=classes, isthing=vocabulary.isthing), vocabulary.isthing
     )
     labels = (semantic, objects)
-    return folder_source(("ade150", split), images, labels, ".png", vocabulary, conversion, MEASURES)
+    return Benchmark("ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES).of_folder()
 
 
 def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
-    """The data set's own list of classes, where it is there, has to number them as the vocabulary does."""
+    """Raise DataError if the data set has a list of classes that differs from the vocabulary."""
     file = tree.file("objectInfo150.txt")
     if file is None:
         return
     known = {category.id: category.names for category in vocabulary.categories}
-    for number, names in _CLASS.findall("\n".join(read_lines(file))):
+    for number, names in _CLASS.findall(file.read_text()):
         ours = known.get(int(number) - 1, ())
         words = set(names.casefold().replace(",", " ").split())  # our pool is its swimming pool
         if not any(words.issuperset(name.casefold().split()) for name in ours):
@@ -90,17 +76,16 @@ def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
 
 def _read_objects(sample: SourceSample, classes: Ids, isthing: tuple[bool, ...]) -> Labels:
     semantic, objects = sample.labels
-    stuff = look_up(read_grey(semantic), classes, semantic)
-    pixels = read_pixels(objects)
-    if pixels.ndim != 3 or pixels.shape[2] < 2:
-        raise FileFault(objects, "is no RGB image with the class of an object in R and its number in G")
-    if pixels.shape[:2] != stuff.shape:
-        raise FileFault(objects, f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, {semantic.shown} has "
-                        f"{stuff.shape[1]}x{stuff.shape[0]}")  # fmt: skip
-    kind, number = (pixels[..., channel] for channel in (0, 1))
+    with faults_of(semantic):
+        stuff = look_up(read_pixels(semantic, 1), classes)
     # the hundred classes of objects are numbered in the order of the things among the 150
     things = class_table(dict(enumerate(np.flatnonzero(isthing).tolist(), start=1)), [0])
-    index = look_up(kind, things, objects)
+    with faults_of(objects):
+        pixels = read_pixels(objects, 2)
+        if pixels.shape[:2] != stuff.shape:
+            height, width = pixels.shape[:2]
+            raise DataError(f"has {width}x{height} pixels, unlike {semantic.shown}")
+        index, number = look_up(pixels[..., 0], things), pixels[..., 1]
     return Labels(stuff, np.where((index >= 0) & (number > 0), index + 1 + 256 * number, 0).astype(np.int32))
 
 
@@ -115,14 +100,11 @@ def read_ade847(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     rare = range(26 * 256)  # every value that R // 10 * 256 + G can have
     classes = class_table({category.id: i for i, category in enumerate(vocabulary.categories)}, rare)
     conversion = Conversion(partial(_read_full, classes=classes), vocabulary.isthing, _SHORT_SIDE)
-    return folder_source(
-        ("ade847", split), folder, (folder,), "_seg.png", vocabulary, conversion, ("semantic",)
-    )
+    return Benchmark("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").of_folder()
 
 
 def _read_full(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    pixels = read_pixels(file)
-    if pixels.ndim != 3 or pixels.shape[2] < 3:
-        raise FileFault(file, "is no RGB image with the class in R and G")
-    return Labels(look_up(pixels[..., 0] // 10 * 256 + pixels[..., 1], classes, file))
+    with faults_of(file):
+        pixels = read_pixels(file, 3)
+        return Labels(look_up(pixels[..., 0] // 10 * 256 + pixels[..., 1], classes))

@@ -1,75 +1,107 @@
-"""Captions of images by BLIP, written into shards: ``python -m odise_pl.data.prepare captions --help``.
+"""Captions of images by BLIP, written into a copy of a shard set.
 
-Everything is checked before the model runs, and what a run has captioned is noted, so that an interrupted run
-goes on. The images that the model reads at once follow from the shards alone, and on the processor it
-computes with one thread: the result is the same whatever the number of processes. Imports no torch.
+Every sample is checked before the model runs. The images that the model reads at once follow from the shards
+alone, and on a CPU it computes with one thread: the result is the same for any number of processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.progress import Progress
+import torch
 
-from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, check_shards
-from odise_pl.data.prepare import processes
-from odise_pl.data.prepare.packing import (
-    left_out,
-    progress_bars,
-    refuse_strangers,
-    settle_problems,
-    sort_problems,
-    whole,
-    work_folder,
-)
-from odise_pl.data.prepare.shards import WORK, finished_shards, write_file
-from odise_pl.data.records import DataError
+from odise_pl.data.decoding import decode
+from odise_pl.data.images import decode_rgb
+from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, check_shards, is_local
+from odise_pl.data.prepare.packing import complete_manifest, count_entries, report_problems
+from odise_pl.data.prepare.processes import run_with_progress
+from odise_pl.data.prepare.shards import Packed, ShardPlan, finish, output_folder, write_shards
+from odise_pl.data.prepare.source import Problem, to_json
+from odise_pl.data.reading import Damage, RawSample, read_shard
+from odise_pl.data.records import RECORD, DataError
+from odise_pl.data.transforms import image_tensor
+from odise_pl.errors import SettingError
 
 if TYPE_CHECKING:
-    from odise_pl.data.prepare.captioning import CaptionSource, CheckedShard
+    from odise_pl.models.blip import BlipSentences
 
-_WEIGHTS = Path("weights/blip-image-captioning-base")
-_FETCH = f"hf download Salesforce/{_WEIGHTS.name} --local-dir {_WEIGHTS}"
+WEIGHTS = Path("weights/blip-image-captioning-base")
 _PER_GPU = 4  # processes that keep one busy: the images have to be decoded too
+BATCH = 16  # images that the model reads at once; changing it can change a caption where words are tied
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``captions`` to the prepare command."""
-    parser = commands.add_parser(
-        "captions", help="a copy of a shard set with a caption by BLIP in each sample"
-    )
-    parser.add_argument("--shards", required=True, help="folder or URL of the shard set to caption")
-    parser.add_argument(
-        "--weights", default=str(_WEIGHTS), help=f"folder of BLIP, or a hub id (default {_WEIGHTS})"
-    )
-    parser.add_argument("--max-tokens", type=int, default=20, help="limit of a caption's length (default 20)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.set_defaults(prepare=_run)
+@dataclass(frozen=True)
+class CaptionModel:
+    """Which BLIP captions, and where it runs; each process loads it when it first needs it.
+
+    Attributes:
+        weights: folder or hub id, see :func:`load_blip`.
+        max_tokens: limit of a caption's length.
+        devices: used in turn.
+    """
+
+    weights: str
+    max_tokens: int
+    devices: tuple[str, ...]
+
+    @classmethod
+    def find(cls, weights: str, max_tokens: int, device: str) -> CaptionModel:
+        """The model on every GPU, or on the CPU if ``device`` is ``cpu``, or ``auto`` and there is no GPU.
+
+        Raises:
+            UserError: the default weights are missing, or there is no GPU.
+        """
+        if Path(weights) == WEIGHTS and not WEIGHTS.exists():
+            fetch = f"hf download Salesforce/{WEIGHTS.name} --local-dir {WEIGHTS}"
+            raise DataError(f"--weights {WEIGHTS} is missing; get it with: {fetch}")
+        count = torch.cuda.device_count() if device != "cpu" else 0
+        if device == "cuda" and not count:
+            raise SettingError("--device cuda: torch finds no GPU; use --device cpu")
+        return cls(weights, max_tokens, tuple(f"cuda:{i}" for i in range(count)) or ("cpu",))
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the hub id."""
+        path = Path(self.weights)
+        return path.resolve().name if path.exists() else self.weights
+
+    @property
+    def workers(self) -> int:
+        """A good number of processes."""
+        cores = os.cpu_count() or 1
+        return cores if self.devices == ("cpu",) else min(cores, _PER_GPU * len(self.devices))
+
+    def on(self, index: int) -> BlipSentences:
+        """The model on one of the devices."""
+        return _loaded(self.weights, self.max_tokens, self.devices[index % len(self.devices)])
+
+    def digest(self) -> str:
+        """SHA-256 of the model, see :meth:`BlipSentences.digest`."""
+        return self.on(0).digest()
 
 
-def _run(options: argparse.Namespace) -> Manifest:
-    shard_set = check_shards(options.shards)
-    if Path(options.weights) == _WEIGHTS and not _WEIGHTS.exists():
-        raise DataError(f"--weights {_WEIGHTS} is not there; get it with: {_FETCH}")
-    from odise_pl.data.prepare.captioning import CaptionModel, devices
+@cache
+def _loaded(weights: str, max_tokens: int, device: str) -> BlipSentences:
+    # these take seconds, which processes that only check need not wait for
+    from transformers.utils.logging import disable_progress_bar
 
-    found = devices(options.device)
-    model = CaptionModel(options.weights, options.max_tokens, found)
-    cores = os.cpu_count() or 1
-    most = cores if found == ("cpu",) else min(cores, _PER_GPU * len(found))
-    return prepare_captions(shard_set, options.out, model, options.workers or most, options.skip_bad)
+    from odise_pl.models.blip import load_blip
+
+    disable_progress_bar()
+    return load_blip(weights, max_tokens, option="--weights ").to(device)
 
 
 def prepare_captions(
-    shard_set: ShardSet, folder: Path, model: CaptionSource, workers: int, skip_bad: bool
+    shard_set: ShardSet, folder: Path, model: CaptionModel, workers: int = 1, skip_bad: bool = False
 ) -> Manifest:
     """Write a copy of a shard set in which every record has a ``generated_caption``.
 
@@ -80,134 +112,139 @@ def prepare_captions(
         folder: the new shard set.
         model: makes the captions.
         workers: processes.
-        skip_bad: leave samples with problems out instead of stopping.
+        skip_bad: skip samples with problems instead of stopping.
 
     Raises:
         DataError: there are problems (``problems.json`` lists them), or the folder holds something else.
         UserError: the model cannot be loaded.
     """
-    captioning = Captioning(model.name, model.digest(), model.max_tokens, _digest(shard_set))
+    sums = "".join(shard.sha256 for shard in shard_set.manifest.shards)
+    shards_digest = hashlib.sha256(sums.encode()).hexdigest()
+    captioning = Captioning(model.name, model.digest(), model.max_tokens, shards_digest)
     if (folder / FILE_NAME).exists():
         return _finished_before(shard_set, captioning, folder)
-    refuse_strangers(folder)
-    with work_folder(folder), progress_bars() as progress, processes.Workers(workers) as pool:
-        _same_run(captioning, folder)
-        checked = _check(shard_set, folder, pool, progress)
-        problems = sort_problems({problem for shard in checked for problem in shard.problems})
-        began = any((folder / WORK).glob("captions-*"))  # hours of work, not to be undone
-        settle_problems(shard_set.manifest.source, problems, folder, skip_bad, undo=not began)
-        if not any(shard.good for shard in checked):
+    with output_folder(folder):
+        checked = _check(shard_set, workers)
+        found = [problem for one in checked for problem in one.problems]
+        problems = report_problems(shard_set.manifest.source, found, folder, skip_bad)
+        if not any(one.good for one in checked):
             raise DataError(f"{shard_set.location}: no sample is left to caption")
-        captions = _caption(shard_set, checked, folder, model, pool, progress)
-        shards = _write(shard_set, checked, captions, folder, pool, progress)
-        counts = replace(
-            shard_set.manifest.counts,
-            samples=sum(shard.samples for shard in shards),
-            segments=sum(shard.segments for shard in checked),
-            captions=sum(shard.captions for shard in checked),
-            left_out=shard_set.manifest.counts.left_out + left_out(problems),
-            problems=shard_set.manifest.counts.problems + len(problems),
-        )
-        manifest = replace(shard_set.manifest, counts=counts, shards=tuple(shards), captioning=captioning)
-        write_file(folder / FILE_NAME, manifest.to_bytes())
-    return manifest
-
-
-def _digest(shard_set: ShardSet) -> str:
-    sums = "".join(shard.sha256 for shard in shard_set.manifest.shards)
-    return hashlib.sha256(sums.encode()).hexdigest()
+        plans = _plans(shard_set, checked, model)
+        made_from = (asdict(captioning), [one.good for one in checked])
+        shards = write_shards(plans, folder, made_from, workers)
+        manifest = _with_counts(shard_set.manifest, checked, problems)
+        return finish(replace(manifest, shards=shards, captioning=captioning), folder)
 
 
 def _finished_before(shard_set: ShardSet, captioning: Captioning, folder: Path) -> Manifest:
-    there = check_shards(folder)
-    if there.manifest.captioning != captioning or there.manifest.source != shard_set.manifest.source:
+    before = check_shards(folder)
+    if before.manifest.captioning != captioning or before.manifest.source != shard_set.manifest.source:
         raise DataError(
-            f"{folder} already holds the shard set '{there.manifest.name}', which is not this one with "
+            f"{folder} already holds the shard set '{before.manifest.name}', which is not this one with "
             f"captions by {captioning.model}; delete the folder, or use another --out"
         )
-    return whole(there, folder)
+    return complete_manifest(before, folder)
 
 
-def _same_run(captioning: Captioning, folder: Path) -> None:
-    """Note what is being made, and refuse to go on with the notes of something else."""
-    note, content = folder / WORK / "captioning.json", json.dumps(asdict(captioning)).encode()
-    if note.exists() and note.read_bytes() != content:
-        raise DataError(
-            f"{folder} holds captions of an interrupted run with another model, other options or other "
-            f"shards; repeat that run's command, delete the folder, or use another --out"
-        )
-    write_file(note, content)
+def _with_counts(manifest: Manifest, checked: Sequence[_Checked], problems: Sequence[Problem]) -> Manifest:
+    counts = replace(
+        manifest.counts,
+        samples=sum(len(one.good) for one in checked),
+        segments=sum(one.segments for one in checked),
+        captions=sum(one.captions for one in checked),
+        left_out=manifest.counts.left_out + count_entries(problems),
+        problems=manifest.counts.problems + len(problems),
+    )
+    return replace(manifest, counts=counts)
 
 
-def _check(
-    shard_set: ShardSet, folder: Path, pool: processes.Workers, progress: Progress
-) -> list[CheckedShard]:
-    from odise_pl.data.prepare.captioning import check_shard
+@dataclass(frozen=True)
+class _Checked:
+    """What was found out about a shard.
 
+    Attributes:
+        good: places of the samples that can be used.
+        segments: annotated in these samples.
+        captions: of the data set in these samples.
+        problems: all that is wrong with the others.
+    """
+
+    good: tuple[int, ...]
+    segments: int
+    captions: int
+    problems: tuple[Problem, ...]
+
+
+def _check(shard_set: ShardSet, workers: int) -> list[_Checked]:
     pairs = list(zip(shard_set.urls, shard_set.manifest.shards, strict=True))
-    task = progress.add_task("checking", total=sum(shard_set.sizes))
-    function = partial(check_shard, folder=folder)
-    return _collect(function, pairs, pool, lambda i: progress.advance(task, shard_set.sizes[i]))
+    return run_with_progress(_check_shard, pairs, workers, "checking shards")
 
 
-def _caption(
-    shard_set: ShardSet,
-    checked: Sequence[CheckedShard],
-    folder: Path,
-    model: CaptionSource,
-    pool: processes.Workers,
-    progress: Progress,
-) -> list[list[str]]:
-    """Captions of the good samples of each shard."""
-    from odise_pl.data.prepare.captioning import caption_chunk, chunks
-
-    parts = chunks(shard_set.urls, checked)
-    task = progress.add_task("captioning", total=sum(len(part.places) for part in parts))
-    function = partial(caption_chunk, folder=folder, model=model)
-    made = _collect(function, parts, pool, lambda i: progress.advance(task, len(parts[i].places)))
-    captions: list[list[str]] = [[] for _ in checked]
-    for part, some in zip(parts, made, strict=True):
-        captions[part.shard] += some
-    return captions
+def _check_shard(pair: tuple[str, Shard]) -> _Checked:
+    """Decode every sample of a shard."""
+    url, shard = pair
+    problems = [Problem(shard.name, shard.name, fault) for fault in _faults_of_file(url, shard)]
+    good, segments, captions = [], 0, 0
+    for place, item in enumerate(read_shard(url, list(range(shard.samples)))):
+        try:
+            if isinstance(item, Damage):
+                raise DataError(item.text)
+            sample = decode(item)
+        except DataError as error:
+            name = f"{shard.name}/{item.key}" if isinstance(item, RawSample) else f"{shard.name}[{place}]"
+            problems.append(Problem(name, shard.name, str(error).replace(url, shard.name)))
+        else:
+            good.append(place)
+            segments, captions = segments + len(sample.segments), captions + len(sample.captions)
+    return _Checked(tuple(good), segments, captions, tuple(problems))
 
 
-def _write(
-    shard_set: ShardSet,
-    checked: Sequence[CheckedShard],
-    captions: Sequence[list[str]],
-    folder: Path,
-    pool: processes.Workers,
-    progress: Progress,
-) -> list[Shard]:
-    from odise_pl.data.prepare.captioning import CaptionedShard, write_captioned
+def _faults_of_file(url: str, shard: Shard) -> Iterator[str]:
+    """A shard on disk has to be the one that was described."""
+    if not is_local(url) or not Path(url).is_file():
+        return
+    with Path(url).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            yield "has another checksum than dataset.json says: it is damaged or was changed"
 
-    plans = [
-        CaptionedShard(shard.name, url, check.state, check.good, tuple(some))
-        for shard, url, check, some in zip(
-            shard_set.manifest.shards, shard_set.urls, checked, captions, strict=True
-        )
-        if check.good
+
+def _plans(shard_set: ShardSet, checked: Sequence[_Checked], model: CaptionModel) -> list[ShardPlan]:
+    shards = zip(shard_set.manifest.shards, shard_set.urls, checked, strict=True)
+    return [
+        ShardPlan(shard.name, len(one.good), partial(_captioned, url, one.good, model, number))
+        for number, (shard, url, one) in enumerate(shards)
+        if one.good
     ]
-    digest = hashlib.sha256(repr([asdict(plan) for plan in plans]).encode()).hexdigest()
-    done = finished_shards([plan.name for plan in plans], folder, digest)
-    task = progress.add_task("writing", total=sum(len(plan.good) for plan in plans))
-    progress.advance(task, sum(shard.samples for shard in done.values()))
-    rest = [plan for plan in plans if plan.name not in done]
-    function = partial(write_captioned, folder=folder, digest=digest)
-    for shard in _collect(function, rest, pool, lambda i: progress.advance(task, len(rest[i].good))):
-        done[shard.name] = shard
-    return [done[plan.name] for plan in plans]
 
 
-def _collect(
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
-    pool: processes.Workers,
-    advance: Callable[[int], None],
-) -> list[Any]:
-    """Results in the order of the tasks, with a word when each is done."""
-    results: dict[int, Any] = {}
-    for index, result in pool.run(function, tasks):
-        results[index] = result
-        advance(index)
-    return [results[index] for index in range(len(tasks))]
+def _captioned(url: str, places: Sequence[int], model: CaptionModel, number: int) -> Iterator[Packed]:
+    """The samples at these places of a shard, with captions."""
+    samples = _raw(url, places)
+    while batch := list(islice(samples, BATCH)):
+        for raw, caption in zip(batch, _captions(batch, model.on(number)), strict=True):
+            record = json.loads(raw.members[RECORD]) | {"generated_caption": caption}
+            yield raw.key, {**raw.members, RECORD: to_json(record)}
+
+
+def _captions(batch: Sequence[RawSample], model: BlipSentences) -> list[str]:
+    images = [image_tensor(decode_rgb(raw.members[raw.image])) for raw in batch]
+    with _one_thread():
+        return model.caption(torch.cat([model.pixels(image[None].to(model.mean.device)) for image in images]))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a CPU, sums depend on how they are divided among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _raw(url: str, places: Sequence[int]) -> Iterator[RawSample]:
+    for item in read_shard(url, list(places)):
+        if isinstance(item, Damage):
+            raise DataError(f"{item.text}; it was readable before: start again")
+        yield item

@@ -1,80 +1,159 @@
-"""Pack a data set into shards, or write captions into shards: ``python -m odise_pl.data.prepare --help``.
-
-Imports no torch.
-"""
+"""``odise prepare`` packs a data set into shards, ``odise captions`` writes captions into shards."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from odise_pl.arguments import ends_with_message, positive
-from odise_pl.data.manifest import Manifest
-from odise_pl.data.prepare import ade20k, captions, coco, coco_instances, pascal
-from odise_pl.data.prepare.packing import PROBLEMS, prepare
+import typer
+
+if TYPE_CHECKING:
+    from odise_pl.data.manifest import Manifest
+    from odise_pl.data.prepare.source import Source
 
 _MEGABYTE = 10**6
+_BENCHMARKS = {
+    "ade150": "ADE20K, 150 classes: ADEChallengeData2016 and annotations_instance.",
+    "ade847": "ADE20K, 847 classes: ADE20K_2021_17_01.",
+    "pc59": "PASCAL-Context, 59 classes: images of VOC2010 and trainval.tar.gz.",
+    "pc459": "PASCAL-Context, 459 classes: images of VOC2010 and trainval.tar.gz.",
+    "pas21": "Pascal VOC, 20 classes and background: VOC2012.",
+}
+
+app = typer.Typer(help="Pack a data set into shards.", no_args_is_help=True)
+
+_Root = Annotated[
+    list[Path],
+    typer.Option(
+        help="Folder with the data set, unpacked or in its archives (zip, tar, tar.gz), or an archive. "
+        "Repeat the option to search several as one."
+    ),
+]
+_Out = Annotated[Path, typer.Option(help="Folder of the shard set.")]
+_Split = Annotated[str, typer.Option(help="train2017, val2017, or the name of one's own.")]
+_Vocabulary = Annotated[
+    str,
+    typer.Option(
+        help="auto: the packaged COCO classes if the annotation file lists exactly these, else its own; "
+        "annotation: its own; or a packaged vocabulary or a vocabulary file."
+    ),
+]
+_ShardSize = Annotated[
+    float,
+    typer.Option(
+        "--max-shard-mb",
+        min=0.001,
+        help="Limit of a shard's size in millions of bytes. There should be at least as many shards as "
+        "devices times loader workers.",
+    ),
+]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")]
+_SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip entries with problems.")]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.data.prepare", description=__doc__)
-    commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
-    coco.add_command(commands)
-    coco_instances.add_command(commands)
-    ade20k.add_commands(commands)
-    pascal.add_commands(commands)
-    for command in commands.choices.values():
-        command.set_defaults(prepare=_pack)
-        command.add_argument(
-            "--max-shard-mb",
-            type=_size,
-            default=64,
-            help="limit of a shard's size in millions of bytes (default 64); there should be at least as "
-            "many shards as devices times loader workers",
-        )
-    captions.add_command(commands)
-    for command in commands.choices.values():
-        command.add_argument("--out", type=Path, required=True, help="folder of the shard set")
-        command.add_argument("--workers", type=positive, help="processes (default: one for each core)")
-        command.add_argument(
-            "--skip-bad", action="store_true", help="leave entries with problems out instead of stopping"
-        )
-    return parser
+class Device(StrEnum):
+    """Where a model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
-def _pack(options: argparse.Namespace) -> Manifest:
-    source = options.read(options)
-    limit = round(options.max_shard_mb * _MEGABYTE)
-    manifest = prepare(source, options.out, options.workers or os.cpu_count() or 1, limit, options.skip_bad)
+@app.command()
+def coco(
+    root: _Root,
+    split: _Split,
+    out: _Out,
+    vocabulary: _Vocabulary = "auto",
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """COCO panoptic, or a folder of one's own in its layout."""
+    from odise_pl.data.prepare.coco import read_coco
+
+    _pack(read_coco(root, split, vocabulary), out, workers, max_shard_mb, skip_bad)
+
+
+@app.command()
+def coco_instances(
+    root: _Root,
+    split: _Split,
+    out: _Out,
+    images: Annotated[str | None, typer.Option(help="Folder of the images (default: SPLIT).")] = None,
+    annotations: Annotated[
+        str | None, typer.Option(help="The annotation file (default: annotations/instances_SPLIT.json).")
+    ] = None,
+    vocabulary: _Vocabulary = "auto",
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """COCO's instance format, or a folder of one's own in it."""
+    from odise_pl.data.prepare.coco_instances import read_coco_instances
+
+    source = read_coco_instances(root, split, vocabulary, images, annotations)
+    _pack(source, out, workers, max_shard_mb, skip_bad)
+
+
+def _add_benchmark(name: str, what: str) -> None:
+    def prepare_benchmark(
+        root: _Root,
+        out: _Out,
+        split: Annotated[
+            str | None, typer.Option(help="Default: validation of ADE20K, val of PASCAL.")
+        ] = None,
+        workers: _Workers = None,
+        max_shard_mb: _ShardSize = 64,
+        skip_bad: _SkipBad = False,
+    ) -> None:
+        from odise_pl.data.prepare.benchmarks import read_benchmark
+
+        _pack(read_benchmark(name, root, split), out, workers, max_shard_mb, skip_bad)
+
+    app.command(name, help=what)(prepare_benchmark)
+
+
+for _name, _what in _BENCHMARKS.items():
+    _add_benchmark(_name, _what)
+
+
+def captions(
+    shards: Annotated[str, typer.Option(help="Folder or URL of the shard set to caption.")],
+    out: _Out,
+    weights: Annotated[
+        str, typer.Option(help="Folder of BLIP, or a hub id.")
+    ] = "weights/blip-image-captioning-base",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a caption's length.")] = 20,
+    device: Device = Device.auto,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one for each core, four for each GPU).")
+    ] = None,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """Copy a shard set with a caption by BLIP in each sample."""
+    from odise_pl.data.manifest import check_shards
+
+    shard_set = check_shards(shards)
+    from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
+
+    model = CaptionModel.find(weights, max_tokens, device)
+    _report(prepare_captions(shard_set, out, model, workers or model.workers, skip_bad), out)
+
+
+def _pack(source: Source, out: Path, workers: int | None, max_shard_mb: float, skip_bad: bool) -> None:
+    from odise_pl.data.prepare.packing import prepare
+
+    limit = round(max_shard_mb * _MEGABYTE)
+    manifest = prepare(source, out, workers or os.cpu_count() or 1, limit, skip_bad)
     for note in source.notes:
         print(f"note: {note}")
-    return manifest
+    _report(manifest, out)
 
 
-def _size(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
-
-
-@ends_with_message
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        manifest: Manifest = options.prepare(options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    print(_report(manifest, options.out))
-    return 0
-
-
-def _report(manifest: Manifest, folder: Path) -> str:
+def _report(manifest: Manifest, folder: Path) -> None:
     size = sum(shard.bytes for shard in manifest.shards) / _MEGABYTE
     text = (
         f"{folder}: {manifest.counts.samples} samples, shards: {len(manifest.shards)}, {size:.1f} MB, "
@@ -82,10 +161,6 @@ def _report(manifest: Manifest, folder: Path) -> str:
     )
     if manifest.captioning is not None:
         text += f", captions by {manifest.captioning.model}"
-    if not manifest.counts.left_out:
-        return text
-    return f"{text}; {manifest.counts.left_out} entries were left out, see {folder / PROBLEMS}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if manifest.counts.left_out:
+        text += f"; skipped {manifest.counts.left_out} entries with problems, see problems.json"
+    print(text)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from odise_pl.data.files import SourceFile
 from odise_pl.data.images import (
     as_rgb,
     encode_ids,
@@ -22,17 +22,12 @@ from odise_pl.data.images import (
     resize_ids,
     resize_image,
     stored_values,
+    unique_ids,
 )
-from odise_pl.data.prepare.validate import read_file, shown
-from odise_pl.data.records import (
-    PANOPTIC,
-    RECORD,
-    SEMANTIC,
-    DataError,
-    Examined,
-    Problem,
-    SourceSample,
-)
+from odise_pl.data.prepare.files import SourceFile
+from odise_pl.data.prepare.panoptic import some_of
+from odise_pl.data.prepare.source import Members, Problem, SourceSample
+from odise_pl.data.records import PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.data.segments import segment_records
 
 Ids = NDArray[np.int32]
@@ -50,6 +45,15 @@ class FileFault(DataError):
     def __init__(self, file: SourceFile, cause: str) -> None:
         super().__init__(cause)
         self.file = file
+
+
+@contextmanager
+def faults_of(file: SourceFile) -> Iterator[None]:
+    """Turn a DataError into a :class:`FileFault`."""
+    try:
+        yield
+    except DataError as error:
+        raise FileFault(file, str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -80,27 +84,21 @@ class Conversion:
     isthing: tuple[bool, ...]
     short_side: int | None = None
 
-    def examine(self, sample: SourceSample) -> Examined:
-        """Try the conversion; every file's first fault is returned."""
+    def check(self, sample: SourceSample) -> list[Problem]:
+        """Read the files of a sample; the first fault of each is returned."""
         faults: list[FileFault] = []
         image, labels = _attempt(_open, sample, faults), _attempt(self.read, sample, faults)
         if image is not None and labels is not None and labels.classes.shape != (image.height, image.width):
             size = f"{labels.classes.shape[1]}x{labels.classes.shape[0]}"
             cause = f"has {size} pixels, its image {image.width}x{image.height}"
             faults.append(FileFault(sample.labels[0], cause))
-        if faults:
-            return Examined(tuple(Problem(sample.name, f.file.shown, str(f)) for f in faults))
-        members, segments = self._convert(sample)
-        return Examined((), tuple(map(len, members.values())), segments)
+        return [Problem(sample.name, fault.file.shown, str(fault)) for fault in faults]
 
-    def members(self, sample: SourceSample) -> dict[str, bytes]:
-        """The members of a sample that was found good."""
-        return self._convert(sample)[0]
-
-    def _convert(self, sample: SourceSample) -> tuple[dict[str, bytes], int]:
+    def pack(self, sample: SourceSample) -> tuple[Members, int]:
+        """The members of a sample without problems, and its number of segments."""
         labels = self._scaled(self.read(sample))
         ids = panoptic_ids(labels, self.isthing)
-        categories = {value: _category(value, len(self.isthing)) for value in np.unique(ids).tolist()}
+        categories = {value: _category(value, len(self.isthing)) for value in unique_ids(ids).tolist()}
         segments = segment_records(ids, categories, self.isthing)
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
         suffix, image = self._image(sample)
@@ -111,15 +109,13 @@ class Conversion:
 
     def _scaled(self, labels: Labels) -> Labels:
         size = self._size((labels.classes.shape[0], labels.classes.shape[1]))
-        maps = (labels.classes, labels.instances)
-        classes, instances = (None if m is None or m.shape == size else resize_ids(m, size) for m in maps)
-        return Labels(
-            labels.classes if classes is None else classes,
-            labels.instances if instances is None else instances,
-        )
+        if size == labels.classes.shape:
+            return labels
+        instances = None if labels.instances is None else resize_ids(labels.instances, size)
+        return Labels(resize_ids(labels.classes, size), instances)
 
     def _image(self, sample: SourceSample) -> tuple[str, bytes]:
-        content = read_file(sample.image)
+        content = sample.image.read()
         image = open_image(content)
         size = self._size((image.height, image.width))
         if size == (image.height, image.width):
@@ -136,10 +132,8 @@ class Conversion:
 
 
 def _open(sample: SourceSample) -> Image.Image:
-    try:
-        return open_stored(read_file(sample.image))
-    except DataError as error:
-        raise FileFault(sample.image, str(error)) from error
+    with faults_of(sample.image):
+        return open_stored(sample.image.read_checked())
 
 
 def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: list[FileFault]) -> _T | None:
@@ -150,24 +144,21 @@ def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: l
         return None
 
 
-def read_grey(file: SourceFile) -> Ids:
-    """The values of a label image of one channel, palette images included: int32 [H, W].
+def read_pixels(file: SourceFile, channels: int) -> Ids:
+    """The pixels of a label image as they are stored, palette indices included.
+
+    Args:
+        file: the image.
+        channels: 1 for int32 [H, W], else int32 [H, W, C] with at least so many.
 
     Raises:
-        FileFault: it cannot be read or has several channels.
+        DataError: it cannot be read, or has other channels.
     """
-    values = read_pixels(file)
-    if values.ndim != 2:
-        raise FileFault(file, f"has {values.shape[2]} channels; a label map has one")
+    values = stored_values(file.read_checked())
+    found = 1 if values.ndim == 2 else values.shape[2]
+    if found < channels or (channels == 1 and found > 1):
+        raise DataError(f"has another number of channels than expected: {found}, not {channels}")
     return values
-
-
-def read_pixels(file: SourceFile) -> Ids:
-    """The pixels of an image as they are stored, int32: [H, W] or [H, W, channels]."""
-    try:
-        return stored_values(read_file(file))
-    except DataError as error:
-        raise FileFault(file, str(error)) from error
 
 
 def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
@@ -183,19 +174,18 @@ def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
     return table
 
 
-def look_up(values: Ids, table: Ids, file: SourceFile) -> Ids:
+def look_up(values: Ids, table: Ids) -> Ids:
     """Class indices of the values of a label file.
 
     Raises:
-        FileFault: the file has values that the data set does not define.
+        DataError: the data set does not define some of the values.
     """
     found = np.unique(values)
     inside = (found >= 0) & (found < len(table))
     known = inside & (table[np.where(inside, found, 0)] != _UNKNOWN)
     if not known.all():
-        raise FileFault(
-            file, f"has values that the data set does not define: {shown(set(found[~known].tolist()))}"
-        )
+        some = some_of(set(found[~known].tolist()))
+        raise DataError(f"has values that the data set does not define: {some}")
     return table[values]
 
 

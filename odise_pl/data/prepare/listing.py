@@ -1,165 +1,123 @@
-"""Samples of data sets that have no annotation file: images and label files go together by name.
-
-Imports no torch.
-"""
+"""Data sets without an annotation file: images and label files belong together by name. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from odise_pl.data.fields import plain_path
-from odise_pl.data.files import SourceFile
 from odise_pl.data.images import IMAGE_SUFFIXES
 from odise_pl.data.prepare.conversion import Conversion
+from odise_pl.data.prepare.files import SourceFile
+from odise_pl.data.prepare.source import Problem, Source, SourceSample, key_of
 from odise_pl.data.prepare.tree import Folder
-from odise_pl.data.records import DataError, Problem, Source, SourceSample, key_of
+from odise_pl.data.records import DataError, prefix_errors
 from odise_pl.vocabulary import Vocabulary
 
 _JPEG = (".jpg", ".jpeg")
 _MOST_DIGITS = 18  # of a number of 64 bits
 
 
-def folder_source(
-    name: tuple[str, str],
-    images: Folder,
-    labels: Sequence[Folder],
-    suffix: str,
-    vocabulary: Vocabulary,
-    conversion: Conversion,
-    measures: Sequence[str],
-) -> Source:
-    """Every image of a folder with its label files.
+@dataclass(frozen=True)
+class Benchmark:
+    """A split of a data set whose label files say all.
 
-    Args:
-        name: of the data set and of the split.
-        images: folder of images.
-        labels: folders with a label file for each image; if it is that of the images, PNGs are images
-            only if they have one.
-        suffix: what stands in the name of a label file for ``.jpg``.
-        vocabulary, conversion, measures: see :class:`Source`.
-
-    Raises:
-        DataError: there is no image.
+    Attributes:
+        dataset, split, vocabulary, measures: see :class:`Source`.
+        conversion: of its samples.
+        images: folder of the images.
+        labels: folders with a label file for each image.
+        suffix: replaces the suffix of an image in the name of its label file.
     """
-    names = images.names()
-    found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    if images in labels:  # maps are PNGs, too
-        there = set(names)
-        found = [n for n in found if n.lower().endswith(_JPEG) or _stem(n) + suffix in there]
-    if not found:
-        raise DataError(f"{images.file('').path}: there is no image")
-    known = {_stem(name) + suffix for name in found}
-    unusable = [problem for n in found if (problem := _unusable(images.file(n), n))]
-    found = [n for n in found if not _unusable(images.file(n), n)]
-    strangers = [
-        Problem(
-            folder.file(n).shown,
-            folder.file(n).shown,
-            f"there is no image of this name in {images.file('').shown}",
+
+    dataset: str
+    split: str
+    vocabulary: Vocabulary
+    conversion: Conversion
+    images: Folder
+    labels: tuple[Folder, ...]
+    suffix: str
+    measures: tuple[str, ...] = ("semantic",)
+
+    def of_folder(self) -> Source:
+        """Every image of the folder; PNGs beside label files are images only if they have one.
+
+        Raises:
+            DataError: there is no image.
+        """
+        names = self.images.names()
+        found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        if self.images in self.labels:  # maps are PNGs, too
+            all_names = set(names)
+            found = [n for n in found if n.lower().endswith(_JPEG) or self._label(n) in all_names]
+        if not found:
+            raise DataError(f"{self.images.path}: there is no image")
+        usable, problems = [], list(self._labels_without_image({self._label(name) for name in found}))
+        for name in found:
+            try:
+                usable.append(plain_path(name))
+            except DataError as error:  # no shard can hold it
+                shown = self.images.file(name).shown
+                problems.append(Problem(shown, shown, f"its name {error}"))
+        return self._source(self.images.file("").shown, usable, problems)
+
+    def of_list(self, listed: SourceFile) -> Source:
+        """The images that a text file lists, one name a line.
+
+        Raises:
+            DataError: the list cannot be read or is empty.
+        """
+        stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        if not stems:
+            raise DataError(f"{listed.path}: lists no image")
+        by_stem = defaultdict(list)
+        for name in self.images.names():
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                by_stem[_stem(name)].append(name)
+        with prefix_errors(f"{listed.path}: names an image that"):
+            found = [plain_path(name) for stem in stems for name in by_stem.get(stem, [f"{stem}.jpg"])]
+        return self._source(listed.shown, found, ())
+
+    def _label(self, name: str) -> str:
+        return _stem(name) + self.suffix
+
+    def _labels_without_image(self, expected: set[str]) -> Iterator[Problem]:
+        cause = f"there is no image of this name in {self.images.file('').shown}"
+        for folder in self.labels:
+            for name in folder.names():
+                if name.endswith(self.suffix) and name not in expected:
+                    yield Problem(folder.file(name).shown, folder.file(name).shown, cause)
+
+    def _source(self, annotations: str, found: Sequence[str], problems: Sequence[Problem]) -> Source:
+        stems = [_stem(name) for name in found]
+        samples = [
+            SourceSample(
+                key=key_of(PurePosixPath(name).name),
+                name=self.images.file(name).shown,
+                image=self.images.file(name),
+                labels=tuple(folder.file(self._label(name)) for folder in self.labels),
+                image_id=number,
+            )
+            for name, number in zip(found, image_ids(stems), strict=True)
+        ]
+        _check_unique(samples)
+        return Source(
+            dataset=self.dataset,
+            split=self.split,
+            annotations=annotations,
+            sha256=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+            vocabulary=self.vocabulary,
+            samples=tuple(sorted(samples, key=lambda sample: sample.key)),
+            problems=tuple(problems),
+            notes=(),
+            check=self.conversion.check,
+            pack=self.conversion.pack,
+            measures=self.measures,
         )
-        for folder in labels
-        for n in folder.names()
-        if n.endswith(suffix) and n not in known
-    ]
-    problems = [*unusable, *strangers]
-    return _source(
-        name, images.file(""), found, images, labels, suffix, vocabulary, conversion, measures, problems
-    )
-
-
-def _unusable(file: SourceFile, name: str) -> Problem | None:
-    """Says of a name on disk that no shard can hold it."""
-    try:
-        plain_path(name)
-    except DataError as error:
-        return Problem(file.shown, file.shown, f"its name {error}")
-    return None
-
-
-def listed_source(
-    name: tuple[str, str],
-    file: SourceFile,
-    images: Folder,
-    labels: Folder,
-    suffix: str,
-    vocabulary: Vocabulary,
-    conversion: Conversion,
-) -> Source:
-    """The images that a text file lists, one name a line, with their semantic label files; as above.
-
-    Raises:
-        DataError: the list cannot be read or is empty.
-    """
-    stems = [line.split()[0] for line in read_lines(file) if line.strip()]
-    if not stems:
-        raise DataError(f"{file.path}: lists no image")
-    there = defaultdict(list)
-    for one in images.names():
-        if one.lower().endswith(IMAGE_SUFFIXES):
-            there[_stem(one)].append(one)
-    found = [one for stem in stems for one in there.get(stem, [f"{stem}.jpg"])]
-    return _source(name, file, found, images, (labels,), suffix, vocabulary, conversion, ("semantic",), [])
-
-
-def read_lines(file: SourceFile) -> list[str]:
-    """The lines of a text file in UTF-8.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return file.read().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file.path}: is not in UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _source(
-    name: tuple[str, str],
-    listed: SourceFile,
-    found: Sequence[str],
-    images: Folder,
-    labels: Sequence[Folder],
-    suffix: str,
-    vocabulary: Vocabulary,
-    conversion: Conversion,
-    measures: Sequence[str],
-    problems: Sequence[Problem],
-) -> Source:
-    """A sample for each image file that was ``found``."""
-    try:
-        stems = [_stem(plain_path(image)) for image in found]
-    except DataError as error:
-        raise DataError(f"{listed.path}: names an image that {error}") from error
-    samples = [
-        SourceSample(
-            key=key_of(PurePosixPath(image).name),
-            name=images.file(image).shown,
-            image=images.file(image),
-            labels=tuple(folder.file(stem + suffix) for folder in labels),
-            image_id=number,
-        )
-        for image, stem, number in zip(found, stems, image_ids(stems), strict=True)
-    ]
-    _check_unique(samples)
-    return Source(
-        dataset=name[0],
-        split=name[1],
-        annotations=listed.shown,
-        sha256=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
-        vocabulary=vocabulary,
-        samples=tuple(sorted(samples, key=lambda sample: sample.key)),
-        problems=tuple(problems),
-        notes=(),
-        examine=conversion.examine,
-        members=conversion.members,
-        measures=tuple(measures),
-    )
 
 
 def _stem(name: str) -> str:
@@ -180,8 +138,8 @@ def _check_unique(samples: Sequence[SourceSample]) -> None:
 
 
 def image_ids(stems: Sequence[str]) -> list[int]:
-    """The number in each name (``ADE_val_00000012`` is 12, ``2007_000033`` is 2007000033), or its place in
-    the list where that does not tell all images apart, or is beyond 64 bits.
+    """The number in each name (``2007_000033`` is 2007000033), or its place in the list if the numbers are
+    not unique, are missing or need more than 64 bits.
     """
     digits = ["".join(re.findall("[0-9]", PurePosixPath(stem).name)) for stem in stems]
     numbers = [int(some) if 0 < len(some) <= _MOST_DIGITS else -1 for some in digits]

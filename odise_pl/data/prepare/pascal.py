@@ -5,7 +5,6 @@ Mottaghi et al., CVPR 2014; Everingham et al., IJCV 2010.
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Sequence
 from functools import partial
@@ -16,20 +15,19 @@ from scipy.io import loadmat
 
 from odise_pl.data.prepare.conversion import (
     Conversion,
-    FileFault,
     Ids,
     Labels,
     class_table,
+    faults_of,
     look_up,
-    read_grey,
+    read_pixels,
 )
-from odise_pl.data.prepare.listing import listed_source
-from odise_pl.data.prepare.tree import Tree, add_root
-from odise_pl.data.prepare.validate import read_file
-from odise_pl.data.records import DataError, Source, SourceSample
+from odise_pl.data.prepare.listing import Benchmark
+from odise_pl.data.prepare.source import Source, SourceSample
+from odise_pl.data.prepare.tree import Tree
+from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
 
-SPLITS = ("train", "val", "trainval")
 _CONTEXT = (
     "download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010 and "
     "trainval.tar.gz from https://cs.stanford.edu/~roozbeh/pascal-context, see data/README.md"
@@ -46,20 +44,6 @@ CONTEXT_59 = (
 )  # fmt: skip
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add ``pc59``, ``pc459`` and ``pas21`` to the prepare command."""
-    context = "VOC2010 images and the label maps of trainval.tar.gz"
-    for name, read, what in (
-        ("pc59", partial(read_context, classes=59), f"PASCAL-Context, 59 classes: {context}"),
-        ("pc459", partial(read_context, classes=459), f"PASCAL-Context, 459 classes: {context}"),
-        ("pas21", read_voc, "Pascal VOC, 20 classes and background: VOC2012"),
-    ):
-        parser = commands.add_parser(name, help=what)
-        add_root(parser)
-        parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
-        parser.set_defaults(read=lambda options, read=read: read(options.root, options.split))
-
-
 def read_context(root: Path | Sequence[Path], split: str = "val", classes: int = 459) -> Source:
     """A split of VOC 2010 with the label maps of PASCAL-Context; of 59 classes the rest is void.
 
@@ -70,28 +54,24 @@ def read_context(root: Path | Sequence[Path], split: str = "val", classes: int =
     vocabulary = load_vocabulary(f"pascal_context_{classes}")
     values = CONTEXT_59 if classes == 59 else [category.id for category in vocabulary.categories]
     table = class_table({value: index for index, value in enumerate(values)}, range(460))
-    return listed_source(
-        (f"pc{classes}", split),
-        tree.need_file(f"VOC2010/ImageSets/Main/{split}.txt", archive),
-        tree.need_folder("VOC2010/JPEGImages", archive),
-        tree.need_folder("trainval", "trainval.tar.gz"),
-        ".mat",
-        vocabulary,
-        Conversion(partial(_read_label_map, classes=table), vocabulary.isthing),
-    )
+    conversion = Conversion(partial(_read_label_map, classes=table), vocabulary.isthing)
+    listed = tree.need_file(f"VOC2010/ImageSets/Main/{split}.txt", archive)
+    images = tree.need_folder("VOC2010/JPEGImages", archive)
+    labels = tree.need_folder("trainval", "trainval.tar.gz")
+    return Benchmark(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").of_list(listed)
 
 
 def _read_label_map(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    try:
-        values = loadmat(io.BytesIO(read_file(file)))["LabelMap"]
-    except DataError as error:
-        raise FileFault(file, str(error)) from error
-    except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise FileFault(file, f"is no MATLAB file with a LabelMap ({error})") from error
-    if values.ndim != 2:
-        raise FileFault(file, f"has a LabelMap of {values.ndim} dimensions, expected 2")
-    return Labels(look_up(values.astype(np.int32), classes, file))
+    with faults_of(file):
+        content = file.read_checked()
+        try:
+            values = loadmat(io.BytesIO(content))["LabelMap"]
+        except Exception as error:  # a damaged file makes the reader raise almost anything
+            raise DataError(f"is no MATLAB file with a LabelMap ({error})") from error
+        if values.ndim != 2:
+            raise DataError(f"has a LabelMap of {values.ndim} dimensions, expected 2")
+        return Labels(look_up(values.astype(np.int32), classes))
 
 
 def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
@@ -103,17 +83,14 @@ def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
     tree, archive = Tree(root, _VOC), "VOCtrainval_11-May-2012.tar"
     vocabulary = load_vocabulary("pascal_voc_21")
     table = class_table({category.id: index for index, category in enumerate(vocabulary.categories)}, [255])
-    return listed_source(
-        ("pas21", split),
-        tree.need_file(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive),
-        tree.need_folder("VOC2012/JPEGImages", archive),
-        tree.need_folder("VOC2012/SegmentationClass", archive),
-        ".png",
-        vocabulary,
-        Conversion(partial(_read_class_image, classes=table), vocabulary.isthing),
-    )
+    conversion = Conversion(partial(_read_class_image, classes=table), vocabulary.isthing)
+    listed = tree.need_file(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
+    images = tree.need_folder("VOC2012/JPEGImages", archive)
+    labels = tree.need_folder("VOC2012/SegmentationClass", archive)
+    return Benchmark("pas21", split, vocabulary, conversion, images, (labels,), ".png").of_list(listed)
 
 
 def _read_class_image(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    return Labels(look_up(read_grey(file), classes, file))
+    with faults_of(file):
+        return Labels(look_up(read_pixels(file, 1), classes))

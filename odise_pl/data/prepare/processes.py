@@ -1,4 +1,4 @@
-"""Work in several processes that die with their parent. Imports no torch."""
+"""Work in several processes that end with their parent. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
 
 from odise_pl.data.records import DataError
 
@@ -18,63 +21,44 @@ _Result = TypeVar("_Result")
 
 
 def run(
-    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int
-) -> Iterator[tuple[int, _Result]]:
-    """Yield ``(index of the task, result)`` as they are done; in this process when ``workers`` is 1.
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, chunk: int = 1
+) -> Iterator[_Result]:
+    """Yield the results in the order of the tasks; in this process when ``workers`` is 1.
+
+    Args:
+        function: can be pickled, as its arguments and results.
+        tasks: its arguments.
+        workers: number of processes.
+        chunk: tasks that a process takes at a time.
 
     Raises:
         DataError: a worker process was killed.
     """
-    with Workers(workers) as some:
-        yield from some.run(function, tasks)
+    if workers == 1 or len(tasks) < 2:
+        yield from map(function, tasks)
+        return
+    # Spawned, not forked: a forked process would hold the lock of the folder.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_obey_parent)
+    try:
+        yield from pool.map(function, tasks, chunksize=chunk)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was killed, perhaps for lack of memory; repeat with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class Workers:
-    """Processes for several rounds of tasks; they start when they are first needed.
-
-    Args:
-        count: how many; with 1, tasks run in this process.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def run(
-        self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]
-    ) -> Iterator[tuple[int, _Result]]:
-        """A round, see :func:`run`."""
-        if self.count == 1 or len(tasks) < 2:
-            yield from ((index, function(task)) for index, task in enumerate(tasks))
-            return
-        pool = self._started()
-        try:
-            index_of = {pool.submit(function, task): index for index, task in enumerate(tasks)}
-            for future in as_completed(index_of):
-                yield index_of[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process was killed, perhaps for lack of memory; repeat with fewer --workers"
-            ) from error
-
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned, not forked: the progress bar has threads, and forked workers would hold the parent's
-            # lock file.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_obey_parent)
-        return self._pool
+def run_with_progress(
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, what: str, chunk: int = 1
+) -> list[_Result]:
+    """Like :func:`run`, with a progress bar on stderr."""
+    results = run(function, tasks, workers, chunk)
+    return list(track(results, what, len(tasks), console=Console(stderr=True)))
 
 
 def _obey_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed (a pool's worker would wait for ever)."""
+    """Leave Ctrl-C to the parent, and end when it is killed: a worker of a pool would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

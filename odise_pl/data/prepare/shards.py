@@ -1,52 +1,57 @@
-"""Writing shards: the same bytes whatever the number of processes and interruptions. Imports no torch.
+"""Writing shards: the same bytes for any number of processes, and after an interruption. Imports no torch.
 
-Which sample goes into which shard follows from the sizes of its members alone. A shard is written under
-a temporary name and renamed when it is complete; a note in a folder that is removed at the end says what it
-was made from. A run that starts again keeps the shards that have a note.
+The sizes of the samples alone decide which of them go into a shard. A shard gets its name when it is
+complete, so an interrupted run continues with the first shard that is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
+import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar
 
-from odise_pl.data.manifest import Shard
-from odise_pl.data.records import DataError, SourceSample
+from filelock import FileLock, Timeout
 
-WORK = ".prepare"
-_PARTIAL = ".partial"
+from odise_pl.data.manifest import FILE_NAME, Manifest, Shard
+from odise_pl.data.prepare.processes import run_with_progress
+from odise_pl.data.prepare.source import Members
+from odise_pl.data.records import DataError
+from odise_pl.files import atomic_write, write_bytes, write_text
+
+_WORK = ".prepare"  # folder of unfinished shards
+_MADE_FROM = f"{_WORK}/made_from"  # digest of what the finished ones are made from
+_LOCK = ".prepare.lock"
+_T = TypeVar("_T")
+
+Packed = tuple[str, Members]  # key of a sample, and its members
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard that is to be written: its file name and its samples in order."""
+    """A shard to write: its file name, its number of samples, and what reads them; it can be pickled."""
 
     name: str
-    samples: tuple[SourceSample, ...]
+    samples: int
+    read: Callable[[], Iterable[Packed]]
 
 
-def sample_bytes(sizes: Iterable[int]) -> int:
-    """What a sample takes in a tar file, from the sizes of its members."""
-    return sum(tarfile.BLOCKSIZE + _rounded(size, tarfile.BLOCKSIZE) for size in sizes)
+def sample_bytes(members: Members) -> int:
+    """What a sample takes in a tar file: each member has a header and is padded to a block."""
+    block = tarfile.BLOCKSIZE
+    return sum(block + -(-len(content) // block) * block for content in members.values())
 
 
-def _rounded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def plan_shards(
-    samples: Sequence[SourceSample], sizes: Sequence[int], max_bytes: int, prefix: str
-) -> tuple[ShardPlan, ...]:
-    """Distribute samples in order, so that no shard exceeds ``max_bytes`` unless a single sample does."""
+def group(samples: Sequence[_T], sizes: Sequence[int], max_bytes: int) -> list[list[_T]]:
+    """Distribute samples to shards in order: none exceeds ``max_bytes`` unless a single sample does."""
     room = max_bytes - tarfile.RECORDSIZE  # the end of a tar file is padded to a record
-    groups: list[list[SourceSample]] = []
+    groups: list[list[_T]] = []
     filled = 0
     for sample, size in zip(samples, sizes, strict=True):
         if not groups or filled + size > room:
@@ -54,121 +59,94 @@ def plan_shards(
             filled = 0
         groups[-1].append(sample)
         filled += size
-    return tuple(ShardPlan(f"{prefix}-{i:06d}.tar", tuple(group)) for i, group in enumerate(groups))
+    return groups
 
 
-class _HashedFile(io.RawIOBase):
-    """Counts and hashes what is written through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self.bytes += len(data)
-        return self._file.write(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
-Packed = tuple[str, Mapping[str, bytes]]  # key of a sample, and its members by suffix
-
-
-def write_shard(
-    plan: ShardPlan,
-    folder: Path,
-    digest: str,
-    members: Callable[[SourceSample], Mapping[str, bytes]],
-) -> Shard:
-    """Write one shard of a plan and its note, both complete or not at all.
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a shard set, and keep other runs out of it until the block ends.
 
     Raises:
-        DataError: a source file cannot be read any more.
+        DataError: another run writes there, or it holds tar files of something else.
     """
-    return write_packed(plan.name, _packed(plan.samples, members), folder, digest)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; --out names a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / _LOCK
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                _refuse_strangers(folder)
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise DataError(f"another run is writing to {folder}; wait for it to end") from error
 
 
-def _packed(
-    samples: Iterable[SourceSample], members: Callable[[SourceSample], Mapping[str, bytes]]
-) -> Iterator[Packed]:
-    for sample in samples:
-        try:
-            contents = members(sample)
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read any more ({error.strerror})") from error
-        yield sample.key, contents
+def _refuse_strangers(folder: Path) -> None:
+    strangers = [] if (folder / _MADE_FROM).exists() else sorted(folder.glob("*.tar"))
+    if strangers:
+        raise DataError(
+            f"{folder} holds {strangers[0].name}, which this command has not written; use an empty folder "
+            f"for --out"
+        )
 
 
-def write_packed(name: str, samples: Iterable[Packed], folder: Path, digest: str) -> Shard:
-    """Write the shard ``name`` and its note, which says by ``digest`` what it was made from."""
-    partial, count = folder / WORK / (name + _PARTIAL), 0
-    with partial.open("wb") as file:
-        hashed = _HashedFile(file)
-        with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
-            for key, contents in samples:
-                _add(tar, key, contents)
-                count += 1
-        _flush(file)
-    shard = Shard(name, count, hashed.bytes, hashed.sha256)
-    note = {"digest": digest, "shard": asdict(shard)}
-    write_file(folder / WORK / f"{name}.json", json.dumps(note).encode())
-    partial.rename(folder / name)  # last: a shard without note is not of this run
-    return shard
+def write_shards(
+    plans: Sequence[ShardPlan], folder: Path, made_from: object, workers: int
+) -> tuple[Shard, ...]:
+    """Write the shards that are missing.
+
+    Args:
+        plans: all shards in order.
+        folder: the shard set.
+        made_from: its ``repr`` identifies source and options, so that a run continues its own shards alone.
+        workers: processes.
+
+    Raises:
+        DataError: the folder holds shards of an interrupted run with another source or options, or a source
+            file cannot be read any more.
+    """
+    digest = hashlib.sha256(repr(made_from).encode()).hexdigest()
+    note = folder / _MADE_FROM
+    if note.exists() and note.read_text() != digest:
+        raise DataError(
+            f"{folder} holds shards of an interrupted run with other options, another source, or source "
+            f"files that have changed since; repeat its command, delete the folder, or use another --out"
+        )
+    note.parent.mkdir(exist_ok=True)
+    write_text(note, digest)
+    write = partial(_write_shard, folder=folder)
+    return tuple(run_with_progress(write, plans, workers, "writing shards"))
 
 
-def _add(tar: tarfile.TarFile, key: str, contents: Mapping[str, bytes]) -> None:
-    for suffix, content in contents.items():
+def _write_shard(plan: ShardPlan, folder: Path) -> Shard:
+    path = folder / plan.name
+    if not path.exists():
+        complete = folder / _WORK / plan.name
+        with atomic_write(complete) as file, _open_tar(file) as tar:
+            for key, members in plan.read():
+                _add(tar, key, members)
+        complete.rename(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(plan.name, plan.samples, path.stat().st_size, digest)
+
+
+def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")
+
+
+def _add(tar: tarfile.TarFile, key: str, members: Members) -> None:
+    for suffix, content in members.items():
         info = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time stay zero
         info.size, info.mode = len(content), 0o644
         tar.addfile(info, io.BytesIO(content))
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all, even after a power cut."""
-    partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("wb") as file:
-        file.write(content)
-        _flush(file)
-    partial.rename(path)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def noted_shards(folder: Path) -> set[Path]:
-    """The shards that an interrupted run has written, or was about to."""
-    return {folder / note.name.removesuffix(".json") for note in (folder / WORK).glob("*.tar.json")}
-
-
-def finished_shards(names: Iterable[str], folder: Path, digest: str) -> dict[str, Shard]:
-    """The shards of these names that an interrupted run completed.
-
-    Raises:
-        DataError: they were made from something else.
-    """
-    finished = {}
-    for note in sorted((folder / WORK).glob("*.tar.json")):
-        content = json.loads(note.read_bytes())
-        shard = Shard(**content["shard"])
-        if content["digest"] != digest:
-            raise DataError(
-                f"{folder} holds shards of an interrupted run with other options, another source, or source "
-                f"files that have changed since; repeat that run's command, delete the folder, or use "
-                f"another --out"
-            )
-        if _is_complete(folder / shard.name, shard):
-            finished[shard.name] = shard
-    return {name: finished[name] for name in names if name in finished}
-
-
-def _is_complete(path: Path, shard: Shard) -> bool:
-    return path.is_file() and path.stat().st_size == shard.bytes
+def finish(manifest: Manifest, folder: Path) -> Manifest:
+    """Write ``dataset.json``, which makes the shard set complete."""
+    write_bytes(folder / FILE_NAME, manifest.to_bytes())
+    shutil.rmtree(folder / _WORK)
+    return manifest

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
-from odise_pl.data.fields import plain_path
-from odise_pl.data.files import (
+from odise_pl.data.prepare.files import (
     SourceFile,
-    archive_stem,
     files_below,
     is_archive,
     is_of_macos,
-    is_packed,
     open_archive,
-    quick,
-    unpacked,
+    seekable,
 )
 from odise_pl.data.records import DataError
 
@@ -28,61 +23,41 @@ _OTHER_ARCHIVES = (".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".
 _Place = TypeVar("_Place", "Folder", SourceFile)
 
 
-def add_root(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the roots of a data set."""
-    parser.add_argument(
-        "--root",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="folder with the data set, unpacked or in its archives (zip, tar) as downloaded; several of "
-        "either are searched as one",
-    )
-
-
-def below(option: str, path: str) -> str:
-    """What an option names, as a path below a root.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        return plain_path(path)
-    except DataError as error:
-        raise DataError(f"{option} {error}") from error
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder on disk or in an archive.
 
     Attributes:
         container: see :class:`SourceFile`.
-        prefix: path of the folder in the container, with a slash at its end, or nothing.
+        prefix: path of the folder in the container with a slash at its end, or nothing.
     """
 
     container: Path
     prefix: str
 
+    @property
+    def path(self) -> Path:
+        """Its path on disk, below the archive's path if it is packed."""
+        return self.container / self.prefix
+
     def file(self, name: str) -> SourceFile:
-        """The file of this name, which need not be there."""
+        """The file of this name, which may be missing."""
         return SourceFile(self.container, self.prefix + name)
 
     def names(self) -> list[str]:
         """All files at and below the folder but those of macOS, relative to it, sorted."""
-        if is_packed(self.container):
-            found = (name for name in open_archive(self.container).names() if name.startswith(self.prefix))
+        if is_archive(self.container):
+            found = [name for name in open_archive(self.container).names if name.startswith(self.prefix)]
             return sorted(name.removeprefix(self.prefix) for name in found)
-        folder = self.container / self.prefix
-        loose = (path.relative_to(folder).as_posix() for path in files_below(folder))
+        loose = (path.relative_to(self.path).as_posix() for path in files_below(self.path))
         return sorted(name for name in loose if not is_of_macos(name))
 
 
 class Tree:
     """What lies under some roots: folders with files and archives in them, or archives.
 
-    An archive stands for its content at the place where it lies. A part of a data set may lie a few folders
-    deeper than it should, because archives and people put things into folders.
+    An archive stands for its content at the place where it lies; an unpacked file or folder takes precedence.
+    A part of a data set may lie a few folders deeper than it should.
 
     Args:
         roots: folders and archives.
@@ -97,147 +72,109 @@ class Tree:
         self.roots = (roots,) if isinstance(roots, Path) else tuple(roots)
         self._unreadable: dict[Path, str] = {}
         for root in self.roots:
-            if not root.is_dir() and not (root.is_file() and is_archive(root.name)):
+            if not root.is_dir() and not is_archive(root):
                 raise DataError(
                     f"{root}, named by --root, is neither a folder nor a zip, tar or tar.gz archive: {hint}"
                 )
 
     def folder(self, path: str) -> Folder | None:
-        """The folder that ends in ``path``.
-
-        Raises:
-            DataError: there are several.
-        """
+        """The folder whose path ends in ``path``; DataError if there are several."""
         loose = [Folder(root, f"{name}/") for root, name in self._loose(path) if (root / name).is_dir()]
-        return _only(path, loose or [f for place in self._packed(path) for f in _folders(*place, path)])
+        return _only(path, loose or list(self._packed_folders(path)))
 
     def file(self, path: str) -> SourceFile | None:
-        """The file that ends in ``path``.
+        """The file whose path ends in ``path``; DataError if there are several."""
+        return _only(path, self._files(path))
 
-        Raises:
-            DataError: there are several.
-        """
-        return _only(path, list(self._found(path)))
+    def has_file(self, path: str) -> bool:
+        """Whether the path of any file ends in ``path``."""
+        return bool(self._files(path))
 
-    def beside(self, path: str, other: str) -> SourceFile | None:
-        """The file ``other`` in the very data set that the file ``path`` is of, which :meth:`file` finds.
-
-        Raises:
-            DataError: there are several.
-        """
-        whole = {place.removesuffix(path) + other for place in self._found(path).values()}
-        loose = [SourceFile(root, name) for root in self.roots for name in whole if (root / name).is_file()]
-        packed = (file for file, place in self._found_packed(other).items() if place in whole)
-        return _only(other, loose or list(packed))
-
-    def _found(self, path: str) -> dict[SourceFile, str]:
-        """Files that end in ``path``, and their paths below the roots, in which archives are folders."""
-        loose = {SourceFile(root, name): name for root, name in self._loose(path) if (root / name).is_file()}
-        return loose or self._found_packed(path)
-
-    def _found_packed(self, path: str) -> dict[SourceFile, str]:
-        return {
-            file: _joined(parent, file.name)
-            for archive, parent in self._packed(path)
-            for file in _files(archive, parent, path)
-        }
-
-    def has(self, path: str) -> bool:
-        """Whether there is a file that ends in ``path``, or several."""
-        return bool(self._found(path))
+    def beside(self, file: SourceFile, name: str) -> SourceFile | None:
+        """The file ``name`` in the folder of another that :meth:`file` found; an archive may hold it."""
+        parent = "" if file.container.is_dir() else self._archives[file.container]
+        place = _join(parent, file.name).removesuffix(file.path.name) + name
+        loose = [SourceFile(root, place) for root in self.roots if (root / place).is_file()]
+        return _only(name, loose or self._packed_files(place, exact=True))
 
     def need_folder(self, path: str, archive: str) -> Folder:
-        """As :meth:`folder`; DataError if it is not there, which names the ``archive`` it comes from."""
+        """As :meth:`folder`; DataError if it is missing, with the ``archive`` that it comes from."""
         return self._needed(self.folder(path), path, archive)
 
     def need_file(self, path: str, archive: str) -> SourceFile:
-        """As :meth:`file`; DataError if it is not there, which names the ``archive`` it comes from."""
+        """As :meth:`file`; DataError if it is missing, with the ``archive`` that it comes from."""
         return self._needed(self.file(path), path, archive)
 
     def _needed(self, part: _Place | None, path: str, archive: str) -> _Place:
         if part is not None:
             return part
         places = " or ".join(str(root / path) for root in self.roots)
-        damaged = "".join(f" ({archive} {why})" for archive, why in self._unreadable.items())
-        raise DataError(f"{places} is missing{damaged}; it comes from {archive}: {self._hint}")
+        unreadable = "".join(f" ({one} {why})" for one, why in self._unreadable.items())
+        raise DataError(f"{places} is missing{unreadable}; it comes from {archive}: {self._hint}")
 
     def _loose(self, path: str) -> Iterator[tuple[Path, str]]:
-        """Existing paths on disk that end in ``path``: root and path below it, those less deep first."""
+        """Existing paths on disk that end in ``path``: root, and path below it, of the least depth."""
         for root in self.roots:
             for depth in range(_DEPTH):
                 above = sorted(root.glob("*/" * depth)) if depth else [root]
                 places = [(top / path).relative_to(root).as_posix() for top in above if (top / path).exists()]
-                found = [place for place in places if not is_of_macos(place)]
-                yield from ((root, place) for place in found)
+                found = [(root, place) for place in places if not is_of_macos(place)]
+                yield from found
                 if found:
                     break
 
-    def _packed(self, path: str) -> Iterator[tuple[Path, str]]:
-        """Archives that may hold ``path``, and the folder that their content belongs into."""
-        for archive, parent in self._archives():
-            with self._noted(archive):
-                readable = quick(archive)
-                names = open_archive(readable).names()
-                inner = [n for n in names if is_archive(n) and archive_stem(n) == PurePosixPath(path).name]
-                yield readable, parent
-                for name in inner:
-                    with self._noted(archive / name):
-                        file = unpacked(readable, name)
-                        open_archive(file)
-                        yield file, _joined(parent, _parent(name))
+    def _files(self, path: str) -> list[SourceFile]:
+        loose = [SourceFile(root, name) for root, name in self._loose(path) if (root / name).is_file()]
+        return loose or self._packed_files(path)
 
-    @contextmanager
-    def _noted(self, archive: Path) -> Iterator[None]:
-        """Notes for :meth:`_needed` that an archive cannot be read; others may hold what is looked for."""
-        try:
-            yield
-        except OSError as error:
-            self._unreadable[archive] = error.strerror or str(error)
+    def _packed_files(self, path: str, exact: bool = False) -> list[SourceFile]:
+        """Files in archives whose path ends in ``path``, or is exactly that."""
+        places = (
+            (SourceFile(archive, name), f"/{_join(parent, name)}")
+            for archive, parent in self._archives.items()
+            for name in open_archive(archive).names
+        )
+        return [
+            file for file, place in places if (place == f"/{path}" if exact else place.endswith(f"/{path}"))
+        ]
 
-    def _archives(self) -> Iterator[tuple[Path, str]]:
+    def _packed_folders(self, path: str) -> Iterator[Folder]:
+        for archive, parent in self._archives.items():
+            prefixes = set()
+            for name in open_archive(archive).names:
+                place = f"/{_join(parent, name)}"
+                start = place.find(f"/{path}/")
+                if start >= 0:
+                    prefixes.add(
+                        place[1 : start + len(path) + 2].removeprefix(f"{parent}/" if parent else "")
+                    )
+            yield from (Folder(archive, prefix) for prefix in sorted(prefixes))
+
+    @cached_property
+    def _archives(self) -> dict[Path, str]:
+        """The archives that can be read, each with the folder that it lies in, relative to its root."""
+        found = {}
         for root in self.roots:
-            if root.is_file():
-                yield root, ""
-                continue
-            for depth in range(2):
-                files = (path for path in sorted(root.glob("*/" * depth + "*")) if path.is_file())
-                for path in files:
-                    if is_archive(path.name):
-                        yield path, _parent(path.relative_to(root).as_posix())
-                    elif path.name.lower().endswith(_OTHER_ARCHIVES):
+            paths = [root] if root.is_file() else sorted([*root.glob("*"), *root.glob("*/*")])
+            for path in paths:
+                try:
+                    if is_archive(path):
+                        open_archive(readable := seekable(path))
+                        parent = path.relative_to(root).parent.as_posix()
+                        found[readable] = "" if parent == "." else parent
+                    elif path.name.lower().endswith(_OTHER_ARCHIVES) and path.is_file():
                         self._unreadable[path] = "is an archive of a kind that is not read, unpack it"
+                except OSError as error:  # others may hold what is looked for
+                    self._unreadable[path] = error.strerror or str(error)
+        return found
 
 
-def _only(path: str, found: list[_Place]) -> _Place | None:
+def _only(path: str, found: Sequence[_Place]) -> _Place | None:
     if len(found) > 1:
-        places = ", ".join(_shown(place) for place in found)
+        places = ", ".join(str(place.path) for place in found)
         raise DataError(f"{path} is there more than once ({places}): name the right ones with --root")
     return found[0] if found else None
 
 
-def _shown(place: Folder | SourceFile) -> str:
-    return str(place.container / (place.prefix if isinstance(place, Folder) else place.name))
-
-
-def _folders(archive: Path, parent: str, path: str) -> list[Folder]:
-    prefixes = set()
-    for name in open_archive(archive).names():
-        whole = _joined(parent, name)
-        end = f"/{whole}".find(f"/{path}/")
-        if end >= 0:
-            prefixes.add(whole[: end + len(path) + 1].removeprefix(f"{parent}/" if parent else ""))
-    return [Folder(archive, prefix) for prefix in sorted(prefixes)]
-
-
-def _files(archive: Path, parent: str, path: str) -> list[SourceFile]:
-    names = open_archive(archive).names()
-    return [SourceFile(archive, n) for n in names if f"/{_joined(parent, n)}".endswith(f"/{path}")]
-
-
-def _parent(name: str) -> str:
-    parent = PurePosixPath(name).parent.as_posix()
-    return "" if parent == "." else parent
-
-
-def _joined(parent: str, name: str) -> str:
+def _join(parent: str, name: str) -> str:
     return f"{parent}/{name}" if parent else name

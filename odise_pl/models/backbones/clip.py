@@ -16,9 +16,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.text_store import fingerprint
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
-from odise_pl.models.frozen import own
+from odise_pl.models.frozen import Frozen, copy_to_memory
 from odise_pl.models.ranks import Alone
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
@@ -50,13 +49,8 @@ class CLIPArchitecture:
 
 def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     """An open_clip model with random weights."""
-    vision = {
-        "image_size": a.image_size,
-        "patch_size": a.patch_size,
-        "width": a.vision_width,
-        "layers": a.vision_layers,
-        "head_width": a.vision_head_width,
-    }
+    vision = {"image_size": a.image_size, "patch_size": a.patch_size, "width": a.vision_width,
+              "layers": a.vision_layers, "head_width": a.vision_head_width}  # fmt: skip
     text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads,
             "vocab_size": a.text_vocabulary, "context_length": a.text_length}  # fmt: skip
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
@@ -79,32 +73,27 @@ def load_clip(
     architecture = architecture or CLIPArchitecture()
     if weights == "random":
         return build_clip(architecture)
-    if Path(weights).is_file():
-        model = _without_memory(architecture)
-        tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _SHAPE_FACTS}
-        require_finite({n: t for n, t in tensors.items() if n != "attn_mask"}, weights)
-        load_exactly(model, tensors, weights, ignore=("attn_mask",), assign=True)
-        own(parameter for name, parameter in model.named_parameters() if not (mapped and _is_visual(name)))
-        return model
-    return _from_open_clip(weights)
+    if not Path(weights).is_file():
+        return _from_open_clip(weights)
+    model = _without_memory(architecture)
+    tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _NOT_WEIGHTS}
+    require_finite(tensors, weights)
+    load_exactly(model, tensors, weights, assign=True)
+    copy_to_memory(p for name, p in model.named_parameters() if not (mapped and name.startswith("visual.")))
+    return model
+
+
+# three numbers that OpenAI's own files carry, and a constant of infinities that some files hold
+_NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
 
 
 def _without_memory(architecture: CLIPArchitecture) -> open_clip.CLIP:
     """A model whose weights are still to be assigned."""
     with torch.device("meta"):
         model = build_clip(architecture)
-    # the one tensor that files do not hold
     mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
     model.register_buffer("attn_mask", mask, persistent=False)
     return model
-
-
-def _is_visual(name: str) -> bool:
-    return name.startswith("visual.")
-
-
-# OpenAI's own files carry these three numbers beside the weights.
-_SHAPE_FACTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 def _from_open_clip(weights: str) -> open_clip.CLIP:
@@ -128,16 +117,12 @@ def _from_open_clip(weights: str) -> open_clip.CLIP:
 
 def _is_plain_vit(config: dict[str, Any]) -> bool:
     vision, text = config["vision_cfg"], config["text_cfg"]
-    built_otherwise = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
-    return (
-        isinstance(vision.get("layers"), int)
-        and not built_otherwise
-        and not config.get("custom_text")
-        and text.get("vocab_size") == VOCABULARY
-    )
+    other_kinds = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
+    own_text = text.get("vocab_size") == VOCABULARY and not config.get("custom_text")
+    return isinstance(vision.get("layers"), int) and not other_kinds and own_text
 
 
-class FrozenCLIP(nn.Module):
+class FrozenCLIP(Frozen):
     """CLIP with all weights frozen, always in eval mode.
 
     Args:
@@ -153,12 +138,7 @@ class FrozenCLIP(nn.Module):
         self.ranks = Alone()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenCLIP:
-        """Frozen: stays in eval mode whatever is asked."""
-        return super().train(False)
+        self.freeze()
 
     @property
     def image_size(self) -> int:
@@ -199,11 +179,6 @@ class FrozenCLIP(nn.Module):
         device = self.mean.device
         tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
         return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
-
-    def text_fingerprint(self) -> str:
-        """Tells text encoders apart: equal for equal weights of the same kind."""
-        weights = {n: t for n, t in self.model.state_dict().items() if not _is_visual(n)}
-        return fingerprint(weights, str(self.model.transformer))
 
     @torch.no_grad()
     def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:

@@ -65,12 +65,13 @@ class Corpus:
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
     """The first ``count`` pictures of the corpus, which are always the same."""
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    texts: dict[int, list[Text]] = {}
+    texts: list[Text] = []
     starts = range(0, count, _CHUNK)
-    for index, (painted, written) in processes.run(partial(_paint_chunk, count), starts, workers):
-        images[starts[index] : starts[index] + len(painted)] = painted
-        texts[index] = written
-    captions, details = zip(*(text for index in sorted(texts) for text in texts[index]), strict=True)
+    parts = processes.run(partial(_paint_chunk, count), starts, workers)
+    for start, (painted, written) in zip(starts, parts, strict=True):
+        images[start : start + len(painted)] = painted
+        texts += written
+    captions, details = zip(*texts, strict=True)
     return Corpus(images, captions, details)
 
 

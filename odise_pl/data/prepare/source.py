@@ -1,0 +1,130 @@
+"""What a data set module hands to the shard writer. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from odise_pl.data.prepare.files import SourceFile
+from odise_pl.data.records import SegmentRecord
+from odise_pl.vocabulary import MEASURES, Vocabulary
+
+Members = Mapping[str, bytes]  # of a sample in a shard: content by suffix
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One annotated object, whose mask may overlap others.
+
+    Attributes:
+        category: contiguous class index.
+        iscrowd: a group that is not split into objects.
+        area: pixels, as annotated.
+        segmentation: COCO's polygons (list of lists) or run-length code (dict with size and counts).
+        where: its place in the annotation file, for messages.
+    """
+
+    category: int
+    iscrowd: bool
+    area: float
+    segmentation: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One image of a data set before it is packed.
+
+    Attributes:
+        key: unique name in the shard set, without dots.
+        name: the image file relative to the root of the data set, for messages.
+        image: the image file.
+        labels: the panoptic PNG, or the files that it is made from.
+        image_id: the data set's id.
+        size: annotated height and width; zeros if only the files know.
+        segments: what the ids of the PNG mean; empty if only the files know.
+        captions: may be empty.
+        instances: annotated objects; None if the data set does not tell them apart from its segments.
+    """
+
+    key: str
+    name: str
+    image: SourceFile
+    labels: tuple[SourceFile, ...]
+    image_id: int
+    size: tuple[int, int] = (0, 0)
+    segments: tuple[SegmentRecord, ...] = ()
+    captions: tuple[str, ...] = ()
+    instances: tuple[InstanceRecord, ...] | None = None
+
+    def record(self) -> bytes:
+        """The sample's JSON member; equal samples give equal bytes."""
+        height, width = self.size
+        data = {
+            "image_id": self.image_id,
+            "height": height,
+            "width": width,
+            "segments_info": [asdict(segment) for segment in self.segments],
+            "captions": list(self.captions),
+        }
+        return to_json(data)
+
+
+def to_json(data: Any) -> bytes:
+    """Compact JSON; equal data give equal bytes."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """Why a sample cannot be used.
+
+    Attributes:
+        sample: the sample's image file, or the nearest thing to it that the data set names.
+        file: the file at fault, relative to the data set's root.
+        cause: what is wrong with it.
+    """
+
+    sample: str
+    file: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, with its annotation read and its images and label files still unopened.
+
+    Attributes:
+        dataset: name of the data set's format, "coco".
+        split: name of the split, "train2017".
+        annotations: name of the annotation file.
+        sha256: of the annotation file.
+        vocabulary: the classes; segments refer to them by index.
+        samples: those without a fault in the annotation file.
+        problems: the faults found so far; their samples are not among ``samples``.
+        notes: for the user.
+        check: opens the files of a sample and returns every problem.
+        pack: the members of a sample without problems and its number of segments; may raise OSError.
+        measures: which of ``MEASURES`` the truth is complete for.
+    """
+
+    dataset: str
+    split: str
+    annotations: str
+    sha256: str
+    vocabulary: Vocabulary
+    samples: tuple[SourceSample, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    check: Callable[[SourceSample], list[Problem]]
+    pack: Callable[[SourceSample], tuple[Members, int]]
+    measures: tuple[str, ...] = MEASURES
+
+
+def key_of(file_name: str) -> str:
+    """The sample's key: dots would end it in a shard, slashes would make a folder."""
+    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", PurePosixPath(file_name).with_suffix("").as_posix())
