@@ -108,7 +108,7 @@ class Truth(TensorStruct):
 
 @dataclass(frozen=True)
 class Targets(TensorStruct):
-    """Training truth of one image on the batch's canvas; crowd segments are left out.
+    """Training truth of one image on the batch's canvas; without crowd segments.
 
     Attributes:
         labels: int64 [N], contiguous classes.
@@ -132,9 +132,10 @@ class Sample(TensorStruct):
         captions: every caption the data set has for the image, may be empty.
         truth: at the original size; None in training.
         words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
-        labelled: False if nobody has said what is in the image: no target is then no statement.
+        labelled: False if the image has no annotation: then it says nothing that there is no target.
         generated_caption: what a captioning model said of the whole image, before any transform; None if
             none was asked.
+        image_suffix: of the image's name in its shard.
     """
 
     image: Tensor
@@ -147,6 +148,7 @@ class Sample(TensorStruct):
     words: tuple[str, ...] = ()
     labelled: bool = True
     generated_caption: str | None = None
+    image_suffix: str = "jpg"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Batch(TensorStruct):
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
         labelled: whether the targets say what is in each image; empty stands for all.
         generated_captions: see :class:`Sample`; empty stands for none anywhere.
+        image_suffixes: of the images' names in their shards; empty stands for "jpg".
     """
 
     images: Tensor
@@ -181,15 +184,13 @@ class Batch(TensorStruct):
     left_out: int = 0
     generated_captions: tuple[str | None, ...] = ()
     number: int = -1
+    image_suffixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # frozen, so that defaults of the right length have to be set this way
-        if not self.words:
-            object.__setattr__(self, "words", ((),) * len(self.image_ids))
-        if not self.labelled:
-            object.__setattr__(self, "labelled", (True,) * len(self.image_ids))
-        if not self.generated_captions:
-            object.__setattr__(self, "generated_captions", (None,) * len(self.image_ids))
+        defaults = {"words": (), "labelled": True, "generated_captions": None, "image_suffixes": "jpg"}
+        for name, value in defaults.items():
+            if not getattr(self, name):  # frozen, so that a default for every image has to be set this way
+                object.__setattr__(self, name, (value,) * len(self.image_ids))
 
     def __len__(self) -> int:
         return len(self.image_ids)

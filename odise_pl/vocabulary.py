@@ -21,6 +21,9 @@ from omegaconf import OmegaConf
 
 from odise_pl.errors import UserError
 
+# What can be measured on the classes of a data set: panoptic quality, mask AP, mean IoU. Semantic label maps
+# allow the last alone, annotated objects the second.
+MEASURES = ("panoptic", "instances", "semantic")
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
 # OpenSeg's lists keep a line for ids that the data set does not use

@@ -3,38 +3,34 @@
     python scripts/bench_panoptic_quality.py --coco ROOT --images 200
 
 ROOT is a folder in COCO's layout (``annotations/panoptic_SPLIT.json`` and its PNG folder); without it
-synthetic maps of COCO's size are scored. The prediction is the truth moved by a few pixels. The contenders
-take turns in every round, torchmetrics in the first only, and the best pass of each is shown. vernier and
-hotcoco are left out when absent; the one gets arrays in memory, the other
-PNG files, which is all it reads.
+synthetic maps of COCO's size are scored. The prediction is the truth moved by a few pixels. The packages take
+turns, torchmetrics once, and the best pass of each is shown. hotcoco reads PNG files, so ours is timed with
+and without reading them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from PIL import Image
+import typer
+from hotcoco.panoptic import PanopticEval
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
-from odise_pl.data.images import decode_ids
-from odise_pl.metrics.panoptic_quality import PanopticQuality
+from odise_pl.data.images import decode_ids, encode_ids
+from odise_pl.metrics.panoptic_matching import PanopticStats, match
+from odise_pl.metrics.panoptic_quality import panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
-
-CHANNELS = np.array([1, 256, 65536], dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -46,76 +42,40 @@ class Maps:
     isthing: tuple[bool, ...]
 
 
-@dataclass
-class Contender:
-    """One way to score all maps.
-
-    Attributes:
-        name: its row in the table.
-        run: scores everything and returns the panoptic quality.
-        rounds: takes part in so many rounds at most.
-        wall: seconds an image of the best pass.
-        cpu: the same of the processor time of all threads, which other programs disturb less.
-        pq: what came out.
-    """
-
-    name: str
-    run: Callable[[], float]
-    rounds: int = 1_000_000
-    wall: float = float("inf")
-    cpu: float = float("inf")
-    pq: float = float("nan")
-
-    def take_turn(self, num_images: int) -> None:
-        """One pass over the images."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.pq = self.run()
-        self.wall = min(self.wall, (time.perf_counter() - wall) / num_images)
-        self.cpu = min(self.cpu, (time.process_time() - cpu) / num_images)
-
-
-def main() -> None:
-    """Measure and print the tables."""
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    maps = read_coco(arguments.coco, arguments.images) if arguments.coco else synthetic(arguments.images)
+def main(
+    coco: Annotated[Path | None, typer.Option(help="folder in COCO's panoptic layout")] = None,
+    images: Annotated[int, typer.Option(help="at most so many images")] = 200,
+    rounds: Annotated[int, typer.Option(help="passes over the images")] = 10,
+    threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
+) -> None:
+    """Measure and print the table."""
+    torch.set_num_threads(threads)
+    maps = read_coco(coco, images) if coco else synthetic(images)
     with tempfile.TemporaryDirectory() as folder:
-        in_memory, from_files = contenders(maps, Path(folder), arguments.threads)
-        for number in range(arguments.rounds):
-            for contender in in_memory + from_files:
-                if number < contender.rounds:
-                    contender.take_turn(len(maps.truths))
+        truth, prediction = Path(folder, "truth"), Path(folder, "prediction")
+        write_coco(truth, maps.truths, maps.isthing)
+        write_coco(prediction, maps.predictions, maps.isthing)
+        programs: dict[str, Callable[[], float]] = {
+            "odise_pl": lambda: score(maps),
+            "torchmetrics": lambda: score_by_torchmetrics(maps),
+            "odise_pl, with PNG files": lambda: score(read_maps(maps, prediction, truth)),
+            "hotcoco, with PNG files (all cores)": lambda: score_by_hotcoco(truth, prediction),
+        }
+        seconds, found = dict.fromkeys(programs, float("inf")), {}
+        for number in range(rounds):
+            for name, run in programs.items():
+                if number == 0 or name != "torchmetrics":
+                    started = time.perf_counter()
+                    found[name] = run()
+                    seconds[name] = min(seconds[name], time.perf_counter() - started)
     height, width = maps.truths[0].ids.shape
-    title = f"{len(maps.truths)} maps of about {height}x{width}; threads: {arguments.threads}"
-    Console().print(report(f"In memory, {title}", in_memory), report(f"From PNG files, {title}", from_files))
-
-
-def contenders(maps: Maps, folder: Path, threads: int) -> tuple[list[Contender], list[Contender]]:
-    """Those that score maps in memory and those that read files, this project first in each."""
-    in_memory = [Contender("odise_pl", lambda: score(maps)), torchmetrics_contender(maps)]
-    if find_spec("vernier"):
-        in_memory += vernier_contenders(maps, threads)
-    truth, prediction = folder / "truth", folder / "prediction"
-    write_coco(truth, maps.truths, maps.isthing)
-    write_coco(prediction, maps.predictions, maps.isthing)
-    from_files = [Contender("Pillow, odise_pl", lambda: score_files(maps, prediction, truth))]
-    if find_spec("hotcoco"):
-        from_files.append(hotcoco_contender(truth, prediction))
-    return in_memory, from_files
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--coco", type=Path, help="folder in COCO's panoptic layout (default: synthetic maps)"
-    )
-    parser.add_argument("--images", type=int, default=200, help="at most so many images (default: 200)")
-    parser.add_argument("--rounds", type=int, default=10, help="passes over the images (default: 10)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch and vernier (default: 1)")
-    return parser.parse_args()
+    count = len(maps.truths)
+    table = Table(title=f"{count} maps of about {height}x{width}; threads: {threads}")
+    for column in ("", "ms an image", "PQ"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, pq in found.items():
+        table.add_row(name, f"{1000 * seconds[name] / count:.3f}", f"{pq:.6f}")
+    Console().print(table)
 
 
 def read_coco(root: Path, count: int) -> Maps:
@@ -127,23 +87,16 @@ def read_coco(root: Path, count: int) -> Maps:
         classes = {c["id"]: i for i, c in enumerate(content["categories"])}
         isthing = tuple(bool(c["isthing"]) for c in content["categories"])
         for annotation in content["annotations"][: count - len(truths)]:
-            truths.append(
-                read_truth(path.with_suffix("") / annotation["file_name"], annotation, classes, isthing)
+            png = path.with_suffix("") / annotation["file_name"]
+            labels = [classes[s["category_id"]] for s in annotation["segments_info"]]
+            segments = tuple(
+                Segment(s["id"], label, isthing[label], bool(s["iscrowd"]))
+                for s, label in zip(annotation["segments_info"], labels, strict=True)
             )
+            truths.append(PanopticSegmentation(read_ids(png), segments))
     if not truths:
         raise SystemExit(f"no panoptic_*.json with annotations in {root / 'annotations'}")
     return Maps([moved(truth) for truth in truths], truths, isthing)
-
-
-def read_truth(
-    png: Path, annotation: dict[str, Any], classes: dict[int, int], isthing: tuple[bool, ...]
-) -> PanopticSegmentation:
-    """One map of a COCO panoptic annotation."""
-    segments = []
-    for s in annotation["segments_info"]:
-        label = classes[s["category_id"]]
-        segments.append(Segment(s["id"], label, isthing[label], bool(s["iscrowd"])))
-    return PanopticSegmentation(read_ids(png), tuple(segments))
 
 
 def read_ids(png: Path) -> Tensor:
@@ -186,27 +139,21 @@ def moved(truth: PanopticSegmentation) -> PanopticSegmentation:
 
 
 def score(maps: Maps) -> float:
-    """This project's metric, one image an update."""
-    metric = PanopticQuality(maps.isthing)
+    """This project's metric."""
+    stats = PanopticStats.zeros(len(maps.isthing))
     for prediction, truth in zip(maps.predictions, maps.truths, strict=True):
-        metric.update([prediction], [truth])
-    return metric.compute().all.pq
+        stats += match(prediction, truth, len(maps.isthing))
+    return panoptic_quality(stats, maps.isthing).all.pq
 
 
-def torchmetrics_contender(maps: Maps) -> Contender:
-    """torchmetrics, one image an update; it has no rule for crowds, hence another PQ."""
-    sides = ([class_instance(panoptic) for panoptic in side] for side in (maps.predictions, maps.truths))
-    images = list(zip(*sides, strict=True))
+def score_by_torchmetrics(maps: Maps) -> float:
+    """torchmetrics has no rule for crowds, hence another PQ."""
     things = {label for label, thing in enumerate(maps.isthing) if thing}
     stuff = set(range(len(maps.isthing))) - things
-
-    def run() -> float:
-        metric = TorchmetricsPanopticQuality(things, stuff, allow_unknown_preds_category=True)
-        for prediction, truth in images:
-            metric.update(prediction, truth)
-        return float(metric.compute())
-
-    return Contender("torchmetrics", run, rounds=1)
+    metric = TorchmetricsPanopticQuality(things, stuff, allow_unknown_preds_category=True)
+    for prediction, truth in zip(maps.predictions, maps.truths, strict=True):
+        metric.update(class_instance(prediction), class_instance(truth))
+    return float(metric.compute())
 
 
 def class_instance(panoptic: PanopticSegmentation) -> Tensor:
@@ -214,70 +161,22 @@ def class_instance(panoptic: PanopticSegmentation) -> Tensor:
     values = np.array([0, *(s.id for s in panoptic.segments)])
     table = np.array([[-1, 0], *([s.category, number] for number, s in enumerate(panoptic.segments))])
     order = np.argsort(values)
-    slots = order[np.searchsorted(values[order], panoptic.ids.numpy())]
-    return torch.from_numpy(table[slots])[None]
+    return torch.from_numpy(table[order[np.searchsorted(values[order], panoptic.ids.numpy())]])[None]
 
 
-def vernier_contenders(maps: Maps, threads: int) -> list[Contender]:
-    """vernier (Rust) on arrays in memory: all of it, and its evaluation alone."""
-    import vernier.panoptic as vernier
-
-    logging.disable(logging.INFO)
-    labels = [as_uint32(side) for side in (maps.truths, maps.predictions)]
-    segments = [segments_by_image(side) for side in (maps.truths, maps.predictions)]
-    categories = json.dumps(coco_categories(maps.isthing)).encode()
-    evaluator = vernier.Evaluator(parity_mode="strict")
-
-    def load() -> tuple[Any, Any]:
-        truth = vernier.Dataset.from_arrays(labels[0], segments[0], categories)
-        return truth, vernier.Predictions.from_arrays(labels[1], segments[1])
-
-    loaded = load()
-    return [
-        Contender("vernier, with loading", lambda: evaluator.evaluate(*load(), num_threads=threads).pq),
-        Contender("vernier, loaded before", lambda: evaluator.evaluate(*loaded, num_threads=threads).pq),
-    ]
+def score_by_hotcoco(truth: Path, prediction: Path) -> float:
+    """hotcoco is written in Rust, and uses every core."""
+    evaluation = PanopticEval(truth.with_suffix(".json"), prediction.with_suffix(".json"))
+    evaluation.evaluate()
+    return evaluation.results()["All"]["pq"]
 
 
-def as_uint32(side: list[PanopticSegmentation]) -> dict[int, np.ndarray]:
-    """Maps by image number, as vernier wants them."""
-    return {number: panoptic.ids.numpy().astype(np.uint32) for number, panoptic in enumerate(side)}
-
-
-def segments_by_image(side: list[PanopticSegmentation]) -> bytes:
-    """COCO's segments_info by image number, as JSON."""
-    return json.dumps({number: segments_info(panoptic) for number, panoptic in enumerate(side)}).encode()
-
-
-def segments_info(panoptic: PanopticSegmentation) -> list[dict[str, Any]]:
-    """Segments as COCO's panoptic JSON has them."""
-    values, areas = np.unique(panoptic.ids.numpy(), return_counts=True)
-    area = dict(zip(values.tolist(), areas.tolist(), strict=True))
-    unused = {"bbox": [0, 0, 1, 1]}
-    return [
-        {"id": s.id, "category_id": s.category + 1, "iscrowd": int(s.iscrowd), "area": area[s.id], **unused}
-        for s in panoptic.segments
-    ]
-
-
-def coco_categories(isthing: tuple[bool, ...]) -> list[dict[str, Any]]:
-    """Categories as COCO's panoptic JSON has them."""
-    return [
-        {"id": label + 1, "name": str(label), "supercategory": "any", "isthing": int(thing)}
-        for label, thing in enumerate(isthing)
-    ]
-
-
-def hotcoco_contender(truth: Path, prediction: Path) -> Contender:
-    """hotcoco (Rust), which uses every core."""
-    from hotcoco.panoptic import PanopticEval
-
-    def run() -> float:
-        evaluation = PanopticEval(truth.with_suffix(".json"), prediction.with_suffix(".json"))
-        evaluation.evaluate()
-        return evaluation.results()["All"]["pq"]
-
-    return Contender("hotcoco (all cores)", run)
+def read_maps(maps: Maps, prediction: Path, truth: Path) -> Maps:
+    """The same maps from PNG files."""
+    return Maps(*(
+        [replace(panoptic, ids=read_ids(folder / f"{number}.png")) for number, panoptic in enumerate(side)]
+        for folder, side in ((prediction, maps.predictions), (truth, maps.truths))
+    ), maps.isthing)  # fmt: skip
 
 
 def write_coco(folder: Path, side: list[PanopticSegmentation], isthing: tuple[bool, ...]) -> None:
@@ -285,36 +184,23 @@ def write_coco(folder: Path, side: list[PanopticSegmentation], isthing: tuple[bo
     folder.mkdir()
     annotations, images = [], []
     for number, panoptic in enumerate(side):
-        height, width = panoptic.ids.shape
-        rgb = (panoptic.ids.numpy()[..., None] // CHANNELS % 256).astype(np.uint8)
-        Image.fromarray(rgb).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.jpg", "height": height, "width": width})
-        segments = segments_info(panoptic)
+        ids = panoptic.ids.numpy()
+        (folder / f"{number}.png").write_bytes(encode_ids(ids))
+        images.append({"id": number, "height": ids.shape[0], "width": ids.shape[1]})
+        segments: list[dict[str, Any]] = [
+            {
+                "id": s.id,
+                "category_id": s.category,
+                "iscrowd": int(s.iscrowd),
+                "area": int((ids == s.id).sum()),
+            }
+            for s in panoptic.segments
+        ]
         annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
-    content = {"images": images, "annotations": annotations, "categories": coco_categories(isthing)}
+    categories = [{"id": c, "name": str(c), "isthing": int(thing)} for c, thing in enumerate(isthing)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     folder.with_suffix(".json").write_text(json.dumps(content))
 
 
-def score_files(maps: Maps, prediction: Path, truth: Path) -> float:
-    """Decode the PNG files and score them with this project's metric."""
-    metric = PanopticQuality(maps.isthing)
-    for number, (p, t) in enumerate(zip(maps.predictions, maps.truths, strict=True)):
-        decoded_prediction = replace(p, ids=read_ids(prediction / f"{number}.png"))
-        metric.update([decoded_prediction], [replace(t, ids=read_ids(truth / f"{number}.png"))])
-    return metric.compute().all.pq
-
-
-def report(title: str, contenders: list[Contender]) -> Table:
-    """One row each; the ratio is its wall time over that of the first."""
-    table = Table(title=title)
-    table.add_column("")
-    for column in ("ms an image", "CPU ms an image", "times ours", "PQ"):
-        table.add_column(column, justify="right")
-    for c in contenders:
-        ratio = f"{c.wall / contenders[0].wall:.2f}"
-        table.add_row(c.name, f"{1000 * c.wall:.3f}", f"{1000 * c.cpu:.3f}", ratio, f"{c.pq:.6f}")
-    return table
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -37,6 +37,7 @@ class DecodedSample:
         semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
         objects: true objects; None if the things of the id map are.
         generated_caption: by a captioning model; None without one.
+        image_suffix: of the image's name in its shard.
     """
 
     key: str
@@ -49,6 +50,7 @@ class DecodedSample:
     semantic: NDArray[np.int32] | None = None
     objects: Objects | None = None
     generated_caption: str | None = None
+    image_suffix: str = "jpg"
 
     @property
     def size(self) -> Size:
@@ -87,7 +89,7 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
 
 def _decoded(raw: RawSample) -> DecodedSample:
     image = _member(raw, raw.image, decode_rgb)
-    record = _member(raw, RECORD, _record)
+    record = _member(raw, RECORD, _record) | {"image_suffix": raw.image}
     size = image.height, image.width
     if not record["labelled"]:
         return DecodedSample(raw.key, image, np.zeros(size, dtype=np.int32), **record)

@@ -16,8 +16,7 @@ from urllib.parse import urlparse
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError, prefix_errors
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary, VocabularyError
+from odise_pl.vocabulary import MEASURES, Vocabulary, VocabularyError
 
 FILE_NAME = "dataset.json"
 FORMAT = 1

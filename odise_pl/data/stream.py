@@ -187,6 +187,7 @@ def _sample(decoded: DecodedSample, image: torch.Tensor, targets: Targets, **oth
         original_size=decoded.size,
         captions=decoded.captions,
         generated_caption=decoded.generated_caption,
+        image_suffix=decoded.image_suffix,
         **others,
     )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import lightning
 from torch import nn
 
-from odise_pl.data.collate import collate
 from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
 from odise_pl.distributed.sharding import place_all
@@ -30,10 +29,10 @@ class EvaluationModule(lightning.LightningModule):
 
     Args:
         name: of the set.
-        predictor: makes predictions of a batch.
+        predictor: predicts every image of a batch at its original size.
         metrics: of the set.
         loader: makes the loader of a rank.
-        progress: what was done before, and is noted from now on.
+        progress: what earlier runs have done, and where this one saves what it does.
         writer: keeps the predictions; None: they are only scored.
     """
 
@@ -51,35 +50,32 @@ class EvaluationModule(lightning.LightningModule):
         self.result: EvaluationResult | None = None
         self._loader, self._progress = loader, progress
         self._interruption = Interruption()
-        self._consistent = True
 
     def configure_model(self) -> None:
         """Give the network the weights that this process holds."""
         place_all(self.predictor, self.trainer)
 
-    def val_dataloader(self) -> AtLeastOne:
+    def val_dataloader(self) -> EvalLoader:
         """What is left for this rank; called when all ranks are there."""
         place = (self.trainer.global_rank, self.trainer.world_size)
-        done = self._restore(place)
-        self.trainer.strategy.barrier()  # nobody overwrites what another rank has not read
-        return AtLeastOne(self._loader(place, done))
+        self._discard_lost()
+        done = self._progress.restore(self.metrics, *place)
+        self.trainer.strategy.barrier()  # no rank overwrites what another has not read yet
+        return self._loader(place, done)
 
-    def _restore(self, place: tuple[int, int]) -> frozenset[int]:
-        """The batches that are done; none if their predictions are to be kept and are gone."""
+    def _discard_lost(self) -> None:
+        """Start the set again if predictions were to be kept and are missing."""
         if self.writer is None:
-            return self._progress.restore(self.metrics, *place)
+            return
         done = self._progress.done()
-        lost = self.writer.lost(done)
+        missing = self.writer.missing(done)
         self.trainer.strategy.barrier()  # every rank has seen the same before one changes it
-        if lost is not None:
-            _log.warning("%s of the interrupted evaluation is gone or damaged: starting anew", lost)
-            done = frozenset()
-            if self.trainer.is_global_zero:
-                self._progress.discard()
-        if done:
-            return self._progress.restore(self.metrics, *place)
-        self.writer.start(place[0])
-        return done
+        if missing is not None:
+            _log.warning("%s of the interrupted evaluation is missing: %s starts again", missing, self.name)
+        if self.trainer.is_global_zero and (missing is not None or not done):
+            self._progress.discard()
+            self.writer.start()
+        self.trainer.strategy.barrier()
 
     def on_validation_start(self) -> None:
         """From now on there is something to save."""
@@ -93,19 +89,17 @@ class EvaluationModule(lightning.LightningModule):
         if self.writer is not None:
             self.writer.write(batch, predictions)
         with self._interruption.held():
-            self._consistent = False
             self._score(batch, predictions)
             self._progress.note(batch.number, self.metrics, self.global_rank)
-            self._consistent = True
 
     def _score(self, batch: Batch, predictions: list[Prediction]) -> None:
-        self.metrics.leave_out(batch.left_out)
         truths = [truth for truth in batch.truths if truth is not None]
         try:
             self.metrics.update(predictions, truths, batch.image_ids)
         except ValueError as error:
             folder = f" in {self.predictor.folder}" if isinstance(self.predictor, FolderPredictor) else ""
             raise PredictionError(f"{self.name}: predictions{folder} cannot be scored: {error}") from error
+        self.metrics.skip(batch.left_out)
 
     def on_validation_epoch_end(self) -> None:
         """The result over all ranks and runs."""
@@ -113,7 +107,7 @@ class EvaluationModule(lightning.LightningModule):
         if result.left_out and not result.num_images:
             raise DataError("no sample can be read: all shards are damaged or without labels")
         if isinstance(self.predictor, FolderPredictor):
-            self.predictor.refuse_strangers(result)
+            self.predictor.check_images(result)
         if self.writer is not None:
             self.trainer.strategy.barrier()
             if self.trainer.is_global_zero:
@@ -121,25 +115,6 @@ class EvaluationModule(lightning.LightningModule):
         self.result = result  # from here on there is nothing left to save
 
     def save(self) -> None:
-        """Save what was done, unless scoring a batch has failed half-way."""
-        if self._consistent and self.result is None:
+        """Save what was done."""
+        if self.result is None:
             self._progress.save(self.metrics, self.global_rank)
-
-
-class AtLeastOne:
-    """A loader that is never empty: a rank without batches gets one without images, numbered -1.
-
-    Lightning takes an evaluation without any batch for none at all, and asks for no result.
-    """
-
-    def __init__(self, loader: EvalLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return max(1, len(self._loader))
-
-    def __iter__(self) -> Iterator[Batch]:
-        if len(self._loader):
-            yield from self._loader
-        else:
-            yield collate([])

@@ -1,21 +1,13 @@
-"""Where predictions come from: the network, or see :mod:`odise_pl.evaluation.folder`."""
+"""Predictions of the network; those that lie in a folder are in :mod:`odise_pl.evaluation.folder`."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 from torch import nn
 
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import InferenceClasses, Odise
-from odise_pl.structures import Batch, Prediction
+from odise_pl.structures import Batch
 from odise_pl.vocabulary import Vocabulary
-
-
-class Predictor(Protocol):
-    """Predicts every image of a batch at its original size."""
-
-    def __call__(self, batch: Batch) -> list[Prediction]: ...
 
 
 class NetworkPredictor(nn.Module):

@@ -1,4 +1,4 @@
-"""What an interrupted evaluation has done, so that the same command goes on where it was."""
+"""What an interrupted evaluation has done, so that the next run resumes it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-
-import torch
 
 from odise_pl.files import write_text
 from odise_pl.metrics.suite import SegmentationMetrics
 
 _log = logging.getLogger(__name__)
 _SUMMARY = "done.json"
-# what reading a truncated or foreign file raises
-_DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError)
 
 
 class Progress:
     """The progress of one evaluation set, in a folder that all ranks see.
 
-    Every rank keeps one file: the batches it has scored, by their number in the set, and the states of its
-    metrics. A run that continues deals the files among its ranks, whatever their number was before. A rank
+    Every rank keeps one file: the batches it has scored, by their number in the set, and the state of its
+    metrics. A resumed evaluation deals the files among its ranks, whatever their number was before. A rank
     always takes over the file that it is going to overwrite, so the batches of two files are disjoint, or
     those of one are all in the other and it is out of date.
 
     Args:
         folder: made when there is something to write.
-        digest: of all that the results depend on; files with another one are not looked at.
+        digest: of all that the results depend on; files with another digest are ignored.
         every: seconds between savings.
     """
 
@@ -43,51 +38,52 @@ class Progress:
 
     def summary(self) -> dict[str, Any] | None:
         """The result of the set if it is finished."""
-        try:
-            content = json.loads((self.folder / _SUMMARY).read_text(encoding="utf-8"))
-            return content["summary"] if content["digest"] == self.digest else None
-        except FileNotFoundError:
-            return None
-        except _DAMAGED as error:
-            self._ignore(_SUMMARY, error)
-            return None
-
-    def _ignore(self, name: str, error: Exception) -> None:
-        _log.warning("%s is damaged and does not count (%s)", self.folder / name, error)
+        content = self._read(self.folder / _SUMMARY)
+        return None if content is None else content["summary"]
 
     def done(self) -> frozenset[int]:
         """The batches that all ranks of earlier runs together have done."""
-        return frozenset().union(*(content["batches"] for _, content in self._files()))
+        return frozenset().union(*(content["batches"] for content in self._files().values()))
 
     def restore(self, metrics: SegmentationMetrics, rank: int, world_size: int) -> frozenset[int]:
         """Add what this rank takes over to the metrics; the batches that all ranks together have done.
 
-        All ranks must have come back from here before one saves.
+        No rank may save before all have returned from here.
         """
         done: set[int] = set()
-        for number, content in self._files():
+        for number, content in self._files().items():
             batches = set(content["batches"])
             if batches <= done:
                 continue
             done |= batches
             if number % world_size == rank:
-                metrics.add_states(content["metrics"])
+                metrics.add(content["metrics"])
                 self._batches += content["batches"]
         if done and rank == 0:
-            _log.info("%s: %d batches are done, going on with the others", self.folder.name, len(done))
+            _log.info("%s: %d batches are done, resuming with the others", self.folder.name, len(done))
         return frozenset(done)
 
-    def _files(self) -> list[tuple[int, Mapping[str, Any]]]:
-        """Rank and content of the files of this very evaluation, those with more batches first."""
-        found = []
-        for path in sorted(self.folder.glob("rank*.pt")):
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content["digest"] == self.digest:
-                    found.append((int(path.stem.removeprefix("rank")), content))
-            except _DAMAGED as error:
-                self._ignore(path.name, error)
-        return sorted(found, key=lambda item: -len(item[1]["batches"]))
+    def _files(self) -> dict[int, dict[str, Any]]:
+        """Content of the files of this very evaluation by rank, those with more batches first."""
+        paths = sorted(self.folder.glob("rank*.json"))
+        found = {int(path.stem.removeprefix("rank")): self._read(path) for path in paths}
+        own = {rank: content for rank, content in found.items() if content is not None}
+        return dict(sorted(own.items(), key=lambda item: -len(item[1]["batches"])))
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """A file of this evaluation; None if it is missing, damaged, or of another evaluation."""
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            _log.warning("%s is damaged and ignored (%s)", path, error)
+            return None
+        return content if content["digest"] == self.digest else None
+
+    def _write(self, name: str, **content: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / name, json.dumps({"digest": self.digest, **content}))
 
     def note(self, batch: int, metrics: SegmentationMetrics, rank: int) -> None:
         """A batch is scored; from time to time everything is saved."""
@@ -96,19 +92,13 @@ class Progress:
             self.save(metrics, rank)
 
     def save(self, metrics: SegmentationMetrics, rank: int) -> None:
-        """Write what this rank has done, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"rank{rank}.pt"
-        content = {"digest": self.digest, "batches": self._batches, "metrics": metrics.states()}
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(path)
+        """Write what this rank has done."""
+        self._write(f"rank{rank}.json", batches=self._batches, metrics=metrics.state())
         self._saved = time.monotonic()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The set is finished: its result takes the place of the files of the ranks."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / _SUMMARY, json.dumps({"digest": self.digest, "summary": dict(summary)}))
+        self._write(_SUMMARY, summary=dict(summary))
         self.discard()
 
     def discard(self) -> None:

@@ -18,7 +18,7 @@ from odise_pl.distributed.shutdown import Preempted, end_with_parent
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.metrics.report import as_dict, write_report, write_table
+from odise_pl.metrics.report import as_dict, write_summary, write_table
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
 from odise_pl.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ class Benchmark:
         name: in tables and folders.
         vocabulary: its classes.
         measures: what is measured on it.
-        predictor: see :class:`~odise_pl.evaluation.predictors.Predictor`.
+        predictor: predicts every image of a batch at its original size.
         loader: see :class:`EvaluationModule`.
         training: classes that the model was trained on, if they are known.
     """
@@ -48,7 +48,7 @@ class Benchmark:
     training: Vocabulary | None = None
 
     def metrics(self) -> SegmentationMetrics:
-        """Its metrics, fresh."""
+        """Its metrics, before any image."""
         seen = None if self.training is None else self.vocabulary.overlap(self.training)
         return SegmentationMetrics(self.vocabulary.isthing, self.vocabulary.names, seen, self.measures)
 
@@ -59,7 +59,7 @@ class Output:
 
     Attributes:
         folder: ``results.json``, ``.md`` and ``.csv`` of all sets, and a folder for each set.
-        digest: of all that the results depend on; progress of another evaluation is not continued.
+        digest: of all that the results depend on; progress of another evaluation is not resumed.
         about: what was evaluated and how.
         published: numbers to stand beside the results.
         predictions: folder for predictions; None: they are only scored.
@@ -73,9 +73,19 @@ class Output:
     predictions: Path | None = None
     save_every: float = 60.0
 
+    def progress(self, name: str) -> Progress:
+        """Of the set ``name``."""
+        return Progress(self.folder / _PROGRESS / name, self.digest, self.save_every)
+
+    def writer(self, benchmark: Benchmark) -> PredictionWriter | None:
+        """Of a set, if predictions are kept."""
+        if self.predictions is None:
+            return None
+        return PredictionWriter(self.predictions / benchmark.name, benchmark.vocabulary, self.digest)
+
 
 class EvaluationProgress(RichProgressBar):
-    """A bar that says which set it is of."""
+    """A bar with the name of the set."""
 
     @property
     def validation_description(self) -> str:
@@ -90,11 +100,13 @@ class SaveOnInterruption(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """What is done stays done."""
+        """Save what is done."""
         assert isinstance(pl_module, EvaluationModule)
         pl_module.save()
         if isinstance(exception, Preempted) and trainer.is_global_zero:
-            _log.warning("stopped by %s: what is done is saved; the same command goes on", exception.signal)
+            _log.warning(
+                "stopped by %s: what is done is saved; run the command again to resume", exception.signal
+            )
 
 
 def evaluate_all(
@@ -111,59 +123,40 @@ def evaluate_all(
         fractions by set and score, on every rank.
     """
     end_with_parent(trainer)
-    progress = {
-        b.name: Progress(output.folder / _PROGRESS / b.name, output.digest, output.save_every)
-        for b in benchmarks
-    }
-    writers = {b.name: _writer(b, output) for b in benchmarks}
     # asked before anything runs, so that all ranks agree
-    finished = {name: _finished(one, writers[name]) for name, one in progress.items()}
-    for name, writer in writers.items():
-        if writer is not None and finished[name] is None:
-            writer.refuse_taken()
+    finished = {benchmark.name: _finished(benchmark, output) for benchmark in benchmarks}
     summaries = []
     for benchmark in benchmarks:
         summary = finished[benchmark.name]
         if summary is None:
-            summary = _evaluate(benchmark, trainer, output, progress[benchmark.name], writers[benchmark.name])
+            summary = _evaluate(benchmark, trainer, output)
         elif trainer.is_global_zero:
             _log.info("%s is finished: taken from the interrupted evaluation", benchmark.name)
         summaries.append(summary)
     if trainer.is_global_zero:
-        console = Console()
-        console.print(result_table(summaries, output.published).terminal(console.width))
-        write_table(summaries, output.folder, output.published, output.about)
+        _report(summaries, output)
+        for benchmark in benchmarks:
+            if (writer := output.writer(benchmark)) is not None:
+                writer.clean()
         forget(output.folder / _PROGRESS)
-        _log.info("written: %s/results.{json,md,csv}", output.folder)
     return {summary["data"]: summary["scores"] for summary in summaries}
 
 
-def _writer(benchmark: Benchmark, output: Output) -> PredictionWriter | None:
-    if output.predictions is None:
-        return None
-    return PredictionWriter(output.predictions / benchmark.name, benchmark.vocabulary, output.digest)
+def _finished(benchmark: Benchmark, output: Output) -> dict[str, Any] | None:
+    """The result of a set that an interrupted run has finished.
 
-
-def _finished(progress: Progress, writer: PredictionWriter | None) -> dict[str, Any] | None:
-    """The result of a set; None if there is none, or the predictions that belong to it are gone."""
-    summary = progress.summary()
-    if summary is None or writer is None:
+    Raises:
+        PredictionError: predictions are to go where others are.
+    """
+    summary, writer = output.progress(benchmark.name).summary(), output.writer(benchmark)
+    if writer is None or (summary is not None and writer.is_complete()):
         return summary
-    lost = writer.reopen()
-    if lost is not None:
-        _log.warning("%s of the interrupted evaluation is gone or damaged: starting anew", lost)
-        return None
-    writer.clean()
-    return summary
+    writer.check_folder()
+    return None
 
 
-def _evaluate(
-    benchmark: Benchmark,
-    trainer: lightning.Trainer,
-    output: Output,
-    progress: Progress,
-    writer: PredictionWriter | None,
-) -> dict[str, Any]:
+def _evaluate(benchmark: Benchmark, trainer: lightning.Trainer, output: Output) -> dict[str, Any]:
+    progress, writer = output.progress(benchmark.name), output.writer(benchmark)
     module = EvaluationModule(
         benchmark.name, benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer
     )
@@ -174,8 +167,13 @@ def _evaluate(
     assert module.result is not None
     summary = as_dict(module.result, benchmark.name)
     if trainer.is_global_zero:
-        write_report(module.result, output.folder / benchmark.name, benchmark.name, output.about)
+        write_summary(summary, output.folder / benchmark.name, output.about)
         progress.finish(summary)
-        if writer is not None:
-            writer.clean()
     return summary
+
+
+def _report(summaries: Sequence[Mapping[str, Any]], output: Output) -> None:
+    console = Console()
+    console.print(result_table(summaries, output.published).terminal(console.width))
+    write_table(summaries, output.folder, output.published, output.about)
+    _log.info("written: %s/results.{json,md,csv}", output.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, distributed
@@ -29,17 +29,11 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class MaskLosses:
-    """Unweighted losses of one decoder output, scalars."""
+    """Weighted losses of one decoder output, scalars."""
 
     classification: Tensor
     mask: Tensor
     dice: Tensor
-
-    def weighted(self, weights: LossWeights) -> MaskLosses:
-        """The same terms as they enter the total."""
-        return MaskLosses(
-            self.classification * weights.classification, self.mask * weights.mask, self.dice * weights.dice
-        )
 
 
 @dataclass(frozen=True)
@@ -80,11 +74,8 @@ class SetCriterion:
     ) -> None:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
-        for name, low, high in (
-            ("num_points", 1, math.inf),
-            ("oversample", 1, math.inf),
-            ("importance", 0, 1),
-        ):
+        ranges = {"num_points": (1, math.inf), "oversample": (1, math.inf), "importance": (0, 1)}
+        for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"criterion.{name}={getattr(self, name)} must lie in {low}..{high}")
 
@@ -96,7 +87,7 @@ class SetCriterion:
         image_ids: Sequence[int],
         labelled: Sequence[bool] | None = None,
     ) -> list[MaskLosses]:
-        """Weighted losses of every output, in order.
+        """Losses of every output, in order.
 
         The losses of all ranks have the mean that one rank would have with the batches of all.
 
@@ -111,44 +102,29 @@ class SetCriterion:
         Raises:
             NonFiniteError: a cost or a loss is NaN or infinite.
         """
-        kept = [i for i in range(len(targets)) if labelled is None or labelled[i]]
-        shown = [targets[i] for i in kept]
-        sums = self._denominators(shown, outputs[0])
-        if kept:
-            outputs = outputs if len(kept) == len(targets) else [_select(o, kept) for o in outputs]
-            ids = [image_ids[i] for i in kept]
-            losses, error = self._all(outputs, shown, uniform, ids, sums)
-        else:
-            losses, error = [_nothing(output) for output in outputs], None
-        error = error or self._wrong(losses, image_ids)
-        if error is not None:
-            raise NonFiniteError(str(error), losses)
-        return losses
-
-    def _all(
-        self,
-        outputs: Sequence[MaskPredictions],
-        targets: Sequence[Targets],
-        uniform: Uniform,
-        image_ids: Sequence[int],
-        sums: Denominators,
-    ) -> tuple[list[MaskLosses], NonFiniteError | None]:
-        """The losses of all outputs, and the first reason why one could not be matched."""
-        losses, first = [], None
+        if labelled is not None and not all(labelled):
+            kept = [i for i, flag in enumerate(labelled) if flag]
+            outputs = [_select(output, kept) for output in outputs]
+            targets, image_ids = [targets[i] for i in kept], [image_ids[i] for i in kept]
+        sums = self._denominators(targets, outputs[0])
+        losses, errors = [], []
         for output in outputs:
             try:
                 losses.append(self._one(output, targets, uniform, image_ids, sums))
             except NonFiniteError as error:
-                losses.append(_not_a_number(output))
-                first = first or error
-        return losses, first
+                losses.append(_constant(output, math.nan))
+                errors.append(str(error))
+        errors += _non_finite_terms(losses, image_ids)
+        if errors:
+            raise NonFiniteError(errors[0], losses)
+        return losses
 
     def _denominators(self, targets: Sequence[Targets], output: MaskPredictions) -> Denominators:
         queries, device = output.class_logits.shape[1], output.class_logits.device
         masks = sum(len(target.labels) for target in targets)
         matched = sum(min(len(target.labels), queries) for target in targets)
         weight = matched + self.no_object_weight * (len(targets) * queries - matched)
-        # no labelled image on any rank: nothing is divided, by whatever
+        # without a labelled image on any rank the sums are 0, whatever they are divided by
         return Denominators(average_over_ranks(masks, device), average_over_ranks(weight, device, 1e-6))
 
     def _one(
@@ -159,36 +135,35 @@ class SetCriterion:
         image_ids: Sequence[int],
         sums: Denominators,
     ) -> MaskLosses:
+        if not targets:
+            return _constant(output, 0)
         matches = self.matcher(output, targets, uniform, image_ids)
         device = output.mask_logits.device
         with torch.autocast(device.type, enabled=False):
-            classification = self.classification_loss(
-                output.class_logits.float(), targets, matches, sums.weight
+            classification = self._classification_loss(output.class_logits.float(), targets, matches)
+            queries = [
+                logits[m.queries.to(device)] for logits, m in zip(output.mask_logits, matches, strict=True)
+            ]
+            masks = [t.masks[m.targets.to(device)] for t, m in zip(targets, matches, strict=True)]
+            logits = torch.cat(queries).float()[:, None]
+            mask, dice = self._mask_losses(logits, torch.cat(masks), uniform, sums.masks)
+            return MaskLosses(
+                classification / sums.weight * self.weights.classification,
+                mask * self.weights.mask,
+                dice * self.weights.dice,
             )
-            logits = _gather(output.mask_logits, [m.queries for m in matches]).float()
-            masks = torch.cat([t.masks[m.targets.to(device)] for t, m in zip(targets, matches, strict=True)])
-            mask, dice = self._mask_losses(logits[:, None], masks, uniform, sums.masks)
-        return MaskLosses(classification, mask, dice).weighted(self.weights)
 
-    def classification_loss(
-        self,
-        logits: Tensor,
-        targets: Sequence[Targets],
-        matches: Sequence[Match],
-        total_weight: Tensor | None = None,
+    def _classification_loss(
+        self, logits: Tensor, targets: Sequence[Targets], matches: Sequence[Match]
     ) -> Tensor:
-        """Weighted cross-entropy over all queries: logits [B, Q, K + 1].
-
-        It is divided by ``total_weight``, by default the weights of these queries.
-        """
+        """Weighted cross-entropy summed over all queries: logits [B, Q, K + 1]."""
         classes = logits.shape[2] - 1
         wanted = torch.full(logits.shape[:2], classes, dtype=torch.int64, device=logits.device)
         for row, target, match in zip(wanted, targets, matches, strict=True):
             row[match.queries.to(row.device)] = target.labels[match.targets.to(row.device)]
         weight = torch.ones(classes + 1, device=logits.device)
         weight[-1] = self.no_object_weight
-        total_weight = weight[wanted].sum() if total_weight is None else total_weight
-        return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum") / total_weight
+        return F.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum")
 
     def _mask_losses(
         self, logits: Tensor, masks: Tensor, uniform: Uniform, count: Tensor
@@ -202,38 +177,26 @@ class SetCriterion:
         truth = sample_masks(masks, points)
         return paired_cross_entropy(sampled, truth).sum() / count, paired_dice(sampled, truth).sum() / count
 
-    def _wrong(self, losses: Sequence[MaskLosses], image_ids: Sequence[int]) -> NonFiniteError | None:
-        terms = torch.stack([torch.stack(list(vars(loss).values())).detach() for loss in losses])
-        if terms.isfinite().all():
-            return None
-        layer, term = (~terms.isfinite()).nonzero()[0].tolist()
-        name = list(vars(losses[0]))[term]
-        return NonFiniteError(
-            f"images {list(image_ids)}: the {name} loss of decoder output {layer} is NaN or infinite; "
-            + DIVERGED
-        )
-
-
-def _gather(maps: Tensor, queries: Sequence[Tensor]) -> Tensor:
-    return torch.cat([image[index.to(image.device)] for image, index in zip(maps, queries, strict=True)])
-
 
 def _select(output: MaskPredictions, images: Sequence[int]) -> MaskPredictions:
     kept = list(images)
-    return MaskPredictions(
-        output.class_logits[kept], output.mask_logits[kept], output.mask_embed[kept], output.logit_scale
-    )
+    return replace(output, class_logits=output.class_logits[kept], mask_logits=output.mask_logits[kept])
 
 
-def _nothing(output: MaskPredictions) -> MaskLosses:
-    """No loss, of which every prediction is still a part: data-parallel training waits for all gradients."""
-    masks = output.mask_logits.float().sum() * 0
-    return MaskLosses(output.class_logits.float().sum() * 0, masks, masks)
+def _constant(output: MaskPredictions, value: float) -> MaskLosses:
+    """Losses of no use, but with gradients for every prediction: other ranks wait for them."""
+    masks = output.mask_logits.float().sum() * 0 + value
+    return MaskLosses(output.class_logits.float().sum() * 0 + value, masks, masks)
 
 
-def _not_a_number(output: MaskPredictions) -> MaskLosses:
-    nothing = _nothing(output)
-    return MaskLosses(*(term + math.nan for term in vars(nothing).values()))
+def _non_finite_terms(losses: Sequence[MaskLosses], image_ids: Sequence[int]) -> list[str]:
+    terms = torch.stack([torch.stack(list(vars(loss).values())).detach() for loss in losses])
+    names = list(vars(losses[0]))
+    return [
+        f"images {list(image_ids)}: the {names[term]} loss of decoder output {layer} is NaN or infinite; "
+        + DIVERGED
+        for layer, term in (~terms.isfinite()).nonzero().tolist()
+    ]
 
 
 def average_over_ranks(number: float, device: torch.device, least: float = 1) -> Tensor:

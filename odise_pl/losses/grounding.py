@@ -6,8 +6,7 @@ the other images do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed
@@ -16,33 +15,23 @@ from torch.nn import functional as F
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.structures import MaskPredictions
 
-# Concatenates the batches of all ranks, rank by rank, and lets gradients flow back to each.
-Gather = Callable[[Tensor], Tensor]
-
 
 def gather_batch(x: Tensor) -> Tensor:
-    """[B, ...] of every rank to [ranks * B, ...], with gradients; every rank has the same shape."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    """[B, ...] of every rank to [ranks * B, ...]; every rank has the same shape.
+
+    For losses that every rank computes alike of the whole. Gradients flow to the rank's own part, as the sum
+    of what all ranks say about it, which is the same.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
         return x
-    gathered: Tensor = _AllGather.apply(x)
-    return gathered
-
-
-class _AllGather(torch.autograd.Function):
-    """The ranks' tensors behind one another; each gets back the sum of what all ranks say about its part."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, x)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.chunk(distributed.get_world_size())[distributed.get_rank()]
+    ranks = distributed.get_world_size()
+    own = x.contiguous().clone()
+    parts = [torch.empty_like(own) for _ in range(ranks)]
+    distributed.all_gather(parts, own.detach())
+    if own.requires_grad:
+        own.register_hook(lambda gradient: gradient * ranks)
+    parts[distributed.get_rank()] = own
+    return torch.cat(parts)
 
 
 def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Tensor:
@@ -61,9 +50,7 @@ def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Te
     return (similarity.softmax(2) * similarity).sum(2).mean(2)
 
 
-def grounding_loss(
-    mask_embed: Tensor, word_embed: Tensor, valid: Tensor, scale: Tensor, gather: Gather = gather_batch
-) -> Tensor:
+def grounding_loss(mask_embed: Tensor, word_embed: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     """Cross-entropy from images to captions and from captions to images, halves of one loss.
 
     As published, the first is the mean over the images that have words, and the second the sum over the
@@ -74,15 +61,15 @@ def grounding_loss(
         word_embed: [B, W, D], words of the caption of each image, in the same space.
         valid: bool [B, W]; an image without any valid word is asked for nothing.
         scale: factor of the cosine.
-        gather: see :func:`gather_batch`.
 
     Returns:
         a scalar, the same on every rank; its gradients, averaged over the ranks as data-parallel training
         does, are those of the global batch.
     """
     with torch.autocast(mask_embed.device.type, enabled=False):
-        pairs = pair_similarity(gather(mask_embed.float()), gather(word_embed.float()), scale.float())
-        asked = gather(valid.any(1).to(pairs.dtype))
+        masks, words = gather_batch(mask_embed.float()), gather_batch(word_embed.float())
+        pairs = pair_similarity(masks, words, scale.float())
+        asked = gather_batch(valid.any(1).to(pairs.dtype))
         own = torch.arange(len(pairs), device=pairs.device)
         to_caption = F.cross_entropy(pairs, own, reduction="none") * asked
         to_image = F.cross_entropy(pairs.T, own, reduction="none") * asked
@@ -94,18 +81,13 @@ class GroundingCriterion:
 
     Args:
         weight: of each output's loss in the total.
-        gather: see :func:`gather_batch`.
     """
 
-    def __init__(self, weight: float = 1.0, gather: Gather = gather_batch) -> None:
-        self.weight, self.gather = weight, gather
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
 
     def __call__(
-        self,
-        outputs: Sequence[MaskPredictions],
-        word_embed: Tensor,
-        valid: Tensor,
-        image_ids: Sequence[int],
+        self, outputs: Sequence[MaskPredictions], word_embed: Tensor, valid: Tensor, image_ids: Sequence[int]
     ) -> list[Tensor]:
         """Weighted losses of every output, in order.
 
@@ -119,15 +101,14 @@ class GroundingCriterion:
             NonFiniteError: a loss is NaN or infinite.
         """
         losses = [
-            self.weight
-            * grounding_loss(output.mask_embed, word_embed, valid, output.logit_scale, self.gather)
+            self.weight * grounding_loss(output.mask_embed, word_embed, valid, output.logit_scale)
             for output in outputs
         ]
         bad = [layer for layer, loss in enumerate(losses) if not loss.isfinite()]
         if bad:
             raise NonFiniteError(
-                f"images {list(image_ids)}: grounding loss of decoder output {bad[0]} is NaN or infinite; "
-                f"{DIVERGED}",
+                f"images {list(image_ids)}: the grounding loss of decoder output {bad[0]} is NaN or "
+                f"infinite; {DIVERGED}",
                 losses,
             )
         return losses

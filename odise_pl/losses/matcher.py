@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,16 +33,6 @@ class Match:
     targets: Tensor
 
 
-# Costs [Q, N] to pairs of rows and columns, int64 [min(Q, N)] each, rows ascending.
-Assignment = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def cheapest(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """The one-to-one assignment whose costs have the least sum."""
-    rows, columns = linear_sum_assignment(costs.numpy())
-    return torch.as_tensor(rows), torch.as_tensor(columns)
-
-
 class HungarianMatcher:
     """Cheapest one-to-one assignment of queries to targets.
 
@@ -50,11 +40,9 @@ class HungarianMatcher:
         classification, mask, dice: weights of the costs.
         num_points: points at which masks are compared; one set serves all masks of an image.
 
-    Attributes:
-        assign: pairs rows and columns of the costs.
+    Raises:
+        SettingError: all weights are 0.
     """
-
-    assign: Assignment
 
     def __init__(
         self, classification: float = 2.0, mask: float = 5.0, dice: float = 5.0, num_points: int = 12544
@@ -63,7 +51,6 @@ class HungarianMatcher:
             raise SettingError("all weights of the matching cost are 0; give one of them a value")
         self.classification, self.mask, self.dice = classification, mask, dice
         self.num_points = num_points
-        self.assign = cheapest
 
     @torch.no_grad()
     def __call__(
@@ -78,22 +65,22 @@ class HungarianMatcher:
         Raises:
             NonFiniteError: a cost is NaN or infinite; names the image.
         """
+        images = zip(predictions.class_logits, predictions.mask_logits, targets, image_ids, strict=True)
         return [
-            self._match(predictions, i, target, uniform, image_ids[i]) for i, target in enumerate(targets)
+            self._match(self.costs(classes, masks, target, uniform), image_id)
+            for classes, masks, target, image_id in images
         ]
 
-    def _match(
-        self, predictions: MaskPredictions, index: int, target: Targets, uniform: Uniform, image_id: int
-    ) -> Match:
-        costs = self.costs(predictions.class_logits[index], predictions.mask_logits[index], target, uniform)
+    def _match(self, costs: Costs, image_id: int) -> Match:
         total = self.classification * costs.classification + self.mask * costs.mask + self.dice * costs.dice
         matrix = total.cpu()
         if not matrix.isfinite().all():
             bad = [name for name, cost in vars(costs).items() if not cost.isfinite().all()]
             raise NonFiniteError(
-                f"image {image_id}: the matching cost ({', '.join(bad)}) is NaN or infinite; " + DIVERGED
+                f"image {image_id}: the matching cost ({', '.join(bad)}) is NaN or infinite; {DIVERGED}"
             )
-        return Match(*self.assign(matrix))
+        rows, columns = linear_sum_assignment(matrix.numpy())
+        return Match(torch.as_tensor(rows), torch.as_tensor(columns))
 
     @torch.no_grad()
     def costs(self, class_logits: Tensor, mask_logits: Tensor, target: Targets, uniform: Uniform) -> Costs:

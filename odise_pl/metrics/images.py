@@ -1,22 +1,9 @@
-"""Checks that the metrics share: images come in pairs of prediction and truth, of one size."""
+"""Checks that the metrics share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-
-def image_names(num_predictions: int, num_truths: int, image_ids: Sequence[int] | None) -> list[str]:
-    """How messages name the images of an update; ValueError when the counts differ."""
-    num_ids = num_truths if image_ids is None else len(image_ids)
-    if not num_predictions == num_truths == num_ids:
-        counts = f"{num_predictions} predictions, {num_truths} truths and {num_ids} image ids"
-        raise ValueError(f"an update needs one of each per image, found {counts}")
-    if image_ids is None:
-        return [f"image number {position} of the batch" for position in range(num_truths)]
-    return [f"image {image_id}" for image_id in image_ids]
 
 
 def check_label_map(labels: Tensor, where: str) -> None:

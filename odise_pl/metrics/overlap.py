@@ -11,9 +11,6 @@ from torch import Tensor
 
 IntArray = NDArray[np.int64]
 
-# Values are looked up by their low bits, which mostly differ; a binary search takes longer.
-_SLOTS = 1 << 14
-
 
 def count_overlaps(
     first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
@@ -48,7 +45,10 @@ def _count_runs(
     # Label maps consist of long runs along their rows: two comparisons per pixel find the runs (fifty
     # times fewer than pixels), and everything dearer is done once per run.
     a, b = first.reshape(-1).numpy(), second.reshape(-1).numpy()
-    starts = _run_starts(a, b)
+    changed = np.ones(a.size, dtype=bool)
+    np.not_equal(a[1:], a[:-1], out=changed[1:])
+    changed[1:] |= b[1:] != b[:-1]
+    starts = np.flatnonzero(changed)
     lengths = np.diff(starts, append=a.size)
     shape = (len(first_values) + 1, len(second_values) + 1)
     codes = _positions(a[starts], first_values) * shape[1] + _positions(b[starts], second_values)
@@ -56,28 +56,12 @@ def _count_runs(
     return counts.astype(np.int64).reshape(shape)
 
 
-def _run_starts(a: NDArray[np.integer], b: NDArray[np.integer]) -> IntArray:
-    """Flat indices at which either array differs from its predecessor, the first index included."""
-    if a.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    changed = np.empty(a.size, dtype=bool)
-    changed[0] = True
-    np.not_equal(a[1:], a[:-1], out=changed[1:])
-    changed[1:] |= b[1:] != b[:-1]
-    return np.flatnonzero(changed)
-
-
 def _positions(labels: NDArray[np.integer], values: Sequence[int]) -> IntArray:
-    """Index in ``values`` of each label; ``len(values)`` for a label that is not there."""
-    labels, table = labels.astype(np.int64), np.asarray(values, dtype=np.int64)
-    numbers = np.arange(len(table))
-    slots = np.zeros(_SLOTS, dtype=np.int64)
-    slots[table & (_SLOTS - 1)] = numbers
-    if np.array_equal(slots[table & (_SLOTS - 1)], numbers):
-        found = slots[labels & (_SLOTS - 1)]
-    else:  # two values share their low bits
-        order = np.argsort(table)
-        found = order[np.minimum(np.searchsorted(table[order], labels), len(table) - 1)]
+    """Index in ``values`` of each label [N]; ``len(values)`` for a label that is not there."""
+    table = np.asarray(values, dtype=np.int64)
+    order = np.argsort(table)
+    slots = np.minimum(np.searchsorted(table, labels.astype(np.int64), sorter=order), len(table) - 1)
+    found = order[slots]
     return np.where(table[found] == labels, found, len(table))
 
 
@@ -86,8 +70,7 @@ def _count_pixels(
 ) -> IntArray:
     shape = (len(first_values) + 1, len(second_values) + 1)
     codes = _pixel_positions(first, first_values) * shape[1] + _pixel_positions(second, second_values)
-    counts = torch.bincount(codes, minlength=shape[0] * shape[1])
-    return counts.reshape(shape).cpu().numpy()
+    return torch.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape).cpu().numpy()
 
 
 def _pixel_positions(labels: Tensor, values: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NoReturn
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odise_pl.metrics.images import check_label_map, check_same_size
 from odise_pl.metrics.overlap import IntArray, count_overlaps, unlisted_value
-from odise_pl.structures import PanopticSegmentation, Segment, TensorStruct
+from odise_pl.structures import PanopticSegmentation, Segment
 
 # IoUs are summed as integers in units of 2^-36. An integer sum does not depend on its order, so any
 # number of ranks gives the very same result; the rounding is below 1e-11 per match, and maps of 2^27
@@ -21,8 +21,8 @@ IOU_BITS = 36
 
 
 @dataclass(frozen=True)
-class PanopticStats(TensorStruct):
-    """What decides the panoptic quality, per class; all int64 [K].
+class PanopticStats:
+    """What decides the panoptic quality, per class; all int64 [K] in main memory.
 
     Attributes:
         iou_units: sum of the IoUs of the matched pairs, in units of 2**-36.
@@ -36,10 +36,18 @@ class PanopticStats(TensorStruct):
     fp: Tensor
     fn: Tensor
 
+    @classmethod
+    def zeros(cls, num_classes: int) -> PanopticStats:
+        """The stats of no image."""
+        return cls(*(torch.zeros(num_classes, dtype=torch.int64) for _ in fields(cls)))
+
+    def __add__(self, other: PanopticStats) -> PanopticStats:
+        return PanopticStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
     @property
     def iou_sum(self) -> Tensor:
-        """Sum of the IoUs of the matched pairs, float64 [K] in main memory."""
-        return self.iou_units.cpu().double() / (1 << IOU_BITS)
+        """Sum of the IoUs of the matched pairs, float64 [K]."""
+        return self.iou_units.double() / (1 << IOU_BITS)
 
 
 def match(
@@ -58,9 +66,6 @@ def match(
         truth: the true map, on the same device.
         num_classes: K; every category is below it.
         image: how messages name the image.
-
-    Returns:
-        Counts per class, in main memory.
 
     Raises:
         ValueError: maps of different sizes or of non-integers; a pixel whose id is not listed, a listed
@@ -110,7 +115,7 @@ def _check_areas(areas: IntArray, ids: list[int], image: str) -> None:
     if empty:
         raise ValueError(
             f"the prediction of {image}: its segments list id {empty[0]}, which no pixel of the map has; "
-            "leave out segments without pixels"
+            "list only segments that have pixels"
         )
 
 

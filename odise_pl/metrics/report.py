@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from odise_pl.files import write_text
-from odise_pl.metrics.panoptic_quality import Quality
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.metrics.tables import Published, Summary, result_table
 
@@ -36,22 +36,17 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
     }
 
 
-def write_report(
-    result: EvaluationResult, folder: Path | str, name: str, about: Mapping[str, Any] | None = None
-) -> None:
-    """Write ``results.json`` and ``results.md`` into ``folder``, each whole or not at all.
+def write_summary(summary: Summary, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write ``results.json`` and ``results.md`` of one data set, in place of those of an earlier measurement.
 
     Args:
-        result: what was measured.
-        folder: made when missing; files of an earlier report are replaced.
-        name: name of the data set in the report.
+        summary: from :func:`as_dict`.
+        folder: made when missing.
         about: what was evaluated and how, kept in the JSON.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    summary = as_dict(result, name)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.json", _json({"about": dict(about or {}), **summary}))
     write_text(folder / "results.md", result_table([summary]).markdown())
@@ -59,7 +54,7 @@ def write_report(
 
 def write_table(
     results: Sequence[Summary],
-    folder: Path | str,
+    folder: Path,
     published: Published | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
@@ -67,11 +62,10 @@ def write_table(
 
     Args:
         results: from :func:`as_dict`.
-        folder, about: as for :func:`write_report`.
+        folder, about: as for :func:`write_summary`.
         published: what stands beside the results, in percent.
     """
     table = result_table(results, published)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scores = {r["data"]: r["scores"] for r in results}
     published = {name: dict(of) for name, of in (published or {}).items() if name in scores}
@@ -88,41 +82,29 @@ def _json(content: Mapping[str, Any]) -> str:
 def _panoptic(result: EvaluationResult) -> dict[str, Any] | None:
     if result.panoptic is None:
         return None
-    return {part: _quality(getattr(result.panoptic, part)) for part in ("all", "things", "stuff")}
+    parts = {part: asdict(getattr(result.panoptic, part)) for part in ("all", "things", "stuff")}
+    return {part: _renamed(quality, num_classes="classes") for part, quality in parts.items()}
 
 
 def _instances(result: EvaluationResult) -> dict[str, Any] | None:
-    instances = result.instances
-    if instances is None:
+    if result.instances is None:
         return None
-    return {
-        "note": AP_NOTE_OBJECTS if instances.num_annotated else AP_NOTE,
-        "ap": instances.ap,
-        "ap50": instances.ap50,
-        "ap75": instances.ap75,
-        "ap_small": instances.ap_small,
-        "ap_medium": instances.ap_medium,
-        "ap_large": instances.ap_large,
-        "classes": instances.num_classes,
-    }
+    numbers = asdict(result.instances)
+    del numbers["per_class"]
+    note = AP_NOTE_OBJECTS if numbers.pop("num_annotated") else AP_NOTE
+    return {"note": note, **_renamed(numbers, num_classes="classes")}
 
 
 def _semantic(result: EvaluationResult) -> dict[str, Any] | None:
-    semantic = result.semantic
-    if semantic is None:
+    if result.semantic is None:
         return None
-    return {
-        "miou": semantic.miou,
-        "miou_published": semantic.miou_published,
-        "frequency_weighted_iou": semantic.frequency_weighted_iou,
-        "pixel_accuracy": semantic.pixel_accuracy,
-        "classes": semantic.num_classes,
-        "only_predicted": semantic.num_only_predicted,
-    }
+    numbers = asdict(result.semantic)
+    del numbers["per_class"]
+    return _renamed(numbers, num_classes="classes", num_only_predicted="only_predicted")
 
 
-def _quality(quality: Quality) -> dict[str, float]:
-    return {"pq": quality.pq, "sq": quality.sq, "rq": quality.rq, "classes": quality.num_classes}
+def _renamed(values: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def _per_class(result: EvaluationResult) -> list[dict[str, Any]]:

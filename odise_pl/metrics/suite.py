@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.aggregation import SumMetric
+from torch import Tensor, distributed
 
-from odise_pl.measures import MEASURES
-from odise_pl.metrics.mask_ap import MaskAP, MaskAPResult
-from odise_pl.metrics.mean_iou import MeanIoU, MeanIoUResult
-from odise_pl.metrics.panoptic_quality import PanopticQuality, PanopticQualityResult
+from odise_pl.metrics.mask_ap import ImageObjects, MaskAPResult, image_objects, mask_ap
+from odise_pl.metrics.mean_iou import MeanIoUResult, count_class_pixels, mean_iou
+from odise_pl.metrics.panoptic_matching import PanopticStats, match
+from odise_pl.metrics.panoptic_quality import PanopticQualityResult, panoptic_quality
 from odise_pl.structures import Prediction, Truth
+from odise_pl.vocabulary import MEASURES
 
 GROUPS = ("base", "novel")
 
@@ -29,9 +30,9 @@ class EvaluationResult:
         semantic: mean IoU of class maps; None if it was not measured.
         names: name of each class.
         isthing: per class, whether it is a thing.
-        num_images: images that were scored.
-        seen: per class, whether the model was trained on a class of that name; None if nobody knows.
-        left_out: samples that were not scored, because they are damaged or without labels.
+        image_ids: images that were scored.
+        seen: per class, whether the model was trained on a class of that name; None if unknown.
+        left_out: samples that were skipped, because they are damaged or without labels.
     """
 
     panoptic: PanopticQualityResult | None
@@ -39,9 +40,14 @@ class EvaluationResult:
     semantic: MeanIoUResult | None
     names: tuple[str, ...]
     isthing: tuple[bool, ...]
-    num_images: int
+    image_ids: frozenset[int]
     seen: tuple[bool, ...] | None = None
     left_out: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images that were scored."""
+        return len(self.image_ids)
 
     def scalars(self) -> dict[str, float]:
         """The headline numbers as fractions, by the names that logs carry; of what was measured.
@@ -64,7 +70,7 @@ class EvaluationResult:
     def groups(self) -> dict[str, dict[str, float]]:
         """``pq``, ``map`` and ``miou`` of base and novel classes, as far as classes of both occur.
 
-        Empty if all classes were seen in training, or none, or nobody knows.
+        Empty if all classes were seen in training, or none, or if that is unknown.
         """
         if self.seen is None or all(self.seen) or not any(self.seen):
             return {}
@@ -81,11 +87,11 @@ class EvaluationResult:
         return {name: float(v.mean()) for name, v in values.items() if len(v)}
 
 
-class SegmentationMetrics(nn.Module):
+class SegmentationMetrics:
     """Panoptic quality, mask AP and mean IoU of one data set, or some of them.
 
-    A module, so that it moves with the model that owns it; its states are in no checkpoint. Under
-    ``torch.distributed`` every rank must call :meth:`compute`, and each gets the result over all ranks.
+    Everything counted is in main memory, and its sum does not depend on the order of the images: however they
+    are split over ranks and runs, the result is the same to the last digit.
 
     Args:
         isthing: per class, whether it is a thing.
@@ -104,77 +110,113 @@ class SegmentationMetrics(nn.Module):
         seen: Sequence[bool] | None = None,
         measures: Sequence[str] = MEASURES,
     ) -> None:
-        super().__init__()
-        if len(isthing) != len(names):
+        if not isthing or len(isthing) != len(names):
             raise ValueError(
-                f"{len(names)} class names for {len(isthing)} thing flags: give one each a class"
+                f"{len(names)} class names for {len(isthing)} thing flags: give one of each for every class"
             )
         self.isthing, self.names = tuple(bool(flag) for flag in isthing), tuple(names)
         self.seen = None if seen is None else tuple(seen)
-        self.panoptic = PanopticQuality(self.isthing) if "panoptic" in measures else None
-        self.instances = MaskAP(self.isthing) if "instances" in measures else None
-        self.semantic = MeanIoU(len(self.isthing)) if "semantic" in measures else None
-        self.num_images, self.left_out = SumMetric(), SumMetric()
+        self.measures = tuple(measures)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._image_ids: list[int] = []
+        self._skipped = 0
+        self._panoptic = PanopticStats.zeros(len(self.isthing))
+        self._objects: list[ImageObjects] = []
+        self._pixels = torch.zeros(3, len(self.isthing), dtype=torch.int64)
 
     def update(
         self, predictions: Sequence[Prediction], truths: Sequence[Truth], image_ids: Sequence[int]
     ) -> None:
-        """Score images against truth of the same size; raises ValueError as the metrics do."""
-        if self.panoptic is not None:
-            self.panoptic.update([p.panoptic for p in predictions], [t.panoptic for t in truths], image_ids)
-        if self.instances is not None:
-            objects = [t.panoptic if t.instances is None else t.instances for t in truths]
-            self.instances.update([p.instances for p in predictions], objects, image_ids)
-        if self.semantic is not None:
-            classes = [t.panoptic if t.semantic is None else t.semantic for t in truths]
-            self.semantic.update([p.semantic for p in predictions], classes, image_ids)
-        self.num_images.update(float(len(truths)))
-        self.leave_out(0)  # the sum has been asked for, even if nothing is left out
+        """Score images against truth of the same size; after an error nothing of them is counted.
 
-    def leave_out(self, samples: int) -> None:
+        Raises:
+            ValueError: different counts, or an image that :func:`match`, :func:`image_objects` or
+                :func:`count_class_pixels` refuses.
+        """
+        if not len(predictions) == len(truths) == len(image_ids):
+            counts = f"{len(predictions)} predictions, {len(truths)} truths and {len(image_ids)} image ids"
+            raise ValueError(f"an update needs one of each per image, found {counts}")
+        images = list(zip(predictions, truths, image_ids, strict=True))
+        panoptic = [self._match(*image) for image in images] if "panoptic" in self.measures else []
+        objects = [self._list_objects(*image) for image in images] if "instances" in self.measures else []
+        pixels = [self._count_pixels(*image) for image in images] if "semantic" in self.measures else []
+        self._panoptic = sum(panoptic, self._panoptic)
+        self._objects += objects
+        self._pixels = sum(pixels, self._pixels)
+        self._image_ids += [int(image_id) for image_id in image_ids]
+
+    def _match(self, prediction: Prediction, truth: Truth, image_id: int) -> PanopticStats:
+        return match(prediction.panoptic, truth.panoptic, len(self.isthing), f"image {image_id}")
+
+    def _list_objects(self, prediction: Prediction, truth: Truth, image_id: int) -> ImageObjects:
+        objects = truth.panoptic if truth.instances is None else truth.instances
+        return image_objects(prediction.instances, objects, image_id, self.isthing, f"image {image_id}")
+
+    def _count_pixels(self, prediction: Prediction, truth: Truth, image_id: int) -> Tensor:
+        classes = truth.panoptic if truth.semantic is None else truth.semantic
+        return count_class_pixels(prediction.semantic, classes, len(self.isthing), f"image {image_id}")
+
+    def skip(self, samples: int) -> None:
         """Count samples that cannot be scored."""
-        self.left_out.update(float(samples))
+        self._skipped += samples
 
-    def compute(self) -> EvaluationResult:
-        """The result over everything seen since the last reset, on all ranks."""
-        return EvaluationResult(
-            panoptic=None if self.panoptic is None else self.panoptic.compute(),
-            instances=None if self.instances is None else self.instances.compute(),
-            semantic=None if self.semantic is None else self.semantic.compute(),
-            names=self.names,
-            isthing=self.isthing,
-            num_images=int(self.num_images.compute()),
-            seen=self.seen,
-            left_out=int(self.left_out.compute()),
-        )
-
-    def states(self) -> dict[str, dict[str, Any]]:
-        """Everything counted so far on this rank, in main memory: integers, tensors and lists of them."""
+    def state(self) -> dict[str, Any]:
+        """Everything counted so far on this rank, as values that JSON knows."""
         return {
-            name: {state: _on_cpu(getattr(metric, state)) for state in metric._defaults}  # type: ignore[union-attr]
-            for name, metric in self.named_children()
+            "image_ids": list(self._image_ids),
+            "skipped": self._skipped,
+            "panoptic": {name: counts.tolist() for name, counts in vars(self._panoptic).items()},
+            "objects": list(self._objects),
+            "pixels": self._pixels.tolist(),
         }
 
-    def add_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Count in what another metric of the same classes has counted, see :meth:`states`."""
-        for name, values in states.items():
-            metric = getattr(self, name)
-            for state, value in values.items():
-                own = getattr(metric, state)
-                moved = (
-                    [v.to(metric.device) for v in value]
-                    if isinstance(value, list)
-                    else value.to(metric.device)
-                )
-                setattr(metric, state, own + moved)
-            metric._update_count += 1
-            metric._computed = None
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add the :meth:`state` of other metrics of the same classes."""
+        self._image_ids += state["image_ids"]
+        self._skipped += state["skipped"]
+        counts = {name: torch.tensor(values) for name, values in state["panoptic"].items()}
+        self._panoptic += PanopticStats(**counts)
+        self._objects += state["objects"]
+        self._pixels = self._pixels + torch.tensor(state["pixels"])
 
-    def reset(self) -> None:
-        """Forget everything."""
-        for metric in self.children():
-            metric.reset()  # type: ignore[operator]
+    def compute(self) -> EvaluationResult:
+        """The result over everything counted since the last reset on all ranks, each of which must call this.
+
+        Raises:
+            ValueError: an image was scored more than once.
+        """
+        whole = SegmentationMetrics(self.isthing, self.names, self.seen, self.measures)
+        for state in _gather(self.state()):
+            whole.add(state)
+        return whole._result()
+
+    def _result(self) -> EvaluationResult:
+        repeated = [image_id for image_id, count in Counter(self._image_ids).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"image {min(repeated)} was scored more than once: image ids must be unique in a data set, "
+                "and a distributed sampler must not repeat images to even out the ranks"
+            )
+        measured = self.measures
+        return EvaluationResult(
+            panoptic=panoptic_quality(self._panoptic, self.isthing) if "panoptic" in measured else None,
+            instances=mask_ap(self._objects, self.isthing) if "instances" in measured else None,
+            semantic=mean_iou(self._pixels) if "semantic" in measured else None,
+            names=self.names,
+            isthing=self.isthing,
+            image_ids=frozenset(self._image_ids),
+            seen=self.seen,
+            left_out=self._skipped,
+        )
 
 
-def _on_cpu(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return [item.cpu() for item in value] if isinstance(value, list) else value.cpu()
+def _gather(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states of all ranks."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [state]
+    states: list[dict[str, Any]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(states, state)
+    return states

@@ -1,15 +1,15 @@
-"""Results of several data sets as one table, for the terminal, Markdown and CSV."""
+"""Tables of scores for the terminal, Markdown and CSV. Imports no torch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import table as rich_table
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 # Column of the table -> name among the scores of a result.
@@ -24,34 +24,39 @@ COLUMNS = {
     "mIoU": "miou",
 }
 PAPER = "paper"
+NONE = "-"
 _HEADLINE = ("data", "PQ", "mAP", "mIoU")
-_NONE = "-"
 
 Summary = Mapping[str, Any]  # of one data set, see metrics.report.as_dict
 Published = Mapping[str, Mapping[str, float]]  # percentages by data set and score
 
 
 @dataclass(frozen=True)
-class ResultTable:
-    """One row a data set, and two more where classes were seen in training and others not; in percent.
+class Table:
+    """Rows under a header, all of one length; cells are text as shown, :data:`NONE` where there is no value.
 
     Attributes:
-        header: the columns.
-        rows: cells as shown.
+        title: of the table.
+        header: the columns; the first one names the row.
+        rows: the cells.
         notes: what the numbers rest on.
+        headline: first words of the columns that a narrow terminal shows; empty: all.
     """
 
+    title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    headline: Collection[str] = ()
 
-    def terminal(self, width: int | None = None) -> Table:
+    def terminal(self, width: int | None = None) -> rich_table.Table:
         """For ``rich`` to print; the headline columns alone if not all fit into ``width`` characters."""
         lines = [self.header, *self.rows]
         needed = sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
-        fits = width is None or needed <= width
-        shown = [i for i, name in enumerate(self.header) if fits or name.split()[0] in _HEADLINE]
-        table = Table(title="Evaluation (%)", caption=Text("\n".join(self.notes)), caption_justify="left")
+        fits = width is None or needed <= width or not self.headline
+        shown = [i for i, name in enumerate(self.header) if fits or name.split()[0] in self.headline]
+        notes = Text("\n".join(self.notes))
+        table = rich_table.Table(title=self.title, caption=notes, caption_justify="left")
         for i in shown:
             table.add_column(self.header[i], justify="right" if i else "left", no_wrap=True)
         for row in self.rows:
@@ -59,35 +64,37 @@ class ResultTable:
         return table
 
     def markdown(self) -> str:
-        """With the notes below."""
+        """The rows, and the notes below them."""
         lines = [_markdown_row(self.header), "|---|" + "---:|" * (len(self.header) - 1)]
         lines += [_markdown_row(row) for row in self.rows]
-        return "\n".join([*lines, "", "In percent.", *self.notes]) + "\n"
+        return "\n".join([*lines, *([""] if self.notes else []), *self.notes]) + "\n"
 
     def csv(self) -> str:
         """Numbers that are not there are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.header)
-        writer.writerows([["" if cell == _NONE else cell for cell in row] for row in self.rows])
+        writer.writerows([["" if cell == NONE else cell for cell in row] for row in self.rows])
         return text.getvalue()
 
 
-def result_table(results: Sequence[Summary], published: Published | None = None) -> ResultTable:
-    """The table of some results.
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def result_table(results: Sequence[Summary], published: Published | None = None) -> Table:
+    """One row for each data set, and two more where classes were seen in training and others not; in percent.
 
     Args:
         results: from :func:`~odise_pl.metrics.report.as_dict`.
         published: what stands beside them.
     """
-    beside = {
-        name: scores for name, scores in (published or {}).items() if name in {r["data"] for r in results}
-    }
+    names = [result["data"] for result in results]
+    beside = {name: scores for name, scores in (published or {}).items() if name in names}
     columns = [(column, key, False) for column, key in COLUMNS.items()]
-    for column, key, _ in list(columns):
+    for column, key in COLUMNS.items():
         if any(key in scores for scores in beside.values()):
-            place = columns.index((column, key, False)) + 1
-            columns.insert(place, (f"{column} {PAPER}", key, True))
+            columns.insert(columns.index((column, key, False)) + 1, (f"{column} {PAPER}", key, True))
     rows: list[tuple[str, ...]] = []
     for result in results:
         theirs = beside.get(result["data"], {})
@@ -96,35 +103,28 @@ def result_table(results: Sequence[Summary], published: Published | None = None)
         )
         rows.append((result["data"], *cells))
         for group, scores in result["groups"].items():
-            cells = (_NONE if paper else _cell(scores, key) for _, key, paper in columns)
+            cells = (NONE if paper else _cell(scores, key) for _, key, paper in columns)
             rows.append((f"{result['data']}, {group}", *cells))
     header = ("data", *(column for column, _, _ in columns))
-    return ResultTable(header, tuple(rows), tuple(_notes(results)))
+    return Table("Evaluation (%)", header, tuple(rows), tuple(_notes(results)), _HEADLINE)
 
 
 def _cell(scores: Mapping[str, float], key: str, factor: float = 100, digits: int = 2) -> str:
-    return f"{factor * scores[key]:.{digits}f}" if key in scores else _NONE
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return f"{factor * scores[key]:.{digits}f}" if key in scores else NONE
 
 
 def _notes(results: Sequence[Summary]) -> list[str]:
     """On how many images and classes the numbers rest, and what AP is measured against."""
     notes = [
-        f"{r['data']}: {r['images']} images, {r['left_out']} left out (damaged or without labels); "
+        f"{r['data']}: {r['images']} images, {r['left_out']} skipped (damaged or without labels); "
         + "; ".join(_averaged(r))
         + "."
         for r in results
     ]
     if any(r["groups"] for r in results):
         notes.append("Base are the classes that share a name with a class of training, novel the others.")
-    return (
-        notes
-        + _miou_rule(results)
-        + list(dict.fromkeys(r["instances"]["note"] for r in results if r["instances"]))
-    )
+    rules = dict.fromkeys(r["instances"]["note"] for r in results if r["instances"])
+    return ["In percent.", *notes, *_miou_rule(results), *rules]
 
 
 def _miou_rule(results: Sequence[Summary]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,27 +11,12 @@ from statistics import fmean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from odise_pl.files import write_text
+from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
 from odise_pl.runs.record import FinishedRun, RunSettings
 
 METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
-_NONE = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a header, all of one length; cells are text as shown."""
-
-    name: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        lines = [self.header, ("---",) * len(self.header), *self.rows]
-        text = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
-        return f"## {self.name}\n\n{text}\n"
 
 
 def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
@@ -75,7 +59,7 @@ def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
     return [
         Row(value, *kind, tuple(some))
         for value, kinds in groups.items()
-        for kind, some in sorted(kinds.items()) or [((_NONE, _NONE), [])]
+        for kind, some in sorted(kinds.items()) or [((NONE, NONE), [])]
     ]
 
 
@@ -88,7 +72,7 @@ def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
     rows = []
     for row in found:
         known = ablation.rows.get(row.value)
-        published = [f"{x:.1f}" for x in known] if known else [_NONE] * 2
+        published = [f"{x:.1f}" for x in known] if known else [NONE] * 2
         scores = _cells(columns, mean_scores(row.runs))
         rows.append((row.value, row.model, row.learned, *published, *scores, str(len(row.runs))))
     return Table(ablation.name, header, tuple(rows))
@@ -119,7 +103,7 @@ def _title(column: tuple[str, str]) -> str:
 
 
 def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], float]) -> list[str]:
-    return [f"{scores[c]:.1f}" if c in scores else _NONE for c in columns]
+    return [f"{scores[c]:.1f}" if c in scores else NONE for c in columns]
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
@@ -164,11 +148,10 @@ def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
         "the first three tables what does not vary is step 0, the implicit captioner and both classifiers.\n"
     )
     paths = [folder / "ablations.md"]
-    paths[0].write_text("\n".join([notes, *(table.markdown() for table in tables)]), encoding="utf-8")
+    write_text(paths[0], "\n".join([notes, *(f"## {t.title}\n\n{t.markdown()}" for t in tables)]))
     for table in tables:
-        paths.append(folder / f"{table.name.replace(' ', '_')}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([table.header, *table.rows])
+        paths.append(folder / f"{table.title.replace(' ', '_')}.csv")
+        write_text(paths[-1], table.csv())
     paths.append(folder / "ablations.png")
     draw(runs, paths[-1])
     return paths

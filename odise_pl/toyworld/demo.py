@@ -14,7 +14,7 @@ from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.files import write_text
-from odise_pl.metrics.tables import ResultTable, result_table
+from odise_pl.metrics.tables import Table, result_table
 from odise_pl.prediction.drawing import overlay, side_by_side
 from odise_pl.prediction.segmenter import load_segmenter
 from odise_pl.runs.conf import compose_config
@@ -68,7 +68,7 @@ def run_demo(
     print(f"curves: tensorboard --logdir {folder}")
 
 
-def _results(folder: Path) -> ResultTable:
+def _results(folder: Path) -> Table:
     """What was measured at the end of a run.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 
-from odise_pl.metrics.report import as_dict, write_report
+from odise_pl.metrics.report import as_dict, write_summary
 from odise_pl.metrics.tables import result_table
 from odise_pl.prediction.drawing import overlay, side_by_side
 from odise_pl.structures import Batch, Prediction
@@ -176,5 +176,5 @@ class ResultReport(Callback):
         summaries = [as_dict(result, name) for name, result in pl_module.results.items()]
         console = Console()
         console.print(result_table(summaries).terminal(console.width))
-        for name, result in pl_module.results.items():
-            write_report(result, self.folder / name, name, {"step": trainer.global_step, **self.about})
+        for summary in summaries:
+            write_summary(summary, self.folder / summary["data"], {"step": trainer.global_step, **self.about})

@@ -18,7 +18,6 @@ from odise_pl.distributed.sharding import place_all
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
-from odise_pl.measures import MEASURES
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import InferenceClasses, Odise, TextClasses
@@ -26,7 +25,7 @@ from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import Batch, Targets
 from odise_pl.training.guard import StepGuard
 from odise_pl.training.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 PREFIX = "model."
 _Loss = TypeVar("_Loss")
@@ -95,12 +94,12 @@ class OdiseModule(lightning.LightningModule):
         self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
         self.results: dict[str, EvaluationResult] = {}
         self.measured_at = -1  # the step that the results are of
-        self.metrics = nn.ModuleList(
+        self.metrics = [
             SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
             for v, measured in zip(
                 self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
             )
-        )
+        ]
         self._skipped, self._guard = 0, StepGuard()
         self._note_counters()
         self._training_classes: TextClasses | None = None
@@ -210,8 +209,8 @@ class OdiseModule(lightning.LightningModule):
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[NetworkPrediction]]:
         """Predict, score, and hand the predictions to the callbacks."""
-        metrics: SegmentationMetrics = self.metrics[dataloader_idx]  # type: ignore[assignment]
-        metrics.leave_out(batch.left_out)
+        metrics = self.metrics[dataloader_idx]
+        metrics.skip(batch.left_out)
         predictions = self.predict_batch(batch, dataloader_idx)
         if not len(batch):  # all of a loader worker's samples are damaged, or other ranks have more
             return {"predictions": []}
@@ -239,8 +238,8 @@ class OdiseModule(lightning.LightningModule):
         """Results of every set, over all ranks."""
         self.measured_at = self.trainer.global_step
         for name, metrics in zip(self.evaluations, self.metrics, strict=True):
-            result = metrics.compute()  # type: ignore[operator]
-            metrics.reset()  # type: ignore[operator]
+            result = metrics.compute()
+            metrics.reset()
             self.results[name] = result
             prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
             values = {key: 100 * value for key, value in result.scalars().items()}

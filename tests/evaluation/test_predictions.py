@@ -18,11 +18,11 @@ import pytest
 import torch
 from benchmark_shards import BENCHMARKS
 from hotcoco.panoptic import PanopticEval
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from trained import composed
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare.coco_instances import read_coco_instances
@@ -30,12 +30,12 @@ from odise_pl.data.prepare.packing import prepare
 from odise_pl.errors import UserError
 from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.evaluation.evaluate import score_predictions
 from odise_pl.evaluation.folder import FolderPredictor, find_predictions
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Truth
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-CONF = Path(__file__).parents[2] / "conf"
 Scores = dict[str, dict[str, float]]
 
 
@@ -50,23 +50,18 @@ def perfect(truth: Truth, shift: int = 0) -> Prediction:
     segments = tuple(replace(s, iscrowd=False) for s in panoptic.segments)
     things = [s for s in panoptic.segments if s.isthing and not s.iscrowd]
     if objects is not None:
-        found = Instances(
-            objects.labels[~objects.crowd], torch.ones(1), objects.masks[~objects.crowd].roll(shift, 2)
-        )
+        labels, masks = objects.labels[~objects.crowd], objects.masks[~objects.crowd].roll(shift, 2)
     else:
-        masks = (
-            torch.stack([ids == s.id for s in things])
-            if things
-            else torch.zeros(0, *ids.shape, dtype=torch.bool)
-        )
-        found = Instances(torch.tensor([s.category for s in things], dtype=torch.int64), torch.ones(1), masks)
-    scores = torch.linspace(1, 0.3, len(found.labels))
+        labels = torch.tensor([s.category for s in things], dtype=torch.int64)
+        masks = ids == torch.tensor([s.id for s in things], dtype=torch.int64)[:, None, None]
     semantic = torch.full(ids.shape, -1, dtype=torch.int64)
     for s in panoptic.segments:
         semantic[panoptic.ids == s.id] = s.category
     semantic = semantic if truth.semantic is None else truth.semantic.long()
     return Prediction(
-        PanopticSegmentation(ids, segments), replace(found, scores=scores), semantic.roll(shift, 1)
+        PanopticSegmentation(ids, segments),
+        Instances(labels, torch.linspace(1, 0.3, len(labels)), masks),
+        semantic.roll(shift, 1),
     )
 
 
@@ -80,14 +75,18 @@ def empty(truth: Truth) -> Prediction:
     )
 
 
-def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Prediction]) -> Path:
+def predictions_of(batch: Batch, predict: Callable[[Truth], Prediction] = perfect) -> list[Prediction]:
+    return [predict(truth) for truth in batch.truths if truth is not None]
+
+
+def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Prediction] = perfect) -> Path:
     """Predictions of a set, made of its truth."""
     module = data(shards, name)
     writer = PredictionWriter(folder, module.vocabulary(name), "digest")
-    writer.start(0)
+    writer.start()
     images = 0
     for batch in module.eval_loader(name):
-        writer.write(batch, [predict(truth) for truth in batch.truths if truth is not None])
+        writer.write(batch, predictions_of(batch, predict))
         images += len(batch)
     writer.finish(images)
     writer.clean()
@@ -95,106 +94,64 @@ def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Pred
 
 
 def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Scores:
-    """``python evaluate.py predictions=DIR``."""
-    from odise_pl.evaluation.evaluate import score_predictions
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = ["run=test", f"run_dir={run_dir}", f"paths.shards={shards}", f"predictions={predictions}"]
-        few = ["data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
-        config = compose("evaluate", [*fixed, *few, *overrides])
-    return score_predictions(config)
+    """``odise evaluate predictions=DIR``."""
+    fixed = [f"paths.shards={shards}", f"predictions={predictions}", "data.num_workers=0", "trainer=cpu"]
+    return score_predictions(
+        composed("evaluate", run_dir, [*fixed, "trainer.enable_progress_bar=false", *overrides])
+    )
 
 
-def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
-    for encoding in ("utf-8-sig", "utf-16"):
-        (tmp_path / "instances.json").write_bytes("[]".encode(encoding))
-        assert FolderPredictor(tmp_path, load_vocabulary(["dog"])).measures == ("instances",)
+@pytest.fixture
+def folder(benchmark_shards: Path, tmp_path: Path) -> Path:
+    return write(benchmark_shards / "coco_val2017", "coco", tmp_path / "predictions")
 
 
-def test_files_are_not_put_together_unless_every_image_is_there(
-    benchmark_shards: Path, tmp_path: Path
-) -> None:
-    module = data(benchmark_shards / "ade847_val", "ade847")
-    writer = PredictionWriter(tmp_path, module.vocabulary("ade847"), "digest")
-    writer.start(0)
-    first, *_ = module.eval_loader("ade847")
-    writer.write(first, [perfect(truth) for truth in first.truths if truth is not None])
-    assert writer.lost([first.number]) is None
-    assert writer.lost([first.number, 99]) == tmp_path / ".parts" / f"{99:09d}.json"
-    with pytest.raises(PredictionError, match="of 2 of 3 images"):
-        writer.finish(3)
-    semantic, panoptic = (tmp_path / kind / f"{first.keys[0]}.png" for kind in ("semantic", "panoptic"))
-    semantic.unlink()
-    assert writer.lost([first.number]) == semantic
-    panoptic.write_bytes(panoptic.read_bytes()[:-7])
-    assert writer.lost([first.number]) == panoptic, "cut off"
-    part = tmp_path / ".parts" / f"{first.number:09d}.json"
-    part.write_text("[]")
-    assert writer.lost([first.number]) == part, "damaged"
-    with pytest.raises(PredictionError, match="holds predictions already"):
-        PredictionWriter(tmp_path, writer.vocabulary, "another").start(0)
-    writer.start(0)
-    assert not list(tmp_path.rglob("*.png")), "this evaluation may begin again"
+@pytest.fixture
+def vocabulary(benchmark_shards: Path) -> Vocabulary:
+    return data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
 
 
-def test_predictions_of_a_finished_set_are_looked_at_one_by_one(
-    benchmark_shards: Path, tmp_path: Path
-) -> None:
-    shards = benchmark_shards / "ade847_val"
-    folder = write(shards, "ade847", tmp_path, perfect)
-    vocabulary = data(shards, "ade847").vocabulary("ade847")
-    writer = PredictionWriter(folder, vocabulary, "digest")
-    assert writer.lost_of_all() is None
-    assert PredictionWriter(folder, vocabulary, "another").lost_of_all() == folder / "panoptic.json"
-    for name in ("semantic", "panoptic"):
-        damaged = min((folder / name).iterdir())
-        damaged.write_bytes(damaged.read_bytes()[:-20])
-        assert writer.lost_of_all() == damaged
-    writer.reopen()
-    writer.refuse_taken()
-    writer.clean()
-    (folder / "panoptic.json").unlink()
-    assert writer.reopen() == folder / "panoptic.json"
-    with pytest.raises(PredictionError, match="holds predictions already"):
-        writer.refuse_taken()  # nothing says whose they are
-
-
-@pytest.mark.parametrize(("predict", "expected"), [(perfect, 1.0), (empty, 0.0)])
-def test_perfect_and_empty_predictions_of_every_benchmark(
-    benchmark_shards: Path, tmp_path: Path, predict: Callable[[Truth], Prediction], expected: float
-) -> None:
+def test_perfect_predictions_of_every_benchmark(benchmark_shards: Path, tmp_path: Path) -> None:
     for name, (_, _, out) in BENCHMARKS.items():
-        write(benchmark_shards / out, name, tmp_path / "predictions" / name, predict)
+        write(benchmark_shards / out, name, tmp_path / "predictions" / name)
     found = score(benchmark_shards, tmp_path / "predictions", tmp_path, f"data=[{','.join(BENCHMARKS)}]")
     assert found.keys() == BENCHMARKS.keys()
-    assert {value for scores in found.values() for value in scores.values()} == {expected}
+    assert {value for scores in found.values() for value in scores.values()} == {1.0}
     assert set(found["pas21"]) == {"miou"}
     assert {"pq", "map", "miou"} <= set(found["ade150"])
 
 
-def test_ids_of_more_than_16_bits_and_other_category_ids_survive(
-    benchmark_shards: Path, tmp_path: Path
+def test_empty_predictions(benchmark_shards: Path, tmp_path: Path) -> None:
+    folder = write(benchmark_shards / "coco_val2017", "coco", tmp_path / "predictions", empty)
+    assert set(score(benchmark_shards, folder, tmp_path, "data=coco")["coco"].values()) == {0.0}
+
+
+def test_large_ids_and_the_data_sets_category_ids_are_kept(
+    benchmark_shards: Path, folder: Path, tmp_path: Path
 ) -> None:
-    folder = write(benchmark_shards / "coco_val2017", "coco", tmp_path / "coco", perfect)
     content = json.loads((folder / "panoptic.json").read_text())
-    ids = {segment["id"] for a in content["annotations"] for segment in a["segments_info"]}
-    assert max(ids) == 9_000_123
-    categories = {segment["category_id"] for a in content["annotations"] for segment in a["segments_info"]}
-    assert categories == {1, 90, 149, 200}
-    write(benchmark_shards / "ade847_val", "ade847", tmp_path / "ade847", perfect)
-    values = {
-        int(v)
-        for path in (tmp_path / "ade847/semantic").iterdir()
-        for v in np.unique(np.asarray(Image.open(path)))
-    }
-    assert values == {0, 300, 846, 65535}
+    segments = [segment for a in content["annotations"] for segment in a["segments_info"]]
+    assert max(segment["id"] for segment in segments) == 9_000_123
+    assert {segment["category_id"] for segment in segments} == {1, 90, 149, 200}
+    write(benchmark_shards / "ade847_val", "ade847", tmp_path / "ade847")
+    maps = [np.asarray(Image.open(path)) for path in (tmp_path / "ade847/semantic").iterdir()]
+    assert {int(value) for values in maps for value in np.unique(values)} == {0, 300, 846, 65535}
 
 
-def test_the_official_rules_give_the_same_panoptic_quality(benchmark_shards: Path, tmp_path: Path) -> None:
-    """hotcoco reads our files and the original annotation, and follows panopticapi."""
-    folder = write(
-        benchmark_shards / "coco_val2017", "coco", tmp_path / "all" / "coco", lambda t: perfect(t, 4)
-    )
+def test_image_names_have_the_suffix_of_the_image(benchmark_shards: Path, tmp_path: Path) -> None:
+    module = data(benchmark_shards / "coco_val2017", "coco")
+    writer = PredictionWriter(tmp_path, module.vocabulary("coco"), "digest")
+    batch, *_ = module.eval_loader("coco")
+    writer.write(replace(batch, image_suffixes=("jpg", "png")), predictions_of(batch))
+    writer.finish(2)
+    images = json.loads((tmp_path / "panoptic.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [f"{batch.keys[0]}.jpg", f"{batch.keys[1]}.png"]
+
+
+def test_hotcoco_gives_the_same_panoptic_quality(benchmark_shards: Path, tmp_path: Path) -> None:
+    """It reads our files and the original annotation, and follows panopticapi."""
+    shards = benchmark_shards / "coco_val2017"
+    folder = write(shards, "coco", tmp_path / "all" / "coco", partial(perfect, shift=4))
     found = score(benchmark_shards, tmp_path / "all", tmp_path, "data=coco")["coco"]
     truth = benchmark_shards.parent / "downloads" / "coco" / "annotations" / "panoptic_val2017.json"
     evaluation = PanopticEval(truth, folder / "panoptic.json")
@@ -209,10 +166,9 @@ def test_pycocotools_gives_the_same_average_precision(tmp_path: Path) -> None:
     """From the original annotation, whose objects overlap, and our instance results."""
     mini.coco_instances(tmp_path / "root")
     prepare(read_coco_instances(tmp_path / "root", "val2017"), tmp_path / "shards")
-    write(tmp_path / "shards", "mine", tmp_path / "all", lambda truth: perfect(truth, 3))
-    found = score(
-        tmp_path, tmp_path / "all", tmp_path, "data=shards", f"+data.val.mine={tmp_path / 'shards'}"
-    )["mine"]
+    write(tmp_path / "shards", "mine", tmp_path / "all", partial(perfect, shift=3))
+    shards = f"+data.val.mine={tmp_path / 'shards'}"
+    found = score(tmp_path, tmp_path / "all", tmp_path, "data=shards", shards)["mine"]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(tmp_path / "root" / "annotations" / "instances_val2017.json"))
         evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "all" / "instances.json")), "segm")
@@ -224,20 +180,21 @@ def test_pycocotools_gives_the_same_average_precision(tmp_path: Path) -> None:
     assert set(found) == {"map", "ap50"}
 
 
-@pytest.fixture
-def folder(benchmark_shards: Path, tmp_path: Path) -> Path:
-    return write(benchmark_shards / "coco_val2017", "coco", tmp_path / "predictions", perfect)
-
-
-def test_what_is_not_there_is_not_measured(benchmark_shards: Path, folder: Path, tmp_path: Path) -> None:
+def test_measures_without_predictions_are_skipped(
+    benchmark_shards: Path, folder: Path, tmp_path: Path
+) -> None:
     (folder / "panoptic.json").unlink()
     shutil.rmtree(folder / "semantic")
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"] == {"map": 1.0, "ap50": 1.0}
     (folder / "instances.json").unlink()
-    with pytest.raises(
-        PredictionError, match=r"has no predictions for coco: expected panoptic\.json with .* or"
-    ):
+    with pytest.raises(PredictionError, match=r"no predictions for coco: .*panoptic\.json"):
         score(benchmark_shards, folder, tmp_path, "data=coco")
+
+
+def test_byte_order_marks_are_read(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "instances.json").write_bytes("[]".encode(encoding))
+        assert FolderPredictor(tmp_path, load_vocabulary(["dog"])).measures == ("instances",)
 
 
 def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
@@ -246,154 +203,103 @@ def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-def _elsewhere(folder: Path, name: str) -> None:
+def in_result(number: int = 0, **values: Any) -> Callable[[Path], None]:
+    """A fault in an entry of instances.json."""
+    return lambda folder: change(folder, "instances.json", lambda c: c[number].update(values))
+
+
+def in_annotation(**values: Any) -> Callable[[Path], None]:
+    """A fault in the second annotation of panoptic.json."""
+    return lambda folder: change(folder, "panoptic.json", lambda c: c["annotations"][1].update(values))
+
+
+def in_annotations(edit: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
+    return lambda folder: change(folder, "panoptic.json", lambda c: edit(c["annotations"]))
+
+
+def with_counts(counts: Any) -> Callable[[Path], None]:
+    """Run lengths in the mask of an entry; a list in COCO's compressed code, as pycocotools takes it."""
+
+    def edit(content: Any) -> None:
+        size = content[4]["segmentation"]["size"]
+        rle = {"size": size, "counts": counts}
+        if isinstance(counts, list):
+            rle["counts"] = mask_api.frPyObjects(rle, *size)["counts"].decode()
+        content[4].update(segmentation=rle)
+
+    return lambda folder: change(folder, "instances.json", edit)
+
+
+def elsewhere(folder: Path, name: str) -> None:
     """A map that is there, but not in the folder of maps, or not under its own name."""
-    change(folder, "panoptic.json", lambda c: c["annotations"][1].update(file_name=name))
+    in_annotation(file_name=name)(folder)
     if name.strip(".") and "\0" not in name and not name.startswith("/"):
         (folder / "panoptic" / "a").mkdir(exist_ok=True)
         shutil.copy(folder / "panoptic" / "000000000002.png", folder / "panoptic" / name)
 
 
-def _file_for_folder(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.touch()
+def replaced(name: str, content: bytes | None) -> Callable[[Path], None]:
+    """Another file in place of a file or folder; None: no file."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    return spoil
 
 
-def _cut(path: Path) -> None:
+def cut(folder: Path, name: str) -> None:
+    path = folder / name
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def _compressed(folder: Path, lengths: list[int]) -> None:
-    """Run lengths as pycocotools itself writes and takes them, whatever they add up to."""
-
-    def edit(content: Any) -> None:
-        size = content[4]["segmentation"]["size"]
-        code = mask_api.frPyObjects({"size": size, "counts": lengths}, *size)["counts"]
-        content[4].update(segmentation={"size": size, "counts": code.decode()})
-
-    change(folder, "instances.json", edit)
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
+PANOPTIC_2, SEMANTIC_2 = "panoptic/000000000002.png", "semantic/000000000002.png"
 FAULTS: list[tuple[str, Callable[[Path], None]]] = [
-    (
-        "no annotation with image_id 2",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"].pop(1)),
-    ),
-    (r"panoptic/0*2\.png: is missing", lambda f: (f / "panoptic" / "000000000002.png").unlink()),
-    (
-        r"panoptic/0*2\.png: cannot be decoded",
-        lambda f: (f / "panoptic" / "000000000002.png").write_bytes(b"x"),
-    ),
-    (r"semantic/0*2\.png: is missing", lambda f: (f / "semantic" / "000000000002.png").unlink()),
-    (
-        r"semantic/0*2\.png: has 7x5 pixels",
-        lambda f: Image.new("L", (7, 5)).save(f / "semantic/000000000002.png"),
-    ),
-    ("an entry has no score", lambda f: change(f, "instances.json", lambda c: c[0].pop("score"))),
-    (
-        "category_id 77777 is none",
-        lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=77777)),
-    ),
-    (
-        "category_id 4.5 is no whole number",
-        lambda f: change(f, "instances.json", lambda c: c[0].update(category_id=4.5)),
-    ),
-    (
-        "size",
-        lambda f: change(
-            f, "instances.json", lambda c: c[0].update(segmentation={"size": [1, 1], "counts": "1"})
-        ),
-    ),
-    (r"panoptic\.json: cannot be read", lambda f: (f / "panoptic.json").write_text("{")),
-    ("is no panoptic JSON", lambda f: (f / "panoptic.json").write_text("[]")),
-    (
-        r"predictions/panoptic\.json: image_id 2 has two annotations",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"].append(c["annotations"][1])),
-    ),
-    (
-        r"panoptic\.json: image_id '2' is no whole number",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(image_id="2")),
-    ),
-    (
-        r"panoptic\.json: image_id 2: segments_info None is no list",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1].update(segments_info=None)),
-    ),
-    (
-        r"panoptic\.json: 1 images are none of the data set's, image_id 77",
-        lambda f: change(
-            f, "panoptic.json", lambda c: c["annotations"].append({**c["annotations"][1], "image_id": 77})
-        ),
-    ),
-    (
-        r"instances\.json: 1 images are none of the data set's, image_id 77",
-        lambda f: change(f, "instances.json", lambda c: c.append({**c[0], "image_id": 77})),
-    ),
-    ("panoptic: Not a directory|panoptic/.*Not a directory", lambda f: _file_for_folder(f / "panoptic")),
-    ("semantic/.*Not a directory", lambda f: _file_for_folder(f / "semantic")),
-    (r"instances\.json: cannot be read", lambda f: (f / "instances.json").write_text("[" * 200_000)),
+    (r"panoptic\.json: .*JSON", replaced("panoptic.json", b"{")),
+    (r"panoptic\.json: .*", replaced("panoptic.json", b"[]")),
+    (r"panoptic\.json: .*image_id 2", in_annotations(lambda a: a.pop(1))),
+    (r"panoptic\.json: image_id 2 ", in_annotations(lambda a: a.append(a[1]))),
+    (r"panoptic\.json: .*image_id '2'", in_annotation(image_id="2")),
+    (r"panoptic\.json: image_id 2: .*segments_info", in_annotation(segments_info=None)),
+    (r"panoptic\.json: 1 images .*image_id 77", in_annotations(lambda a: a.append({**a[1], "image_id": 77}))),
+    (r"panoptic\.json: image_id 2: has id 10",
+     in_annotations(lambda a: a[1]["segments_info"][0].update(id=10**30))),
+    (r"image 2: .*segment id 9000123", in_annotations(lambda a: a[1]["segments_info"].pop())),
     *(
-        (r"panoptic\.json: image_id 2: file_name ", partial(_elsewhere, name=name))
+        (r"panoptic\.json: image_id 2: .*file_name", partial(elsewhere, name=name))
         for name in ("", ".", "..", "/x.png", "../x.png", "a/../x.png", "./x.png", "..\\x.png", "x\0.png")
     ),
-    (
-        "id 10{30} is none that a PNG",
-        lambda f: change(
-            f, "panoptic.json", lambda c: c["annotations"][1]["segments_info"][0].update(id=10**30)
-        ),
-    ),
-    (
-        "score 10{400} is no number",
-        lambda f: change(f, "instances.json", lambda c: c[0].update(score=10**400)),
-    ),
-    (
-        r"polygon \[1, 1, 10, nan",
-        lambda f: change(
-            f, "instances.json", lambda c: c[0].update(segmentation=[[1, 1, 10, float("nan"), 5, 5]])
-        ),
-    ),
-    (
-        "run lengths that are not whole numbers with a sum of",
-        lambda f: change(
-            f,
-            "instances.json",
-            lambda c: c[0].update(segmentation={"size": c[0]["segmentation"]["size"], "counts": [1, 2, 3]}),
-        ),
-    ),
-    (
-        r"instances\.json: entry 4 \(image_id \d\): has run lengths that .* encode the mask of the whole",
-        lambda f: _compressed(f, [3, 5, 7]),
-    ),
-    ("has run lengths that are not whole numbers", lambda f: _compressed(f, [3, 10**6])),
-    (
-        "run-length code with characters that are none",
-        lambda f: change(
-            f,
-            "instances.json",
-            lambda c: c[0].update(segmentation={"size": c[0]["segmentation"]["size"], "counts": "a b"}),
-        ),
-    ),
-    (
-        r"panoptic/0*2\.png: cannot be decoded \(image file is truncated",
-        lambda f: _cut(f / "panoptic/000000000002.png"),
-    ),
-    (
-        r"semantic/0*2\.png: cannot be decoded \(image file is truncated",
-        lambda f: _cut(f / "semantic/000000000002.png"),
-    ),
-    (
-        "score 'high' is no number",
-        lambda f: change(f, "instances.json", lambda c: c[0].update(score="high")),
-    ),
-    (
-        "predictions in .*/predictions cannot be scored: .*score that is not finite",
-        lambda f: change(f, "instances.json", lambda c: c[0].update(score=float("nan"))),
-    ),
-    ("is no list of results", lambda f: (f / "instances.json").write_text("{}")),
-    (
-        "image 2: the map has pixels of segment id 9000123",
-        lambda f: change(f, "panoptic.json", lambda c: c["annotations"][1]["segments_info"].pop()),
-    ),
-]
+    (f"{PANOPTIC_2}: is missing", replaced(PANOPTIC_2, None)),
+    (f"{PANOPTIC_2}: cannot be decoded", replaced(PANOPTIC_2, b"x")),
+    (f"{PANOPTIC_2}: cannot be decoded.*truncated", partial(cut, name=PANOPTIC_2)),
+    ("panoptic/.*Not a directory", replaced("panoptic", b"")),
+    (f"{SEMANTIC_2}: is missing", replaced(SEMANTIC_2, None)),
+    (f"{SEMANTIC_2}: has 7x5 pixels", replaced(SEMANTIC_2, png(7, 5))),
+    (f"{SEMANTIC_2}: cannot be decoded.*truncated", partial(cut, name=SEMANTIC_2)),
+    ("semantic/.*Not a directory", replaced("semantic", b"")),
+    (r"instances\.json: .*list", replaced("instances.json", b"{}")),
+    (r"instances\.json: .*JSON", replaced("instances.json", b"[" * 200_000)),
+    (r"instances\.json: 1 images .*image_id 77",
+     lambda f: change(f, "instances.json", lambda c: c.append({**c[0], "image_id": 77}))),
+    (r"instances\.json: entry 0 .*score", lambda f: change(f, "instances.json", lambda c: c[0].pop("score"))),
+    *((r"instances\.json: entry 0 .*score", in_result(score=value))
+      for value in ("high", True, 10**400, float("nan"))),
+    (r"instances\.json: entry 0 .*id 77777", in_result(category_id=77777)),
+    (r"instances\.json: entry 0 .*category_id 4\.5", in_result(category_id=4.5)),
+    (r"instances\.json: entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
+    (r"instances\.json: entry 0 .*polygon", in_result(segmentation=[[1, 1, 10, float("nan"), 5, 5]])),
+    (r"instances\.json: entry 4 \(image_id \d\): .*run lengths", with_counts([3, 5, 7])),
+    (r"instances\.json: entry 4 .*run lengths", with_counts([3, 10**6])),
+    (r"instances\.json: entry 4 .*run-length code", with_counts("a b")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "spoil"), FAULTS)
@@ -401,24 +307,24 @@ def test_faults_are_named(
     benchmark_shards: Path, folder: Path, tmp_path: Path, message: str, spoil: Callable[[Path], None]
 ) -> None:
     spoil(folder)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"predictions.*{message}"):
         score(benchmark_shards, folder, tmp_path, "data=coco")
 
 
-def test_results_that_come_again_are_told_and_scored_as_by_cocos_rules(
+def test_duplicates_are_reported_and_count_as_false(
     benchmark_shards: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", "odise_pl")
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] == 1
-    assert "results are the same" not in caplog.text
+    assert "duplicates" not in caplog.text
     change(folder, "instances.json", lambda c: c.extend(list(c)))
     count = len(json.loads((folder / "instances.json").read_text()))
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] < 1
-    assert f"instances.json: {count // 2} of {count} results are the same as one before" in caplog.text
+    assert f"instances.json: {count // 2} of {count} results are duplicates" in caplog.text
     assert f"entry {count // 2} the first" in caplog.text
 
 
-def _renumber(content: Any) -> None:
+def renumber(content: Any) -> None:
     """Another numbering of the same classes, in which each id is another class's."""
     ids = [category["id"] for category in content["categories"]]
     new = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
@@ -432,7 +338,7 @@ def test_categories_of_a_file_are_matched_by_name(
     benchmark_shards: Path, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "instances.json").rename(folder / "kept")
-    change(folder, "panoptic.json", _renumber)
+    change(folder, "panoptic.json", renumber)
     unused = {"id": 5000, "name": "nothing that the set has", "isthing": 1}
     change(folder, "panoptic.json", lambda c: c["categories"].append(unused))
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["pq"] == 1
@@ -458,7 +364,7 @@ def test_categories_of_a_file_are_matched_by_name(
         (lambda c: [x.update(isthing=1 - x["isthing"]) for x in c["categories"]], "category_id .*stuff"),
         (lambda c: c["categories"].clear(), "category_id"),
         (lambda c: [x.update(name=c["categories"][0]["name"]) for x in c["categories"]], "category_id"),
-        (lambda c: c["categories"].append(c["categories"][0]), "id 1 twice"),
+        (lambda c: c["categories"].append(c["categories"][0]), "id 1 "),
         (lambda c: c.update(categories={"a": 1}), "categories"),
         (lambda c: c["categories"].append("dog"), "categories"),
         (lambda c: c["categories"][0].pop("name"), "categories.*name"),
@@ -487,8 +393,7 @@ def test_classes_of_one_official_name_are_told_apart_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["panoptic", "semantic"])
-def test_a_set_may_be_called_as_a_folder_of_maps(benchmark_shards: Path, folder: Path, name: str) -> None:
-    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
+def test_sets_may_be_called_as_a_folder_of_maps(folder: Path, vocabulary: Vocabulary, name: str) -> None:
     found, measures = find_predictions(folder, name, [name], vocabulary, ["panoptic", "semantic"])
     assert (found.folder, measures) == (folder, ("panoptic", "semantic"))
     folder.rename(folder.with_name(name))
@@ -496,38 +401,56 @@ def test_a_set_may_be_called_as_a_folder_of_maps(benchmark_shards: Path, folder:
     assert found.folder == folder.with_name(name)
 
 
-def test_predictions_that_are_there_are_not_written_over(benchmark_shards: Path, folder: Path) -> None:
-    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
-    writer = PredictionWriter(folder, vocabulary, "digest")
-    with pytest.raises(PredictionError, match="holds predictions already"):
-        writer.start(0)
-    (folder / "panoptic.json").unlink()
-    with pytest.raises(PredictionError, match="holds predictions already"):
-        writer.start(0)
-
-
-def test_parts_of_two_runs_and_two_ranks_are_put_together_in_order(
-    benchmark_shards: Path, tmp_path: Path
-) -> None:
-    shards = benchmark_shards / "coco_val2017"
-    module = data(shards, "coco")
-    whole = write(shards, "coco", tmp_path / "whole", perfect)
-    writers = [PredictionWriter(tmp_path / "parts", module.vocabulary("coco"), "digest") for _ in range(2)]
-    batches: list[Batch] = list(module.eval_loader("coco"))
-    for writer, batch in zip(
-        [writers[0], writers[1], writers[1]], [*reversed(batches), batches[0]], strict=True
-    ):
-        writer.write(batch, [perfect(truth) for truth in batch.truths if truth is not None])
-    writers[0].finish(3)
-    writers[0].clean()
-    for name in ("panoptic.json", "instances.json"):
-        assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
-    assert not (tmp_path / "parts" / ".parts").exists()
-
-
-def test_one_set_may_lie_in_the_folder_itself(benchmark_shards: Path, folder: Path, tmp_path: Path) -> None:
-    vocabulary = data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
+def test_only_a_single_set_may_lie_in_the_folder_itself(folder: Path, vocabulary: Vocabulary) -> None:
     assert find_predictions(folder, "coco", ["coco"], vocabulary, ["semantic"])[1] == ("semantic",)
     with pytest.raises(PredictionError, match="predictions/coco has no predictions"):
         find_predictions(folder, "coco", ["coco", "ade150"], vocabulary, ["semantic"])
-    assert FolderPredictor(tmp_path / "nowhere", vocabulary).measures == ()
+
+
+def test_facts_change_with_every_file(folder: Path, vocabulary: Vocabulary) -> None:
+    facts = [FolderPredictor(folder, vocabulary).facts()]
+    for name in (PANOPTIC_2, SEMANTIC_2):
+        (folder / name).write_bytes(b"another")
+        facts.append(FolderPredictor(folder, vocabulary).facts())
+    change(folder, "instances.json", lambda c: c.pop())
+    facts.append(FolderPredictor(folder, vocabulary).facts())
+    assert len(set(facts)) == 4
+    copied = shutil.copytree(folder, folder.with_name("copy"))
+    assert FolderPredictor(Path(copied), vocabulary).facts() == facts[-1], "wherever they lie"
+
+
+def test_other_predictions_are_not_overwritten(folder: Path, vocabulary: Vocabulary) -> None:
+    writer = PredictionWriter(folder, vocabulary, "digest")
+    for name in ("panoptic.json", "instances.json"):
+        with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+            writer.start()
+        (folder / name).unlink()
+    shutil.rmtree(folder)
+    writer.start()
+    writer.start()
+    with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+        PredictionWriter(folder, vocabulary, "another").start()
+
+
+def test_parts_of_several_ranks_are_put_together_in_order(
+    benchmark_shards: Path, folder: Path, tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    writers = [PredictionWriter(tmp_path / "parts", vocabulary, "digest") for _ in range(2)]
+    first, last = data(benchmark_shards / "coco_val2017", "coco").eval_loader("coco")
+    writers[0].start()
+    writers[0].write(last, predictions_of(last))
+    assert writers[1].missing([last.number]) is None
+    assert writers[1].missing([last.number, first.number]) is not None
+    with pytest.raises(PredictionError, match="of 1 of 3 images"):
+        writers[0].finish(3)
+    for _ in range(2):
+        writers[1].write(first, predictions_of(first))
+    assert not writers[1].is_complete()
+    writers[0].finish(3)
+    writers[0].clean()
+    assert writers[1].is_complete()
+    assert {p.relative_to(tmp_path / "parts") for p in (tmp_path / "parts").rglob("*")} == {
+        p.relative_to(folder) for p in folder.rglob("*")
+    }
+    for name in ("panoptic.json", "instances.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (folder / name).read_bytes()

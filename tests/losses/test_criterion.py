@@ -1,42 +1,17 @@
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from made import CLASSES, QUERIES, halved, predictions, seeded, target
+from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.losses.criterion import LossWeights, MaskLosses, SetCriterion, average_over_ranks
+from odise_pl.losses.criterion import LossWeights, MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
-from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import MaskPredictions, Targets
-
-CLASSES, QUERIES = 3, 5
-
-
-def seeded(seed: int = 0) -> Uniform:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *size: torch.rand(*size, generator=generator)
-
-
-def prediction(images: int = 2, seed: int = 0) -> MaskPredictions:
-    generator = torch.Generator().manual_seed(seed)
-    return MaskPredictions(
-        torch.randn(images, QUERIES, CLASSES + 1, generator=generator).requires_grad_(),
-        (3 * torch.randn(images, QUERIES, 4, 6, generator=generator)).requires_grad_(),
-        torch.zeros(images, QUERIES, 1),
-        torch.ones(()),
-    )
-
-
-def target(count: int, seed: int = 0) -> Targets:
-    generator = torch.Generator().manual_seed(seed)
-    return Targets(
-        torch.randint(0, CLASSES, (count,), generator=generator),
-        torch.rand(count, 16, 24, generator=generator) > 0.5,
-    )
 
 
 def criterion(points: int = 64, weights: LossWeights | None = None) -> SetCriterion:
@@ -61,7 +36,7 @@ def total(losses: list[MaskLosses]) -> Tensor:
 
 
 def test_losses_are_those_of_a_loop() -> None:
-    p, targets = prediction(), [target(2), target(3, 1)]
+    p, targets = predictions(), [target(2), target(3, 1)]
     matches = [Match(torch.tensor([1, 4]), torch.tensor([1, 0])),
                Match(torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1]))]  # fmt: skip
     loss = SetCriterion(
@@ -93,7 +68,7 @@ def test_losses_are_those_of_a_loop() -> None:
 
 
 def test_every_output_has_its_losses_in_order() -> None:
-    outputs = [prediction(seed=i) for i in range(3)]
+    outputs = [predictions(seed=i) for i in range(3)]
     targets = [target(2), target(1)]
     losses = criterion()(outputs, targets, seeded(), [0, 1])
     alone = criterion()(outputs[:1], targets, seeded(), [0, 1])
@@ -125,7 +100,7 @@ def test_importance_sampling_looks_where_masks_are_undecided() -> None:
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 def test_images_without_targets_keep_the_graph_whole(counts: tuple[int, int]) -> None:
-    p = prediction()
+    p = predictions()
     loss = criterion()([p], [target(n) for n in counts], seeded(), [0, 1])[0]
     if counts == (0, 0):
         assert loss.mask.item() == loss.dice.item() == 0
@@ -136,39 +111,46 @@ def test_images_without_targets_keep_the_graph_whole(counts: tuple[int, int]) ->
     assert p.mask_logits.grad.isfinite().all()
 
 
-def test_a_batch_of_nothing_but_background_learns_that() -> None:
-    p = prediction()
-    loss = criterion()([p], [target(0), target(0)], seeded(), [0, 1])[0]
-    expected = -2 * p.class_logits.log_softmax(-1)[..., -1].mean()
-    torch.testing.assert_close(loss.classification, expected)
-
-
-def test_more_targets_than_queries_are_matched_as_far_as_they_go() -> None:
-    losses = criterion()([prediction()], [target(9), target(1)], seeded(), [0, 1])
+def test_more_targets_than_queries() -> None:
+    losses = criterion()([predictions()], [target(9), target(1)], seeded(), [0, 1])
     assert total(losses).isfinite()
 
 
-def test_the_error_names_the_output_the_loss_and_the_images() -> None:
-    outputs = [prediction(seed=i) for i in range(3)]
+def test_unlabelled_images_do_not_count() -> None:
+    both, targets = predictions(), [target(2), target(1)]
+    first = replace(both, class_logits=both.class_logits[:1], mask_logits=both.mask_logits[:1])
+    found = criterion()([both], targets, seeded(), [0, 1], [True, False])
+    torch.testing.assert_close(total(found), total(criterion()([first], targets[:1], seeded(), [0])))
+    none = total(criterion()([both], targets, seeded(), [0, 1], [False, False]))
+    assert none.item() == 0
+    none.backward()
+    assert both.mask_logits.grad is not None, "other ranks wait for gradients"
+    assert not both.mask_logits.grad.any()
+
+
+@pytest.mark.parametrize("term", ["classification loss", "matching cost"])
+def test_non_finite_losses_name_output_and_images_and_keep_gradients(term: str) -> None:
+    outputs = [predictions(seed=i) for i in range(3)]
     with torch.no_grad():
         outputs[1].class_logits[0, 3] = float("nan")
-    matches = [Match(torch.tensor([0]), torch.tensor([0]))] * 2
+    matcher = Fixed([Match(torch.tensor([0]), torch.tensor([0]))] * 2)
+    own = (
+        SetCriterion(matcher, LossWeights(), num_points=8) if term == "classification loss" else criterion(8)
+    )
     with pytest.raises(NonFiniteError) as info:
-        SetCriterion(Fixed(matches), LossWeights(), num_points=8)(
-            outputs, [target(1), target(1)], seeded(), [139, 785]
-        )
-    message = str(info.value)
-    assert "images [139, 785]" in message
-    assert "the classification loss of decoder output 1 is NaN or infinite" in message
-    assert "optimizer.lr" in message
+        own(outputs, [target(1), target(1)], seeded(), [139, 785])
+    named = "images [139, 785]: the classification loss of decoder output 1"
+    assert (named if term == "classification loss" else "image 139: the matching cost") in str(info.value)
+    assert "optimizer.lr" in str(info.value)
+    total(info.value.losses).backward()
+    assert all(output.class_logits.grad is not None for output in outputs)
 
 
-def test_half_precision_predictions_are_judged_in_full() -> None:
-    p, targets = prediction(), [target(2), target(1)]
+def test_half_precision_predictions_are_scored_in_full() -> None:
+    p, targets = predictions(), [target(2), target(1)]
     exact = criterion()([p], targets, seeded(), [0, 1])[0]
-    low = MaskPredictions(p.class_logits.bfloat16(), p.mask_logits.bfloat16(), p.mask_embed, p.logit_scale)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = criterion()([low], targets, seeded(), [0, 1])[0]
+        rough = criterion()([halved(p)], targets, seeded(), [0, 1])[0]
     for name, value in vars(exact).items():
         assert getattr(rough, name).dtype == torch.float32
         torch.testing.assert_close(getattr(rough, name), value, rtol=0.02, atol=0.02)
@@ -177,25 +159,6 @@ def test_half_precision_predictions_are_judged_in_full() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"), [("num_points", 0), ("oversample", 0.5), ("importance", 1.5), ("importance", -0.1)]
 )
-def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: float) -> None:
+def test_settings_out_of_range_are_named(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting}={value}"):
         SetCriterion(HungarianMatcher(), LossWeights(), **{setting: value})
-
-
-def test_the_count_of_masks_is_at_least_one_and_needs_no_group() -> None:
-    device = torch.device("cpu")
-    assert average_over_ranks(0, device).item() == 1
-    assert average_over_ranks(6, device).item() == 6
-
-
-def _average(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    averages = [average_over_ranks(count[rank], torch.device("cpu")).item() for count in ((3, 8), (1, 0))]
-    Path(folder, f"rank{rank}").write_text(repr(averages))
-    distributed.destroy_process_group()
-
-
-def test_the_count_of_masks_is_averaged_over_ranks(tmp_path: Path) -> None:
-    multiprocessing.spawn(_average, (str(tmp_path),), nprocs=2)
-    for rank in (0, 1):
-        assert (tmp_path / f"rank{rank}").read_text() == "[5.5, 1.0]"

@@ -51,11 +51,6 @@ def test_extreme_logits_stay_finite() -> None:
             assert function(extreme, truth).isfinite().all()
 
 
-def test_no_targets_give_no_columns() -> None:
-    for function in (pairwise_cross_entropy, pairwise_dice):
-        assert function(LOGITS, torch.zeros(0, 11)).shape == (3, 0)
-
-
 def test_masks_are_sampled_between_their_cells() -> None:
     mask = torch.zeros(1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1] = True

@@ -1,11 +1,10 @@
-"""Random panoptic maps, real ones, and slow literal implementations of what the metrics compute."""
+"""Random panoptic maps, real ones, and predictions made of them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,69 +66,6 @@ def _with_ids(
         if (labels == i + 1).any()
     ]
     return segmentation(table[labels], segments)
-
-
-@dataclass
-class ClassCounts:
-    iou: float = 0.0
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-
-
-@dataclass
-class SlowPanopticQuality:
-    """COCO's definition in plain loops over pixels, segments and pairs."""
-
-    counts: dict[int, ClassCounts] = field(default_factory=lambda: defaultdict(ClassCounts))
-
-    def add(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
-        pixels: dict[tuple[int, int], int] = defaultdict(int)
-        for true_id, predicted_id in zip(
-            truth.ids.flatten().tolist(), prediction.ids.flatten().tolist(), strict=True
-        ):
-            pixels[true_id, predicted_id] += 1
-        matched_truth, matched_prediction = set(), set()
-        for t in truth.segments:
-            for p in prediction.segments:
-                if t.iscrowd or t.category != p.category:
-                    continue
-                inside = pixels[t.id, p.id]
-                union = _area(pixels, 0, t.id) + _area(pixels, 1, p.id) - inside - pixels[0, p.id]
-                if union > 0 and inside / union > 0.5:
-                    self.counts[t.category].tp += 1
-                    self.counts[t.category].iou += inside / union
-                    matched_truth.add(t.id)
-                    matched_prediction.add(p.id)
-        crowds: dict[int, int] = {}
-        for t in truth.segments:
-            if t.iscrowd:
-                crowds[t.category] = t.id
-            elif t.id not in matched_truth:
-                self.counts[t.category].fn += 1
-        for p in prediction.segments:
-            if p.id in matched_prediction:
-                continue
-            excused = pixels[0, p.id]
-            if p.category in crowds:
-                excused += pixels[crowds[p.category], p.id]
-            if excused / _area(pixels, 1, p.id) <= 0.5:
-                self.counts[p.category].fp += 1
-
-    def qualities(self, classes: set[int]) -> tuple[float, float, float, int]:
-        rows = []
-        for label, c in self.counts.items():
-            if label in classes and c.tp + c.fp + c.fn > 0:
-                weight = c.tp + 0.5 * c.fp + 0.5 * c.fn
-                rows.append((c.iou / weight, c.iou / c.tp if c.tp else 0.0, c.tp / weight))
-        if not rows:
-            return 0.0, 0.0, 0.0, 0
-        pq, sq, rq = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        return pq, sq, rq, len(rows)
-
-
-def _area(pixels: dict[tuple[int, int], int], side: int, segment_id: int) -> int:
-    return sum(count for pair, count in list(pixels.items()) if pair[side] == segment_id)
 
 
 def semantic_map(truth: PanopticSegmentation, fill: int = 0) -> torch.Tensor:

@@ -14,17 +14,16 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from odise_pl.metrics.mask_ap import MaskAP, MaskAPResult
+from odise_pl.metrics.mask_ap import MaskAPResult, image_objects, mask_ap
 from odise_pl.structures import Instances, PanopticSegmentation, Segment, TrueInstances
 
-Truths = dict[int, PanopticSegmentation]
+Truths = dict[int, PanopticSegmentation | TrueInstances]
 Found = dict[int, Instances]
 
 
 def score(found: Found, truths: Truths, isthing: tuple[bool, ...] = ISTHING) -> MaskAPResult:
-    metric = MaskAP(isthing)
-    metric.update(list(found.values()), list(truths.values()), list(truths))
-    return metric.compute()
+    objects = [image_objects(found[i], truth, i, isthing, f"image {i}") for i, truth in truths.items()]
+    return mask_ap(objects, isthing)
 
 
 def encode(mask: torch.Tensor) -> dict[str, object]:
@@ -44,16 +43,10 @@ def annotated(panoptic: PanopticSegmentation) -> TrueInstances:
 
 
 def pycocotools_stats(found: Found, truths: Truths, isthing: tuple[bool, ...]) -> list[float]:
-    """COCO's numbers for the things of maps."""
-    return stats_of_objects(found, {i: annotated(t) for i, t in truths.items()}, isthing)
-
-
-def stats_of_objects(
-    found: Found, truths: dict[int, TrueInstances], isthing: tuple[bool, ...]
-) -> list[float]:
-    """COCO's own twelve numbers, from the pycocotools used directly."""
+    """COCO's own numbers, from the pycocotools used directly."""
     truth, annotations, results = COCO(), [], []
-    for image_id, objects in truths.items():
+    for image_id, either in truths.items():
+        objects = either if isinstance(either, TrueInstances) else annotated(either)
         for label, mask, crowd, area in zip(
             objects.labels.tolist(),
             objects.masks,
@@ -71,7 +64,7 @@ def stats_of_objects(
             results.append(result | {"segmentation": encode(mask)})
     truth.dataset = {
         "images": [
-            {"id": i, "height": t.masks.shape[1], "width": t.masks.shape[2]} for i, t in truths.items()
+            {"id": i, "height": f.masks.shape[1], "width": f.masks.shape[2]} for i, f in found.items()
         ],
         "annotations": annotations,
         "categories": [{"id": c} for c, thing in enumerate(isthing) if thing],
@@ -116,30 +109,22 @@ def random_scene(rng: np.random.Generator, count: int) -> tuple[Truths, Found]:
     return truths, found
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32 - 1))
-def test_equals_pycocotools_on_random_scenes(seed: int) -> None:
-    truths, found = random_scene(np.random.default_rng(seed), 3)
-    expected = pycocotools_stats(found, dict(sorted(truths.items())), ISTHING)
-    assert six(score(found, truths)) == pytest.approx(expected, abs=1e-9, rel=0)
-
-
-@settings(deadline=None, max_examples=15)
-@given(st.integers(0, 2**32 - 1))
-def test_equals_pycocotools_on_overlapping_objects_with_areas_of_their_own(seed: int) -> None:
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_equals_pycocotools_on_random_scenes(seed: int, objects_overlap: bool) -> None:
+    """Against the things of panoptic maps, and against annotated objects with areas of their own."""
     random = np.random.default_rng(seed)
     truths, found = random_scene(random, 3)
-    objects = {}
-    for image_id, truth in sorted(truths.items()):
-        exact = annotated(truth)
-        moved = exact.masks.roll(tuple(random.integers(0, 9, 2).tolist()), (1, 2))
-        areas = exact.areas * torch.from_numpy(random.uniform(0.5, 3, len(exact.areas)))
-        objects[image_id] = replace(exact, masks=exact.masks | moved, areas=areas)
-    metric = MaskAP(ISTHING)
-    metric.update([found[i] for i in objects], list(objects.values()), list(objects))
-    result = metric.compute()
-    assert six(result) == pytest.approx(stats_of_objects(found, objects, ISTHING), abs=1e-9, rel=0)
-    assert result.num_annotated == 3
+    truths = dict(sorted(truths.items()))
+    if objects_overlap:
+        for image_id, truth in truths.items():
+            exact = annotated(truth)
+            moved = exact.masks.roll(tuple(random.integers(0, 9, 2).tolist()), (1, 2))
+            areas = exact.areas * torch.from_numpy(random.uniform(0.5, 3, len(exact.areas)))
+            truths[image_id] = replace(exact, masks=exact.masks | moved, areas=areas)
+    result = score(found, truths)
+    assert six(result) == pytest.approx(pycocotools_stats(found, truths, ISTHING), abs=1e-9, rel=0)
+    assert result.num_annotated == 3 * objects_overlap
 
 
 def test_per_class_averages_to_the_mean_and_marks_absent_classes() -> None:
@@ -152,7 +137,7 @@ def test_per_class_averages_to_the_mean_and_marks_absent_classes() -> None:
     assert 0 < result.ap < 1
 
 
-def test_the_order_of_images_does_not_matter() -> None:
+def test_order_of_images_does_not_matter() -> None:
     truths, found = random_scene(np.random.default_rng(2), 5)
     backwards = score(dict(reversed(found.items())), dict(reversed(truths.items())))
     assert six(backwards) == six(score(found, truths))
@@ -170,15 +155,13 @@ def test_perfect_empty_and_nothing() -> None:
     empty = score({1: NONE}, {1: TRUTH})
     assert six(empty) == [0.0] * 6
     assert empty.per_class[:2].tolist() == [0.0, 0.0]
-    nothing = MaskAP(ISTHING)
-    nothing.update([], [], [])
-    assert six(nothing.compute()) == [0.0] * 6
+    assert six(score({}, {})) == [0.0] * 6
     no_truth = score({1: perfect_instances(TRUTH)}, {1: replace(TRUTH, ids=TRUTH.ids * 0, segments=())})
     assert (no_truth.ap, no_truth.num_classes) == (0.0, 0)
     assert score({1: NONE}, {1: replace(TRUTH, segments=())}, (False,)).per_class.isnan().all()
 
 
-def test_a_detection_on_a_crowd_costs_nothing() -> None:
+def test_detections_on_a_crowd_cost_nothing() -> None:
     crowd = segmentation(np.array([[7, 7, 8, 8]]), [Segment(7, 0, True), Segment(8, 0, True, iscrowd=True)])
     masks = torch.tensor([[[0, 0, 1, 1]], [[1, 1, 0, 0]]], dtype=torch.bool)
     found = Instances(torch.tensor([0, 0]), torch.tensor([0.9, 0.8]), masks)
@@ -200,28 +183,17 @@ def _instances(labels: list[int], scores: list[float], height: int = 2) -> Insta
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (_instances([0], [0.5], height=4), r"image 17 has size \(4, 3\), its truth \(2, 3\)"),
+        (_instances([0], [0.5], height=4), r"image 17 .*\(4, 3\).*\(2, 3\)"),
         (_instances([0, 1], [0.5]), r"image 17.*\[2\], \[1\], \[1, 2, 3\]"),
-        (_instances([0], [float("nan")]), "image 17 have a score that is not finite"),
-        (_instances([5], [0.5]), "image 17: 5 is not one of the 5 classes"),
-        (_instances([2], [0.5]), "image 17: class 2 is stuff"),
-        (
-            replace(_instances([0], [0.5]), masks=torch.ones(1, 2, 3)),
-            "masks must be bool, found torch.float32",
-        ),
+        (_instances([0], [float("nan")]), "image 17 .*score"),
+        (_instances([5], [0.5]), "image 17: 5 "),
+        (_instances([2], [0.5]), "image 17: class 2 "),
+        (replace(_instances([0], [0.5]), masks=torch.ones(1, 2, 3)), "image 17.*masks.*float32"),
     ],
 )
 def test_bad_input_is_named(found: Instances, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score({17: found}, {17: TRUTH})
-
-
-def test_an_image_that_comes_twice_is_refused() -> None:
-    metric = MaskAP(ISTHING)
-    metric.update([NONE, NONE], [TRUTH, TRUTH], [3, 4])
-    metric.update([NONE], [TRUTH], [4])
-    with pytest.raises(ValueError, match="image 4 was scored more than once"):
-        metric.compute()
 
 
 def test_real_maps_equal_pycocotools() -> None:

@@ -46,6 +46,13 @@ def scene(seed: int) -> tuple[Prediction, PanopticSegmentation]:
     return prediction, truth
 
 
+def scored(pairs: list[tuple[Prediction, PanopticSegmentation]]) -> SegmentationMetrics:
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    for image_id, (prediction, truth) in enumerate(pairs):
+        metrics.update([prediction], [Truth(truth)], [image_id])
+    return metrics
+
+
 def evaluate(seeds: tuple[int, ...]) -> str:
     metrics = SegmentationMetrics(ISTHING, NAMES)
     for seed in seeds:
@@ -62,9 +69,8 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_ranks_give_exactly_the_result_of_one(tmp_path: Path) -> None:
-    # Forked, since importing torchmetrics anew takes longer than all the rest.
+    # forked, since importing torch again takes longer than all the rest
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second, "every rank gets the whole result"
@@ -75,7 +81,7 @@ def test_two_ranks_give_exactly_the_result_of_one(tmp_path: Path) -> None:
     assert first["nothing"] == evaluate(())
 
 
-def test_the_order_and_batches_of_images_do_not_matter() -> None:
+def test_order_and_batches_of_images_do_not_matter() -> None:
     pairs = [scene(seed) for seed in range(5)]
     metrics = SegmentationMetrics(ISTHING, NAMES)
     metrics.update([p for p, _ in pairs[3:]], [Truth(t) for _, t in pairs[3:]], [103, 104])
@@ -83,15 +89,21 @@ def test_the_order_and_batches_of_images_do_not_matter() -> None:
     assert json.dumps(as_dict(metrics.compute(), "scenes")) == evaluate((0, 1, 2, 3, 4))
 
 
-def test_reset_and_states_outside_the_checkpoint() -> None:
-    metrics = SegmentationMetrics(ISTHING, NAMES)
-    prediction, truth = scene(0)
-    metrics.update([prediction], [Truth(truth)], [1])
-    first = as_dict(metrics.compute(), "scenes")
+def test_reset_forgets_everything() -> None:
+    metrics = scored([scene(0), scene(1)])
+    metrics.skip(3)
     metrics.reset()
-    metrics.update([prediction], [Truth(truth)], [1])
-    assert as_dict(metrics.compute(), "scenes") == first
-    assert metrics.state_dict() == {}
+    assert as_dict(metrics.compute(), "scenes") == json.loads(evaluate(()))
+
+
+def test_failed_updates_count_nothing() -> None:
+    metrics = scored([scene(0)])
+    before = json.dumps(metrics.state())
+    prediction, truth = scene(1)
+    wrong = Prediction(prediction.panoptic, prediction.instances, torch.full_like(prediction.semantic, 9))
+    with pytest.raises(ValueError, match=r"prediction of image 8.*class 9"):
+        metrics.update([prediction, wrong], [Truth(truth)] * 2, [7, 8])
+    assert json.dumps(metrics.state()) == before
 
 
 def test_a_single_class_keeps_its_dimension() -> None:
@@ -99,22 +111,28 @@ def test_a_single_class_keeps_its_dimension() -> None:
     metrics = SegmentationMetrics((True,), ("cat",))
     metrics.update([predict(truth)], [Truth(truth)], [1])
     result = metrics.compute()
-    assert (
-        result.panoptic.pq.shape
-        == result.instances.per_class.shape
-        == result.semantic.per_class.shape
-        == (1,)
-    )
+    per_class = [result.panoptic.pq, result.instances.per_class, result.semantic.per_class]
+    assert [values.shape for values in per_class] == [(1,)] * 3
     assert set(result.scalars().values()) == {1.0, 0.0}, "no stuff, all else perfect"
     assert result.scalars()["pq_stuff"] == 0.0
 
 
-def test_names_and_flags_must_agree() -> None:
+def test_counts_must_agree_and_image_ids_be_unique() -> None:
     with pytest.raises(ValueError, match="3 class names for 4 thing flags"):
         SegmentationMetrics(ISTHING, NAMES[:3])
+    with pytest.raises(ValueError, match="0 class names"):
+        SegmentationMetrics((), ())
+    prediction, truth = scene(0)
+    metrics = SegmentationMetrics(ISTHING, NAMES)
+    with pytest.raises(ValueError, match="2 predictions, 1 truths and 1 image ids"):
+        metrics.update([prediction] * 2, [Truth(truth)], [1])
+    metrics.update([prediction] * 2, [Truth(truth)] * 2, [3, 4])
+    metrics.update([prediction], [Truth(truth)], [4])
+    with pytest.raises(ValueError, match="image 4 "):
+        metrics.compute()
 
 
-def test_a_perfect_prediction_of_real_maps_is_perfect() -> None:
+def test_perfect_predictions_of_real_maps_are_perfect() -> None:
     coco = read_coco_mini(12)
     metrics = SegmentationMetrics(coco.isthing, coco.names)
     for image_id, truth in coco.truths.items():
@@ -124,32 +142,23 @@ def test_a_perfect_prediction_of_real_maps_is_perfect() -> None:
 
 def empty(truth: PanopticSegmentation) -> Prediction:
     """A prediction of nothing."""
-    height, width = truth.ids.shape
+    size = truth.ids.shape
+    none = Instances(
+        torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, *size, dtype=torch.bool)
+    )
     return Prediction(
-        PanopticSegmentation(torch.zeros(height, width, dtype=torch.int32), ()),
-        Instances(
-            torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, height, width, dtype=torch.bool)
-        ),
-        torch.full((height, width), -1),
+        PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ()), none, torch.full(size, -1)
     )
 
 
-def test_an_empty_prediction_scores_zero() -> None:
-    metrics = SegmentationMetrics(ISTHING, NAMES)
-    for seed in range(4):
-        _, truth = scene(seed)
-        metrics.update([empty(truth)], [Truth(truth)], [seed])
-    assert set(metrics.compute().scalars().values()) == {0.0}
+def test_empty_predictions_and_empty_truths_score_zero() -> None:
+    truths = [scene(seed)[1] for seed in range(4)]
+    blank = segmentation(np.zeros((3, 4), dtype=np.int64), [])
+    for found in ([(empty(truth), truth) for truth in truths], [(empty(blank), blank)]):
+        assert set(scored(found).compute().scalars().values()) == {0.0}
 
 
-def test_a_truth_without_anything_gives_zero_without_a_crash() -> None:
-    truth = segmentation(np.zeros((3, 4), dtype=np.int64), [])
-    metrics = SegmentationMetrics(ISTHING, NAMES)
-    metrics.update([empty(truth)], [Truth(truth)], [1])
-    assert set(metrics.compute().scalars().values()) == {0.0}
-
-
-def test_annotated_objects_and_semantic_maps_win_over_the_panoptic_map() -> None:
+def test_annotated_objects_and_semantic_maps_replace_the_panoptic_map() -> None:
     """Two objects that overlap entirely but for a border, and a class map that differs from the segments."""
     truth = segmentation(np.array([[5, 5, 5, 0, 9, 9]]), [Segment(5, 0, True), Segment(9, 1, False)])
     masks = torch.tensor([[[1, 1, 1, 1, 0, 0]], [[1, 1, 1, 0, 0, 0]]], dtype=torch.bool)
@@ -157,8 +166,8 @@ def test_annotated_objects_and_semantic_maps_win_over_the_panoptic_map() -> None
     areas = torch.tensor([4.0, 3.0], dtype=torch.float64)
     objects = TrueInstances(labels, masks, torch.zeros(2, dtype=torch.bool), areas)
     semantic = torch.tensor([[0, 0, 2, -1, 1, 1]])
-    metrics = SegmentationMetrics(ISTHING, NAMES)
     prediction = Prediction(truth, Instances(labels, torch.ones(2), masks), semantic)
+    metrics = SegmentationMetrics(ISTHING, NAMES)
     metrics.update([prediction], [Truth(truth, objects, semantic)], [1])
     result = metrics.compute()
     assert result.instances is not None

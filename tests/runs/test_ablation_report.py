@@ -47,7 +47,7 @@ def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
     by = {(row["timesteps"], row["captioner"]): row for row in rows}
     assert by["learnable", "implicit"]["coco PQ"] == "23.0"
     mean = by["0", "empty"]  # of 0 and 10
-    assert (mean["coco PQ"], mean["ade PQ"], mean["ade mAP"], mean["runs"]) == ("5.0", "20.0", "-", "2")
+    assert (mean["coco PQ"], mean["ade PQ"], mean["ade mAP"], mean["runs"]) == ("5.0", "20.0", "", "2")
 
 
 def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None
     assert [row["paper: ADE20K PQ"] for row in captioners] == ["21.8", "22.2", "22.3", "23.3"]
     assert [row["coco PQ"] for row in captioners] == ["5.0", "1.0", "2.0", "3.0"]
     classifiers = table(runs / "report" / "classifier.csv")
-    assert [row["coco PQ"] for row in classifiers] == ["-", "-", "3.0"]
+    assert [row["coco PQ"] for row in classifiers] == ["", "", "3.0"]
     text = (runs / "report" / "ablations.md").read_text(encoding="utf-8")
     assert "| 0+100+200 | caption | no | 23.1 | 43.7 | 19.0 | 50.0 | 25.0 | 1 |" in text
     assert "| learnable | caption | yes | 22.8 | 44.0 | 23.0 | 50.0 | 25.0 | 1 |" in text
@@ -94,14 +94,14 @@ def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
     both, diffusion = table(tmp_path / "report" / "all_runs.csv")
     scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
     assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
-    assert [diffusion[name] for name in scores] == ["-", "50.0", "-", "1"]
+    assert [diffusion[name] for name in scores] == ["", "50.0", "", "1"]
 
 
 def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:
     finish(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}})
     report(tmp_path)
     row = table(tmp_path / "report" / "timestep.csv")[-1]
-    assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "-", "50.0")
+    assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "", "50.0")
 
 
 def test_the_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:

@@ -25,8 +25,7 @@ from odise_pl.data.prepare.listing import Benchmark
 from odise_pl.data.prepare.source import Source, SourceSample
 from odise_pl.data.prepare.tree import Tree
 from odise_pl.data.records import DataError
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary, load_vocabulary
 
 _SCENE_PARSING = (
     "download ADEChallengeData2016.zip and annotations_instance.tar from http://sceneparsing.csail.mit.edu, "

@@ -11,8 +11,7 @@ from typing import Any
 
 from odise_pl.data.prepare.files import SourceFile
 from odise_pl.data.records import SegmentRecord
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 Members = Mapping[str, bytes]  # of a sample in a shard: content by suffix
 

@@ -24,8 +24,7 @@ from odise_pl.data.prepare.listing import image_ids
 from odise_pl.data.prepare.packing import PROBLEMS, prepare
 from odise_pl.data.prepare.pascal import CONTEXT_59
 from odise_pl.data.records import DataError
-from odise_pl.measures import MEASURES
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.vocabulary import MEASURES, load_vocabulary
 
 VOCABULARIES = {
     "ade150": "ade20k_150",
