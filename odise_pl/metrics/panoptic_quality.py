@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from odise_pl.metrics.panoptic_matching import PanopticStats
+from odise_pl.metrics.panoptic_matching import PanopticStats, match
+from odise_pl.structures import PanopticSegmentation
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,55 @@ class PanopticQualityResult:
     sq: Tensor
     rq: Tensor
     stats: PanopticStats
+
+
+class PanopticQuality(Metric):
+    """Panoptic quality as a metric of torchmetrics: a thin class over :func:`match` and :func:`panoptic_quality`.
+
+    Its state is integers, so that the result does not depend on how images are split over ranks.
+
+    Args:
+        isthing: per class, whether it is a thing (True) or stuff.
+        options: of :class:`torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    iou_units: Tensor
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+
+    def __init__(self, isthing: Sequence[bool], **options: Any) -> None:
+        super().__init__(**options)
+        self.isthing = tuple(isthing)
+        for name, counts in vars(PanopticStats.zeros(len(self.isthing))).items():
+            self.add_state(name, counts, dist_reduce_fx="sum")
+
+    @property
+    def stats(self) -> PanopticStats:
+        """What was counted."""
+        return PanopticStats(self.iou_units, self.tp, self.fp, self.fn)
+
+    def update(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
+        """Score an image, see :func:`match`."""
+        self.add(match(prediction, truth, len(self.isthing)))
+
+    def add(self, stats: PanopticStats) -> None:
+        """Add what was counted elsewhere."""
+        for name, counts in vars(self.stats + stats).items():
+            setattr(self, name, counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``pq``, ``sq``, ``rq``, ``pq_things`` and ``pq_stuff`` of all images; more is in :attr:`result`."""
+        found = self.result
+        values = {"pq": found.all.pq, "sq": found.all.sq, "rq": found.all.rq}
+        values |= {"pq_things": found.things.pq, "pq_stuff": found.stuff.pq}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+    @property
+    def result(self) -> PanopticQualityResult:
+        """The qualities of the images of this rank, with those of each class."""
+        return panoptic_quality(self.stats, self.isthing)
 
 
 def panoptic_quality(stats: PanopticStats, isthing: Sequence[bool]) -> PanopticQualityResult:

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from odise_pl.metrics.mask_ap import ImageObjects, MaskAPResult, image_objects, mask_ap
 from odise_pl.metrics.mean_iou import MeanIoUResult, count_class_pixels, mean_iou
 from odise_pl.metrics.panoptic_matching import PanopticStats, match
-from odise_pl.metrics.panoptic_quality import PanopticQualityResult, panoptic_quality
+from odise_pl.metrics.panoptic_quality import PanopticQuality, PanopticQualityResult
 from odise_pl.structures import Prediction, Truth
 from odise_pl.vocabulary import MEASURES
 
@@ -123,7 +123,7 @@ class SegmentationMetrics:
         """Forget everything."""
         self._image_ids: list[int] = []
         self._skipped = 0
-        self._panoptic = PanopticStats.zeros(len(self.isthing))
+        self._panoptic = PanopticQuality(self.isthing, sync_on_compute=False)
         self._objects: list[ImageObjects] = []
         self._pixels = torch.zeros(3, len(self.isthing), dtype=torch.int64)
 
@@ -143,7 +143,7 @@ class SegmentationMetrics:
         panoptic = [self._match(*image) for image in images] if "panoptic" in self.measures else []
         objects = [self._list_objects(*image) for image in images] if "instances" in self.measures else []
         pixels = [self._count_pixels(*image) for image in images] if "semantic" in self.measures else []
-        self._panoptic = sum(panoptic, self._panoptic)
+        self._panoptic.add(sum(panoptic, PanopticStats.zeros(len(self.isthing))))
         self._objects += objects
         self._pixels = sum(pixels, self._pixels)
         self._image_ids += [int(image_id) for image_id in image_ids]
@@ -168,7 +168,7 @@ class SegmentationMetrics:
         return {
             "image_ids": list(self._image_ids),
             "skipped": self._skipped,
-            "panoptic": {name: counts.tolist() for name, counts in vars(self._panoptic).items()},
+            "panoptic": {name: counts.tolist() for name, counts in vars(self._panoptic.stats).items()},
             "objects": list(self._objects),
             "pixels": self._pixels.tolist(),
         }
@@ -178,7 +178,7 @@ class SegmentationMetrics:
         self._image_ids += state["image_ids"]
         self._skipped += state["skipped"]
         counts = {name: torch.tensor(values) for name, values in state["panoptic"].items()}
-        self._panoptic += PanopticStats(**counts)
+        self._panoptic.add(PanopticStats(**counts))
         self._objects += state["objects"]
         self._pixels = self._pixels + torch.tensor(state["pixels"])
 
@@ -202,7 +202,7 @@ class SegmentationMetrics:
             )
         measured = self.measures
         return EvaluationResult(
-            panoptic=panoptic_quality(self._panoptic, self.isthing) if "panoptic" in measured else None,
+            panoptic=self._panoptic.result if "panoptic" in measured else None,
             instances=mask_ap(self._objects, self.isthing) if "instances" in measured else None,
             semantic=mean_iou(self._pixels) if "semantic" in measured else None,
             names=self.names,

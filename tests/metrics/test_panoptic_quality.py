@@ -19,18 +19,19 @@ from panoptic_maps import (
 )
 from PIL import Image
 
-from odise_pl.metrics.panoptic_matching import PanopticStats, match
-from odise_pl.metrics.panoptic_quality import PanopticQualityResult, panoptic_quality
+from odise_pl.metrics.panoptic_matching import match
+from odise_pl.metrics.panoptic_quality import PanopticQuality, PanopticQualityResult
 from odise_pl.structures import PanopticSegmentation, Segment
 
 Pair = tuple[PanopticSegmentation, PanopticSegmentation]
 
 
 def score(pairs: list[Pair], isthing: tuple[bool, ...] = ISTHING) -> PanopticQualityResult:
-    stats = PanopticStats.zeros(len(isthing))
+    metric = PanopticQuality(isthing)
     for prediction, truth in pairs:
-        stats += match(prediction, truth, len(isthing))
-    return panoptic_quality(stats, isthing)
+        metric.update(prediction, truth)
+    assert float(metric.compute()["pq"]) == metric.result.all.pq
+    return metric.result
 
 
 @settings(deadline=None, max_examples=50)
