@@ -53,7 +53,7 @@ class PanopticQualityResult:
 
 
 class PanopticQuality(Metric):
-    """Panoptic quality as a metric of torchmetrics: a thin class over :func:`match` and :func:`panoptic_quality`.
+    """Panoptic quality as a metric of torchmetrics, over :func:`match` and :func:`panoptic_quality`.
 
     Its state is integers, so that the result does not depend on how images are split over ranks.
 
