@@ -17,6 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.command_line import expand
 from odise_pl.runs.record import (
     digest_of,
@@ -123,11 +124,12 @@ def _trainer(config: DictConfig) -> lightning.Trainer:
     from hydra.utils import instantiate
 
     from odise_pl.evaluation.run import SaveOnInterruption
+    from odise_pl.training.console import quiet_libraries
 
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         # sums depend on the number of threads: Lightning would give several ranks fewer of them than one rank
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
+    quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     bar: list[Any] = [instantiate(config.progress)] if config.trainer.enable_progress_bar else []
     return instantiate(
@@ -141,6 +143,7 @@ def _trainer(config: DictConfig) -> lightning.Trainer:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
+    watch_first_process()
     with clear_errors(others_go_on=in_sweep()):
         check_evaluation(config)
         if config.predictions is not None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from odise_pl.distributed.launch import note_first_process, sole_run
+from odise_pl.distributed.launch import sole_run, watch_first_process
 from odise_pl.runs.command_line import expand
 from odise_pl.runs.record import digest_of, in_sweep, mark_finished, settings_of
 from odise_pl.runs.resume import goes_on, keep
@@ -31,7 +29,8 @@ def train(config: DictConfig) -> dict[str, float]:
 
     from odise_pl.checkpoints.reading import description_of
     from odise_pl.training.batch_size import fit_to_device
-    from odise_pl.training.faults import clear_faults
+    from odise_pl.training.console import quiet_libraries
+    from odise_pl.training.faults import explain_faults
     from odise_pl.training.module import OdiseModule
     from odise_pl.training.optimization import accumulation_steps
     from odise_pl.vocabulary import rename
@@ -42,9 +41,7 @@ def train(config: DictConfig) -> dict[str, float]:
         refuse_changes(config, description.record)
         if "TensorBoard" in str(logger.get("_target_")):
             logger["purge_step"] = description.step  # steps that were logged, but not saved, come again
-    # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
+    quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = data_module(config)
     bar = config.trainer.enable_progress_bar
@@ -82,7 +79,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         keep(config)
     checkpoint = None if config.ckpt is None else str(checkpoint_path(config))
-    with clear_faults(trainer, config.run_dir):
+    with explain_faults(trainer):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         if trainer.interrupted or trainer.global_step < trainer.max_steps:
             return {}
@@ -97,7 +94,7 @@ def train(config: DictConfig) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Check first, then train."""
-    note_first_process()
+    watch_first_process()
     with clear_errors(others_go_on=in_sweep()), sole_run(config.run_dir):
         if goes_on(config):
             check_training(config)
