@@ -14,7 +14,6 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
 from odise_pl.models.frozen import Frozen
-from odise_pl.models.ranks import Alone
 
 
 class PromptEncoder(Frozen):
@@ -32,7 +31,6 @@ class PromptEncoder(Frozen):
         if capacity < 1:
             raise SettingError(f"captioner.remember={capacity} must be 1 or more")
         self.text_encoder, self.pad, self.capacity = text_encoder, pad, capacity
-        self.ranks = Alone()
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self.freeze()
 
@@ -40,7 +38,7 @@ class PromptEncoder(Frozen):
         """Conditioning [len(texts), 77, context_dim] on the encoder's device."""
         device = next(self.text_encoder.parameters()).device
         now = {text: self._known[text] for text in texts if text in self._known}
-        new = self.ranks.union([text for text in dict.fromkeys(texts) if text not in now])
+        new = [text for text in dict.fromkeys(texts) if text not in now]
         if new:
             # what validation encodes in inference mode, training must be able to use
             with torch.inference_mode(False):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from odise_pl.models.ranks import Alone
-
 Encode = Callable[[Sequence[str]], Tensor]
 
 
@@ -21,12 +19,12 @@ class TextCache:
     """
 
     def __init__(self, limit: int = 20_000) -> None:
-        self.limit, self.ranks = limit, Alone()
+        self.limit = limit
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def embed(self, texts: Sequence[str], encode: Encode, device: torch.device) -> Tensor:
         """Embeddings [len(texts), D] on ``device``; ``encode`` makes those that are not known, each once."""
-        new = self.ranks.union([text for text in dict.fromkeys(texts) if not self._is_there(text, device)])
+        new = [text for text in dict.fromkeys(texts) if not self._is_there(text, device)]
         if new:
             # copies, because a part of a tensor would keep all of it
             self._known.update(zip(new, (row.clone() for row in encode(new)), strict=True))

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from odise_pl.models.backbones.text_cache import Encode
-from odise_pl.models.ranks import Alone
 
 _SUFFIX = ".safetensors"
 
@@ -33,14 +32,13 @@ class TextStore:
 
     def __init__(self, folder: Path | str, model: str) -> None:
         self.folder = Path(folder) / model
-        self.ranks = Alone()
         self._known: dict[str, Tensor] | None = None
 
     def embed(self, texts: Sequence[str], encode: Encode) -> Tensor:
         """Embeddings [len(texts), D] in main memory; ``encode`` makes those that are not known, each once."""
         if self._known is None:
             self._known = self._read()
-        new = self.ranks.union([text for text in dict.fromkeys(texts) if text not in self._known])
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             rows = encode(new).detach().float().cpu()
             self._write(new, rows)
