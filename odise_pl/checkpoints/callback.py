@@ -94,7 +94,6 @@ class Checkpoints(ModelCheckpoint):
         return "Checkpoints"
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Let the strategy write with :class:`AtomicCheckpointIO`."""
         trainer.strategy.checkpoint_io = self._io
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -114,21 +113,14 @@ class Checkpoints(ModelCheckpoint):
         if self._step and self._validates and self._validated != self._step:
             _validate(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         """Remember the position at the end of a step; what it logs is not written yet."""
         if trainer.global_step != self._step:
             self._step, self._position = trainer.global_step, _position(trainer)
             self._validates = _validates_now(trainer)
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
     ) -> None:
         """Save the step before this batch when it is time, or when a signal stops the run."""
         if self._tried != self._step and self._step % self.every == 0:
@@ -145,20 +137,14 @@ class Checkpoints(ModelCheckpoint):
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
-        """Stop between two batches."""
         self._stop_if_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remember that this step is validated."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._validated = trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the last step.
-
-        Raises:
-            SavingError: it cannot be written.
-        """
+        """Save the last step, or raise SavingError."""
         if self._saved != self._step and (failure := self.save(trainer, pl_module)):
             raise SavingError(f"{failure}; free some space, and start the run again")
 
@@ -167,13 +153,11 @@ class Checkpoints(ModelCheckpoint):
         return {"validated": self._validated, "validates": self._validates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`."""
         self._validated, self._validates = state_dict["validated"], state_dict["validates"]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Translate the position to this number of ranks."""
         translate(trainer, checkpoint)
 
     def on_save_checkpoint(
@@ -202,18 +186,12 @@ class Checkpoints(ModelCheckpoint):
         return failure
 
     def _stop_if_asked(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """End the run on all ranks if a signal arrived on any of them.
-
-        Raises:
-            Preempted: all is saved.
-            SavingError: it cannot be.
-        """
+        """Raise Preempted on all ranks, with all saved, if a signal arrived on any of them."""
         if not trainer.strategy.reduce_boolean_decision(self._stop.number is not None, all=False):
             return
-        if trainer.state.fn == TrainerFn.FITTING and self._saved != self._step:
-            failure = self.save(trainer, pl_module)
-            if failure:
-                raise SavingError(failure)
+        unsaved = trainer.state.fn == TrainerFn.FITTING and self._saved != self._step
+        if unsaved and (failure := self.save(trainer, pl_module)):
+            raise SavingError(failure)
         if trainer.is_global_zero:
             _log.info("stopped at step %d: the same command resumes from there", self._step)
         trainer.strategy.barrier("stopped")

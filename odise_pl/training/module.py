@@ -108,7 +108,6 @@ class OdiseModule(lightning.LightningModule):
         self._predictors = [NetworkPredictor(model, v, vocabulary) for v in self.evaluations.values()]
 
     def configure_model(self) -> None:
-        """Give the network the weights that this process holds."""
         place_all(self.model, self.trainer)
 
     # Training
@@ -184,7 +183,6 @@ class OdiseModule(lightning.LightningModule):
         self._counters = {"skipped": self._skipped, **self._steps.state_dict()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule, stepped at every optimiser step."""
         optimizer = build_optimizer(self.model, self.optimizer_settings, self.global_batch)
         total_steps = int(self.trainer.estimated_stepping_batches)
         factor = learning_rate_factor(self.optimizer_settings, total_steps)

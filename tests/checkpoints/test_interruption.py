@@ -98,10 +98,10 @@ def test_death_at_the_ends_of_epochs_and_after_validation_changes_nothing(
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(scene_shards: Path, tmp_path: Path) -> None:
-    arguments, killed, whole = options(scene_shards, 120), tmp_path / "killed", tmp_path / "undisturbed"
+    arguments, killed, whole = options(scene_shards, 60), tmp_path / "killed", tmp_path / "undisturbed"
     train_here(whole, *arguments)
     chance, steps = random.Random(20), []
-    while len(steps) < 20:
+    while len(steps) < 10:
         step = kill_at_random(killed, arguments, chance)
         assert step is not None, f"finished after {len(steps)} kills: the run is too short for this test"
         steps.append(step)

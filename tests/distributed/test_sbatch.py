@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sbatch"
 # srun answers SIGTERM by killing its tasks; scancel is what signals them
 SRUN = """#!/bin/bash
