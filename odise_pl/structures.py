@@ -159,8 +159,8 @@ class Batch(TensorStruct):
         targets: training truth, masks on the canvas.
         original_sizes: size before the transform: what predictions are resized to.
         truths: at the original size, None in training.
-        skipped: what was damaged since the last batch, each damaged shard or sample once.
-        left_out: samples that were left out, or replaced in training, since the last batch.
+        skipped: why samples of the batch were skipped or, in training, replaced: one text each.
+        left_out: how many were.
         number: place among all batches of an evaluation set, whatever the number of devices; -1 in training.
         words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
         labelled: whether the targets say what is in each image; empty stands for all.

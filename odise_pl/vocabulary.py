@@ -1,18 +1,17 @@
 """Class names, their synonyms and thing flags.
 
-A vocabulary is an argument of training and inference, never state of a model. It comes from a packaged
-list, a file, or what a user types; :func:`load_vocabulary` reads all of them.
+A vocabulary is an argument of training and inference, never state of a model. :func:`load_vocabulary` reads
+every form in which one is given.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,18 +21,21 @@ from omegaconf import OmegaConf
 
 from odise_pl.errors import UserError
 
-_log = logging.getLogger(__name__)
-# "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours.
+# "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
-# OpenSeg's lists keep a line for ids that the data set does not use.
+# OpenSeg's lists keep a line for ids that the data set does not use
 _UNUSED_ID = "invalid_class_id"
-# Zero-width space and joiner, soft hyphen, byte order mark: editors leave them, nobody sees them.
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\u00ad\ufeff"))
-_PLURAL = {"class": "classes", "entry": "entries", "line": "lines"}
-_TAB = re.compile(r"[^\s,:] *\t *[^\s,:]")
-_FILE = re.compile(
-    r"[^,]*/[^,]*|.*\.(txt|json)|[^,]*\.\w+", re.I
-)  # what is meant for a file, be it there or not
+_TAB_BETWEEN_NAMES = re.compile(r"[^\s,:] *\t *[^\s,:]")
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # surrogates: bytes on the command line that are not UTF-8
+_LOOKS_LIKE_FILE = re.compile(r"[^,]*/[^,]*|.*\.(txt|json)|[^,]*\.\w+", re.I)
+_JSON_FIELDS = {
+    "id": (int, "a whole number"),
+    "name": (str, "text"),
+    "synonyms": (list, "a list of names"),
+    "isthing": (int, "true or false"),
+    "official": (str, "text"),
+}
+_JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in some scripts
 
 
 class VocabularyError(UserError, ValueError):
@@ -41,7 +43,7 @@ class VocabularyError(UserError, ValueError):
 
 
 def normalised(name: str) -> str:
-    """A name by which names are compared: case and spaces do not count."""
+    """The form in which names are compared: without case and extra spaces."""
     return " ".join(name.split()).casefold()
 
 
@@ -50,12 +52,12 @@ class Category:
     """One class.
 
     Attributes:
-        id: the data set's own id, any non-negative integer; not the contiguous index.
+        id: the data set's own id, not negative; not the contiguous index.
         name: the name in tables and overlays, in words that a text encoder understands.
         synonyms: further names; a class is scored by the best of all its names.
         isthing: countable object (True) or stuff (False).
-        official: the data set's own spelling where it differs from ``name`` ("wall-other-merged"). It is
-            not shown to the text encoder.
+        official: the data set's own spelling where it differs from ``name`` ("wall-other-merged"); the text
+            encoder does not see it.
     """
 
     id: int
@@ -66,8 +68,18 @@ class Category:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that is shown to the text encoder, the main one first."""
+        """Every name that the text encoder sees, the main one first."""
         return (self.name, *self.synonyms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without empty fields."""
+        data = {"id": self.id, "name": self.name, "synonyms": list(self.synonyms), "official": self.official}
+        return {key: value for key, value in data.items() if value not in ([], "")} | {
+            "isthing": self.isthing
+        }
+
+    def _compared(self) -> set[str]:
+        return {normalised(name) for name in (*self.names, self.official) if name}
 
 
 @dataclass(frozen=True)
@@ -85,20 +97,24 @@ class Vocabulary:
     categories: tuple[Category, ...]
 
     def __post_init__(self) -> None:
+        what = f"vocabulary '{self.name}'"
         if not self.categories:
-            raise VocabularyError(f"vocabulary '{self.name}' has no classes")
+            raise VocabularyError(f"{what} has no classes")
         for index, category in enumerate(self.categories):
-            self._check_names(index, category)
-        _check_unique(self.name, self.categories, "class", range(len(self)))
-
-    def _check_names(self, index: int, category: Category) -> None:
-        what = f"vocabulary '{self.name}': class {index} (id {category.id})"
-        if not category.name.strip():
-            raise VocabularyError(f"{what} has no name")
-        if not all(synonym.strip() for synonym in category.synonyms):
-            raise VocabularyError(f"{what}, '{category.name}', has an empty synonym; remove it")
-        if category.id < 0:
-            raise VocabularyError(f"{what}, '{category.name}': ids must not be negative")
+            if category.id < 0 or not all(name.strip() for name in category.names):
+                raise VocabularyError(
+                    f"{what}: class {index} (id {category.id}, '{category.name}') needs an id that is not "
+                    "negative, a name, and synonyms that are not empty"
+                )
+        for field in ("id", "name"):
+            first: dict[str, Category] = {}
+            for category in self.categories:
+                other = first.setdefault(normalised(str(getattr(category, field))), category)
+                if other is not category:
+                    raise VocabularyError(
+                        f"{what}: '{other.name}' (id {other.id}) and '{category.name}' (id {category.id}) "
+                        f"have the same {field}; change one, or remove it if both are one class"
+                    )
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -133,26 +149,24 @@ class Vocabulary:
         return tuple(category.names for category in self.categories)
 
     def overlap(self, training: Vocabulary) -> tuple[bool, ...]:
-        """Which classes the ``training`` vocabulary knows too.
+        """Which classes share a name with the ``training`` vocabulary (case and spacing aside).
 
-        A class is known if any of its names is exactly the name of any training class; case and spacing do
-        not count, and the data sets' own spellings count as names. It decides how much the CLIP
-        classifier weighs in the fusion of scores (section 3.3 of the paper).
+        The data sets' own spellings count as names. It decides how much the CLIP classifier weighs in the
+        fusion of scores (section 3.3 of the paper).
         """
-        known = {name for category in training.categories for name in _comparable(category)}
-        return tuple(not known.isdisjoint(_comparable(category)) for category in self.categories)
+        known = set().union(*(category._compared() for category in training.categories))
+        return tuple(not known.isdisjoint(category._compared()) for category in self.categories)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_json` reads; empty and default fields are left out."""
-        return {"name": self.name, "categories": [_category_to_json(item) for item in self.categories]}
+        """Plain data that :meth:`from_json` reads."""
+        return {"name": self.name, "categories": [category.to_json() for category in self.categories]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str) -> Vocabulary:
         """Read ``{"categories": [{"id", "name", "synonyms"?, "isthing"?, "official"?}, ...]}``.
 
         Other keys are ignored, so the category list of a COCO annotation file is read too; there classes
-        without ``isthing`` are things, as in COCO's detection format. Names are taken whole: a comma
-        does not split them.
+        without ``isthing`` are things, as in COCO's detection format. A comma does not split a name.
 
         Raises:
             VocabularyError: something is missing or of the wrong type.
@@ -166,7 +180,7 @@ class Vocabulary:
 def load_vocabulary(
     source: Vocabulary | str | Path | Sequence[Any], name: str | None = None, one_word: bool = False
 ) -> Vocabulary:
-    """Read a vocabulary from wherever it is.
+    """Read a vocabulary.
 
     Args:
         source: one of
@@ -182,10 +196,9 @@ def load_vocabulary(
             * a vocabulary, which is returned as it is.
 
             Classes of lines are things unless the line ends in ``:stuff`` (in any case), and their ids count
-            from 0 unless the lines give them. A synonym that names another class is logged. Files
-            are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+            from 0 unless the lines give them. Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
-        one_word: whether ``"dog"`` is a class, where words are asked for, or a misspelt name of a vocabulary.
+        one_word: whether ``"dog"`` is a class (where words are asked for) or a misspelt vocabulary name.
 
     Raises:
         VocabularyError: it is not found, cannot be read, or is not valid.
@@ -193,13 +206,12 @@ def load_vocabulary(
     if isinstance(source, Vocabulary):
         return source
     if isinstance(source, str):
-        packaged = _packaged_directory() / f"{source}.json"
-        source = packaged if source in packaged_vocabularies() else _file_or_text(source, one_word)
+        source = _file_of(source, one_word) or source
     if isinstance(source, Path):
         return _from_file(source, name)
     if isinstance(source, str):
-        return _from_lines(source, name or "custom", one_line_is_one_class=False)
-    return _from_entries(dict(enumerate(source, 1)), name or "custom")
+        return _from_text(source, name or "custom", commas_between_classes=True)
+    return _from_entries(source, name or "custom")
 
 
 def packaged_vocabularies() -> tuple[str, ...]:
@@ -212,22 +224,26 @@ def _packaged_directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "data" / "vocabularies"
 
 
-def _file_or_text(source: str, one_word: bool) -> Path | str:
-    """A file that is there; else the text itself, unless it can only be meant for something that is not."""
-    if len(source.splitlines()) > 1:
-        return source
-    if os.path.isfile(source):  # noqa: PTH113  Path's fails for what is too long for a path
-        return Path(source)
+def _file_of(source: str, one_word: bool) -> Path | None:
+    """The file that a string names, packaged or not; None if it is the vocabulary's text itself."""
     known = packaged_vocabularies()
-    similar = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(source, known)
+    if source in known:
+        return _packaged_directory() / f"{source}.json"
+    if len(source.splitlines()) > 1:
+        return None
+    if os.path.isfile(source):  # noqa: PTH113  Path.is_file fails for what is too long for a path
+        return Path(source)
+    misspelt = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(
+        source, known
+    )
     is_list = _clean(source).startswith("[")
-    is_text = is_list or (not _FILE.fullmatch(source) and (one_word or "," in source or ":" in source))
-    if not source or similar or not is_text:
+    is_text = is_list or (not _LOOKS_LIKE_FILE.fullmatch(source) and (one_word or re.search("[,:]", source)))
+    if not source or misspelt or not is_text:
         raise VocabularyError(
             f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
             f'({", ".join(known)}); a list of names is written [dog, "park bench"]'
         )
-    return source
+    return None
 
 
 def _from_file(path: Path, name: str | None) -> Vocabulary:
@@ -235,7 +251,7 @@ def _from_file(path: Path, name: str | None) -> Vocabulary:
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data))
         if path.suffix.lower() != ".json":
-            return _from_lines(text, name or path.stem)
+            return _from_text(text, name or path.stem)
         content = json.loads(text)
         if isinstance(content, dict) and isinstance(content.get("vocabulary"), dict):  # of a shard set
             content = content["vocabulary"]
@@ -249,33 +265,33 @@ def _from_file(path: Path, name: str | None) -> Vocabulary:
         raise VocabularyError(f"{path}: cannot be read as a vocabulary: {error}") from error
 
 
-def _from_lines(text: str, name: str, one_line_is_one_class: bool = True) -> Vocabulary:
-    """A class a line, with commas between its names; or a list as :func:`load_vocabulary` knows it.
+def _from_text(text: str, name: str, commas_between_classes: bool = False) -> Vocabulary:
+    """A class a line, with commas between its names, or a list in brackets.
 
-    Args:
-        text: of a file, or of an option.
-        name: the vocabulary's.
-        one_line_is_one_class: else commas on the only line stand between classes.
+    ``commas_between_classes``: commas on a single line separate classes, not names of one class.
     """
-    if re.search("[\0\ud800-\udfff]", text):  # surrogates: bytes on the command line that are no UTF-8
-        raise VocabularyError(f"vocabulary '{name}' holds characters that are no text; save it as UTF-8")
+    if _NOT_TEXT.search(text):
+        raise VocabularyError(f"vocabulary '{name}' holds characters that are not text; save it as UTF-8")
     if _clean(text).startswith("["):
-        return load_vocabulary(_parse_list(_clean(text)), name)
-    lines = {number: line for number, line in enumerate(text.splitlines(), 1) if _trimmed(line)}
-    if len(lines) == 1 and not one_line_is_one_class:
-        return load_vocabulary(_trimmed(*lines.values()).split(","), name)
-    return _from_entries(lines, name, "line")
+        return _from_entries(_parse_list(_clean(text)), name)
+    lines = [line for line in text.splitlines() if _without_trailing_commas(line)]
+    if len(lines) == 1 and commas_between_classes:
+        lines = _without_trailing_commas(lines[0]).split(",")
+    return _from_entries(lines, name)
 
 
 def _clean(name: str) -> str:
-    """A name without what cannot be seen, in Unicode's composed form; breaks within it become spaces."""
-    shown = unicodedata.normalize("NFC", name.translate(_INVISIBLE))
-    ends = [i for i, c in enumerate(shown) if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf")]
-    return " ".join(shown[ends[0] : ends[-1] + 1].split()) if ends else ""
+    """A name in Unicode's composed form, without invisible characters and extra spaces."""
+    shown = (
+        c
+        for c in unicodedata.normalize("NFC", name)
+        if c.isspace() or c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf")
+    )
+    return " ".join("".join(shown).split())
 
 
-def _trimmed(entry: str) -> str:
-    """Without the commas that spreadsheets put after the last name."""
+def _without_trailing_commas(entry: str) -> str:
+    """Spreadsheets put commas after the last name."""
     return _clean(entry).rstrip(", ")
 
 
@@ -286,117 +302,54 @@ def _parse_list(text: str) -> Sequence[Any]:
         raise VocabularyError(f"cannot read the list of class names {text}: {error}") from error
 
 
-def _from_entries(entries: Mapping[int, Any], name: str, place: str = "entry") -> Vocabulary:
-    """Classes from what an entry of a list says, or a line of a file, by its number from 1."""
-    parsed = {n: _parse_entry(entry, f"vocabulary '{name}': {place} {n}:") for n, entry in entries.items()}
-    numbered = sum(identifier is not None for identifier, _, _ in parsed.values())
+def _from_entries(entries: Sequence[Any], name: str) -> Vocabulary:
+    """Classes from lines or from items of a list."""
+    parsed = [_parse_entry(entry, f"vocabulary '{name}'") for entry in entries]
+    numbered = sum(identifier is not None for identifier, _, _ in parsed)
     if numbered not in (0, len(parsed)):
         raise VocabularyError(
             f"vocabulary '{name}': {numbered} of {len(parsed)} classes have an id; give all or none"
         )
-    found = {
-        number: Category(index if identifier is None else identifier, names[0], names[1:], isthing)
-        for index, (number, (identifier, names, isthing)) in enumerate(parsed.items())
+    categories = (
+        Category(index if identifier is None else identifier, names[0], names[1:], isthing)
+        for index, (identifier, names, isthing) in enumerate(parsed)
         if _UNUSED_ID not in names
-    }
-    _check_unique(name, tuple(found.values()), place, tuple(found))
-    vocabulary = Vocabulary(name, tuple(found.values()))
-    _tell_ambiguous(vocabulary)
-    return vocabulary
-
-
-def _check_unique(name: str, categories: Sequence[Category], place: str, numbers: Sequence[int]) -> None:
-    """Raises VocabularyError that names the places of two categories with one id or name."""
-    for what in ("id", "name"):
-        first: dict[int | str, str] = {}
-        for category, number in zip(categories, numbers, strict=True):
-            value = category.id if what == "id" else normalised(category.name)
-            shown = f"{number} ('{category.name}', id {category.id})"
-            if value in first:
-                raise VocabularyError(
-                    f"vocabulary '{name}': {_PLURAL[place]} {first[value]} and {shown} have the same {what}; "
-                    f"give one another {what}, or remove it if both are one class"
-                )
-            first[value] = shown
-
-
-def _tell_ambiguous(vocabulary: Vocabulary) -> None:
-    """A synonym may be another class's name, as published lists have it, but it is rarely meant."""
-    named = {normalised(name): index for index, name in enumerate(vocabulary.names)}
-    found = [
-        f"'{synonym}', a synonym of '{category.name}', is a class of its own"
-        for index, category in enumerate(vocabulary.categories)
-        for synonym in category.synonyms
-        if named.get(normalised(synonym), index) != index
-    ]
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        _log.warning(
-            "vocabulary '%s': %s%s: both get its score, and the class listed first wins a tie; remove one "
-            "if they are meant to be told apart",
-            *(vocabulary.name, found[0], more),
-        )
+    )
+    return Vocabulary(name, tuple(categories))
 
 
 def _parse_entry(entry: Any, where: str) -> tuple[int | None, tuple[str, ...], bool]:
-    """Id (None if not given), names and thing flag of a line or of a list of names that stands ``where``."""
+    """Id (None if not given), names and thing flag of a line or of a list of names."""
     parts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Sequence) else None
     if not parts or not all(isinstance(part, str) for part in parts):
         raise VocabularyError(
-            f"{where} {entry!r} is neither a name nor a list of names (quote words such as 'on', 'off' and "
-            f"numbers)"
+            f"{where}: {entry!r} is neither a name nor a list of names (quote words such as 'on', 'off' and "
+            "numbers)"
         )
-    if any(_TAB.search(part) for part in parts):
-        raise VocabularyError(f"{where} {entry!r} has a tab between names; put commas there")
-    match = _ENTRY.fullmatch(_trimmed(",".join(parts)))
-    if match is None:
+    match = _ENTRY.fullmatch(_without_trailing_commas(",".join(parts)))
+    listed = _without_trailing_commas(match["names"]).split(",") if match else []
+    names = tuple(dict.fromkeys(map(_clean, listed)))
+    if match is None or "" in names or any(_TAB_BETWEEN_NAMES.search(part) for part in parts):
         raise VocabularyError(
-            f"{where} {entry!r} has a colon that nothing but ':thing' or ':stuff' may follow; names with "
-            f"colons can be given in a JSON file"
+            f"{where}: {entry!r} is not written as [ID:]NAME[,SYNONYM...][:thing|:stuff]; put one comma "
+            "between names, and names that contain a colon into a JSON file"
         )
-    names = _distinct(_clean(name) for name in _trimmed(match["names"]).split(","))
-    if "" in names:
-        raise VocabularyError(f"{where} {entry!r} has an empty name")
     return int(match["id"]) if match["id"] else None, names, (match["kind"] or "thing").casefold() == "thing"
 
 
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
-
-
-def _comparable(category: Category) -> set[str]:
-    names = (*category.names, category.official) if category.official else category.names
-    return {normalised(name) for name in names}
-
-
-def _category_to_json(category: Category) -> dict[str, Any]:
-    data: dict[str, Any] = {"id": category.id, "name": category.name}
-    if category.synonyms:
-        data["synonyms"] = list(category.synonyms)
-    if category.official:
-        data["official"] = category.official
-    return data | {"isthing": category.isthing}
-
-
 def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
-    def field(key: str, default: Any, expected: type, description: str) -> Any:
-        value = data.get(key, default) if isinstance(data, Mapping) else None
-        if not isinstance(value, expected):
-            raise VocabularyError(f"{what} has {key} {value!r}, expected {description}")
-        return value
-
     what = f"vocabulary '{vocabulary}': class {index}"
-    name = _clean(field("name", None, str, "text"))
-    synonyms = field("synonyms", [], list, "a list of names")
+    if not isinstance(data, Mapping):
+        raise VocabularyError(f"{what} is {data!r}, expected an object with id and name")
+    values = {"synonyms": [], "isthing": True, "official": ""} | dict(data)
+    for field, (kind, expected) in _JSON_FIELDS.items():
+        if not isinstance(values.get(field), kind):
+            raise VocabularyError(f"{what} has {field} {values.get(field)!r}, expected {expected}")
+    name, synonyms = _clean(values["name"]), values["synonyms"]
     if not all(isinstance(synonym, str) for synonym in synonyms):
         raise VocabularyError(f"{what}, '{name}', has synonyms that are not text")
-    return Category(
-        id=field("id", None, int, "a whole number"),
-        name=name,
-        synonyms=tuple(synonym for synonym in _distinct(map(_clean, synonyms)) if synonym != name),
-        isthing=bool(field("isthing", True, int, "true or false")),
-        official=field("official", "", str, "text"),
-    )
+    others = tuple(synonym for synonym in dict.fromkeys(map(_clean, synonyms)) if synonym != name)
+    return Category(values["id"], name, others, bool(values["isthing"]), values["official"])
 
 
 def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
@@ -411,31 +364,30 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
     """
     if source is None:
         return vocabulary
-    names = load_vocabulary(source)
-    if len(names) != len(vocabulary):
+    new = load_vocabulary(source)
+    if len(new) != len(vocabulary):
         raise VocabularyError(
-            f"vocabulary '{names.name}' has {len(names)} classes, the data set '{vocabulary.name}' has "
+            f"vocabulary '{new.name}' has {len(new)} classes, the data set '{vocabulary.name}' has "
             f"{len(vocabulary)}: give every class of the data set its names, in the same order"
         )
-    _check_order(vocabulary, names)
-    pairs = zip(vocabulary.categories, names.categories, strict=True)
-    renamed = tuple(
-        replace(own, name=new.name, synonyms=new.synonyms, official=own.official or own.name)
-        for own, new in pairs
+    _check_order(vocabulary, new)
+    pairs = zip(vocabulary.categories, new.categories, strict=True)
+    renamed = (
+        replace(own, name=other.name, synonyms=other.synonyms, official=own.official or own.name)
+        for own, other in pairs
     )
-    return Vocabulary(names.name, renamed)
+    return Vocabulary(new.name, tuple(renamed))
 
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:
-    """Raises VocabularyError if a list has the names or the ids of a data set in another order."""
-    columns = {"names": [[normalised(name) for name in one.names] for one in (own, new)]}
-    ids = [[str(category.id) for category in one.categories] for one in (own, new)]
-    if ids[1] != [str(i) for i in range(len(new))]:  # else they were only counted
-        columns["ids"] = ids
-    for what, (here, there) in columns.items():
-        if here != there and sorted(here) == sorted(there):
-            place = next(i for i, pair in enumerate(zip(here, there, strict=True)) if len(set(pair)) > 1)
+    """Raise VocabularyError if a list has the names or the ids of a data set in another order."""
+    ours, theirs = ({"names": [*map(normalised, v.names)], "ids": [*map(str, v._index)]} for v in (own, new))
+    if theirs["ids"] == [str(index) for index in range(len(new))]:  # the list gives no ids of its own
+        ours["ids"] = theirs["ids"]
+    for what in ("names", "ids"):
+        if ours[what] != theirs[what] and sorted(ours[what]) == sorted(theirs[what]):
+            place = next(i for i in range(len(new)) if ours[what][i] != theirs[what][i])
             raise VocabularyError(
                 f"vocabulary '{new.name}' has the {what} of the data set '{own.name}' in another order: "
-                f"class {place} is '{there[place]}', not '{here[place]}'; list them in the set's order"
+                f"class {place} is '{theirs[what][place]}', not '{ours[what][place]}'; list them in its order"
             )

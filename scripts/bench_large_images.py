@@ -1,8 +1,8 @@
 """Processor time and memory of post-processing large images, from small masks to results.
 
-``python scripts/bench_large_images.py`` takes each case in a process of its own, with one thread and random
-masks: predictions as files (reading the picture, panoptic map, pictures and JSON written) and the class map
-of an evaluation. Of the smallest case it also shows how masks of full size do.
+``python scripts/bench_large_images.py`` measures each case in a process of its own, with one thread and
+random masks: predictions as files (reading the picture, panoptic map, pictures and JSON written), and the
+class map of an evaluation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,17 +22,16 @@ from PIL import Image
 
 from odise_pl.data.images import read_image
 from odise_pl.models.inference import InferenceSettings, predict
-from odise_pl.prediction.command import write_prediction
+from odise_pl.prediction.predict import write_prediction
 from odise_pl.structures import Size
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import load_vocabulary
 
-TESTS = Path(__file__).parents[1] / "tests"  # keeps the way of full size
 WORDS = ["dog", "cat", "tree", "house", "car", "sky:stuff", "grass:stuff", "road:stuff"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of masks, canvas, valid part and result; queries; words."""
+    """Sizes of canvas, valid part and result; queries; words."""
 
     queries: int
     canvas: Size
@@ -49,7 +47,6 @@ CASES = {
     "12 MP, 100 queries, 8 words": Case(100, *PUBLISHED, (3000, 4000), WORDS),
     "48 MP, 100 queries, 847 words": Case(100, *PUBLISHED, (6000, 8000), "ade20k_847"),
 }
-WAYS = ("predict", "semantic", "predict, full size")
 
 
 def random_logits(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,53 +59,40 @@ def random_logits(case: Case, classes: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def measure(case: Case, way: str) -> str:
-    """Seconds of processor time and peak memory, without what the process already held."""
+    """Seconds of processor time, peak memory, and what the process held before."""
     vocabulary = load_vocabulary(case.words)
     logits = random_logits(case, len(vocabulary))
+    settings = InferenceSettings(overlap_threshold=0.0)
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder, "photo.jpg")
         noise = np.random.default_rng(0).integers(0, 255, (75, 100, 3), dtype=np.uint8)
         Image.fromarray(noise).resize(case.output[::-1]).save(photo)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.process_time()
-        post_process(case, way, vocabulary, logits, photo)
+        image = read_image(photo)
+        found = predict(*logits, vocabulary.isthing, settings, case.canvas, case.valid, case.output)
+        if way == "semantic":
+            assert found.semantic.shape == case.output
+        else:
+            write_prediction(image, found, vocabulary, Path(folder), photo.stem)
         seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{seconds:7.1f} s, peak {peak / 2**20:.2f} GiB, {before / 2**20:.2f} before"
 
 
-def post_process(
-    case: Case, way: str, vocabulary: Vocabulary, logits: tuple[torch.Tensor, torch.Tensor], photo: Path
-) -> None:
-    """What comes after the network."""
-    function = predict
-    if way.endswith("full size"):
-        sys.path.append(str(TESTS))
-        from whole_masks import predict as function
-    image = read_image(photo)
-    settings = InferenceSettings(overlap_threshold=0.0)
-    sizes = (case.canvas, case.valid, case.output)
-    prediction = function(*logits, vocabulary.isthing, settings, *sizes)
-    if way.startswith("semantic"):
-        assert prediction.semantic.shape == case.output
-    else:
-        write_prediction(image, prediction, vocabulary, photo.parent, photo.stem)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one case, or start a process for each."""
+def main() -> None:
+    """Measure one case in one way, or start a process for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--way", choices=WAYS)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--way", choices=("predict", "semantic"))
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    ways = [options.way] if options.way else WAYS
-    for name, case in CASES.items():
-        for way in ways if options.case in (None, name) else []:
-            if options.case and options.way:
-                print(f"{name}, {way}: {measure(case, way)}", flush=True)
-            elif "full" not in way or name == next(iter(CASES)):
-                subprocess.run([sys.executable, __file__, "--case", name, "--way", way], check=True)
+    if options.case and options.way:
+        print(f"{options.case}, {options.way}: {measure(CASES[options.case], options.way)}", flush=True)
+        return
+    for name in [options.case] if options.case else CASES:
+        for way in [options.way] if options.way else ("predict", "semantic"):
+            subprocess.run([sys.executable, __file__, "--case", name, "--way", way], check=True)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import hydra
-
-import train
 from odise_pl.data.records import DataError
 from odise_pl.structures import Batch
 from odise_pl.training.module import OdiseModule
+from odise_pl.training.run import main
 
 healthy = OdiseModule.training_step
 
@@ -54,5 +51,4 @@ FAULTS = {"die": die, "die_first": die_first, "fail": fail, "nan": not_a_number,
 
 if __name__ == "__main__":
     OdiseModule.training_step = faulty  # type: ignore[method-assign]
-    conf = str(Path(__file__).parents[1] / "conf")
-    hydra.main(version_base="1.3", config_path=conf, config_name="train")(train.main.__wrapped__)()
+    main()

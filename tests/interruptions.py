@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from odise_pl.models.weights import read_checkpoint
+from odise_pl.runs.conf import compose_config
 from odise_pl.structures import Batch
 from odise_pl.training.module import OdiseModule
 
@@ -55,10 +55,9 @@ def options(shards: Path, steps: int, *more: str) -> list[str]:
 
 def train_here(folder: Path, *arguments: str) -> None:
     """Train in this process."""
-    import train
+    from odise_pl.training.run import train
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        train.train(compose("train", ["run=test", f"run_dir={folder}", *arguments]))
+    train(compose_config("train", ["run=test", f"run_dir={folder}", *arguments]))
 
 
 def before_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[OdiseModule, Batch], Batch]) -> None:

@@ -93,7 +93,7 @@ def test_the_conda_environment_is_the_lock() -> None:
 def test_the_pipeline_runs_lint_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert {"set -euo pipefail", "make lint", "make test"} <= set(
+    assert {"set -euo pipefail", "make lint", "make test COVERAGE=85"} <= set(
         script.read_text(encoding="utf-8").splitlines()
     )
 
@@ -105,13 +105,3 @@ def test_every_module_imports_without_network() -> None:
 def test_the_package_itself_does_not_import_torch() -> None:
     code = "import sys, odise_pl; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_the_layers_hold_for_every_module() -> None:
-    """The contract is exhaustive: it names each module, so that none escapes it."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    (contract,) = settings["contracts"]
-    placed = {name.strip(" ()") for layer in contract["layers"] for name in layer.split("|")}
-    there = {path.stem for path in (ROOT / "odise_pl").iterdir() if not path.name.startswith("_")}
-    assert contract["exhaustive"]
-    assert there <= placed, f"no layer for {there - placed}"

@@ -29,22 +29,26 @@ def vocabulary(*names: str) -> Vocabulary:
     return Vocabulary("test", tuple(Category(10 * i, name) for i, name in enumerate(names)))
 
 
-def test_all_packaged_vocabularies_are_listed() -> None:
+def test_packaged_vocabularies_are_listed() -> None:
     assert packaged_vocabularies() == tuple(sorted(PACKAGED))
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_vocabulary(name: str) -> None:
+def test_packaged_vocabulary(name: str, tmp_path: Path) -> None:
     loaded = load_vocabulary(name)
     assert loaded.name == name
     assert (len(loaded), sum(loaded.isthing)) == PACKAGED[name]
-    assert len(set(loaded.names)) == len(loaded)
-    assert all(
-        text == " ".join(text.split()) and "," not in text for label in loaded.labels for text in label
-    )
-    assert all(len(set(label)) == len(label) for label in loaded.labels)
+    for label in loaded.labels:
+        assert len(set(label)) == len(label)
+        assert all(text == " ".join(text.split()) and "," not in text for text in label)
     assert [loaded.index_of(category.id) for category in loaded.categories] == list(range(len(loaded)))
     assert Vocabulary.from_json(json.loads(json.dumps(loaded.to_json())), name) == loaded
+    # the same list in OpenSeg's format, also where a synonym is another class's name
+    file = tmp_path / "openseg.txt"
+    file.write_text("\n".join(f"{c.id}:{','.join(c.names)}" for c in loaded.categories), encoding="utf-8")
+    assert [(c.id, c.names) for c in load_vocabulary(file).categories] == [
+        (c.id, c.names) for c in loaded.categories
+    ]
 
 
 def test_coco_names_are_english_and_keep_the_official_spelling() -> None:
@@ -70,17 +74,9 @@ def test_ade_entries_are_split_into_synonyms() -> None:
     assert bags["handbag"] == {"bag", "handbag", "pocketbook", "purse"}
 
 
-def test_overlap_is_equality_of_any_name_up_to_case_and_spacing() -> None:
+def test_overlap_compares_all_names_without_case_and_spacing() -> None:
     training = Vocabulary("training", (Category(1, "couch", ("sofa",)), Category(2, "Dog")))
-    test = Vocabulary(
-        "test",
-        (
-            Category(1, "settee", (" Sofa ",)),
-            Category(2, "dog"),
-            Category(3, "dogs"),
-            Category(4, "hot dog"),
-        ),
-    )
+    test = load_vocabulary(["settee, Sofa ", "dog", "dogs", "hot dog"])
     assert test.overlap(training) == (True, True, False, False)
     assert training.overlap(test) == (True, True)
 
@@ -95,13 +91,10 @@ def test_overlap_counts_the_official_spelling() -> None:
 def test_overlap_of_the_benchmarks_with_coco() -> None:
     coco = load_vocabulary("coco_panoptic")
     assert all(coco.overlap(coco))
-    voc = load_vocabulary("pascal_voc_21")
-    assert all(voc.overlap(coco)), "every class of VOC occurs in COCO"
+    assert all(load_vocabulary("pascal_voc_21").overlap(coco)), "every class of VOC occurs in COCO"
     ade = load_vocabulary("ade20k_150")
     known = dict(zip(ade.names, ade.overlap(coco), strict=True))
-    assert known["sofa"]
-    assert known["sidewalk"]
-    assert not known["chandelier"]
+    assert [known[name] for name in ("sofa", "sidewalk", "chandelier")] == [True, True, False]
 
 
 def test_a_list_of_names() -> None:
@@ -124,34 +117,9 @@ def test_the_kind_of_a_class_is_read_in_any_case() -> None:
     assert loaded.isthing == (False, False, True, True)
 
 
-def test_a_synonym_that_is_another_class_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    load_vocabulary(["dog,puppy", "cat,pet", "parrot,pet"])
-    assert not caplog.records, "two classes may share a synonym"
-    loaded = load_vocabulary(["dog,puppy", " Puppy", "cat"], name="mine")
-    assert loaded.labels == (("dog", "puppy"), ("Puppy",), ("cat",))
-    (record,) = caplog.records
-    assert "vocabulary 'mine': 'puppy', a synonym of 'dog', is a class of its own:" in record.getMessage()
-
-
-@pytest.mark.parametrize("name", PACKAGED)
-def test_published_lists_are_read_in_openseg_format_too(name: str, tmp_path: Path) -> None:
-    """Their names are the same, also where a synonym is another class's name."""
-    packaged, file = load_vocabulary(name), tmp_path / "openseg.txt"
-    lines = [f"{c.id}:{','.join(c.names)}" for c in packaged.categories]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    loaded = load_vocabulary(file)
-    assert loaded.labels == packaged.labels
-    assert [c.id for c in loaded.categories] == [c.id for c in packaged.categories]
-
-
-def test_text_file(tmp_path: Path) -> None:
-    file = tmp_path / "farm.txt"
-    file.write_text("cow, cattle\n\nhay bale\nmeadow:stuff\n", encoding="utf-8")
-    loaded = load_vocabulary(file)
-    assert loaded.name == "farm"
-    assert loaded.labels == (("cow", "cattle"), ("hay bale",), ("meadow",))
-    assert loaded.isthing == (True, True, False)
-    assert load_vocabulary(str(file)) == loaded
+def test_classes_may_share_a_synonym_or_have_another_class_as_one() -> None:
+    labels = (("dog", "puppy"), ("Puppy", "pet"), ("cat", "pet"))
+    assert load_vocabulary(["dog,puppy", " Puppy,pet", "cat,pet"]).labels == labels
 
 
 FARM = "cow,cattle\nhay bale\nmeadow:stuff\n"
@@ -160,14 +128,11 @@ FARM = "cow,cattle\nhay bale\nmeadow:stuff\n"
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x85"])
 def test_text_of_any_editor_is_read(tmp_path: Path, encoding: str, end: str) -> None:
-    plain, file = tmp_path / "plain" / "farm.txt", tmp_path / "farm.txt"
-    plain.parent.mkdir()
-    plain.write_text(FARM, encoding="utf-8")
+    file = tmp_path / "farm.txt"
     file.write_bytes(FARM.replace("\n", end).encode(encoding))
-    assert load_vocabulary(file) == load_vocabulary(plain)
-    numbered = "\n".join(f"{i}:{line}" for i, line in enumerate(FARM.splitlines()))
-    file.write_bytes(numbered.replace("\n", end).encode(encoding))
-    assert load_vocabulary(file) == load_vocabulary(plain)
+    loaded = load_vocabulary(file)
+    assert loaded == load_vocabulary(["cow,cattle", "hay bale", "meadow:stuff"], name="farm")
+    assert load_vocabulary(str(file)) == loaded
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
@@ -250,8 +215,6 @@ def test_a_line_is_several_classes() -> None:
         assert load_vocabulary(line).labels == expected
         assert load_vocabulary(line).isthing == (True, True, False)
     assert load_vocabulary("dog", one_word=True).labels == (("dog",),)
-    with pytest.raises(VocabularyError, match="no vocabulary 'dog'"):
-        load_vocabulary("dog")
     assert load_vocabulary("St. Bernard,7.5 mm drill").names == ("St. Bernard", "7.5 mm drill")
     assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300
 
@@ -262,17 +225,6 @@ def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
         assert load_vocabulary(str(tmp_path / name)).labels == (("dog", "puppy"),)
     with pytest.raises(VocabularyError, match=r"a,c\.txt"):
         load_vocabulary(str(tmp_path / "a,c.txt"))
-
-
-def test_duplicates_are_named_by_where_they_stand(tmp_path: Path) -> None:
-    file = tmp_path / "list.txt"
-    file.write_text("cow\n\ndog,puppy\n Dog \n", encoding="utf-8")
-    with pytest.raises(VocabularyError, match=r"list.txt.*lines 3 \('dog'.* 4 \('Dog'.*name.*remove"):
-        load_vocabulary(file)
-    with pytest.raises(VocabularyError, match=r"entries 1 .* 3 .*same name.*remove"):
-        load_vocabulary("dog,cat,dog")
-    with pytest.raises(VocabularyError, match=r"entries 1 .* 2 .*same id.*another id"):
-        load_vocabulary(["1:dog", "1:cat"])
 
 
 def test_openseg_file(tmp_path: Path) -> None:
@@ -325,11 +277,11 @@ def test_rename_refuses_another_order(lines: list[str]) -> None:
     ("categories", "message"),
     [
         ((), "'test' has no classes"),
-        ((Category(1, "dog"), Category(2, " DOG")), r"0 \('dog', id 1\) and 1 .* same name"),
-        ((Category(1, "dog"), Category(1, "cat")), r"0 \('dog', id 1\) and 1 \('cat', id 1\).* same id"),
-        ((Category(1, " "),), r"class 0 \(id 1\) has no name"),
-        ((Category(1, "dog", ("",)),), "'dog', has an empty synonym"),
-        ((Category(-1, "dog"),), "must not be negative"),
+        ((Category(1, "dog"), Category(2, " DOG")), r"'dog' \(id 1\) and ' DOG' \(id 2\).* same name"),
+        ((Category(1, "dog"), Category(1, "cat")), r"'dog' \(id 1\) and 'cat' \(id 1\).* same id"),
+        ((Category(1, " "),), r"class 0 \(id 1"),
+        ((Category(1, "dog", ("",)),), r"class 0 .*'dog'.* synonyms"),
+        ((Category(-1, "dog"),), "id -1.* negative"),
     ],
 )
 def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> None:
@@ -338,25 +290,29 @@ def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "name"),
     [
-        ("coco", r"no vocabulary 'coco'.*coco_panoptic.*\[dog"),
-        ("missing.json", "no vocabulary 'missing.json'"),
-        ([], "'custom' has no classes"),
-        (["dog", "dog"], "same name"),
-        (["dog", ""], "'' has an empty name"),
-        (["dog,,puppy"], "'dog,,puppy' has an empty name"),
+        ("coco", r"'coco'.*coco_panoptic.*\[dog"),
+        ("dog", "'dog'"),
+        ("missing.json", "'missing.json'"),
+        ([], "'custom'"),
+        (["dog", "dog"], "'dog'"),
+        ("dog,cat,dog", "'dog'"),
+        (["1:dog", "1:cat"], "'dog' .* 'cat' .*same id"),
+        (["1:dog", "cat"], "1 of 2 classes have an id"),
+        (["dog", ""], "''"),
+        (["dog,,puppy"], "'dog,,puppy'"),
         (["dog", 3], "3 is neither a name"),
         (["dog", []], r"\[\] is neither a name"),
         ("[dog, on]", "True is neither a name.*quote"),
-        ("[dog", r"cannot read the list of class names \[dog"),
-        (["1:dog", "cat"], "1 of 2 classes have an id"),
-        (["grass:stuf"], r"'grass:stuf' has a colon that nothing but ':thing' or ':stuff' may follow"),
-        (["grass:stuff,lawn"], r"'grass:stuff,lawn' has a colon"),
+        ("[dog", r"\[dog"),
+        (["grass:stuf"], "'grass:stuf'.*:stuff"),
+        (["grass:stuff,lawn"], "'grass:stuff,lawn'"),
+        (["dog\tpuppy"], "dog.*comma"),
     ],
 )
-def test_unreadable_source(source: str | list[object], message: str) -> None:
-    with pytest.raises(VocabularyError, match=message):
+def test_unreadable_source(source: str | list[object], name: str) -> None:
+    with pytest.raises(VocabularyError, match=name):
         load_vocabulary(source)
 
 
@@ -364,14 +320,15 @@ def test_unreadable_source(source: str | list[object], message: str) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "expected an object with a list 'categories'"),
-        ('{"categories": ["dog"]}', "class 0 has name None, expected text"),
-        ('{"categories": [{"id": "1", "name": "dog"}]}', "class 0 has id '1', expected a whole number"),
+        ("[]", "categories"),
+        ('{"categories": ["dog"]}', "class 0 is 'dog'"),
+        ('{"categories": [{"id": "1", "name": "dog"}]}', "class 0 has id '1'"),
+        ('{"categories": [{"id": 1}]}', "class 0 has name None"),
         (
             '{"categories": [{"id": 1, "name": "dog", "isthing": "no"}]}',
             "isthing 'no', expected true or false",
         ),
-        ('{"categories": [{"id": 1, "name": "dog", "synonyms": [2]}]}', "synonyms that are not text"),
+        ('{"categories": [{"id": 1, "name": "dog", "synonyms": [2]}]}', "synonyms"),
     ],
 )
 def test_invalid_json_names_the_file(tmp_path: Path, text: str, message: str) -> None:

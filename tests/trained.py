@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from odise_pl.runs.command_line import expand
+from odise_pl.runs.conf import compose_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -27,14 +26,13 @@ SMALL = [
 
 
 def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, ["run=test", f"run_dir={run_dir}", *expand(overrides, ROOT / "conf")])
+    return compose_config(name, ["run=test", f"run_dir={run_dir}", *overrides])
 
 
 def train_a_little(shards: Path, folder: Path, steps: int = 4) -> Path:
     """The checkpoint of a network; after 40 steps it finds segments among the scenes' classes."""
-    import train
+    from odise_pl.training.run import train
 
     fit = [f"trainer.max_steps={steps}", "validate_every=100", f"data.train={shards}"]
-    train.train(composed("train", folder, [*SMALL, *fit]))
+    train(composed("train", folder, [*SMALL, *fit]))
     return folder / "checkpoints" / "last.ckpt"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odise_pl.models.inference import InferenceSettings, _number, ranked, resize_masks
+from odise_pl.models.inference import InferenceSettings, number_segments, ranked, resize_masks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Size
 
 
@@ -57,7 +57,7 @@ def panoptic(
     claimed = claims.flatten(1).sum(1)
     enough = won / claimed.clamp(min=1) >= settings.overlap_threshold
     chosen = ((won > 0) & (claimed > 0) & (both > 0) & enough).tolist()
-    assigned, segments = _number(chosen, labels.tolist(), scores.tolist(), isthing)
+    assigned, segments = number_segments(chosen, labels.tolist(), scores.tolist(), isthing)
     return PanopticSegmentation(
         torch.where(shown, torch.tensor(assigned, dtype=torch.int32)[owner], ids), segments
     )

@@ -1,13 +1,10 @@
 """Checkpoints: frozen weights stay out, trainable weights come in complete or not at all, whoever wrote them.
 
-Two formats are read: this project's (Lightning) and the official release's. As a program it turns one into
-the other: ``python -m odise_pl.checkpoints.io {export,import} SOURCE OUT``.
+Two formats are read and converted into each other: this project's (Lightning) and the official release's.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_pl.checkpoints.official_names import UNUSED, supervision_of, to_official, to_ours
-from odise_pl.errors import UserError
+from odise_pl.files import atomic_write
 from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite
 
 Format = Literal["ours", "official"]
@@ -211,37 +208,8 @@ def _classes(description: Mapping[str, Any]) -> int:
 
 
 def _save(checkpoint: dict[str, Any], target: str | Path) -> None:
-    # written beside its place and moved there: a file that is cut off never has the name
-    target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        torch.save(checkpoint, partial)
-        partial.replace(target)
+        with atomic_write(Path(target)) as file:
+            torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
         raise WeightsError(f"cannot write {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.checkpoints.io", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("export", "a checkpoint of this project to the official format"),
-        ("import", "an official checkpoint to this project's format"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("source", type=Path, help="the checkpoint that is read")
-        command.add_argument("target", type=Path, help="the file that is written")
-    chosen = parser.parse_args(arguments)
-    convert = {"export": export_official, "import": import_official}[chosen.command]
-    try:
-        convert(chosen.source, chosen.target)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"wrote {chosen.target}")
-
-
-if __name__ == "__main__":
-    main()

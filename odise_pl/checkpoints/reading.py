@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from odise_pl.checkpoints.files import as_option, saved_checkpoints
-from odise_pl.checkpoints.io import recognise
-from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.checkpoints.io import PREFIX, recognise
+from odise_pl.checkpoints.official_names import supervision_of, to_ours
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.vocabulary import Vocabulary
 
@@ -20,45 +24,66 @@ _NEEDED = ("optimizer_states", "lr_schedulers", "loops")
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """What a checkpoint says of itself: the run's record, training classes, steps; None if silent.
+    """What a checkpoint says of itself; None where it does not.
 
     Attributes:
+        record: of its network, see :func:`~odise_pl.checkpoints.description.read_record`; None in files of
+            weights alone, such as the official release's.
+        vocabulary: classes that it was trained on.
+        step: of training.
+        digest: sha256 of its trained weights.
         batch_size: images of a forward pass on a device.
+        supervision: ``label`` or ``caption``, by the names of its weights.
     """
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
     step: int | None
-    batch_size: int | None = None
+    digest: str
+    batch_size: int | None
+    supervision: str
 
 
 def describe(path: str | Path) -> CheckpointDescription:
-    """Read the description in a checkpoint; official checkpoints have none.
+    """Read the description in a checkpoint.
 
     Raises:
-        WeightsError: the file or its description is damaged. What the record holds is checked by who uses it.
+        WeightsError: the file or its description is damaged.
     """
     checkpoint = read_checkpoint(path)
+    recognise(checkpoint, str(path))
     try:
         return _description(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: what it says of itself is damaged ({error}); take another") from error
+        raise WeightsError(
+            f"{path}: its description is damaged ({error}); take another checkpoint"
+        ) from error
 
 
 def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
-    kept, step = checkpoint.get("odise"), checkpoint.get("global_step", checkpoint.get("iteration"))
-    if step is not None and type(step) is not int:  # folders are named by it
-        raise TypeError(f"step {step!a:.80} is not a whole number")
-    if kept is None:
-        return CheckpointDescription(None, None, step)
-    vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-    batch_size = (checkpoint.get(PanopticDataModule.__name__) or {}).get("batch_size")
-    if batch_size is not None and type(batch_size) is not int:
-        raise TypeError(f"batch_size {batch_size!a:.80} is not a whole number")
-    record = dict(kept["record"])
-    if "training" in record:
-        dict(record["training"]["optimizer"])  # what a resumed run is compared with
-    return CheckpointDescription(record or None, vocabulary, step, batch_size)
+    weights: Mapping[str, Tensor] = checkpoint.get("state_dict") or checkpoint["model"]
+    step = checkpoint.get("global_step", checkpoint.get("iteration"))
+    batch_size = (checkpoint.get("PanopticDataModule") or {}).get("batch_size")
+    for name, value in (("step", step), ("batch_size", batch_size)):
+        if value is not None and type(value) is not int:
+            raise TypeError(f"{name} {value!a:.80} is not a whole number")
+    kept = checkpoint.get("odise")
+    vocabulary = (
+        None if kept is None else Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
+    )
+    record = None if kept is None else dict(kept["record"]) or None
+    names = [to_ours(name) or name.removeprefix(PREFIX) for name in weights]
+    return CheckpointDescription(
+        record, vocabulary, step, _digest(weights), batch_size, supervision_of(names)
+    )
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def description_of(path: Path) -> CheckpointDescription:

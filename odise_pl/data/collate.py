@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad
 
 from odise_pl.structures import Batch, Sample, Size, Targets
 
-MULTIPLE = 64  # the coarsest features have stride 32 of an image that is encoded at stride 2
+_MULTIPLE = 64  # the coarsest features have stride 32 of an image that is encoded at stride 2
 
 
-def collate(
-    samples: Sequence[Sample], skipped: Sequence[str] = (), left_out: int = 0, multiple: int = MULTIPLE
-) -> Batch:
-    """Put samples on a canvas that holds the largest, rounded up to a multiple of ``multiple``.
+def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int = -1) -> Batch:
+    """Pad samples with zeros, to the right and below, to a canvas that holds the largest of them.
 
-    Images are padded with zeros and masks with False, to the right and below.
+    Args:
+        samples: may be empty.
+        skipped: why samples are missing or replaced, one text for each.
+        number: see :class:`Batch`.
     """
-    canvas = canvas_size([_size(sample) for sample in samples], multiple)
+    sizes = tuple((sample.image.shape[-2], sample.image.shape[-1]) for sample in samples)
+    canvas = _canvas(sizes)
+    images = [_padded(sample.image, canvas) for sample in samples]
     return Batch(
-        images=_images(samples, canvas),
-        valid_sizes=tuple(_size(sample) for sample in samples),
-        targets=tuple(_padded(sample.targets, canvas) for sample in samples),
+        images=torch.stack(images) if images else torch.zeros(0, 3, *canvas),
+        valid_sizes=sizes,
+        targets=tuple(Targets(s.targets.labels, _padded(s.targets.masks, canvas)) for s in samples),
         image_ids=tuple(sample.image_id for sample in samples),
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.captions for sample in samples),
@@ -31,33 +35,20 @@ def collate(
         skipped=tuple(skipped),
         words=tuple(sample.words for sample in samples),
         labelled=tuple(sample.labelled for sample in samples),
-        left_out=left_out,
+        left_out=len(skipped),
         generated_captions=tuple(sample.generated_caption for sample in samples),
+        number=number,
     )
 
 
-def canvas_size(sizes: Sequence[Size], multiple: int = MULTIPLE) -> Size:
-    """The smallest canvas for images of these sizes with sides of ``multiple`` times one or more."""
+def _canvas(sizes: Sequence[Size]) -> Size:
+    """The smallest size that holds all of these, in positive multiples of 64."""
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+    return -(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE
 
 
-def _size(sample: Sample) -> Size:
-    return sample.image.shape[-2], sample.image.shape[-1]
-
-
-def _images(samples: Sequence[Sample], canvas: Size) -> torch.Tensor:
-    images = torch.zeros(len(samples), 3, *canvas)
-    for image, sample in zip(images, samples, strict=True):
-        height, width = _size(sample)
-        image[:, :height, :width] = sample.image
-    return images
-
-
-def _padded(targets: Targets, canvas: Size) -> Targets:
-    height, width = targets.masks.shape[-2:]
+def _padded(tensor: torch.Tensor, canvas: Size) -> torch.Tensor:
+    height, width = tensor.shape[-2:]
     if (height, width) == canvas:
-        return targets
-    masks = torch.zeros(len(targets.masks), *canvas, dtype=torch.bool)
-    masks[:, :height, :width] = targets.masks
-    return Targets(targets.labels, masks)
+        return tensor
+    return pad(tensor, (0, canvas[1] - width, 0, canvas[0] - height))

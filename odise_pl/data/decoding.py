@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from odise_pl.data import fields
 from odise_pl.data.images import decode_ids, decode_rgb, decode_semantic, unique_ids
 from odise_pl.data.instances import Objects, read_objects
 from odise_pl.data.manifest import FILE_NAME
-from odise_pl.data.reading import RawSample
+from odise_pl.data.reading import Damage, Item, RawSample
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.structures import Segment, Size
 
@@ -37,7 +36,7 @@ class DecodedSample:
         labelled: False if the record has no segments_info: then everything is void.
         semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
         objects: true objects; None if the things of the id map are.
-        generated_caption: by a captioning model, if one was asked.
+        generated_caption: by a captioning model; None without one.
     """
 
     key: str
@@ -57,74 +56,77 @@ class DecodedSample:
         return self.image.height, self.image.width
 
 
+def try_decode(item: Item, isthing: Sequence[bool] | None) -> DecodedSample | Damage:
+    """:func:`decode`, with damage returned and not raised."""
+    if isinstance(item, Damage):
+        return item
+    try:
+        return decode(item, isthing)
+    except DataError as error:
+        return Damage(str(error))
+
+
 def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSample:
     """Decode a sample.
 
     Args:
         raw: the sample.
-        isthing: one flag per class of its set, which its labels must agree with; None: nobody looks at them.
+        isthing: one flag per class of its set, to check the labels against; None: unchecked.
 
     Raises:
         DataError: a member is damaged or the members do not fit together; the message names the sample.
     """
-    image = _member(raw, raw.image, decode_rgb)
-    record = _member(raw, RECORD, _record)
-    labelled = record["segments"] is not None
-    plain = DecodedSample(
-        raw.key,
-        image,
-        np.zeros((image.height, image.width), dtype=np.int32),
-        record["segments"] or (),
-        record["image_id"],
-        record["captions"],
-        labelled,
-        generated_caption=record["generated_caption"],
-    )
-    sample = _with_labels(raw, plain) if labelled else plain
-    if isthing is not None:
-        try:
+    try:
+        sample = _decoded(raw)
+        if isthing is not None:
             _check_classes(sample, isthing)
-        except DataError as error:
-            raise DataError(f"{raw.name}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{raw.name}: {error}") from error
     return sample
 
 
-def _with_labels(raw: RawSample, sample: DecodedSample) -> DecodedSample:
-    size, shown = sample.size, sample.image.size
+def _decoded(raw: RawSample) -> DecodedSample:
+    image = _member(raw, raw.image, decode_rgb)
+    record = _member(raw, RECORD, _record)
+    size = image.height, image.width
+    if not record["labelled"]:
+        return DecodedSample(raw.key, image, np.zeros(size, dtype=np.int32), **record)
     ids = _member(raw, PANOPTIC, decode_ids)
-    if ids.shape != size:
-        raise DataError(f"{raw.name}: image of {shown}, panoptic map of {ids.shape[::-1]} pixels")
-    unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in sample.segments}
-    if unknown:
-        raise DataError(f"{raw.name}: {PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
     semantic = _member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
-    if semantic is not None and semantic.shape != size:
-        raise DataError(f"{raw.name}: image of {shown}, semantic map of {semantic.shape[::-1]} pixels")
-    read = partial(read_objects, size=size)
-    objects = _member(raw, INSTANCES, read) if INSTANCES in raw.members else None
-    return replace(sample, ids=ids, semantic=semantic, objects=objects)
+    for kind, values in (("panoptic", ids), ("semantic", semantic)):
+        if values is not None and values.shape != size:
+            raise DataError(f"image of {image.size}, {kind} map of {values.shape[::-1]} pixels")
+    unknown = set(unique_ids(ids).tolist()) - {0} - {segment.id for segment in record["segments"]}
+    if unknown:
+        raise DataError(f"{PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
+    has_objects = INSTANCES in raw.members
+    objects = _member(raw, INSTANCES, lambda data: read_objects(data, size)) if has_objects else None
+    return DecodedSample(raw.key, image, ids, semantic=semantic, objects=objects, **record)
 
 
 def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
     if suffix not in raw.members:
-        raise DataError(f"{raw.name}: member {suffix} is missing")
+        raise DataError(f"member {suffix} is missing")
     try:
         return read(raw.members[suffix])
     except DataError as error:
-        raise DataError(f"{raw.name}: member {suffix} {error}") from error
+        raise DataError(f"member {suffix} {error}") from error
 
 
 def _record(data: bytes) -> dict[str, Any]:
+    """The fields of :class:`DecodedSample` that the JSON member holds."""
     record = fields.parsed(data)
     captions = fields.sequence(record, "captions")
-    segments, generated = record.get("segments_info"), record.get("generated_caption")
     if not all(isinstance(caption, str) for caption in captions):
         raise DataError(f"has captions {shortened(captions)}, expected texts")
+    labelled = record.get("segments_info") is not None
+    captioned = record.get("generated_caption") is not None
     return {
         "image_id": fields.integer(record, "image_id"),
         "captions": tuple(captions),
-        "segments": None if segments is None else _segments(fields.sequence(record, "segments_info")),
-        "generated_caption": None if generated is None else fields.string(record, "generated_caption"),
+        "labelled": labelled,
+        "segments": _segments(fields.sequence(record, "segments_info")) if labelled else (),
+        "generated_caption": fields.string(record, "generated_caption") if captioned else None,
     }
 
 
@@ -144,7 +146,7 @@ def _segments(items: list[Any]) -> tuple[Segment, ...]:
 
 
 def _check_classes(sample: DecodedSample, isthing: Sequence[bool]) -> None:
-    """Raises DataError if the labels are none of these classes, or are things where they are stuff."""
+    """Raises DataError if the set has no such class, or has it as stuff where the label is a thing."""
     for segment in sample.segments:
         if not 0 <= segment.category < len(isthing) or segment.isthing != isthing[segment.category]:
             kind = "thing" if segment.isthing else "stuff"

@@ -1,4 +1,8 @@
-"""Images and label maps: decoding, encoding and resizing. Imports no torch."""
+"""Images and label maps: decoding, encoding and resizing. Imports no torch.
+
+:func:`as_rgb` is the rule for every mode and depth. Where Pillow drops bits, files are read another way or
+refused.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,11 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from odise_pl.data.records import DataError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # others may start programs (EPS) or are documents
+_JPEG_OR_PNG = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng")
+IMAGE_SUFFIXES = (*_JPEG_OR_PNG, ".webp", ".tif", ".tiff", ".bmp", ".gif")  # other files are ignored
 _ORIENTATION_TAG = 0x0112
-_TURN = {
+_TURN = {  # what undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,23 +33,13 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _DEPTHS = (8, 10, 12, 14, 16)  # bits of a channel that cameras and scanners have
-# How Pillow reads 16 bits a channel, and how it has to read them to keep the bytes that it drops.
-_OTHER_BYTES = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA")
-    for order, other in zip("BLN", "LBB", strict=True)
-}
-_DEEP = re.compile(r";(12|16|32)")  # in how Pillow reads more than 8 bits a channel
+# Of 16 bits a channel Pillow keeps the upper eight; with the byte order swapped, the lower eight.
+_LOWER_BYTES = {f"{m};16{a}": f"{m};16{b}" for m in ("RGB", "RGBA") for a, b in ("BL", "LB", "NB")}
+_DEEP = re.compile(r";(12|16|32)")  # in raw modes of more than 8 bits a channel
 _STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF, and values of them:
 _WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
-# What is read; other formats of Pillow's may start programs (EPS) or are documents.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-# What these are called; other files in the folders of data sets are not looked at.
-_OF_JPEG, _OF_PNG = (".jpg", ".jpeg", ".jpe", ".jfif"), (".png", ".apng")
-IMAGE_SUFFIXES = (*_OF_JPEG, *_OF_PNG, ".webp", ".tif", ".tiff", ".bmp", ".gif")
-# Value that stands for no class in a grey PNG, by Pillow's mode.
-_NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}
+_NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -50,15 +47,15 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     """Decode every pixel of an image file; colours of 16 bits a channel are scaled as in :func:`as_rgb`.
 
     Raises:
-        DataError: it is empty, truncated, damaged or of an unknown format.
+        DataError: it is empty, truncated, damaged, of an unknown format, or of one that Pillow misreads.
     """
     try:
         image = _header(data)
-        _check_depth(image)
+        _refuse_misread(image)
         deep = _is_deep(image)
         image.load()
         if deep:
-            _scale_colours(image, data)
+            image.paste(_scaled_colours(image, data))
     except Exception as error:  # a damaged file makes PIL's decoders raise almost anything
         raise DataError(f"cannot be decoded ({_reason(error, data)})") from error
     return image
@@ -68,32 +65,28 @@ def _header(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether it has colours of 16 bits a channel, and is not decoded yet."""
-    return not _OTHER_BYTES.keys().isdisjoint(_raw_modes(image))
-
-
 def _raw_modes(image: ImageFile.ImageFile) -> set[str]:
-    """How Pillow will read the pixels; empty if it has."""
+    """How Pillow will read the pixels; empty after it has."""
     args = (tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in image.tile)
     return {raw for raw in args if isinstance(raw, str)}
 
 
-def _check_depth(image: ImageFile.ImageFile) -> None:
-    """Refuse what Pillow decodes to other values than the file has.
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether it has colours of 16 bits a channel, and is not decoded yet."""
+    return not _LOWER_BYTES.keys().isdisjoint(_raw_modes(image))
 
-    Raises:
-        DataError: it names the form of the pixels.
-    """
+
+def _refuse_misread(image: ImageFile.ImageFile) -> None:
+    """Raise DataError, with the form of the pixels, if Pillow decodes other values than the file has."""
     kept = image.mode.startswith(("I", "F")) or image.format == "BMP"  # whose BGR;16 is of 5 and 6 bits
-    lost = [raw for raw in _raw_modes(image) if not kept and _DEEP.search(raw) and raw not in _OTHER_BYTES]
+    lost = [raw for raw in _raw_modes(image) if not kept and _DEEP.search(raw) and raw not in _LOWER_BYTES]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        lost += _lost_of_tiff(image.tag_v2)
+        lost += _misread_tiff(image.tag_v2)
     if lost:
         raise DataError(f"pixels of the form {lost[0]} are not read; save grey or RGB of 8 or 16 bits")
 
 
-def _lost_of_tiff(tags: Mapping[int, Any]) -> Iterator[str]:
+def _misread_tiff(tags: Mapping[int, Any]) -> Iterator[str]:
     bits = tags.get(_BITS, (1,))
     if max(bits) == 8 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         yield "int8"
@@ -103,17 +96,15 @@ def _lost_of_tiff(tags: Mapping[int, Any]) -> Iterator[str]:
         yield f"{max(bits)} bits in separate planes"
 
 
-def _scale_colours(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Bring in the lower eight bits, which Pillow drops: it reads them if told the other byte order."""
+def _scaled_colours(image: Image.Image, data: bytes) -> Image.Image:
+    """Colours of 16 bits in 8, from an image of their upper bytes and the file."""
     low = _header(data)
-    low.tile = [tile._replace(args=_other_bytes(tile.args)) for tile in low.tile]
+    for number, tile in enumerate(low.tile):
+        raw, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        low.tile[number] = tile._replace(args=(_LOWER_BYTES[raw], *others))
     values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
     channels = (values[..., :3], values[..., 3:])  # colours, and alpha if there is one
-    image.paste(Image.fromarray(np.concatenate([_eight_bits(part) for part in channels], axis=-1)))
-
-
-def _other_bytes(args: Any) -> Any:
-    return _OTHER_BYTES[args] if isinstance(args, str) else (_OTHER_BYTES[args[0]], *args[1:])
+    return Image.fromarray(np.concatenate([_eight_bits(part) for part in channels], axis=-1))
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -122,6 +113,89 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not an image of a known format: {', '.join(FORMATS)}"
     return str(error) or type(error).__name__
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """To 8 bits of red, green and blue.
+
+    Values of more bits have the smallest range of 8, 10, 12, 14 or 16 bits that holds the largest of them,
+    and its upper eight bits are kept. What is transparent becomes white, as on paper: the colour that a file
+    has there is never visible.
+
+    Raises:
+        DataError: it holds floats, values below 0 or beyond 16 bits, or is of a mode that has no RGB.
+    """
+    if image.mode == "F":
+        raise DataError("holds floats of an unknown range; 8 or 16 bits a channel are read")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        grey = _eight_bits(values)
+        grey[values == image.info.get("transparency", -1)] = 255
+        image = Image.fromarray(grey)
+    try:
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"is of mode {image.mode}, which cannot be read as RGB ({error})") from error
+
+
+def _eight_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
+    if low < 0 or bits is None:
+        raise DataError("holds values below 0 or above 65535; scale them to 0 to 65535")
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB, upright as viewers show it.
+
+    Raises:
+        DataError: it is missing or cannot be decoded.
+    """
+    try:
+        return upright(open_image(path.read_bytes()))
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB as viewers show it, turned by its EXIF orientation: what users show to the network.
+
+    Args:
+        image: one of 16 bits a channel has to be as ``Image.open`` returns it: once its pixels are read
+            (``load``, ``copy``, ``convert`` ...), Pillow has dropped the lower eight bits of each.
+
+    Raises:
+        DataError: it cannot be decoded, or :func:`as_rgb` refuses it, or its colours have lost bits.
+    """
+    if isinstance(image, ImageFile.ImageFile):
+        image = _with_all_bits(image)
+    image.load()  # which turns a TIFF, and takes its orientation away
+    turn = _TURN.get(orientation(image))
+    rgb = as_rgb(image if turn is None else image.transpose(turn))
+    rgb.info.clear()  # or the copy would be turned again
+    return rgb
+
+
+def _with_all_bits(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """Refuse pixels that lose or have lost bits: a decoded image does not tell, but its file does."""
+    try:
+        header = image if image.tile or not image.filename else Image.open(image.filename, formats=FORMATS)
+    except (OSError, ValueError):  # not there any more
+        return image
+    _refuse_misread(header)
+    if not _is_deep(header):
+        return image
+    if header is not image or image.fp is None:
+        raise DataError(
+            f"{os.fsdecode(image.filename)} has 16 bits a channel, of which Pillow dropped eight when it "
+            "read the pixels: give the image as Image.open returns it"
+        )
+    image.fp.seek(0)
+    return open_image(image.fp.read())
 
 
 def orientation(image: Image.Image) -> int:
@@ -169,89 +243,10 @@ def pack_image(data: bytes) -> tuple[str, bytes]:
     return "png", data if kind == "PNG" else _png(decode_rgb(data))
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """RGB as viewers show it, by its EXIF orientation: what users show to the network.
-
-    Args:
-        image: of colours of 16 bits a channel, as ``Image.open`` returns it: when its pixels have been read
-            (``load``, ``copy``, ``convert`` ...), Pillow has dropped the lower eight bits of each.
-
-    Raises:
-        DataError: it cannot be decoded, or :func:`as_rgb` refuses it, or its colours have lost bits.
-    """
-    if isinstance(image, ImageFile.ImageFile):
-        _check_depth(image)
-        if _is_deep(image) and image.fp is not None:
-            image.fp.seek(0)
-            image = open_image(image.fp.read())
-        elif not image.tile and image.filename:
-            _check_file(image)
-    image.load()  # which turns a TIFF, and takes its orientation away
-    turn = _TURN.get(orientation(image))
-    rgb = as_rgb(image if turn is None else image.transpose(turn))
-    rgb.info.clear()  # or the copy would be turned again
-    return rgb
-
-
-def _check_file(image: ImageFile.ImageFile) -> None:
-    """Refuse pixels that have lost bits: an image that is decoded does not tell, but its file does."""
-    try:
-        header = Image.open(image.filename, formats=FORMATS)
-    except (OSError, ValueError):
-        return
-    _check_depth(header)
-    if _is_deep(header):
-        raise DataError(
-            f"{os.fsdecode(image.filename)} has 16 bits a channel, of which Pillow dropped eight when it "
-            f"read the pixels: give the image as Image.open returns it"
-        )
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """To 8 bits of red, green and blue.
-
-    Values of more bits have the smallest range of 8, 10, 12, 14 or 16 bits that holds the largest of them,
-    and its upper eight bits are kept. What is transparent shows white, as on paper: the colour that a file
-    has there is nothing anybody sees.
-
-    Raises:
-        DataError: it holds floats, of which nothing says what is white; or values below 0 or beyond 16 bits;
-            or is of a mode that has no RGB.
-    """
-    if image.mode == "F":
-        raise DataError("holds floats of an unknown range; 8 or 16 bits a channel are read")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        grey = _eight_bits(values)
-        grey[values == image.info.get("transparency", -1)] = 255
-        image = Image.fromarray(grey)
-    try:
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
-    except ValueError as error:
-        raise DataError(f"is of mode {image.mode}, which cannot be read as RGB ({error})") from error
-
-
-def _eight_bits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
-    low, high = int(values.min(initial=0)), int(values.max(initial=0))
-    bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
-    if low < 0 or bits is None:
-        raise DataError("holds values below 0 or above 65535; scale them to 0 to 65535")
-    return (values >> (bits - 8)).astype(np.uint8)
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, upright as viewers show it.
-
-    Raises:
-        DataError: it is not there or cannot be decoded.
-    """
-    try:
-        return upright(open_image(path.read_bytes()))
-    except (OSError, DataError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def decode_ids(data: bytes) -> NDArray[np.int32]:
@@ -268,17 +263,17 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
     return values.reshape(image.height, image.width).astype(np.int32, copy=False)
 
 
+def encode_ids(ids: NDArray[np.int32]) -> bytes:
+    """The inverse of :func:`decode_ids`."""
+    channels = np.ascontiguousarray(ids, dtype="<i4").view(np.uint8).reshape(*ids.shape, 4)
+    return _png(Image.fromarray(channels[..., :3]))
+
+
 def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
     """The sorted values of a map; quicker than sorting its pixels, because segments are runs."""
     flat = ids.ravel()
     starts = np.flatnonzero(np.diff(flat)) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
-
-
-def encode_ids(ids: NDArray[np.int32]) -> bytes:
-    """The inverse of :func:`decode_ids`."""
-    channels = np.ascontiguousarray(ids, dtype="<i4").view(np.uint8).reshape(*ids.shape, 4)
-    return _png(Image.fromarray(channels[..., :3]))
 
 
 def stored_values(data: bytes) -> NDArray[np.int32]:
@@ -324,12 +319,6 @@ def is_whole_png(path: Path) -> bool:
             return file.read() == _PNG_END
     except OSError:
         return False
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -6,61 +6,58 @@ people") are a phrase too. Articles and numbers belong to none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 
-from textblob.en import tag as pattern_tag
+import numpy as np
 
-from odise_pl.data.chunking import chunks
+# Grammars over one letter per token: n(oun), (ad)j(ective), i (preposition), o(ther).
+# nltk.RegexpParser finds the same, but builds a tree of every caption: five times slower than tagging.
+_SINGLE = re.compile("[nj]*n")
+_JOINED = re.compile("[nj]*ni[nj]*n|[nj]*n")
 
-# A text as (token, Penn Treebank tag).
-Tagged = Sequence[tuple[str, str]]
+
+def draw_words(captions: Sequence[str], count: int, random: np.random.Generator) -> tuple[str, ...]:
+    """``count`` noun phrases of one random caption, drawn with replacement.
+
+    Returns:
+        ``count`` phrases; none if there is no caption or the chosen one has no noun phrase.
+    """
+    if not count or not captions:
+        return ()
+    phrases = caption_phrases(captions[int(random.integers(len(captions)))])
+    return tuple(phrases[i] for i in random.integers(len(phrases), size=count)) if phrases else ()
+
+
+def caption_phrases(caption: str) -> list[str]:
+    """The distinct phrases of a caption: single ones first, then joined ones, each in order of mention."""
+    tagged = tag(caption)
+    found = (phrase for joined in (False, True) for phrase in chunks(tagged, joined))
+    return list(dict.fromkeys(phrase for phrase in found if phrase is not None))
 
 
 def tag(text: str) -> list[tuple[str, str]]:
-    """Tokens of an English text with their parts of speech, by a lexicon that needs no download."""
+    """Tokens of an English text with their Penn Treebank tags, by a lexicon that needs no download."""
+    from textblob.en import tag as pattern_tag  # its lexicon takes a second, which only caption training pays
+
     return [(token, part) for token, part in pattern_tag(text, tokenize=True)]
 
 
-def caption_phrases(
-    caption: str, published_quirks: bool = False, tagger: Callable[[str], Tagged] = tag
-) -> list[str]:
-    """All phrases of a caption, single and joined, each once, in order of first mention.
+def chunks(tagged: Sequence[tuple[str, str]], joined: bool) -> Iterator[str | None]:
+    """Each phrase of a tagged text, and None for each token outside of phrases.
 
     Args:
-        caption: one caption; may have several sentences.
-        published_quirks: see :func:`noun_phrases`.
-        tagger: text to tokens and their tags.
-
-    Returns:
-        possibly nothing.
+        tagged: tokens and Penn Treebank tags.
+        joined: two phrases with one preposition between them are one.
     """
-    tagged = tagger(caption)
-    found = [phrase for joined in (False, True) for phrase in noun_phrases(tagged, joined, published_quirks)]
-    return list(dict.fromkeys(found))
+    line = "".join(_letter(tag) for _, tag in tagged)
+    end = 0
+    for match in (_JOINED if joined else _SINGLE).finditer(line):
+        yield from [None] * (match.start() - end)
+        end = match.end()
+        yield " ".join(token for token, _ in tagged[match.start() : end])
+    yield from [None] * (len(line) - end)
 
 
-def noun_phrases(tagged: Tagged, joined: bool = False, published_quirks: bool = False) -> list[str]:
-    """Phrases of a tagged text, each once, in order.
-
-    Args:
-        tagged: tokens and tags.
-        joined: two phrases with one preposition between them count as one.
-        published_quirks: as the release does it: a phrase is noted when a token follows it that belongs to
-            none, so one that ends the text is lost; and one that was noted before sticks to the next.
-    """
-    found = list(chunks(tagged, joined))
-    if published_quirks:
-        return _noted_when_followed(found)
-    return list(dict.fromkeys(chunk for chunk in found if chunk is not None))
-
-
-def _noted_when_followed(chunks: Sequence[str | None]) -> list[str]:
-    noted: list[str] = []
-    pending: list[str] = []
-    for chunk in chunks:
-        if chunk is not None:
-            pending.append(chunk)
-        elif pending and " ".join(pending) not in noted:
-            noted.append(" ".join(pending))
-            pending = []
-    return noted
+def _letter(tag: str) -> str:
+    return "n" if tag.startswith("NN") else {"JJ": "j", "IN": "i"}.get(tag, "o")

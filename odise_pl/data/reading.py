@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from webdataset.gopen import gopen
@@ -25,8 +25,8 @@ class RawSample:
     Attributes:
         key: its key.
         name: shard and key, for messages.
-        members: content by suffix; the image and json are there, panoptic.png unless the image is unlabelled,
-            and semantic.png and instances.json where the set has them.
+        members: content by suffix: image and json; panoptic.png unless the image is unlabelled; semantic.png
+            and instances.json where the set has them.
     """
 
     key: str
@@ -41,7 +41,7 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Damage:
-    """Why a sample could not be had: the damaged shard or sample by name, and the cause."""
+    """Why a sample cannot be read: the damaged shard or sample by name, and the cause."""
 
     text: str
 
@@ -52,22 +52,20 @@ Item = RawSample | Damage
 def read_piece(urls: tuple[str, ...], piece: Piece, first: int = 0) -> Iterator[Item]:
     """The samples of a piece in its order of use, from number ``first`` on.
 
-    Shards that hold none of these are not opened. At most as many samples are held as the order reads ahead.
+    Only shards that hold some of these are opened. As many samples are held as the order reads ahead.
     """
-    wanted = np.zeros(len(piece), dtype=bool)
-    wanted[piece.order[first:]] = True
-    reader = _in_reading_order(urls, piece, wanted)
+    order = piece.order[first:].tolist()
+    reader = _in_reading_order(urls, piece, np.sort(piece.order[first:]))
     held: dict[int, Item] = {}
-    for number in piece.order[first:].tolist():
+    for number in order:
         while number not in held:
             place, item = next(reader)
             held[place] = item
         yield held.pop(number)
 
 
-def _in_reading_order(urls: tuple[str, ...], piece: Piece, wanted: np.ndarray) -> Iterator[tuple[int, Item]]:
-    places = np.flatnonzero(wanted)
-    # A new run begins where the shard changes, or where the same shard is read again in the next pass.
+def _in_reading_order(urls: tuple[str, ...], piece: Piece, places: np.ndarray) -> Iterator[tuple[int, Item]]:
+    # A new run begins where the shard changes, or where the next pass reads the same shard again.
     changes = (np.diff(piece.shards[places]) != 0) | (np.diff(piece.indices[places]) <= 0)
     for run in np.split(places, np.flatnonzero(changes) + 1):
         if len(run):
@@ -76,7 +74,7 @@ def _in_reading_order(urls: tuple[str, ...], piece: Piece, wanted: np.ndarray) -
 
 
 def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
-    """The samples at these rising places of a shard, one item for each."""
+    """The samples at these rising indices of a shard, one item for each."""
     errors: list[Exception] = []
     waiting = list(reversed(indices))
     with closing(_samples(url, errors)) as samples:
@@ -87,13 +85,13 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
-    # no number: several readers may each lose some, and the text is told once; whoever leaves them out counts
-    lost = Damage(f"{url}: damaged or unreadable shard, samples of it are left out ({cause})")
-    yield from [lost] * len(waiting)
+    yield from [Damage(f"{url}: damaged or unreadable shard, samples of it are skipped ({cause})")] * len(
+        waiting
+    )
 
 
 def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:
-    """WebDataset's samples of one shard; what goes wrong is put into ``errors`` and ends the shard."""
+    """WebDataset's samples of one shard; an error is put into ``errors`` and ends the shard."""
 
     def note(error: Exception) -> bool:
         errors.append(error)
@@ -101,39 +99,32 @@ def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], Non
 
     try:
         stream = gopen(url)
-    except Exception as error:  # every scheme has its own way of failing
+    except Exception as error:  # every scheme fails in its own way
         errors.append(error)
         return
-    with _closing(stream, errors):
+    try:
         files = tar_file_expander([{"url": url, "stream": stream}], handler=note)
         yield from group_by_keys(files, handler=note)
-
-
-@contextmanager
-def _closing(stream: IO[bytes], errors: list[Exception]) -> Iterator[None]:
-    try:
-        yield
     finally:
         try:
             stream.close()
         except OSError as error:
-            # Often the real reason of a short shard. But a command that is not read to its end is killed by
-            # the closed pipe and calls that a failure too, so it counts only if samples are missing.
+            # Often the real cause of a short shard. But a command whose output is not read to its end fails,
+            # too, so it counts only if samples are missing.
             errors.append(error)
 
 
 def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     key = sample["__key__"]
-    name = f"{url}/{key}"
     if not is_plain_name(key):  # predictions are written under it
         return Damage(f"{url}: the key {key!a} is not a plain file name")
     needed = (_image_of(sample), PANOPTIC, RECORD)
     absent = [suffix for suffix in needed if suffix not in sample]
-    # an image may have no labels; only its record says so, and a shard that breaks off says nothing
+    # An image may have no labels; its record says so. But a shard that breaks off says nothing.
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
-        return Damage(f"{name}: member {absent[0]} is missing{cause}")
-    return RawSample(key, name, {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
+        return Damage(f"{url}/{key}: member {absent[0]} is missing{cause}")
+    return RawSample(key, f"{url}/{key}", {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
 
 
 def _image_of(members: Mapping[str, Any]) -> str:

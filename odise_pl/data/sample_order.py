@@ -4,9 +4,8 @@ Training is an endless series of passes over the data. In a pass the shards come
 samples of a shard are dealt in random order; what a pass deals is cut into consecutive pieces for ranks,
 within a rank for loader workers, and within a worker for batches. So no sample is dealt twice in a pass,
 whatever the numbers of shards, ranks and workers. A piece is read in the order of the tar files and
-shuffled in a buffer; as that order is known beforehand, reading can start at any batch without opening the
-shards that are done. Everything follows from the seed, the epoch, the rank and the numbers of ranks and
-workers.
+shuffled in a buffer; that order is known beforehand, so reading can start at any batch without opening the
+shards before it. Everything follows from the seed, the epoch, the rank and the numbers of ranks and workers.
 """
 
 from __future__ import annotations
@@ -78,11 +77,10 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         if self.batches < 1:
-            samples = f"a set of {sum(self.sizes)} samples"
-            what = samples if self.epoch_length is None else f"epoch_length {self.epoch_length}"
             raise DataError(
-                f"{what} gives no batch of {self.batch_size} images on each of {self.world_size} ranks; "
-                f"raise epoch_length or lower batch_size"
+                f"{sum(self.sizes)} samples with data.epoch_length={self.epoch_length} give no batch of "
+                f"{self.batch_size} images on each of {self.world_size} ranks; "
+                "raise data.epoch_length or lower data.batch_size"
             )
 
     @property
@@ -93,10 +91,9 @@ class TrainPlan:
 
     def piece(self, epoch: int, rank: int, worker: int, workers: int) -> Piece:
         """What a worker reads in an epoch: batches ``worker``, ``worker + workers``, ... of its rank."""
-        own = [_share(self.batches, w, workers) * self.batch_size for w in range(worker + 1)]
+        own = [len(range(w, self.batches, workers)) * self.batch_size for w in range(worker + 1)]
         start = (epoch * self.world_size + rank) * self.batches * self.batch_size + sum(own[:-1])
-        parts = [self._part(*bounds) for bounds in self._passes(start, start + own[-1])]
-        return _joined(parts)
+        return _joined([self._part(*bounds) for bounds in self._passes(start, start + own[-1])])
 
     @property
     def _pass_length(self) -> int:
@@ -133,17 +130,17 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """Every sample exactly once, in order, in batches that do not depend on who makes them.
+    """Every sample exactly once, in order, in batches that do not depend on ranks and workers.
 
     The set is cut into batches, and these are dealt in nearly equal consecutive pieces to ranks and their
-    workers. So an image is always on the same canvas and beside the same images: any number of ranks predicts
-    exactly the same.
+    workers. So an image is always on the same canvas and beside the same images, and any number of ranks
+    predicts exactly the same.
 
     Attributes:
         sizes: samples per shard.
         batch_size: images per batch; the last batch of the set may be smaller.
         world_size: number of ranks; they may get one batch more or less than others.
-        done: numbers of batches that are not wanted any more.
+        done: numbers of batches to skip.
     """
 
     sizes: tuple[int, ...]
@@ -153,7 +150,7 @@ class EvalPlan:
 
     @property
     def total(self) -> int:
-        """Batches of the whole set, those that are done included."""
+        """Batches of the whole set, skipped ones included."""
         return -(-sum(self.sizes) // self.batch_size)
 
     def length(self, number: int) -> int:
@@ -182,8 +179,7 @@ class EvalPlan:
 
 
 def buffered_order(length: int, buffer: int, random: np.random.Generator) -> Indices:
-    """The order in which a shuffle buffer of this size gives away a sequence: a random one is always the
-    next.
+    """The order in which a shuffle buffer of this size yields a sequence.
 
     At most ``buffer`` samples are read ahead: ``order[i] < i + buffer``.
     """
@@ -200,18 +196,12 @@ def buffered_order(length: int, buffer: int, random: np.random.Generator) -> Ind
     return order
 
 
-def _share(count: int, worker: int, workers: int) -> int:
-    """How many of ``count`` items go to ``worker`` when they are dealt in turn."""
-    return (count - worker + workers - 1) // workers
-
-
 def _joined(parts: Sequence[Piece]) -> Piece:
-    if not parts:
-        empty = np.empty(0, dtype=np.int64)
-        return Piece(empty, empty, empty)
-    starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    empty = np.empty(0, dtype=np.int64)
+    starts = np.cumsum([0, *map(len, parts)])
+    orders = [part.order + start for part, start in zip(parts, starts, strict=False)]
     return Piece(
-        np.concatenate([part.shards for part in parts]),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.order + start for part, start in zip(parts, starts, strict=True)]),
+        np.concatenate([empty, *(part.shards for part in parts)]),
+        np.concatenate([empty, *(part.indices for part in parts)]),
+        np.concatenate([empty, *orders]),
     )

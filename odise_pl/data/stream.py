@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from odise_pl.data.collate import collate
-from odise_pl.data.damage import Reports, Reserve
-from odise_pl.data.decoding import DecodedSample
-from odise_pl.data.reading import read_piece
+from odise_pl.data.decoding import DecodedSample, decode, try_decode
+from odise_pl.data.noun_phrases import draw_words
+from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
+from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
-from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets, no_targets
-from odise_pl.data.words import draw_words
-from odise_pl.structures import Batch, PanopticSegmentation, Sample, TrueInstances, Truth
+from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets
+from odise_pl.structures import Batch, PanopticSegmentation, Sample, Targets, TrueInstances, Truth
 
 # Keep these random streams apart from each other and from those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
+_RESERVE_SIZE = 64
 
 
 def worker_place() -> tuple[int, int]:
@@ -33,8 +35,8 @@ class TrainStream(IterableDataset[Batch]):
     """The batches of an epoch from number ``first`` on.
 
     Batch ``b`` of a rank is made by worker ``b`` modulo the number of workers, as a DataLoader asks its
-    workers in turn. The place of a damaged sample is taken by another one, drawn at random from a shard
-    drawn at random, so the number of batches and all other places stay as they are.
+    workers in turn. A damaged sample is replaced by a random one of a random shard, so the number of batches
+    and the places of all other samples stay the same.
 
     Args:
         urls: the shards.
@@ -65,38 +67,75 @@ class TrainStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         number, workers = worker_place()
         worker = (self.first + number) % workers  # the loader's first worker makes the first batch
-        start = self.first + number
-        size = self.plan.batch_size
+        start, size = self.first + number, self.plan.batch_size
         piece = self.plan.piece(self.epoch, self.rank, worker, workers)
         items = read_piece(self.urls, piece, start // workers * size)
-        reports = Reports(self.isthing)
         reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker), self.isthing)
         for index in range(start, self.plan.batches, workers):
-            samples = []
+            samples, skipped = [], []
             for place, item in enumerate(itertools.islice(items, size)):
-                decoded = reports.decoded(item)
-                if decoded is None:
+                decoded = try_decode(item, self.isthing)
+                if isinstance(decoded, Damage):
+                    skipped.append(decoded.text)
                     decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
                 samples.append(self._sample(decoded, index, place))
-            yield collate(samples, *reports.take())
+            yield collate(samples, skipped)
 
     def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
         augmentation = self._random(_AUGMENTATION, index, place)
         image, ids = self.transform(decoded.image, decoded.ids, augmentation)
-        return Sample(
-            image=image_tensor(image),
-            targets=make_targets(ids, decoded.segments),
-            image_id=decoded.image_id,
-            key=decoded.key,
-            original_size=decoded.size,
-            captions=decoded.captions,
-            words=draw_words(decoded.captions, self.words, self._random(_WORDS, index, place)),
-            labelled=decoded.labelled,
-            generated_caption=decoded.generated_caption,
-        )
+        words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
+        tensor, targets = image_tensor(image), make_targets(ids, decoded.segments)
+        return _sample(decoded, tensor, targets, words=words, labelled=decoded.labelled)
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
+
+
+class Reserve:
+    """Readable samples of one shard, read when the first substitute is needed.
+
+    The choice depends on ``random`` alone, so a resumed run has the same reserve.
+
+    Args:
+        urls: the shards.
+        sizes: samples per shard.
+        random: chooses the shard and its samples.
+        isthing: see :func:`~odise_pl.data.decoding.decode`.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        sizes: Sequence[int],
+        random: np.random.Generator,
+        isthing: Sequence[bool] | None = None,
+    ) -> None:
+        self._urls, self._sizes, self._random, self._isthing = urls, sizes, random, isthing
+
+    def draw(self, random: np.random.Generator) -> DecodedSample:
+        """A sample of the reserve.
+
+        Raises:
+            DataError: no shard of the set holds a readable sample.
+        """
+        return decode(self._samples[random.integers(len(self._samples))])
+
+    @cached_property
+    def _samples(self) -> list[RawSample]:
+        cause = ""
+        for shard in self._random.permutation(np.flatnonzero(self._sizes)):
+            chosen = self._random.permutation(self._sizes[shard])[:_RESERVE_SIZE]
+            good = []
+            for item in read_shard(self._urls[shard], np.sort(chosen).tolist()):
+                decoded = try_decode(item, self._isthing)
+                if isinstance(decoded, Damage):
+                    cause = decoded.text
+                elif isinstance(item, RawSample):
+                    good.append(item)
+            if good:
+                return good
+        raise DataError(f"no sample of {len(self._urls)} shards can be read: {cause}")
 
 
 class EvalStream(IterableDataset[Batch]):
@@ -118,43 +157,45 @@ class EvalStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         place = (self.rank, *worker_place())
-        reports, items = Reports(self.isthing), read_piece(self.urls, self.plan.piece(*place))
+        items = read_piece(self.urls, self.plan.piece(*place))
         for number in self.plan.numbers(*place):
-            samples = []
+            samples, skipped = [], []
             for item in itertools.islice(items, self.plan.length(number)):
-                decoded = reports.decoded(item)
-                if decoded is not None and decoded.labelled:
+                decoded = try_decode(item, self.isthing)
+                if isinstance(decoded, Damage):
+                    skipped.append(decoded.text)
+                elif not decoded.labelled:
+                    skipped.append(f"{decoded.key}: it has no labels to compare with")
+                else:
                     samples.append(self._sample(decoded))
-                elif decoded is not None:
-                    reports.report(f"{decoded.key}: it has no labels to compare with")
-            yield replace(collate(samples, *reports.take()), number=number)
+            yield collate(samples, skipped, number)
 
     def _sample(self, decoded: DecodedSample) -> Sample:
         image = image_tensor(self.resize.image(decoded.image))
-        return Sample(
-            image=image,
-            targets=no_targets((image.shape[1], image.shape[2])),
-            image_id=decoded.image_id,
-            key=decoded.key,
-            original_size=decoded.size,
-            captions=decoded.captions,
-            truth=truth_of(decoded),
-            generated_caption=decoded.generated_caption,
+        nothing = Targets(
+            torch.empty(0, dtype=torch.int64), torch.empty(0, *image.shape[1:], dtype=torch.bool)
         )
+        return _sample(decoded, image, nothing, truth=_truth(decoded))
 
 
-def truth_of(decoded: DecodedSample) -> Truth:
-    """What a sample's labels say, as tensors."""
+def _sample(decoded: DecodedSample, image: torch.Tensor, targets: Targets, **others: Any) -> Sample:
+    return Sample(
+        image=image,
+        targets=targets,
+        image_id=decoded.image_id,
+        key=decoded.key,
+        original_size=decoded.size,
+        captions=decoded.captions,
+        generated_caption=decoded.generated_caption,
+        **others,
+    )
+
+
+def _truth(decoded: DecodedSample) -> Truth:
     objects, semantic = decoded.objects, decoded.semantic
+    arrays = () if objects is None else (objects.labels, objects.masks, objects.crowd, objects.areas)
     return Truth(
         PanopticSegmentation(torch.from_numpy(decoded.ids), decoded.segments),
-        None
-        if objects is None
-        else TrueInstances(
-            torch.from_numpy(objects.labels),
-            torch.from_numpy(objects.masks),
-            torch.from_numpy(objects.crowd),
-            torch.from_numpy(objects.areas),
-        ),
+        TrueInstances(*map(torch.from_numpy, arrays)) if arrays else None,
         None if semantic is None else torch.from_numpy(semantic),
     )

@@ -1,7 +1,6 @@
 """Augmentation and resizing of an image together with its id map.
 
-A transform is called with an RGB image, an id map int32 [H, W] and a random generator, and returns both
-changed. Images are resized bilinearly with antialiasing (as PIL does), id maps to the nearest pixel centre.
+Images are resized bilinearly with antialiasing (as PIL does), id maps to the nearest pixel centre.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from odise_pl.data.images import resize_ids, resize_image, unique_ids
 from odise_pl.structures import Segment, Size, Targets
 
 Ids = NDArray[np.int32]
-VOID = 0
 _PADDING = (128, 128, 128)
 
 
 class Transform(Protocol):
-    """Changes an image and its id map alike."""
+    """Changes an RGB image and its id map, int32 [H, W], alike."""
 
     def __call__(
         self, image: Image.Image, ids: Ids, random: np.random.Generator
@@ -52,28 +50,25 @@ class LargeScaleJitter:
             image, ids = ImageOps.mirror(image), ids[:, ::-1]
         target = random.uniform(*self.scale_range) * self.size
         scaled = fitted((image.height, image.width), target)
-        top, left = (self._offset(side, random) for side in scaled)
+        top, left = (round(random.random() * max(side - self.size, 0)) for side in scaled)
         bottom, right = min(top + self.size, scaled[0]), min(left + self.size, scaled[1])
         crop = resize_image(image, scaled).crop((left, top, right, bottom))
         return self._padded(crop, resize_ids(ids, scaled)[top:bottom, left:right])
 
-    def _offset(self, side: int, random: np.random.Generator) -> int:
-        return round(random.random() * max(side - self.size, 0))
-
     def _padded(self, image: Image.Image, ids: Ids) -> tuple[Image.Image, Ids]:
         canvas = Image.new("RGB", (self.size, self.size), _PADDING)
         canvas.paste(image, (0, 0))
-        full = np.full((self.size, self.size), VOID, dtype=np.int32)
+        full = np.zeros((self.size, self.size), dtype=np.int32)
         full[: ids.shape[0], : ids.shape[1]] = ids
         return canvas, full
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation, in this order, times factors of their own; then another transform.
+    """Brightness, contrast and saturation, in this order, each times a random factor; then another transform.
 
     Attributes:
-        then: the other transform, so that what it pads keeps its colour.
+        then: the other transform; it comes last, so that its padding keeps its colour.
         strength: factors are uniform in ``1 - strength`` to ``1 + strength``.
     """
 
@@ -100,8 +95,7 @@ class EvalResize:
 
     def size(self, size: Size) -> Size:
         """The size after resizing."""
-        scale = min(self.short_side / min(size), self.long_side / max(size))
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        return _scaled(size, min(self.short_side / min(size), self.long_side / max(size)))
 
     def image(self, image: Image.Image) -> Image.Image:
         """Resize an image alone."""
@@ -113,7 +107,10 @@ class EvalResize:
 
 def fitted(size: Size, target: float) -> Size:
     """The size of the same shape that just fits into a square of ``target`` pixels; at least 1."""
-    scale = target / max(size)
+    return _scaled(size, target / max(size))
+
+
+def _scaled(size: Size, scale: float) -> Size:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -130,8 +127,3 @@ def make_targets(ids: Ids, segments: tuple[Segment, ...]) -> Targets:
     labels = torch.tensor([segment.category for segment in kept], dtype=torch.int64)
     wanted = torch.tensor([segment.id for segment in kept], dtype=torch.int32)
     return Targets(labels, torch.from_numpy(np.ascontiguousarray(ids)) == wanted[:, None, None])
-
-
-def no_targets(size: Size) -> Targets:
-    """Targets of an image that is only evaluated: none."""
-    return Targets(torch.empty(0, dtype=torch.int64), torch.empty((0, *size), dtype=torch.bool))

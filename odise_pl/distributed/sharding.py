@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
-from odise_pl.models.frozen import own
+from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise
 
 # Gathered as a whole: the parts of the frozen image networks that are called as a whole.
@@ -157,7 +157,7 @@ def _hold(parameter: nn.Parameter, dtype: torch.dtype | None, mapped: bool) -> N
     """In memory of this process, in ``dtype``; None: in full precision."""
     dtype = dtype or torch.promote_types(parameter.dtype, torch.float32)
     if mapped or parameter.dtype != dtype:
-        own([parameter], dtype)
+        copy_to_memory([parameter], dtype)
 
 
 def _join(model: Odise, mesh: DeviceMesh) -> None:

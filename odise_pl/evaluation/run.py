@@ -18,15 +18,13 @@ from odise_pl.distributed.shutdown import Preempted
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.files import write_text
 from odise_pl.metrics.report import as_dict, write_report, write_table
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.metrics.tables import Published, result_table
-from odise_pl.runs.record import CLAIM
 from odise_pl.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
-_PROGRESS = Path(CLAIM).parent
+_PROGRESS = ".progress"  # in the folder of an evaluation
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,6 @@ def evaluate_all(
     for name, writer in writers.items():
         if writer is not None and finished[name] is None:
             writer.refuse_taken()
-    if trainer.is_global_zero:
-        claim = output.folder / CLAIM
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        write_text(claim, output.digest)
     summaries = []
     for benchmark in benchmarks:
         summary = finished[benchmark.name]

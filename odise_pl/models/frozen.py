@@ -9,22 +9,23 @@ from torch import nn
 
 
 class Frozen(nn.Module):
-    """Nothing trains, always in eval mode."""
+    """A module whose parameters never train and that stays in eval mode."""
 
     def freeze(self) -> None:
-        """To be called at the end of a constructor."""
+        """Switch gradients and training mode off; called at the end of a constructor."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Frozen: stays in eval mode whatever is asked."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
 
-def own(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
-    """Give parameters memory of their own, one after the other.
+def copy_to_memory(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
+    """Replace the storage of each parameter, which may lie in a mapped file, by a copy in memory.
 
-    Where tensors lie in a mapped file decides how kernels round; and what reads a file that changes, crashes.
+    A mapped file places tensors at addresses that change how kernels round, and a process that reads a mapped
+    file crashes when the file changes.
     """
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype, copy=True)

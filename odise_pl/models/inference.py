@@ -30,7 +30,7 @@ class InferenceSettings:
     """Thresholds of the published evaluation.
 
     Attributes:
-        object_threshold: queries whose best class scores at most this are left out of the panoptic map.
+        object_threshold: the panoptic map ignores queries whose best class scores at most this.
         overlap_threshold: a segment is kept if at least this share of its mask wins the argmax.
         top_k: instances per image, before stuff classes are removed.
     """
@@ -48,7 +48,7 @@ class InferenceSettings:
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
-    """Masks of a padded image at the size that is asked for.
+    """Masks of a padded image at the wanted size.
 
     Args:
         mask_logits: [Q, h, w] of the whole canvas.
@@ -70,12 +70,7 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
-    """Best class of every pixel, int64 [H, W]; the first of equal ones.
-
-    Args:
-        class_logits: [Q, K + 1].
-        mask_logits: [Q, H, W].
-    """
+    """Best class of every pixel, int64 [H, W]; the first of equal ones."""
     masks = _as_masks(mask_logits)
     probabilities = class_logits.softmax(-1)[:, :-1]
     labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
@@ -107,12 +102,6 @@ def panoptic(
 ) -> PanopticSegmentation:
     """One segment id per pixel; stuff segments of one class are merged.
 
-    Args:
-        class_logits: [Q, K + 1].
-        mask_logits: [Q, H, W].
-        isthing: one flag per class.
-        settings: thresholds.
-
     Returns:
         ids int32 [H, W], numbered from 1 in the order of the queries, 0 for void.
     """
@@ -129,7 +118,7 @@ def panoptic(
         claimed += claims
         won += ids[rows].flatten().bincount(minlength=won.numel()).view_as(won)
     chosen = _surviving(won, claimed, settings.overlap_threshold)
-    assigned, segments = _number(chosen, labels.tolist(), scores.tolist(), isthing)
+    assigned, segments = number_segments(chosen, labels.tolist(), scores.tolist(), isthing)
     lookup = torch.tensor([[0, number] for number in assigned], dtype=torch.int32, device=ids.device)
     for rows, _ in masks.bands():
         ids[rows] = lookup.flatten()[ids[rows]]
@@ -137,14 +126,11 @@ def panoptic(
 
 
 def _owners(mask_logits: Iterable[Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Who wins each pixel, and how many pixels each query claims.
-
-    Args:
-        mask_logits: [h, w] of each query.
-        scores: [Q].
+    """Which of the queries, with masks [h, w] and scores [Q], wins each pixel.
 
     Returns:
-        [h, w]: twice the winner's number, and one more where its mask covers the pixel; [Q].
+        [h, w]: twice the winner's number, plus one where its mask covers the pixel.
+        [Q]: how many pixels each mask covers.
     """
     best, owner, claimed = scores.new_tensor(-1.0), scores.new_zeros(()), []
     for number, (logits, score) in enumerate(zip(mask_logits, scores, strict=True)):
@@ -167,9 +153,10 @@ def _surviving(won: Tensor, claimed: Tensor, overlap_threshold: float) -> list[b
     return (alive & enough).tolist()
 
 
-def _number(
+def number_segments(
     chosen: list[bool], labels: list[int], scores: list[float], isthing: Sequence[bool]
 ) -> tuple[list[int], tuple[Segment, ...]]:
+    """Segment id of each query, 0 for those not chosen, and the segments."""
     assigned = [0] * len(chosen)
     segments: list[Segment] = []
     stuff: dict[int, int] = {}
@@ -216,7 +203,7 @@ def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[T
 
 
 class NetworkPrediction(Prediction):
-    """What a network says of one image; each result is computed when it is first asked for.
+    """The network's prediction of one image; each result is computed when it is first used.
 
     Args:
         class_logits: [Q, K + 1].
@@ -257,7 +244,7 @@ class NetworkPrediction(Prediction):
 
     @property
     def best(self) -> tuple[int, float]:
-        """Class and score of the surest query, whether it has become a segment or not."""
+        """Class and score of the most confident query, whether it has become a segment or not."""
         score, label = self._from[0].softmax(-1)[:, :-1].amax(0).max(0)
         return int(label), float(score)
 

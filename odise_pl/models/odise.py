@@ -14,7 +14,6 @@ from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.models.backbones.text_cache import TextCache
-from odise_pl.models.backbones.text_store import TextStore
 from odise_pl.models.classifiers import (
     TextProjection,
     cosine_logits,
@@ -102,7 +101,6 @@ class Odise(nn.Module):
         inference: thresholds of the results.
         published_quirks: reproduce the release's masked CLIP, which sees the unpadded image with masks of the
             padded one; by default both show the image without its padding.
-        text_store: keeps the embeddings of class names; by default they are made anew.
 
     Attributes:
         mapped: whether frozen weights still lie in mapped files, see ``build_odise``.
@@ -118,7 +116,6 @@ class Odise(nn.Module):
         classifier: ClassifierSettings | None = None,
         inference: InferenceSettings | None = None,
         published_quirks: bool = False,
-        text_store: TextStore | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -126,9 +123,8 @@ class Odise(nn.Module):
         self.classifier = classifier or ClassifierSettings()
         self.inference = inference or InferenceSettings()
         self.published_quirks = published_quirks
-        self.text_store = text_store
         self.mapped = False
-        self._texts = TextCache()
+        self._texts = TextCache(clip.encode_text)
 
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
         """All decoder outputs.
@@ -146,7 +142,7 @@ class Odise(nn.Module):
 
         Args:
             images, captions: see :meth:`decode`.
-            classes: the training names; the caption model does not look at them.
+            classes: the training names; the caption model ignores them.
         """
         return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
 
@@ -162,10 +158,8 @@ class Odise(nn.Module):
     def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
         """Embed the names of each class, ``prompt`` around every name, in full precision."""
         texts = [prompt.replace("{}", name) for names in labels for name in names]
-        device = self.clip.mean.device
-        with torch.autocast(device.type, enabled=False):
-            encode, store = self.clip.encode_text, self.text_store
-            embeddings = encode(texts) if store is None else store.embed(texts, encode).to(device)
+        with torch.autocast(self.clip.mean.device.type, enabled=False):
+            embeddings = self.clip.encode_text(texts)
         return TextClasses(embeddings, tuple(len(names) for names in labels))
 
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
@@ -173,11 +167,11 @@ class Odise(nn.Module):
 
         Args:
             words: of each image, possibly none.
-            places: how many words there is room for; by default for the longest list, and for one at least.
+            places: words per image in the result; by default the length of the longest list, at least one.
 
         Returns:
-            embeddings [B, places, D], zero where there is no word, and which places have one, bool
-            [B, places]. Gradients flow to the projection.
+            embeddings [B, places, D], zero where there is no word, and where there is one, bool [B, places].
+            Gradients flow to the projection.
         """
         places = max([places or 1, *map(len, words)])
         prompts = [WORD_PROMPT.replace("{}", word) for some in words for word in some]
@@ -185,7 +179,7 @@ class Odise(nn.Module):
         valid = torch.arange(places, device=count.device) < count[:, None]
         text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
         if prompts:
-            text[valid] = self._texts.embed(prompts, self.clip.encode_text, text.device).to(text)
+            text[valid] = self._texts(prompts, text.device).to(text)
         # projected and hidden again, so that the projection has a gradient on ranks without any word
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
@@ -193,10 +187,12 @@ class Odise(nn.Module):
         """Embed a vocabulary for :meth:`predict`; classes sharing a name with ``training`` count as seen."""
         seen = vocabulary.overlap(training) if training else (False,) * len(vocabulary)
         settings = self.classifier
+        mask_text = self.encode_classes(vocabulary.labels, settings.mask_prompt)
+        same = settings.clip_prompt == settings.mask_prompt
         share = torch.tensor([settings.seen_share if s else settings.unseen_share for s in seen])
         return InferenceClasses(
-            self.encode_classes(vocabulary.labels, settings.mask_prompt),
-            self.encode_classes(vocabulary.labels, settings.clip_prompt),
+            mask_text,
+            mask_text if same else self.encode_classes(vocabulary.labels, settings.clip_prompt),
             share.to(self.clip.mean.device),
             vocabulary.isthing,
         )
@@ -210,7 +206,7 @@ class Odise(nn.Module):
         classes: InferenceClasses,
         captions: Captions = None,
     ) -> list[NetworkPrediction]:
-        """Panoptic, instance and semantic results of every image, computed when they are asked for.
+        """Panoptic, instance and semantic results of every image, computed when they are first used.
 
         Args:
             images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.
@@ -238,13 +234,13 @@ class Odise(nn.Module):
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]
-        share = {"both": classes.clip_share, "diffusion": 0.0, "discriminative": 1.0}[self.classifier.mode]
         if self.classifier.mode == "diffusion":
             return with_no_object(logits.softmax(-1), no_object)
+        share = classes.clip_share
+        if self.classifier.mode == "discriminative":
+            share = torch.ones_like(share)
         clip_logits = self._clip_class_logits(output.mask_logits, images, valid_sizes, classes.clip_text)
-        return with_no_object(
-            fuse(logits, clip_logits, torch.as_tensor(share, device=logits.device)), no_object
-        )
+        return with_no_object(fuse(logits, clip_logits, share), no_object)
 
     def _clip_class_logits(
         self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
@@ -257,22 +253,20 @@ class Odise(nn.Module):
         self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size]
     ) -> Tensor:
         size, canvas = self.clip.image_size, images.shape[-2:]
+        views = shown = list(valid_sizes)
         if self.published_quirks:
             high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
-            views, masks = [(high, wide)] * len(images), squash(mask_logits, (1.0, 1.0), size)
-        else:
-            views = list(valid_sizes)
-            masks = torch.cat(
-                [
-                    squash(m[None], (high / canvas[0], wide / canvas[1]), size)
-                    for m, (high, wide) in zip(mask_logits, views, strict=True)
-                ]
-            )
-        squashed = torch.cat(
-            [squash(x[None, :, :h, :w], (1.0, 1.0), size) for x, (h, w) in zip(images, views, strict=True)]
-        )
-        visible = visible_patches(masks, self.clip.patch_size)
-        return self.clip.encode_masks(self.clip.normalize(squashed), visible)
+            views, shown = [(high, wide)] * len(images), [(canvas[0], canvas[1])] * len(images)
+        squashed = [
+            squash(image[None, :, :h, :w], (1.0, 1.0), size)
+            for image, (h, w) in zip(images, views, strict=True)
+        ]
+        masks = [
+            squash(mask[None], (h / canvas[0], w / canvas[1]), size)
+            for mask, (h, w) in zip(mask_logits, shown, strict=True)
+        ]
+        visible = visible_patches(torch.cat(masks), self.clip.patch_size)
+        return self.clip.encode_masks(self.clip.normalize(torch.cat(squashed)), visible)
 
 
 def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:

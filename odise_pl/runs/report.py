@@ -1,10 +1,8 @@
-"""Tables of finished runs beside the paper's: ``python -m odise_pl.runs.report DIR``. Imports no torch."""
+"""Tables of finished runs beside the paper's. Imports no torch."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,9 +12,8 @@ from statistics import fmean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from odise_pl.arguments import ends_with_message
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
-from odise_pl.runs.record import FinishedRun, RunSettings, find_runs
+from odise_pl.runs.record import FinishedRun, RunSettings
 
 METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
 _NONE = "-"
@@ -175,21 +172,3 @@ def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
     paths.append(folder / "ablations.png")
     draw(runs, paths[-1])
     return paths
-
-
-@ends_with_message
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.runs.report", description=__doc__)
-    parser.add_argument("dir", type=Path, help="folder with finished runs at any depth, e.g. runs/NAME")
-    parser.add_argument("--out", type=Path, help="folder for the tables (default: DIR/report)")
-    options = parser.parse_args(arguments)
-    runs = find_runs(options.dir)
-    paths = write(runs, options.out or options.dir / "report")
-    print(paths[0].read_text(encoding="utf-8"))
-    print(f"{len(runs)} runs; written: " + ", ".join(str(path) for path in paths))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

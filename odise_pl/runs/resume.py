@@ -1,128 +1,79 @@
-"""The same command again: whether a run goes on, is done, or is another one. Imports no torch."""
+"""Whether a training run starts, resumes or is finished. Imports no torch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from odise_pl.checkpoints.files import last_checkpoint
+from odise_pl.checkpoints.files import LAST, checkpoint_folder, last_checkpoint
 from odise_pl.errors import SettingError
-from odise_pl.files import write_text
-from odise_pl.runs.record import MARKER, computed, digest_of, in_sweep, is_finished
+from odise_pl.runs.record import FINISHED, changes, in_sweep, read_settings
 
 _log = logging.getLogger(__name__)
 _SHOWN = 6  # changed settings in a message
-_RENAMED = {"backbone": {"train_window": "window"}}  # settings of earlier versions, by section
-_MOVED = (
-    *(
-        (f"odise_pl.{name}.", f"odise_pl.models.{name}.")
-        for name in ("build", "inference", "odise", "backbones")
-    ),
-    ("odise_pl.optimization.", "odise_pl.training.optimization."),
-)
+_OPTIMISATION = ("optimizer.", "global_batch ")  # what a checkpoint's optimiser state depends on
 
 
-def goes_on(config: DictConfig) -> bool:
-    """Whether a training run has anything left to do; sets ``ckpt`` where it was stopped in the middle.
+def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a training run resumes from; None: it starts.
 
-    Without ``ckpt``, the settings decide: a run with the same settings goes on, one with others is refused.
+    Without ``ckpt`` the settings decide: a run with the same settings resumes, one with others is refused.
+
+    Args:
+        config: composed.
+        settings: the same, resolved.
 
     Raises:
-        SettingError: another run is in its folder.
+        SettingError: another run lies in its folder, or a resumed optimiser would get other settings.
     """
     folder = Path(config.run_dir)
-    if (folder / MARKER).exists() and _finished(config):
-        _log.info("%s is finished: skipped", folder)
-        return False
-    last = last_checkpoint(folder)
-    if config.ckpt is None and last is not None:
-        _refuse_another(config, last)
-        config.ckpt = "last"
-        _log.info("%s was stopped: it goes on from %s", folder, last.name)
-    return True
-
-
-def _finished(config: DictConfig) -> bool:
-    digest = digest_of(config)
-    if config.ckpt is None or in_sweep():
-        return is_finished(Path(config.run_dir), digest)
-    try:  # ckpt says that it is meant: a finished run may go on with other settings
-        return is_finished(Path(config.run_dir), digest)
-    except SettingError:
-        return False
-
-
-def _refuse_another(config: DictConfig, last: Path) -> None:
-    kept = newest_kept(Path(config.run_dir))
-    changes = [] if kept is None else _changes(computed(kept), computed(config))
-    if not changes:
-        return
-    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-    raise SettingError(
-        f"run {config.run} exists with other settings ({', '.join(changes[:_SHOWN])}{more}): add run=NAME to "
-        f"start another, or ckpt=last to let it go on from {last.name} with these settings"
-    )
-
-
-def newest_kept(folder: Path) -> DictConfig | None:
-    """The configuration that a run was last started with, if it is there."""
-    paths = sorted((path for path in folder.glob("config*.yaml") if path.stat().st_size), key=_number)
-    if not paths:
-        return None
-    kept = OmegaConf.create(current_names(OmegaConf.to_container(OmegaConf.load(paths[-1]))))
-    assert isinstance(kept, DictConfig)
-    return kept
-
-
-def current_names(settings: Any, section: str = "") -> Any:
-    """Settings by this version's names where an earlier version wrote them: keys, and modules that moved."""
-    if isinstance(settings, Mapping):
-        renamed = _RENAMED.get(section, {})
-        return {renamed.get(key, key): current_names(value, str(key)) for key, value in settings.items()}
-    if section == "_target_" and isinstance(settings, str):
-        return next(
-            (new + settings.removeprefix(old) for old, new in _MOVED if settings.startswith(old)), settings
+    if (folder / FINISHED).exists() and (config.ckpt is None or in_sweep()):
+        raise SettingError(
+            f"{folder} holds a finished run with other settings; name another with run=NAME, or delete it"
         )
-    return settings
+    if config.ckpt is not None:
+        path = checkpoint_path(config.ckpt, folder)
+        _refuse_other_optimiser(config, settings, path)
+        return path
+    last = last_checkpoint(folder)
+    if last is not None:
+        _refuse_other_settings(config, settings, last)
+        _log.info("%s: resuming from %s", folder, last.name)
+    return last
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.partition("_")[2] or 0)
+def checkpoint_path(ckpt: str, run_dir: str | Path) -> Path:
+    """The file that ``ckpt`` names; ``last`` is the newest of this run."""
+    if ckpt != "last":
+        return Path(ckpt)
+    return last_checkpoint(run_dir) or checkpoint_folder(run_dir) / LAST
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [
-        f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
+def _refuse_other_settings(config: DictConfig, settings: Mapping[str, Any], last: Path) -> None:
+    kept = read_settings(Path(config.run_dir))
+    found = [] if kept is None else changes(kept, settings)
+    if found:
+        raise SettingError(
+            f"run {config.run} exists with other settings ({_some(found)}): add run=NAME to start "
+            f"another, or ckpt=last to resume from {last.name} with these settings"
+        )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _refuse_other_optimiser(config: DictConfig, settings: Mapping[str, Any], path: Path) -> None:
+    """A resumed run keeps its optimiser, whose state is in the checkpoint."""
+    kept = read_settings(path.absolute().parent.parent)
+    found = [] if kept is None else [c for c in changes(kept, settings) if c.startswith(_OPTIMISATION)]
+    if found:
+        raise SettingError(
+            f"ckpt={config.ckpt}: a resumed run keeps its optimiser ({_some(found)}); leave these options as "
+            f"they were, or start a new run from the weights with init_from={path}"
+        )
 
 
-def keep(config: DictConfig) -> None:
-    """Write the configuration into the run's folder, beside the earlier ones unless it is the last again."""
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = newest_kept(folder)
-    if kept is not None and _but_ckpt(kept) == _but_ckpt(config):
-        return
-    number = 0 if kept is None else 1 + max(_number(path) for path in folder.glob("config*.yaml"))
-    write_text(folder / (f"config_{number}.yaml" if number else "config.yaml"), OmegaConf.to_yaml(config))
-
-
-def _but_ckpt(config: DictConfig) -> dict[Any, Any]:
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return {key: value for key, value in plain.items() if key != "ckpt"}
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more

@@ -73,9 +73,8 @@ class SentenceModel:
     def digest(self) -> str:
         """Changes with what it computes."""
         model = _loaded(self.weights, self.count)
-        parts = [model.clip.text_fingerprint(), *model.sentences]
-        state = [value.numpy().tobytes() for value in model.clip.model.visual.state_dict().values()]
-        return hashlib.sha256(b"\0".join([*(part.encode() for part in parts), *state])).hexdigest()
+        state = [value.numpy().tobytes() for value in model.clip.model.state_dict().values()]
+        return hashlib.sha256(b"\0".join([*(part.encode() for part in model.sentences), *state])).hexdigest()
 
 
 @cache

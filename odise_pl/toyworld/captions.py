@@ -1,4 +1,4 @@
-"""Sentences about scenes, as people write them under pictures: some of what is seen, in many phrasings."""
+"""Captions of scenes, as people write them: some of what is visible, in many phrasings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_caption(scene: Scene, random: np.random.Generator) -> str:
 
 
 def write_names(stuff: Stuff, random: np.random.Generator, count: int) -> tuple[str, ...]:
-    """``count`` captions of one kind of stuff and nothing else."""
+    """``count`` captions of nothing but one kind of stuff."""
     return tuple(_finish(_stuff_name(stuff, random), random) for _ in range(count))
 
 
@@ -49,7 +49,7 @@ def _finish(text: str, random: np.random.Generator) -> str:
 
 
 def pick(choices: Sequence[T], random: np.random.Generator) -> T:
-    """One of some, each as often as any other."""
+    """One of the choices, uniformly."""
     return choices[int(random.integers(len(choices)))]
 
 
@@ -72,7 +72,7 @@ def _with_article(text: str) -> str:
 
 
 def _listing(things: Sequence[Placed], random: np.random.Generator) -> str:
-    """Things in any order, equal ones counted: "two cats, a red ball and a house"."""
+    """Things in random order, equal ones counted: "two cats, a red ball and a house"."""
     counts = Counter(placed.thing.name for placed in things)
     phrases, seen = [], set()
     for index in random.permutation(len(things)):

@@ -1,15 +1,13 @@
-"""Grade the small world's frozen models: ``python -m odise_pl.toyworld.grade [clip] [vae] [unet]``.
+"""How good the small world's frozen models are, on held-out pictures.
 
-* ``clip``: how often it names the thing in a held-out crop, among all categories; and what is behind a true
-  mask, as masked CLIP sees it;
-* ``vae``: peak signal-to-noise ratio of restored held-out pictures, in decibels;
-* ``unet``: how often CLIP recognises what a prompt of one thing asked to be drawn.
+* ``clip``: how often it names the thing in a crop, among all categories; and, as masked CLIP, what a true
+  mask shows;
+* ``vae``: peak signal-to-noise ratio of restored pictures, in decibels;
+* ``unet``: how often CLIP recognises the thing that a prompt asked for.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.arguments import ends_with_message, positive
 from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.models.backbones.stable_diffusion import (
     DiffusionModels,
@@ -31,30 +28,69 @@ from odise_pl.models.backbones.stable_diffusion import (
     load_network,
 )
 from odise_pl.models.classifiers import visible_patches
-from odise_pl.models.weights import WeightsError
-from odise_pl.toyworld.corpus import SIDE
-from odise_pl.toyworld.pretraining import pixels
+from odise_pl.toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
+from odise_pl.toyworld.pretraining.corpus import SIDE
+from odise_pl.toyworld.pretraining.schedule import pixels
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
-from odise_pl.toyworld.shipped import WEIGHTS
-from odise_pl.toyworld.sizes import CLIP, DIFFUSION
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
 from odise_pl.toyworld.things import THINGS, Thing
 
-_MODELS = ("clip", "vae", "unet")
-_SEED = 1234  # of what is painted here and nowhere else
+_SEED = 1234  # of pictures that are used nowhere else
 _PROMPT = "a photo of a {}"
-_MARGIN = 0.1  # around a thing in a crop, of its size
-_VISIBLE = 0.6  # of a thing's box-filling size, for a crop that shows it
-GUIDANCE = 7.5  # as is usual for Stable Diffusion
+_MARGIN = 0.1  # around a thing in a crop, relative to its size
+_OTHERS = 0.4  # largest share of a crop that other things may cover
+_GUIDANCE = 7.5  # as is usual for Stable Diffusion
 _COLOURS = 128  # of a sheet
-_TIMESTEPS = 1000  # of the diffusion model
+_COLUMNS = 13
 NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
 
 
-def crops(count: int, seed: int = _SEED) -> Iterator[tuple[NDArray[np.uint8], Thing]]:
+def grade(
+    models: Sequence[str],
+    weights: Path,
+    count: int = 500,
+    each: int = 6,
+    steps: int = 50,
+    sheet: Path | None = None,
+) -> Iterator[str]:
+    """Yield one line per grade.
+
+    Args:
+        models: of ``clip``, ``vae`` and ``unet``.
+        weights: folder of the models; only those that are needed are loaded.
+        count: held-out crops, and pictures.
+        each: samples of each thing, for the UNet.
+        steps: of sampling.
+        sheet: PNG for two of these samples of each thing.
+
+    Raises:
+        WeightsError: weights are missing or damaged.
+    """
+    diffusion = str(weights / DIFFUSION_FOLDER)
+    if "clip" in models or "unet" in models:
+        require(weights, CLIP_FILE)
+        clip = FrozenCLIP(load_clip(str(weights / CLIP_FILE), CLIP))
+    if "clip" in models:
+        yield f"clip: {100 * grade_crops(clip, count):.1f} % of {count} held-out crops are named"
+        things, stuff = (100 * share for share in grade_masks(clip, count))
+        yield f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks"
+    if "vae" in models:
+        require(weights, f"{DIFFUSION_FOLDER}/vae")
+        ratio = grade_vae(load_network("vae", diffusion).eval(), count)
+        yield f"vae: {ratio:.2f} dB on {count} held-out pictures"
+    if "unet" in models:
+        require(weights, *(f"{DIFFUSION_FOLDER}/{part}" for part in ("vae", "unet", "text_encoder")))
+        share, samples = grade_unet(load_diffusion(diffusion), clip, each, steps)
+        if sheet is not None:
+            shown = [one for i, one in enumerate(samples) if i % each in (0, each // 2)]
+            draw_sheet(shown).save(sheet)
+        yield f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised"
+
+
+def crops(count: int) -> Iterator[tuple[NDArray[np.uint8], Thing]]:
     """Crops around single things of painted scenes, half of them in the style of the open set."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_SEED)
     found = 0
     while True:
         scene = paint_scene(random, OPEN if random.random() < 0.5 else WEB)
@@ -67,39 +103,37 @@ def crops(count: int, seed: int = _SEED) -> Iterator[tuple[NDArray[np.uint8], Th
 
 
 def _is_clear(scene: Scene, placed: Placed) -> bool:
-    """Whether no other thing covers a good part of the box."""
+    """Whether other things cover little of the box."""
     left, top, right, bottom = (round(max(0, side)) for side in placed.box)
     inside = scene.ids[top:bottom, left:right]
     others = [other.id for other in scene.things if other.id != placed.id]
-    return bool(np.isin(inside, others).mean() < 1 - _VISIBLE)
+    return bool(np.isin(inside, others).mean() < _OTHERS)
 
 
 def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
     left, top, right, bottom = placed.box
-    x, y = _MARGIN * (right - left), _MARGIN * (bottom - top)
-    box = (max(0, left - x), max(0, top - y), min(scene.image.shape[1], right + x),
-           min(scene.image.shape[0], bottom + y))  # fmt: skip
+    (height, width), x, y = scene.ids.shape, _MARGIN * (right - left), _MARGIN * (bottom - top)
+    box = (max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y))
     cut = Image.fromarray(scene.image).crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
     return np.asarray(cut.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 @torch.no_grad()
-def named(clip: FrozenCLIP, images: Tensor, names: Sequence[str] = NAMES) -> list[str]:
+def named(clip: FrozenCLIP, images: Tensor) -> list[str]:
     """What CLIP calls each image [N, 3, SIDE, SIDE] in 0..1."""
-    image = torch.cat([clip.encode_image(part) for part in images.split(64)])
-    return _nearest(image, _texts(clip, names), names)
+    return _nearest(torch.cat([clip.encode_image(part) for part in images.split(64)]), _texts(clip))
 
 
-def _texts(clip: FrozenCLIP, names: Sequence[str]) -> Tensor:
-    return F.normalize(clip.encode_text([_PROMPT.format(name) for name in names]), dim=-1)
+def _texts(clip: FrozenCLIP) -> Tensor:
+    return F.normalize(clip.encode_text([_PROMPT.format(name) for name in NAMES]), dim=-1)
 
 
-def _nearest(images: Tensor, texts: Tensor, names: Sequence[str]) -> list[str]:
-    return [names[i] for i in (images @ texts.T).argmax(1).tolist()]
+def _nearest(images: Tensor, texts: Tensor) -> list[str]:
+    return [NAMES[i] for i in (images @ texts.T).argmax(1).tolist()]
 
 
-def grade_clip(clip: FrozenCLIP, count: int) -> float:
-    """Share of held-out crops whose thing is named, among things and stuff."""
+def grade_crops(clip: FrozenCLIP, count: int) -> float:
+    """Share of held-out crops whose thing CLIP names, among things and stuff."""
     pictures, things = zip(*crops(count), strict=True)
     found = named(clip, pixels(list(pictures)))
     return float(np.mean([name == thing.name for name, thing in zip(found, things, strict=True)]))
@@ -108,60 +142,58 @@ def grade_clip(clip: FrozenCLIP, count: int) -> float:
 @torch.no_grad()
 def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
     """Shares of things and of stuff in ``count`` held-out pictures that masked CLIP names by true masks."""
-    random, texts = np.random.default_rng(_SEED), _texts(clip, NAMES)
+    texts = _texts(clip)
     right: dict[bool, list[bool]] = {True: [], False: []}
-    for number in range(count):
-        scene = paint_scene(random, OPEN if number % 2 else WEB)
+    for scene in _scenes(count):
         ids = torch.from_numpy(scene.ids[:SIDE, :SIDE])
         segments = [(placed.id, placed.thing.name, True) for placed in scene.things]
         segments += [(id, stuff.name, False) for id, stuff in scene.stuff]
         segments = [one for one in segments if (ids == one[0]).any()]
         logits = torch.stack([ids == id for id, _, _ in segments]).float()[None] * 20 - 10
-        image = clip.normalize(pixels([_square(scene)]))
-        found = clip.encode_masks(image, visible_patches(logits, clip.patch_size))[0]
-        for name, (_, truth, thing) in zip(_nearest(found, texts, NAMES), segments, strict=True):
+        found = clip.encode_masks(clip.normalize(_square(scene)), visible_patches(logits, clip.patch_size))[0]
+        for name, (_, truth, thing) in zip(_nearest(found, texts), segments, strict=True):
             right[thing].append(name == truth)
     return float(np.mean(right[True])), float(np.mean(right[False]))
 
 
 @torch.no_grad()
 def grade_vae(vae: Any, count: int) -> float:
-    """Mean peak signal-to-noise ratio in decibels of held-out pictures, half in the open set's style."""
-    random = np.random.default_rng(_SEED)
+    """Mean peak signal-to-noise ratio in decibels of held-out pictures."""
     ratios = []
-    for number in range(count):
-        image = pixels([_square(paint_scene(random, OPEN if number % 2 else WEB))])
+    for scene in _scenes(count):
+        image = _square(scene)
         restored = vae.decode(vae.encode(2 * image - 1).latent_dist.mean).sample.clamp(-1, 1) / 2 + 0.5
         ratios.append(-10 * torch.log10(F.mse_loss(restored, image)))
     return float(torch.stack(ratios).mean())
 
 
-def _square(scene: Scene) -> NDArray[np.uint8]:
-    return scene.image[:SIDE, :SIDE]
+def _scenes(count: int) -> Iterator[Scene]:
+    """Held-out scenes, every second one in the open set's style."""
+    random = np.random.default_rng(_SEED)
+    return (paint_scene(random, OPEN if number % 2 else WEB) for number in range(count))
+
+
+def _square(scene: Scene) -> Tensor:
+    """[1, 3, SIDE, SIDE] in 0..1."""
+    return pixels([scene.image[:SIDE, :SIDE]])
 
 
 def grade_unet(
     models: DiffusionModels, clip: FrozenCLIP, each: int, steps: int
-) -> tuple[float, list[tuple[str, Tensor]]]:
-    """Share of samples that CLIP recognises, among things and stuff; and the samples with their prompts."""
-    samples = []
+) -> tuple[float, list[Tensor]]:
+    """Share of samples whose thing CLIP names; and all samples [3, SIDE, SIDE], ``each`` per thing."""
+    samples: list[Tensor] = []
     right = 0
     for thing in THINGS:
         prompts = [f"a photo of a {thing.colours[i % len(thing.colours)]} {thing.name}" for i in range(each)]
         images = sample(models, prompts, steps)
-        right += sum(name == thing.name for name in named(clip, images))
-        samples += list(zip(prompts, images, strict=True))
+        right += named(clip, images).count(thing.name)
+        samples += images
     return right / len(samples), samples
 
 
 @torch.no_grad()
-def sample(
-    models: DiffusionModels,
-    prompts: Sequence[str],
-    steps: int = 50,
-    guidance: float = GUIDANCE,
-    seed: int = 0,
-) -> Tensor:
+def sample(models: DiffusionModels, prompts: Sequence[str], steps: int) -> Tensor:
     """Draw pictures [N, 3, SIDE, SIDE] in 0..1 by DDIM (arXiv 2010.02502) with classifier-free guidance."""
     scheduler: Any = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -169,81 +201,18 @@ def sample(
     )  # fmt: skip
     scheduler.set_timesteps(steps)
     context = encode_prompts(models.text_encoder, [*prompts, *[""] * len(prompts)], DIFFUSION.text_pad)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     latents = torch.randn(len(prompts), DIFFUSION.latent_channels, SIDE // 8, SIDE // 8, generator=generator)
     for step in scheduler.timesteps:
         asked, free = models.unet(torch.cat([latents, latents]), step, context).sample.chunk(2)
-        latents = scheduler.step(free + guidance * (asked - free), step, latents).prev_sample
+        latents = scheduler.step(free + _GUIDANCE * (asked - free), step, latents).prev_sample
     decoded: Tensor = models.vae.decode(latents / models.vae.config.scaling_factor).sample
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
-def sheet(samples: Sequence[tuple[str, Tensor]], columns: int = 13) -> Image.Image:
-    """Samples side by side, row by row, in few colours: a small file."""
-    tiles = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for _, image in samples]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+def draw_sheet(samples: Sequence[Tensor]) -> Image.Image:
+    """Samples in rows, with few colours, so that the file is small."""
+    tiles = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for image in samples]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
+    rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
     return Image.fromarray(np.concatenate(rows)).quantize(_COLOURS)
-
-
-@ends_with_message
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.grade", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="clip, vae, unet; by default all")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of what is graded")
-    parser.add_argument("--count", type=positive, default=500, help="held-out crops, and pictures")
-    parser.add_argument("--each", type=positive, default=6, help="samples of each thing")
-    parser.add_argument("--steps", type=positive, default=50, help="of DDIM, 1000 at most")
-    parser.add_argument("--sheet", type=Path, help="write the samples as a picture, FILE.png")
-    options = parser.parse_args(arguments)
-    unknown = sorted(set(options.models) - set(_MODELS))
-    if unknown:
-        parser.error(f"MODEL: there is no {unknown[0]}; choose from {', '.join(_MODELS)}")
-    if options.steps > _TIMESTEPS:
-        parser.error(f"--steps {options.steps}: the diffusion model has {_TIMESTEPS}")
-    if options.sheet and not options.sheet.parent.is_dir():
-        parser.error(f"--sheet {options.sheet}: there is no folder {options.sheet.parent}")
-    if options.sheet and options.sheet.suffix != ".png":
-        parser.error(f"--sheet {options.sheet}: names a picture, FILE.png")
-    _grade(options.models or _MODELS, options)
-    return 0
-
-
-def _grade(wanted: Sequence[str], options: argparse.Namespace) -> None:
-    """Load what is graded and no more: the other models may not have been trained yet."""
-    _check_there(wanted, options.weights)
-    diffusion = str(options.weights / "diffusion")
-    clip = None
-    if "clip" in wanted or "unet" in wanted:
-        clip = FrozenCLIP(load_clip(str(options.weights / "clip.safetensors"), CLIP))
-    if clip is not None and "clip" in wanted:
-        share = 100 * grade_clip(clip, options.count)
-        print(f"clip: {share:.1f} % of {options.count} held-out crops are named")
-        things, stuff = (100 * share for share in grade_masks(clip, options.count))
-        print(f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks")
-    if "vae" in wanted:
-        ratio = grade_vae(load_network("vae", diffusion).eval(), options.count)
-        print(f"vae: {ratio:.2f} dB on {options.count} held-out pictures")
-    if clip is not None and "unet" in wanted:
-        share, samples = grade_unet(load_diffusion(diffusion), clip, options.each, options.steps)
-        print(f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised")
-        if options.sheet:
-            shown = {0, options.each // 2}  # of each thing
-            sheet([one for i, one in enumerate(samples) if i % options.each in shown]).save(options.sheet)
-
-
-def _check_there(wanted: Sequence[str], weights: Path) -> None:
-    """The loaders would name settings of train.py, or look for a hub."""
-    needed = {
-        "clip": ["clip.safetensors"],
-        "vae": ["diffusion/vae"],
-        "unet": ["clip.safetensors", "diffusion/vae", "diffusion/unet", "diffusion/text_encoder"],
-    }
-    for name in (name for model in wanted for name in needed[model]):
-        if not (weights / name).exists():
-            raise WeightsError(f"{weights / name} is not there; --weights names what pretrain wrote")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,14 @@
-"""Paint the small world's data sets: ``python -m odise_pl.toyworld.make --out data/shards``.
+"""Paint the small world's data sets.
 
-``toy_train`` and ``toy_val`` hold the base categories alone; ``toy_open`` holds all and looks different: what
-ADE20K is to COCO. They are written in COCO's panoptic layout and packed as any data set of that layout is.
+``toy_train`` and ``toy_val`` hold only the base categories; ``toy_open`` holds all of them and looks
+different, as ADE20K does from COCO. They are painted in the panoptic layout of COCO and packed like any such
+data set. Imports no torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-import sys
-from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from odise_pl.arguments import ends_with_message, not_negative, positive
-from odise_pl.data.manifest import FILE_NAME, Manifest, ShardSet
+from odise_pl.data.manifest import FILE_NAME, check_shards, missing_shards
 from odise_pl.data.prepare import processes
 from odise_pl.data.prepare.coco import read_coco
-from odise_pl.data.prepare.packing import prepare, refuse_strangers, sole_writer, whole
-from odise_pl.data.prepare.shards import WORK
+from odise_pl.data.prepare.packing import prepare
 from odise_pl.data.records import DataError
 from odise_pl.toyworld.captions import write_captions
 from odise_pl.toyworld.scene import Scene, World, paint_scene
@@ -33,15 +29,24 @@ from odise_pl.toyworld.style import OPEN, PLAIN, Style
 from odise_pl.toyworld.things import THINGS, Thing
 from odise_pl.vocabulary import Category, Vocabulary
 
-KINDS: tuple[Thing | Stuff, ...] = (*THINGS, *STUFF)
 _CHUNK = 100  # pictures that a process paints at a time
 _CAPTIONS = 3
-_MEGABYTE = 10**6
+_SHARD_BYTES = 8 * 10**6
+KINDS: tuple[Thing | Stuff, ...] = (*THINGS, *STUFF)
+_IDS = {kind.name: number for number, kind in enumerate(KINDS, start=1)}
 
 
 @dataclass(frozen=True)
 class ToySet:
-    """One data set: its name without ``toy_``, its number among them, pictures, style and categories."""
+    """One data set.
+
+    Attributes:
+        name: without ``toy_``.
+        number: decides its random numbers.
+        count: of pictures.
+        style: of the pictures.
+        novel: whether novel categories occur.
+    """
 
     name: str
     number: int
@@ -56,7 +61,7 @@ class ToySet:
 
 
 def toy_sets(train: int = 2000, val: int = 200, open_: int = 200) -> tuple[ToySet, ...]:
-    """The three sets with so many pictures."""
+    """The three sets, with their numbers of pictures."""
     return (
         ToySet("train", 0, train, PLAIN, novel=False),
         ToySet("val", 1, val, PLAIN, novel=False),
@@ -67,75 +72,63 @@ def toy_sets(train: int = 2000, val: int = 200, open_: int = 200) -> tuple[ToySe
 def vocabulary(novel: bool) -> Vocabulary:
     """The base categories, or with ``novel`` all of them; ids count from 1, things first."""
     categories = tuple(
-        Category(number, kind.name, kind.synonyms, number <= len(THINGS))
-        for number, kind in enumerate(KINDS, start=1)
+        Category(_IDS[kind.name], kind.name, kind.synonyms, kind in THINGS)
+        for kind in KINDS
         if novel or not kind.novel
     )
     return Vocabulary("toy" if novel else "toy_base", categories)
 
 
 def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path:
-    """Paint and pack one set into ``folder/toy_NAME``; one that is there is kept. Returns its folder.
+    """Paint one set and pack it into ``folder/toy_NAME``, unless it is there already. Returns its folder.
 
-    What an interrupted run left is made anew, since that takes seconds.
+    It appears there complete; an interrupted run leaves nothing.
 
     Raises:
-        DataError: the folder holds something else or a damaged set, or another run is painting into it.
+        DataError: the folder holds another or a damaged set, or something else.
     """
-    out, root = folder / f"toy_{toy_set.name}", folder / f".toy_{toy_set.name}"
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; --out names a folder")
+    out, origin = folder / f"toy_{toy_set.name}", f"odise_pl.toyworld, seed {seed}"
     if not (out / FILE_NAME).exists():
+        if out.exists():
+            raise DataError(f"{out} exists, but is no data set: delete it, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        with sole_writer(folder, folder / ".toy.lock"):
-            _make(toy_set, out, root, seed, workers)
-    _check(out, toy_set, seed)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{out.name}_") as name:
+            _pack(toy_set, Path(name), origin, seed, workers).rename(out)
+    _check(out, toy_set.count, origin)
     return out
 
 
-def _make(toy_set: ToySet, out: Path, root: Path, seed: int, workers: int) -> None:
-    if (out / FILE_NAME).exists():  # by another run, while this one came to its turn
-        return
-    if (out / WORK).exists():
-        shutil.rmtree(out)
-    refuse_strangers(out)
-    shutil.rmtree(root, ignore_errors=True)
-    _paint(toy_set, root, seed, workers)
-    source = read_coco(root, toy_set.name, "annotation")
-    source = replace(
-        source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=_annotations(seed)
-    )
-    prepare(source, out, workers, 8 * _MEGABYTE, skip_bad=False)
-    shutil.rmtree(root)
+def _pack(toy_set: ToySet, root: Path, origin: str, seed: int, workers: int) -> Path:
+    """Paint a set and pack it in a temporary folder."""
+    coco, shards = root / "coco", root / "shards"
+    _paint(toy_set, coco, seed, workers)
+    source = read_coco(coco, toy_set.name, "annotation")
+    source = replace(source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=origin)
+    prepare(source, shards, workers, _SHARD_BYTES, skip_bad=False)
+    return shards
 
 
-def _annotations(seed: int) -> str:
-    """What a set was made from, in ``dataset.json``."""
-    return f"odise_pl.toyworld, seed {seed}"
-
-
-def _check(out: Path, toy_set: ToySet, seed: int) -> None:
-    """Whether a finished set is whole and the one that is asked for."""
-    location = out / FILE_NAME
-    manifest = Manifest.from_bytes(location.read_bytes(), str(location))
-    found = f"{manifest.counts.samples} pictures, made from {manifest.source.annotations}"
-    wanted = f"{toy_set.count} pictures, made from {_annotations(seed)}"
+def _check(out: Path, count: int, origin: str) -> None:
+    """Raise DataError if a set is not the requested one, or not complete."""
+    shards = check_shards(out)
+    found = f"{shards.manifest.counts.samples} pictures, made from {shards.manifest.source.annotations}"
+    wanted = f"{count} pictures, made from {origin}"
     if found != wanted:
-        raise DataError(f"{out} holds {found}; asked for are {wanted}: delete it, or name another --out")
-    whole(ShardSet(str(location), manifest), out)
+        raise DataError(f"{out} holds {found}, instead of {wanted}: delete it, or choose another folder")
+    if missing := missing_shards(shards):
+        raise DataError(f"{missing[0]} is missing or damaged: delete {out} to paint it again")
 
 
 def _paint(toy_set: ToySet, root: Path, seed: int, workers: int) -> None:
-    """The set in COCO's panoptic layout."""
+    """Write the set in COCO's panoptic layout."""
     for folder in (root / toy_set.name, root / "annotations" / f"panoptic_{toy_set.name}"):
         folder.mkdir(parents=True)
     starts = range(0, toy_set.count, _CHUNK)
     parts = dict(processes.run(partial(_paint_chunk, toy_set, root, seed), starts, workers))
-    entries = [entry for index in sorted(parts) for entry in parts[index]]
+    images, annotations, captions = zip(*(entry for i in sorted(parts) for entry in parts[i]), strict=True)
     categories = vocabulary(toy_set.novel).to_json()["categories"]
-    images, annotations, captions = ([entry[i] for entry in entries] for i in range(3))
-    _write(root, f"panoptic_{toy_set.name}",
-           {"images": images, "annotations": annotations, "categories": categories})  # fmt: skip
+    panoptic = {"images": images, "annotations": annotations, "categories": categories}
+    _write(root, f"panoptic_{toy_set.name}", panoptic)
     _write(root, f"captions_{toy_set.name}", {"annotations": [one for some in captions for one in some]})
 
 
@@ -144,9 +137,8 @@ def _write(root: Path, name: str, data: Any) -> None:
 
 
 def _paint_chunk(toy_set: ToySet, root: Path, seed: int, start: int) -> list[tuple[Any, Any, Any]]:
-    return [
-        _paint_one(toy_set, root, seed, number) for number in range(start, min(start + _CHUNK, toy_set.count))
-    ]
+    numbers = range(start, min(start + _CHUNK, toy_set.count))
+    return [_paint_one(toy_set, root, seed, number) for number in numbers]
 
 
 def _paint_one(toy_set: ToySet, root: Path, seed: int, number: int) -> tuple[Any, Any, Any]:
@@ -167,11 +159,10 @@ def _paint_one(toy_set: ToySet, root: Path, seed: int, number: int) -> tuple[Any
 
 
 def _segments(scene: Scene) -> list[dict[str, Any]]:
-    ids = {kind.name: number for number, kind in enumerate(KINDS, start=1)}
     named = [(number, stuff.name) for number, stuff in scene.stuff]
     named += [(placed.id, placed.thing.name) for placed in scene.things]
     return [
-        {"id": number, "category_id": ids[name], "iscrowd": 0, **_extent(scene, number)}
+        {"id": number, "category_id": _IDS[name], "iscrowd": 0, **_extent(scene, number)}
         for number, name in named
     ]
 
@@ -181,23 +172,3 @@ def _extent(scene: Scene, number: int) -> dict[str, Any]:
     left, top = int(columns.min()), int(rows.min())
     box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
     return {"area": len(rows), "bbox": box}
-
-
-@ends_with_message
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m odise_pl.toyworld.make", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/shards"), help="folder of the shard sets")
-    parser.add_argument("--train", type=positive, default=2000, help="pictures of toy_train")
-    parser.add_argument("--val", type=positive, default=200, help="pictures of toy_val")
-    parser.add_argument("--open", type=positive, default=200, help="pictures of toy_open")
-    parser.add_argument("--seed", type=not_negative, default=0)
-    parser.add_argument("--workers", type=positive, default=2, help="processes")
-    options = parser.parse_args(arguments)
-    for toy_set in toy_sets(options.train, options.val, options.open):
-        print(make(toy_set, options.out, options.seed, options.workers))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

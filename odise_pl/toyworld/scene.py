@@ -1,4 +1,4 @@
-"""Scenes of the small world: what is where, painted, and its panoptic map."""
+"""Scenes of the small world: what is where, the painted picture and its panoptic map."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from odise_pl.toyworld.style import Style
 from odise_pl.toyworld.things import COLOURS, THINGS, Thing
 
 Picture = NDArray[np.float32]
-_TRIES = 12  # to find a free place
+_TRIES = 12  # attempts to find a free place
 _OVERLAP = 0.35  # how much of a thing's box another may cover
-_FEWEST_PIXELS = 20  # that a thing needs to count as seen
+_FEWEST_PIXELS = 20  # a thing with fewer visible pixels counts as hidden
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Scene:
 
     Attributes:
         image: uint8 [H, W, 3].
-        ids: int32 [H, W], 0 where nothing is labelled (what is left of a thing that is almost hidden).
-        things: those that are seen, from back to front.
-        stuff: id and category of the background regions that are seen, from top to bottom.
+        ids: int32 [H, W], 0 where nothing is labelled (the rest of an almost hidden thing).
+        things: the visible ones, from back to front.
+        stuff: id and category of the visible background regions, from top to bottom.
     """
 
     image: NDArray[np.uint8]
@@ -67,7 +67,7 @@ class World:
 
 @dataclass(frozen=True)
 class _Band:
-    """A background region: its id, and the rows (first, one past the last) that it takes on the whole."""
+    """A background region: its id, category, and mean rows (first, one past the last)."""
 
     id: int
     stuff: Stuff
@@ -75,10 +75,10 @@ class _Band:
 
 
 def paint_scene(random: np.random.Generator, style: Style, world: World | None = None) -> Scene:
-    """One scene, wholly decided by the generator's state.
+    """One scene, determined by the state of the generator.
 
     Args:
-        random: source of every decision.
+        random: generator of all random numbers.
         style: what pictures look like.
         world: the categories that may occur; by default all.
     """
@@ -111,7 +111,7 @@ def _background(
         upper, lower = edges[number - 1], edges[number]
         top, whole = int(upper.min()), int(np.ceil(upper.max()))
         texture = stuff.texture((size[0] - top, size[1]), random)
-        # to the bottom, since the next one is painted over it; slices are much quicker than masks
+        # down to the bottom, since the next region covers it; slices are much faster than masks
         image[whole:], ids[whole:] = texture[whole - top :], number
         border = y[top:whole] >= upper
         image[top:whole][border] = texture[: whole - top][border]
@@ -166,7 +166,7 @@ def _place_things(
         if box is not None:
             boxes.append((thing, box))
     placed = []
-    # what stands lower in the picture is nearer and hides what is behind it
+    # things that stand lower in the picture are nearer and hide those behind
     for number, (thing, box) in enumerate(sorted(boxes, key=lambda pair: pair[1][3]), start=len(bands) + 1):
         colour = thing.colours[int(random.integers(len(thing.colours)))]
         _paint_thing(image, ids, number, thing, colour, box, random, style)
@@ -182,13 +182,13 @@ def _free_box(
     taken: Sequence[tuple[float, float, float, float]],
     random: np.random.Generator,
 ) -> tuple[float, float, float, float] | None:
-    """A place for a thing where it does not hide others; None if none was found."""
+    """A box for a thing where it hardly covers others; None if none was found."""
     height, width = size
     first, last = _rows_for(thing, bands, random)
     wide = half * random.uniform(0.85, 1.1)
     for _ in range(_TRIES):
         x = random.uniform(min(wide, width / 2), max(width - wide, width / 2))
-        # a thing stands on the ground with its foot, and hangs in the air with its middle
+        # things stand on the ground with their foot, and float in the air with their middle
         foot = random.uniform(first, last) + (half if thing.place == "air" else 0)
         y = min(max(foot - half, half), max(height - half, half))
         box = (x - wide, y - half, x + wide, y + half)
@@ -249,7 +249,7 @@ def _paint_thing(
 
 
 def _affine(thing: Thing, box: tuple[float, ...], random: np.random.Generator) -> Callable[[Points], Points]:
-    """The map from the drawing's coordinates to pixels: mirrored or not, turned, into the box."""
+    """The map from a drawing's coordinates to pixels: perhaps mirrored, rotated, scaled into the box."""
     angle = np.deg2rad(random.uniform(-thing.turn, thing.turn))
     mirror = -1.0 if random.random() < 0.5 else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -279,7 +279,7 @@ def _light(size: tuple[int, int], random: np.random.Generator, style: Style) -> 
 
 
 def _exposed(image: Picture, random: np.random.Generator, style: Style) -> NDArray[np.uint8]:
-    """Brightness, saturation and grain; to bytes."""
+    """Apply brightness, saturation and grain; convert to bytes."""
     light, saturation, grain = (
         np.float32(random.uniform(*r)) for r in (style.light, style.saturation, style.grain)
     )

@@ -68,7 +68,7 @@ def draw(
     """
     height, width = size
     big = (width * SUPERSAMPLE, height * SUPERSAMPLE)
-    # the ground has the first colour, so that no other bleeds into the edges
+    # the background has the first colour, so that no other bleeds into the edges
     picture, cover = Image.new("RGB", big, polygons[0][1]), Image.new("L", big)
     painter, coverer = ImageDraw.Draw(picture), ImageDraw.Draw(cover)
     for points, colour in polygons:

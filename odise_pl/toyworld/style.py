@@ -1,4 +1,4 @@
-"""What pictures of the small world look like, apart from what they show."""
+"""Looks of the pictures of the small world: sizes, light, colours, noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Style:
         saturation: of colours, 1 as drawn, 0 gray.
         shade: contrast of the light that falls on things from one side.
         texture: contrast of the surface of things.
-        grain: standard deviation of the noise of the sensor, of 1.
+        grain: standard deviation of sensor noise, in a range of 0..1.
     """
 
     sides: tuple[int, int] = (128, 160)
@@ -51,7 +51,7 @@ OPEN = Style(
     texture=(0.03, 0.09),
     grain=(0.01, 0.025),
 )
-# What the frozen models have seen, as Stable Diffusion and CLIP have seen the web: everything.
+# For the frozen models, as the web is for Stable Diffusion and CLIP: everything.
 WEB = Style(
     sides=(128, 128),
     objects=(1, 5),

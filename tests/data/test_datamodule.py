@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import warnings
@@ -55,23 +54,16 @@ class SaveOnce(Callback):
 
 
 def module(shards: Path, **options: Any) -> PanopticDataModule:
-    defaults = {
-        "batch_size": 2,
-        "num_workers": 0,
-        "image_size": 64,
-        "eval_short_side": 32,
-        "eval_long_side": 64,
-    }
-    return PanopticDataModule(train=str(shards), **(defaults | options))
+    small = {"batch_size": 2, "num_workers": 0, "image_size": 64, "eval_short_side": 32, "eval_long_side": 64}
+    return PanopticDataModule(train=str(shards), **(small | options))
 
 
 def fit(data: PanopticDataModule, folder: Path, resume: Path | None = None, **options: Any) -> Recorder:
     model = Recorder()
-    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in options.get("callbacks", []))
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=checkpoints,
+        enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in options.get("callbacks", [])),
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -85,35 +77,35 @@ def fit(data: PanopticDataModule, folder: Path, resume: Path | None = None, **op
 
 
 @pytest.mark.parametrize(
-    ("hook", "number", "used"),
+    ("hook", "number", "used", "limit"),
     [
-        ("on_train_batch_end", 4, 4),
-        ("on_train_batch_start", 5, 4),  # as when the step then fails
-        ("on_train_batch_end", BATCHES, BATCHES),
-        ("on_train_batch_end", 15, 15),
-        ("on_validation_end", 1, BATCHES),
-        ("on_train_epoch_end", 1, BATCHES),
+        ("on_train_batch_end", 4, 4, {"max_epochs": 2}),
+        ("on_train_batch_start", 5, 4, {"max_epochs": 2}),  # as when the step then fails
+        ("on_train_batch_end", BATCHES, BATCHES, {"max_epochs": 2}),
+        ("on_train_batch_end", 15, 15, {"max_epochs": -1, "max_steps": 2 * BATCHES}),
+        ("on_validation_end", 1, BATCHES, {"max_epochs": 2}),
+        ("on_train_epoch_end", 1, BATCHES, {"max_epochs": -1, "max_steps": 2 * BATCHES}),
+        ("on_validation_end", 2, 8, {"max_epochs": 2, "val_check_interval": 4}),
     ],
 )
-@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 2 * BATCHES}])
 def test_a_resumed_fit_sees_exactly_the_remaining_batches(
     shards: Path, tmp_path: Path, hook: str, number: int, used: int, limit: dict[str, int]
 ) -> None:
     save = SaveOnce(hook, number, tmp_path / "saved.ckpt")
     whole = fit(module(shards, val=str(shards)), tmp_path, callbacks=[save], **limit).seen
     assert [step[:2] for step in whole] == [(e, i) for e in range(2) for i in range(BATCHES)]
-    assert whole[0][2] != whole[BATCHES][2]
+    loader = module(shards).train_dataloader()
+    assert [step[2] for step in whole] == [batch.keys for _ in range(2) for batch in loader]
     resumed = fit(module(shards, val=str(shards)), tmp_path, tmp_path / "saved.ckpt", **limit).seen
     assert resumed == whole[used:]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_checkpoints_of_steps_resume_under_accumulation(shards: Path, tmp_path: Path, workers: int) -> None:
     def run(folder: Path, resume: Path | None = None) -> list[Any]:
         every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
         data = module(shards, num_workers=workers, shuffle_buffer=4)
-        options = {"callbacks": [every], "max_epochs": 2, "accumulate_grad_batches": 3}
-        return fit(data, folder, resume, **options).seen
+        return fit(data, folder, resume, callbacks=[every], max_epochs=2, accumulate_grad_batches=3).seen
 
     whole = run(tmp_path / "whole")
     assert len(whole) == 2 * BATCHES
@@ -122,73 +114,60 @@ def test_checkpoints_of_steps_resume_under_accumulation(shards: Path, tmp_path: 
     assert run(tmp_path / "b", tmp_path / "whole" / "step=6.ckpt") == whole[BATCHES + 6 :]
 
 
-def test_validation_in_mid_epoch_does_not_disturb(shards: Path, tmp_path: Path) -> None:
-    save = SaveOnce("on_validation_end", 2, tmp_path / "saved.ckpt")
-    options = {"max_epochs": 2, "val_check_interval": 4}
-    plain = fit(module(shards), tmp_path, max_epochs=2).seen
-    with_val = fit(module(shards, val=str(shards)), tmp_path, callbacks=[save], **options)
-    assert with_val.seen == plain
-    resumed = fit(module(shards, val=str(shards)), tmp_path, tmp_path / "saved.ckpt", **options)
-    assert resumed.seen == plain[8:]
-
-
-def test_resuming_with_other_settings_warns(
+def test_resuming_with_other_workers_warns(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save = SaveOnce("on_train_batch_end", 2, tmp_path / "saved.ckpt")
-    fit(module(shards), tmp_path, max_steps=3, callbacks=[save])
-    with caplog.at_level(logging.WARNING):
-        fit(module(shards), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
-        assert "other data settings" not in caplog.text
-        fit(module(shards, seed=5, num_workers=2), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
-    assert "other data settings (seed 0 -> 5, num_workers 1 -> 2)" in caplog.text
+    fit(module(shards), tmp_path, max_steps=2, callbacks=[save])
+    for workers in (1, 2):
+        assert "num_workers" not in caplog.text
+        fit(module(shards, num_workers=workers), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
+    assert "num_workers" in caplog.text
 
 
 def test_several_evaluation_sets(shards: Path, tmp_path: Path) -> None:
-    data = module(shards, val={"one": str(shards), "two": str(shards / "dataset.json")}, limit_samples=6)
-    assert data.eval_names == ("one", "two")
-    assert isinstance(data.val_dataloader(), list)
+    data = module(shards, val={"one": str(shards), "zwei": str(shards / "dataset.json")}, limit_samples=6)
+    assert data.eval_names == ("one", "zwei")
     model = fit(data, tmp_path, max_epochs=1, num_sanity_val_steps=0)
     assert sorted(model.evaluated) == sorted(2 * [f"{number:012d}" for number in range(1, 7)])
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    trainer.validate(again := Recorder(), datamodule=data, verbose=False)
-    assert again.evaluated == model.evaluated
+    assert data.vocabulary("one").names == data.eval_vocabulary("zwei").names == ("square", "disc", "ground")
+    others = data.eval_vocabulary("zwei", {"zwei": ["a", "b", "c:stuff"]})
+    assert others.names == ("a", "b", "c")
 
 
-def test_training_without_evaluation_set(shards: Path, tmp_path: Path) -> None:
-    assert len(fit(module(shards), tmp_path, max_epochs=1).seen) == BATCHES
-
-
-def test_vocabulary_and_lengths(shards: Path) -> None:
-    data = module(shards, val={"one": str(shards)}, epoch_length=50)
-    assert data.vocabulary().names == ("square", "disc", "ground")
-    assert data.vocabulary("one") == data.vocabulary("train")
+def test_lengths(shards: Path) -> None:
+    data = module(shards, val=str(shards), epoch_length=50)
     assert len(data.train_dataloader()) == data.train_plan().batches == 25
     assert len(data.val_dataloader()) == 23  # type: ignore[arg-type]
 
 
-def test_options_that_do_not_exist_are_refused(shards: Path) -> None:
-    with pytest.raises(DataError, match="augment is 'much'; there are lsj, none"):
-        module(shards, augment="much")
-    with pytest.raises(DataError, match=r"data.color_jitter is 1.5; give 0 \(none, as published\) to 1"):
-        module(shards, color_jitter=1.5)
-    with pytest.raises(DataError, match=r"no data set 'val': give its folder, for example data\.val="):
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"augment": "much"}, r"data\.augment"),
+        ({"color_jitter": 1.5}, r"data\.color_jitter"),
+        ({"words": -1}, r"data\.words"),
+        ({"val": {"own": {"shards": "DIR", "short_side": 8}}}, r"data\.val\.own"),
+    ],
+)
+def test_bad_options_are_named(shards: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        module(shards, **options)
+
+
+def test_an_unset_data_set_is_named(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.val="):
         module(shards).vocabulary("val")
 
 
 @pytest.mark.parametrize(("name", "split"), [("my_train", "train2017"), ("my_open", "val2017")])
-def test_a_missing_set_ends_in_one_line_before_anything_starts(name: str, split: str, tmp_path: Path) -> None:
-    folder = tmp_path / name
-    with pytest.raises(DataError) as error:
-        module(folder).setup("fit")
-    assert str(error.value) == (
-        f"no shard set at {folder / 'dataset.json'}; make it with: "
-        f"python -m odise_pl.data.prepare coco --root COCO --split {split} --out {folder}"
-    )
+def test_a_missing_set_is_named_with_the_command_that_makes_it(name: str, split: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path / name}/dataset\.json.*prepare coco .*{split}"):
+        module(tmp_path / name).setup("fit")
 
 
 def test_a_missing_set_of_the_small_world_is_painted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"python -m odise_pl.toyworld.make --out {tmp_path}$"):
+    with pytest.raises(DataError, match=f"toyworld.*make --out {tmp_path}"):
         check_shards(tmp_path / "toy_train")
 
 
@@ -196,17 +175,15 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     content = (shards / "dataset.json").read_text()
     nothing: dict[str, Any] = json.loads(content) | {"shards": []}
     nothing["counts"]["samples"] = 0
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(DataError, match=r"none of its shards is there .*train2017-000000\.tar"):
-        check_shards(tmp_path)
     for spoiled, message in (
-        (content[:50], "not the description of a shard set .* delete it and prepare the set again"),
-        ("[]", "not the description"),
-        (content.replace('"format": 1', '"format": 9'), "format 9, this version reads 1"),
-        (json.dumps(nothing), "the shard set is empty"),
+        (content, r"train2017-000000\.tar"),
+        (content[:50], "description"),
+        ("[]", "description"),
+        (content.replace('"format": 1', '"format": 9'), "format"),
+        (json.dumps(nothing), "empty"),
     ):
         (tmp_path / "dataset.json").write_text(spoiled)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=rf"dataset\.json.*{message}"):
             check_shards(tmp_path)
 
 
@@ -214,15 +191,15 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     "url", ["http://127.0.0.1:9/dataset.json", "pipe:cat /nowhere/dataset.json", "odd://x"]
 )
 def test_an_unreachable_set_is_named(url: str) -> None:
-    with pytest.raises(DataError, match="cannot be read") as error:
+    with pytest.raises(DataError) as error:
         check_shards(url)
     assert url in str(error.value)
 
 
 def test_shard_sets_are_checked_without_torch(shards: Path) -> None:
     code = (
-        f"import sys; from odise_pl.data.manifest import check_shards; check_shards({str(shards)!r}); "
-        f"sys.exit('torch' in sys.modules)"
+        "import sys; from odise_pl.data.manifest import check_shards; from odise_pl.data.eval_sets import "
+        f"eval_sets; check_shards({str(shards)!r}); sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("high", "shift"), [(255, 0), (256, 2), (1023, 2), (4095, 4), (16383, 6), (16384, 8), (65535, 8)]
 )
-def test_more_than_eight_bits_are_scaled_by_the_range_of_the_data(
-    high: int, shift: int, tmp_path: Path
-) -> None:
+def test_grey_of_16_bits_is_scaled_by_its_range(high: int, shift: int, tmp_path: Path) -> None:
     values = np.linspace(0, high, 24).astype(np.uint16).reshape(4, 6)
     expected = np.repeat((values >> shift)[..., None], 3, axis=-1)
     Image.fromarray(values).save(tmp_path / "grey.png")
@@ -89,19 +88,19 @@ def test_more_than_eight_bits_are_scaled_by_the_range_of_the_data(
 
 @pytest.mark.parametrize(("high", "shift"), [(255, 0), (1023, 2), (4095, 4), (65535, 8)])
 @pytest.mark.parametrize("encode", [deep_png, deep_tiff])
-def test_colours_of_16_bits_a_channel_are_scaled_like_grey(
-    encode: object, high: int, shift: int, tmp_path: Path
+def test_colours_of_16_bits_are_scaled_like_grey(
+    encode: Callable[..., bytes], high: int, shift: int, tmp_path: Path
 ) -> None:
     values = np.linspace(0, high, 72).astype(np.uint16).reshape(4, 6, 3)
     path = tmp_path / "deep"
-    path.write_bytes(encode(values))  # type: ignore[operator]
+    path.write_bytes(encode(values))
     packed = decode_rgb(pack_image(path.read_bytes())[1])
     for image in (read_image(path), decode_rgb(path.read_bytes()), packed, upright(Image.open(path))):
         np.testing.assert_array_equal(np.asarray(image), values >> shift)
 
 
 DEEP = np.full((4, 6, 4), 4095, np.uint16)
-LOSSY = {
+MISREAD = {
     "LA": deep_png(DEEP[..., :2]),
     "RGBX": deep_tiff(DEEP, t338=0),
     "RGBa": deep_tiff(DEEP, t338=1),
@@ -109,35 +108,30 @@ LOSSY = {
     "planes": deep_tiff(DEEP[..., :3], t284=2),
     "0 is white": deep_tiff(DEEP[..., :1], t262=0),
     "int8": deep_tiff(np.full((4, 6, 1), -9, np.int8), t262=1, t339=2),
+    "above 65535": deep_tiff(np.full((2, 2, 1), 2**31 + 5, np.uint32), t262=1),
 }
 
 
-@pytest.mark.parametrize("form", LOSSY)
-def test_what_pillow_reads_to_other_values_is_refused(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", MISREAD)
+def test_what_pillow_misreads_is_refused(form: str, tmp_path: Path) -> None:
     path = tmp_path / "picture"
-    path.write_bytes(LOSSY[form])
+    path.write_bytes(MISREAD[form])
+    loaded = Image.open(path)
+    loaded.load()
     for read in (
         lambda: read_image(path),
         lambda: open_stored(path.read_bytes()),
         lambda: upright(Image.open(path)),
+        lambda: upright(loaded),
     ):
         with pytest.raises(DataError, match=form):
             read()
-    loaded = Image.open(path)
-    loaded.load()
-    with pytest.raises(DataError, match=form):
-        upright(loaded)
-
-
-def test_uint32_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="above 65535"):
-        decode_rgb(deep_tiff(np.full((2, 2, 1), 2**31 + 5, np.uint32), t262=1))
 
 
 @pytest.mark.parametrize("encode", [deep_png, deep_tiff])
-def test_pixels_that_have_lost_bits_are_refused(encode: object, tmp_path: Path) -> None:
+def test_pixels_that_have_lost_bits_are_refused(encode: Callable[..., bytes], tmp_path: Path) -> None:
     path = tmp_path / "deep"
-    path.write_bytes(encode(DEEP[..., :3]))  # type: ignore[operator]
+    path.write_bytes(encode(DEEP[..., :3]))
     loaded = Image.open(path)
     loaded.load()
     with pytest.raises(DataError, match="deep"):
@@ -145,7 +139,7 @@ def test_pixels_that_have_lost_bits_are_refused(encode: object, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM"])
-def test_only_the_formats_that_are_documented_are_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undocumented_formats_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     content = encoded(Image.fromarray(NOISE), kind)
     with pytest.raises(DataError, match="JPEG, PNG"):
@@ -185,25 +179,25 @@ def test_transparency_of_16_bits() -> None:
     assert np.asarray(decode_rgb(content))[0, :, 0].tolist() == [0, 255, 255]
 
 
-@pytest.mark.parametrize("values", [[-1, 200], [0, 65536], [0, 2**31 - 1]])
-def test_values_of_no_known_range_are_refused(values: list[int], tmp_path: Path) -> None:
-    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "counts.tif")
-    with pytest.raises(DataError, match=r"counts\.tif.*holds values below 0 or above 65535"):
-        read_image(tmp_path / "counts.tif")
-    with pytest.raises(DataError, match="holds values"):
-        upright(Image.open(tmp_path / "counts.tif"))
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(Image.fromarray(np.array([v], np.int32)) for v in ([-1, 200], [0, 65536], [0, 2**31 - 1])),
+        Image.fromarray(np.ones((2, 2), np.float32)),
+        Image.new("La", (2, 2)),
+    ],
+    ids=lambda image: f"{image.mode} {image.getextrema()}",
+)
+def test_images_of_no_known_range_or_mode_are_refused(image: Image.Image) -> None:
+    with pytest.raises(DataError, match=r"values|floats|mode La"):
+        as_rgb(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_other_modes_are_read_as_pillow_converts_them(mode: str) -> None:
+def test_other_modes_are_converted_by_pillow(mode: str) -> None:
     image = Image.fromarray(NOISE).convert("LAB" if mode == "LAB" else mode)
     shown = image.convert("RGBA") if mode in ("LA", "PA") else image
     np.testing.assert_array_equal(np.asarray(as_rgb(image)), np.asarray(shown.convert("RGB")))
-
-
-def test_a_mode_without_rgb_is_named() -> None:
-    with pytest.raises(DataError, match="mode La"):
-        as_rgb(Image.new("La", (2, 2)))
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
@@ -227,7 +221,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("which", MALFORMED)
-def test_malformed_exif_costs_no_pixel(kind: str, which: str) -> None:
+def test_malformed_exif_is_ignored(kind: str, which: str) -> None:
     block, turned = MALFORMED[which]
     content = encoded(Image.fromarray(NOISE), kind, exif=block)
     assert upright(Image.open(io.BytesIO(content))).size == ((4, 6) if turned == 6 else (6, 4))
@@ -237,7 +231,7 @@ def test_malformed_exif_costs_no_pixel(kind: str, which: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("turned", range(1, 9))
-def test_people_show_pictures_upright_once(kind: str, turned: int, tmp_path: Path) -> None:
+def test_pictures_are_turned_upright_once(kind: str, turned: int, tmp_path: Path) -> None:
     """Pillow turns a TIFF by itself when it reads the pixels, which must not happen twice."""
     right = Image.fromarray(NOISE)
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180}
@@ -255,7 +249,7 @@ def test_people_show_pictures_upright_once(kind: str, turned: int, tmp_path: Pat
     if kind == "PNG":
         np.testing.assert_array_equal(np.asarray(open_stored(path.read_bytes())), np.asarray(stored))
     elif turned != 1:
-        with pytest.raises(DataError, match=f"EXIF orientation {turned}"):
+        with pytest.raises(DataError, match=f"orientation {turned}"):
             open_stored(path.read_bytes())
 
 
@@ -278,7 +272,7 @@ def test_images_are_packed_without_loss(kind: str, options: dict[str, object], s
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG"])
-def test_a_file_of_several_pictures_is_no_sample(kind: str) -> None:
+def test_a_file_of_several_pictures_is_refused(kind: str) -> None:
     pictures = [Image.fromarray(NOISE + shift) for shift in (0, 9)]
     content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
     with pytest.raises(DataError, match="several pictures"):

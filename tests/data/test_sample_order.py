@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from odise_pl.data.records import DataError
@@ -21,13 +21,12 @@ def refs(piece: Piece) -> list[tuple[int, int]]:
 
 def epoch(plan: TrainPlan, number: int, workers: int) -> list[tuple[int, int]]:
     pieces = [plan.piece(number, rank, w, workers) for rank in range(plan.world_size) for w in range(workers)]
-    for piece in pieces:
+    for place, piece in enumerate(pieces):
         assert sorted(piece.order.tolist()) == list(range(len(piece)))
-        assert len(piece) % plan.batch_size == 0
+        assert len(piece) == plan.batch_size * len(range(place % workers, plan.batches, workers))
     return [ref for piece in pieces for ref in refs(piece)]
 
 
-@settings(deadline=None)
 @given(SIZES, SMALL, SMALL, SMALL, st.integers(0, 3), st.integers(0, 5))
 def test_an_epoch_of_one_pass_deals_no_sample_twice(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int, number: int, buffer: int
@@ -40,9 +39,8 @@ def test_an_epoch_of_one_pass_deals_no_sample_twice(
     assert all(0 <= index < sizes[shard] for shard, index in dealt)
 
 
-@settings(deadline=None)
 @given(SIZES, SMALL, SMALL, SMALL, st.integers(9, 40), st.integers(1, 5))
-def test_epochs_of_a_chosen_length_use_every_sample_before_any_is_used_again(
+def test_epochs_of_any_length_use_every_sample_before_they_repeat_one(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int, length: int, epochs: int
 ) -> None:
     plan = TrainPlan(sizes, batch, ranks, epoch_length=length)
@@ -53,18 +51,7 @@ def test_epochs_of_a_chosen_length_use_every_sample_before_any_is_used_again(
     assert passes == 0 or times[passes] == sum(sizes) - rest
 
 
-@settings(deadline=None)
-@given(SIZES, SMALL, SMALL, SMALL)
-def test_every_rank_and_worker_has_its_share_of_batches(
-    sizes: tuple[int, ...], batch: int, ranks: int, workers: int
-) -> None:
-    plan = TrainPlan(sizes, batch, ranks)
-    for rank in range(ranks):
-        lengths = [len(plan.piece(0, rank, worker, workers)) for worker in range(workers)]
-        assert lengths == [batch * len(range(worker, plan.batches, workers)) for worker in range(workers)]
-
-
-def test_order_depends_on_seed_and_epoch_only_and_repeats() -> None:
+def test_order_depends_on_seed_and_epoch() -> None:
     sizes = (7, 8, 9)
     plan = TrainPlan(sizes, 2, 1, seed=1)
     assert refs(plan.piece(4, 0, 0, 2)) == refs(TrainPlan(sizes, 2, 1, seed=1).piece(4, 0, 0, 2))
@@ -72,19 +59,18 @@ def test_order_depends_on_seed_and_epoch_only_and_repeats() -> None:
     assert len(set(orders)) == 4
 
 
-def test_one_shard_is_dealt_to_workers_anew_in_every_pass() -> None:
+def test_every_pass_deals_a_shard_differently_to_workers() -> None:
     plan = TrainPlan((12,), 2)
     shares = {frozenset(refs(plan.piece(number, 0, 0, 2))) for number in range(4)}
     assert len(shares) > 1
 
 
-def test_few_shards_are_opened_by_each_worker() -> None:
+def test_each_worker_opens_few_shards() -> None:
     plan = TrainPlan((10,) * 40, 5, world_size=2)
     shards = [len(set(plan.piece(0, rank, w, 4).shards.tolist())) for rank in range(2) for w in range(4)]
     assert max(shards) <= 6  # 40 shards for 8 workers, and one more where a cut falls within a shard
 
 
-@settings(deadline=None)
 @given(SIZES, SMALL, SMALL, SMALL)
 def test_evaluation_uses_every_sample_once(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int
@@ -100,11 +86,8 @@ def test_evaluation_uses_every_sample_once(
     assert sum(plan.batches(rank, workers) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
 
 
-@settings(deadline=None)
 @given(SIZES, SMALL, SMALL, st.sets(st.integers(0, 30)))
-def test_batches_that_are_done_are_not_made_again(
-    sizes: tuple[int, ...], batch: int, ranks: int, done: set[int]
-) -> None:
+def test_finished_batches_are_skipped(sizes: tuple[int, ...], batch: int, ranks: int, done: set[int]) -> None:
     whole, rest = EvalPlan(sizes, batch), EvalPlan(sizes, batch, ranks, frozenset(done))
     used = [ref for rank in range(ranks) for ref in refs(rest.piece(rank, 0, 1))]
     every = refs(whole.piece(0, 0, 1))
@@ -112,7 +95,6 @@ def test_batches_that_are_done_are_not_made_again(
     assert used == [ref for number, some in enumerate(batches) if number not in done for ref in some]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 20), st.integers(0, 9))
 def test_shuffle_buffer_reads_no_further_ahead_than_its_size(length: int, buffer: int, seed: int) -> None:
     order = buffered_order(length, buffer, np.random.default_rng(seed))
@@ -122,7 +104,6 @@ def test_shuffle_buffer_reads_no_further_ahead_than_its_size(length: int, buffer
 
 def test_shuffle_buffer_shuffles() -> None:
     order = buffered_order(1000, 100, np.random.default_rng(0))
-    assert (order != np.arange(1000)).mean() > 0.9
     assert np.abs(order - np.arange(1000)).mean() > 50
 
 
@@ -133,19 +114,13 @@ def test_limited_takes_the_first_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    "plan",
     [
-        (
-            {"sizes": (3,), "batch_size": 4},
-            "a set of 3 samples gives no batch of 4 images on each of 1 ranks",
-        ),
-        (
-            {"sizes": (9,), "batch_size": 2, "world_size": 2, "epoch_length": 3},
-            "epoch_length 3 gives no batch",
-        ),
-        ({"sizes": (0,), "batch_size": 1, "epoch_length": 3}, "no batch"),
+        {"sizes": (3,), "batch_size": 4},
+        {"sizes": (9,), "batch_size": 2, "world_size": 2, "epoch_length": 3},
+        {"sizes": (0,), "batch_size": 1, "epoch_length": 3},
     ],
 )
-def test_an_epoch_without_batches_is_refused(plan: dict, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_an_epoch_without_batches_is_refused(plan: dict) -> None:
+    with pytest.raises(DataError, match=r"data\.epoch_length .* data\.batch_size"):
         TrainPlan(**plan)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,7 +11,6 @@ from odise_pl.data.transforms import (
     ColorJitter,
     EvalResize,
     LargeScaleJitter,
-    fitted,
     image_tensor,
     make_targets,
     resize_ids,
@@ -27,7 +26,6 @@ def scene(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.repeat(grey[..., None], 3, -1).astype(np.uint8)), (grey + 1).astype(np.int32)
 
 
-@settings(deadline=None)
 @given(st.integers(40, 90), st.integers(40, 90), st.integers(0, 10_000))
 def test_jitter_keeps_image_and_map_together(height: int, width: int, seed: int) -> None:
     image, ids = scene(height, width)
@@ -47,30 +45,18 @@ def test_jitter_keeps_image_and_map_together(height: int, width: int, seed: int)
     assert np.abs(shown - (changed_ids - 1))[inner].max(initial=0) <= 1
 
 
-@settings(deadline=None)
-@given(st.integers(8, 80), st.integers(8, 80), st.integers(0, 10_000))
-def test_jitter_fills_from_the_top_left_corner(height: int, width: int, seed: int) -> None:
-    image, ids = scene(height, width)
-    _, changed = LargeScaleJitter(64, (0.1, 0.9))(image, ids, np.random.default_rng(seed))
-    valid = changed != 0
-    rows, columns = valid.any(1).sum(), valid.any(0).sum()
-    assert valid[:rows, :columns].all()
-    assert not valid[rows:].any()
-    assert not valid[:, columns:].any()
-    assert max(rows, columns) <= 58
-    assert max(rows, columns) >= 6
-    assert rows == pytest.approx(max(rows, columns) * height / max(height, width), abs=1)
-    assert columns == pytest.approx(max(rows, columns) * width / max(height, width), abs=1)
-
-
-def test_jitter_flips_half_of_the_images_and_covers_its_range() -> None:
+def test_jitter_flips_half_of_the_images_and_covers_its_scales() -> None:
     ids = np.ones((32, 64), dtype=np.int32)
     ids[:, 32:] = 2
     image = Image.new("RGB", (64, 32))
     jitter = LargeScaleJitter(64, (0.1, 1.0))
     maps = [jitter(image, ids, np.random.default_rng(seed))[1] for seed in range(300)]
     assert 0.4 < np.mean([m[0, 0] == 2 for m in maps]) < 0.6
-    widths = np.array([(m[0] != 0).sum() for m in maps])
+    widths, heights = (np.array([(m != 0).any(axis).sum() for m in maps]) for axis in (0, 1))
+    assert np.abs(widths - 2 * heights).max() <= 1
+    assert all(
+        (m[:height, :width] != 0).all() for m, height, width in zip(maps, heights, widths, strict=True)
+    )
     assert widths.min() < 10
     assert widths.max() > 60
     assert np.quantile(widths, 0.5) == pytest.approx(64 * 0.55, abs=5)
@@ -87,14 +73,7 @@ def test_jitter_crops_anywhere() -> None:
     assert rows == columns == set(range(33))
 
 
-def test_jitter_depends_on_its_generator_only() -> None:
-    image, ids = scene(50, 40)
-    first, second = (LargeScaleJitter(64)(image, ids, np.random.default_rng(5)) for _ in range(2))
-    assert first[0].tobytes() == second[0].tobytes()
-    assert (first[1] == second[1]).all()
-
-
-def test_color_jitter_changes_colours_within_its_strength_and_nothing_else() -> None:
+def test_color_jitter_stays_within_its_strength() -> None:
     image, ids = Image.new("RGB", (20, 10), (120, 80, 40)), np.ones((10, 20), dtype=np.int32)
     jitter = ColorJitter(LargeScaleJitter(32, (0.5, 0.5)), 0.4)
     seen = []
@@ -112,19 +91,6 @@ def test_color_jitter_changes_colours_within_its_strength_and_nothing_else() -> 
     ratio = spread / grey * original / 80
     assert 0.33 < ratio.min() < 0.55
     assert 1.6 < ratio.max() < 2.0
-    first, second = (jitter(image, ids, np.random.default_rng(5))[0].tobytes() for _ in range(2))
-    assert first == second
-
-
-def test_color_jitter_stretches_contrast() -> None:
-    image, ids = scene(32, 32)
-    changed = [
-        np.asarray(ColorJitter(EvalResize(32, 32), 0.5)(image, ids, np.random.default_rng(seed))[0]).std()
-        / np.asarray(image).std()
-        for seed in range(100)
-    ]
-    assert min(changed) < 0.5
-    assert max(changed) > 1.4
 
 
 @pytest.mark.parametrize(
@@ -134,6 +100,7 @@ def test_color_jitter_stretches_contrast() -> None:
         ((640, 480), (1365, 1024)),
         ((100, 1000), (256, 2560)),
         ((2048, 2048), (1024, 1024)),
+        ((1, 9000), (1, 2560)),
     ],
 )
 def test_evaluation_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -143,12 +110,6 @@ def test_evaluation_size(size: tuple[int, int], expected: tuple[int, int]) -> No
     assert (image.height, image.width) == ids.shape == expected
 
 
-def test_extreme_shapes_keep_a_pixel() -> None:
-    assert fitted((1, 1000), 10) == (1, 10)
-    assert EvalResize(10, 20).size((1, 1000)) == (1, 20)
-
-
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
 def test_id_maps_are_resized_as_pil_does(height: int, width: int, new_height: int, new_width: int) -> None:
     ids = np.random.default_rng(0).integers(0, 2**24, (height, width)).astype(np.int32)

@@ -87,14 +87,14 @@ def test_resumed_run_ends_as_undisturbed(cluster_run: Path, scene_shards: Path, 
 
 def test_evaluation_equals_that_of_one_device(cluster_run: Path, scene_shards: Path, tmp_path: Path) -> None:
     """Started as Slurm does it."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     common = [f"ckpt={cluster_run}/checkpoints/last.ckpt", "data=shards", f"data.val={scene_shards}"]
-    common += ["data.num_workers=0", "data.eval_batch_size=3", "paths.cache=null"]
+    common += ["data.num_workers=0", "data.eval_batch_size=3"]
     sharded = [name for name in SMALL if name.startswith("trainer")]
     ranks.run(ranks.slurm, 2, 2, ["evaluate.py", *common, *sharded, f"hydra.run.dir={tmp_path}/four"])
     alone = [*common, "trainer=cpu", "trainer.enable_progress_bar=false"]
-    evaluate.evaluate(composed("evaluate", tmp_path / "one", alone), alone)
+    evaluate(composed("evaluate", tmp_path / "one", alone), alone)
     four, one = (next((tmp_path / name).glob("evaluation/*/val/results.json")) for name in ("four", "one"))
     found, expected = (json.loads(path.read_text()) for path in (four, one))
     assert found == expected

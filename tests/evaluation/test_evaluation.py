@@ -17,20 +17,17 @@ import pytest
 import torch
 from benchmark_shards import BENCHMARKS
 from interruptions import run, started, wait_for
-from omegaconf import DictConfig
-from safetensors.torch import save_file
 from trained import ROOT, composed
 
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import PredictionError
-from odise_pl.runs.settings import check_evaluation
+from odise_pl.runs.checks import check_evaluation
 
 
 def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
     return [
         f"ckpt={checkpoint}",
         f"paths.shards={shards}",
-        "paths.cache=null",
         "data.num_workers=0",
         "data.eval_batch_size=2",  # of three images: the last batch is smaller, and one rank has it
         "trainer=cpu",
@@ -54,18 +51,18 @@ SIX = f"data=[{','.join(BENCHMARKS)}]"
 @pytest.fixture(scope="module")
 def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All six in one command; the predictions are kept."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     folder = tmp_path_factory.mktemp("whole")
     overrides = options(checkpoint, benchmark_shards, SIX, f"save_predictions={folder / 'predictions'}")
-    scores = evaluate.evaluate(composed("evaluate", folder, overrides), overrides)
+    scores = evaluate(composed("evaluate", folder, overrides), overrides)
     assert list(scores) == list(BENCHMARKS)
     return folder
 
 
 def test_sets_and_folders_of_any_name(checkpoint: Path, scene_shards: Path, tmp_path: Path) -> None:
     """They are evaluated, their predictions kept under their names, and found there again."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate, score_predictions
 
     names = {"münchen": "münchen", "${x}": "x", "2024_1": "2024_1", "20241": "20241", "[b]": "b"}
     for folder in names:
@@ -73,7 +70,7 @@ def test_sets_and_folders_of_any_name(checkpoint: Path, scene_shards: Path, tmp_
     data = f"data={[str(tmp_path / folder) for folder in names]}"
     kept, run_dir = tmp_path / "kept [1], 数据", tmp_path / "run 1e3"
     overrides = options(checkpoint, tmp_path, data, f"save_predictions='{kept}'", "data.limit_samples=2")
-    scores = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides)
+    scores = evaluate(composed("evaluate", run_dir, overrides), overrides)
     assert set(scores) == set(names.values())
     assert set(results(run_dir)) == set(names.values()) == {path.name for path in kept.iterdir()}
     (table,) = run_dir.glob("evaluation/*/results.md")
@@ -82,7 +79,7 @@ def test_sets_and_folders_of_any_name(checkpoint: Path, scene_shards: Path, tmp_
     scored = composed("evaluate", tmp_path / "scored", [f"predictions={kept}", *overrides[1:3], data,
                       "data.num_workers=0", "data.limit_samples=2", "trainer=cpu"])  # fmt: skip
     check_evaluation(scored)
-    assert evaluate.score(scored).keys() == scores.keys()
+    assert score_predictions(scored).keys() == scores.keys()
 
 
 def test_six_benchmarks_in_one_command(whole: Path) -> None:
@@ -169,7 +166,7 @@ def test_every_number_of_ranks_computes_with_the_same_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums depend on it; Lightning divides the processors among ranks if the environment is silent."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     monkeypatch.delenv("OMP_NUM_THREADS")
     evaluate._trainer(composed("evaluate", tmp_path, ["trainer=cpu", "trainer.devices=2"]))
@@ -177,7 +174,7 @@ def test_every_number_of_ranks_computes_with_the_same_number_of_threads(
 
 
 def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
-    import evaluate
+    from odise_pl.evaluation.evaluate import score_predictions
 
     overrides = [
         f"predictions={whole / 'predictions'}",
@@ -187,7 +184,7 @@ def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, t
         "trainer.enable_progress_bar=false",
         SIX,
     ]
-    scores = evaluate.score(composed("evaluate", tmp_path, overrides))
+    scores = score_predictions(composed("evaluate", tmp_path, overrides))
     base_and_novel = ("_base", "_novel")  # nobody knows what a folder's model was trained on
     for name, result in results(whole).items():
         expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
@@ -197,14 +194,14 @@ def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, t
 def test_taken_folders_are_refused_before_anything_is_predicted(
     checkpoint: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     taken = tmp_path / "predictions" / "pas21"
     taken.mkdir(parents=True)
     (taken / "panoptic.json").write_text("{}")
     overrides = options(checkpoint, benchmark_shards, "data=[coco,pas21]", f"save_predictions={taken.parent}")
     with pytest.raises(PredictionError, match="pas21 holds predictions already"):
-        evaluate.evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
+        evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
     assert not (tmp_path / "run").exists()
     assert not (taken.parent / "coco").exists()
 
@@ -212,45 +209,24 @@ def test_taken_folders_are_refused_before_anything_is_predicted(
 def test_names_and_places_mix_and_classes_get_other_names(
     checkpoint: Path, benchmark_shards: Path, scene_shards: Path, tmp_path: Path
 ) -> None:
-    """A user's own open set beside a benchmark, the text embeddings in the cache."""
-    import evaluate
+    """A user's own open set beside a benchmark."""
+    from odise_pl.evaluation.evaluate import evaluate
 
     names = tmp_path / "names.txt"
     names.write_text("0:ball,sphere\n1:crate\n2:heavens:stuff\n3:field,meadow:stuff\n")
-    weights, cache = tmp_path / "clip.safetensors", tmp_path / "cache"
     overrides = options(
         checkpoint,
         benchmark_shards,
-        f"data=[pas21,{scene_shards}]",
-        f"data.val.{scene_shards.name}={{shards:{scene_shards},vocabulary:{names},short_side:48}}",
-        "clip=tiny",
-        f"clip.weights={weights}",
-        f"paths.cache={cache}",
+        "data=pas21",
+        f"+data.val.{scene_shards.name}={scene_shards}",
+        f"vocabulary.eval={{{scene_shards.name}: {names}}}",
     )
-    config = composed("evaluate", tmp_path, overrides)
-    save_file(_random_clip(config), weights)
-    evaluate.evaluate(config, overrides)
+    evaluate(composed("evaluate", tmp_path, overrides), overrides)
     found = results(tmp_path)
     assert set(found) == {"pas21", scene_shards.name}
     rows = found[scene_shards.name]["per_class"]
     assert [row["class"] for row in rows] == ["ball", "crate", "heavens", "field"]
     assert all(row["seen"] for row in rows), "they are known by the data set's own names"
-    (model,) = (cache / "text").iterdir()
-    files = sorted(path.name for path in model.iterdir())
-    assert len(files) == 4  # two prompts for two sets
-    evaluate.evaluate(config, overrides)
-    assert sorted(path.name for path in model.iterdir()) == files
-
-
-def _random_clip(config: DictConfig) -> dict[str, torch.Tensor]:
-    from hydra.utils import instantiate
-
-    from odise_pl.models.backbones.clip import build_clip
-
-    torch.manual_seed(0)
-    return {
-        n: t.contiguous() for n, t in build_clip(instantiate(config.clip.architecture)).state_dict().items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -266,7 +242,6 @@ def _random_clip(config: DictConfig) -> dict[str, torch.Tensor]:
         (["ckpt=a", "captioner=heuristic", "captioner.vocabulary=x.txt"], r"captioner\.vocabulary: .*x\.txt"),
         (["ckpt=last"], r"last\.ckpt is not there; in a sweep, .*name the file"),
         (["ckpt=a", f"save_predictions={__file__}"], r"save_predictions=.*is a file, not a folder; choose"),
-        (["ckpt=a", f"paths.cache={__file__}/x"], r"paths\.cache=.*is a file, not a folder.*null"),
         (["ckpt=a", "data=shards", "data.val=x/my_open"], r"prepare coco --root COCO --split val2017"),
     ],
 )

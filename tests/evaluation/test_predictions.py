@@ -95,13 +95,13 @@ def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Pred
 
 def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> Scores:
     """``python evaluate.py predictions=DIR``."""
-    import evaluate
+    from odise_pl.evaluation.evaluate import score_predictions
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         fixed = ["run=test", f"run_dir={run_dir}", f"paths.shards={shards}", f"predictions={predictions}"]
         few = ["data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
         config = compose("evaluate", [*fixed, *few, *overrides])
-    return evaluate.score(config)
+    return score_predictions(config)
 
 
 def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:

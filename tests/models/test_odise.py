@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from odise_pl.models.classifiers import fuse, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings, Odise, TextClasses, pad_images
+from odise_pl.models.odise import ClassifierSettings, Odise, pad_images
 from odise_pl.structures import Prediction
-from odise_pl.vocabulary import Category, Vocabulary
 
-VOCABULARY = tiny_models.vocabulary(("dog", "puppy"), ("grass",), ("sky", "clouds", "heaven"), things=1)
+VOCABULARY = tiny_models.vocabulary(("dog", "puppy"), ("a {} b",), ("sky", "clouds", "heaven"), things=1)
 TRAINING = tiny_models.vocabulary(("Puppy", "wolf"), ("tree",), ("sky",))
 
 
@@ -63,27 +62,8 @@ def check_prediction(prediction: Prediction, size: tuple[int, int], classes: int
     assert prediction.instances.scores.isfinite().all()
 
 
-# --- training ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("supervision", "columns"), [("label", 4), ("caption", 2)])
-def test_training_predictions_of_every_output(supervision: str, columns: int) -> None:
-    network = model(supervision)
-    classes = network.encode_classes(VOCABULARY.labels)
-    outputs = network(torch.rand(2, 3, 64, 96), classes)
-    assert len(outputs) == tiny_models.HEAD.layers + 1
-    for output in outputs:
-        assert output.class_logits.shape == (2, 10, columns)
-        assert output.mask_logits.shape == (2, 10, 16, 24)
-        assert output.mask_embed.shape == (2, 10, 32)
-        assert 0 < output.logit_scale <= 100
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(
-    autocast: bool, checkpoint: bool
-) -> None:
+@pytest.mark.parametrize(("autocast", "checkpoint"), [(False, False), (True, True)])
+def test_gradients_reach_trainable_parameters_alone(autocast: bool, checkpoint: bool) -> None:
     network = tiny_models.odise(checkpoint_activations=checkpoint).train()
     classes = network.encode_classes(VOCABULARY.labels)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -93,6 +73,9 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(
         )
     assert isinstance(loss, Tensor)
     loss.backward()
+    frozen = (network.clip, network.backbone.features)
+    assert network.backbone.captioner.clip is network.clip
+    assert not any(m.training for part in frozen for m in part.modules())
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -103,26 +86,10 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(
     assert all(gate.grad.abs().sum() > 0 for gate in gates)
 
 
-def test_frozen_parts_stay_in_eval_mode_when_the_network_trains() -> None:
-    network = tiny_models.odise().train()
-    frozen = (network.clip, network.backbone.features)
-    assert not any(m.training for part in frozen for m in part.modules())
-    assert network.mask_decoder.training
-    assert network.backbone.training
-
-
-def test_clip_is_held_once() -> None:
-    network = model()
-    assert network.backbone.captioner.clip is network.clip
-
-
-# --- vocabularies -----------------------------------------------------------------------------------------
-
-
-def test_preparing_embeds_every_name_in_both_prompts() -> None:
+def test_prepare_embeds_names_in_both_prompts() -> None:
     network = with_settings(model(), mask_prompt="{}", clip_prompt="a photo of a {}.")
     classes = network.prepare(VOCABULARY, None)
-    names = ["dog", "puppy", "grass", "sky", "clouds", "heaven"]
+    names = ["dog", "puppy", "a {} b", "sky", "clouds", "heaven"]
     assert classes.mask_text.counts == classes.clip_text.counts == (2, 1, 3)
     torch.testing.assert_close(classes.mask_text.embeddings, network.clip.encode_text(names))
     prompts = [f"a photo of a {name}." for name in names]
@@ -130,43 +97,12 @@ def test_preparing_embeds_every_name_in_both_prompts() -> None:
     assert classes.isthing == (True, False, False)
 
 
-def test_classes_that_share_a_name_with_training_count_as_seen() -> None:
+def test_seen_classes_share_a_name_with_training() -> None:
     network = with_settings(model(), seen_share=0.2, unseen_share=0.9)
     torch.testing.assert_close(
         network.prepare(VOCABULARY, TRAINING).clip_share, torch.tensor([0.2, 0.9, 0.2])
     )
     torch.testing.assert_close(network.prepare(VOCABULARY, None).clip_share, torch.tensor([0.9, 0.9, 0.9]))
-
-
-def test_braces_in_a_name_are_letters() -> None:
-    odd = Vocabulary("odd", (Category(0, "a {} b {x}"),))
-    network = model()
-    torch.testing.assert_close(
-        network.prepare(odd, None).clip_text.embeddings,
-        network.clip.encode_text(["a photo of a a {} b {x}."]),
-    )
-
-
-def test_a_vocabulary_of_one_class() -> None:
-    network = with_settings(model())
-    one = tiny_models.vocabulary(("dog",))
-    images, sizes = pad_images([image(60, 90)])
-    prediction = network.predict(images, sizes, [(45, 70)], network.prepare(one, None))[0]
-    check_prediction(prediction, (45, 70), 1)
-    assert not prediction.semantic.any()
-
-
-@pytest.mark.parametrize("supervision", ["label", "caption"])
-def test_a_vocabulary_of_hundreds_of_classes_with_synonyms(supervision: str) -> None:
-    network = with_settings(model(supervision))
-    labels = [(f"thing {i}", *[f"word {i} {j}" for j in range(i % 3)]) for i in range(300)]
-    many = tiny_models.vocabulary(*labels, things=150)
-    classes = network.prepare(many, VOCABULARY)
-    images, sizes = pad_images([image(64, 64)])
-    check_prediction(network.predict(images, sizes, [(64, 64)], classes)[0], (64, 64), 300)
-
-
-# --- classification ---------------------------------------------------------------------------------------
 
 
 def expected_probabilities(network: Odise, output: DecoderOutput, images: Tensor, share: Tensor) -> Tensor:
@@ -196,7 +132,7 @@ def expected_probabilities(network: Odise, output: DecoderOutput, images: Tensor
 @pytest.mark.parametrize(("mode", "share"), [("both", [0.3, 0.7, 0.3]), ("diffusion", [0.0] * 3),
                                              ("discriminative", [1.0] * 3)])  # fmt: skip
 @torch.no_grad()
-def test_scores_are_the_papers(supervision: str, mode: str, share: list[float]) -> None:
+def test_scores_equal_the_formulas_of_the_paper(supervision: str, mode: str, share: list[float]) -> None:
     network = with_settings(model(supervision), mode=mode)
     images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
     output = decoded(network, images)
@@ -207,19 +143,7 @@ def test_scores_are_the_papers(supervision: str, mode: str, share: list[float]) 
 
 
 @torch.no_grad()
-def test_the_diffusion_classifier_leaves_clips_masks_alone() -> None:
-    network = with_settings(model(), mode="diffusion")
-    images, sizes = pad_images([image(64, 64)])
-    output, classes = decoded(network, images), network.prepare(VOCABULARY, None)
-    calls: list[object] = []
-    handle = network.clip.model.visual.conv1.register_forward_pre_hook(lambda *args: calls.append(args))
-    network.classify(output, images, sizes, classes)
-    handle.remove()
-    assert calls == []
-
-
-@torch.no_grad()
-def test_quirks_change_nothing_without_padding_and_something_with_it() -> None:
+def test_published_quirks_only_matter_with_padding() -> None:
     published, ours = (with_settings(model(), published_quirks=flag) for flag in (True, False))
     classes = ours.prepare(VOCABULARY, TRAINING)
     images, sizes = pad_images([image(64, 128)])
@@ -231,7 +155,7 @@ def test_quirks_change_nothing_without_padding_and_something_with_it() -> None:
 
 
 @torch.no_grad()
-def test_masked_clip_does_not_see_the_padding() -> None:
+def test_masked_clip_ignores_the_padding() -> None:
     network = model()
     small, sizes = pad_images([image(64, 64)])
     large = F.pad(small, (0, 64, 0, 64))
@@ -244,29 +168,7 @@ def test_masked_clip_does_not_see_the_padding() -> None:
     )
 
 
-@pytest.mark.parametrize(("size", "windows"), [((64, 64), 1), ((128, 192), 6)])
-def test_masked_clip_runs_once_per_image(
-    size: tuple[int, int], windows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = model()
-    cuts, shown, encode = list[int](), list[int](), network.clip.encode_masks
-
-    def noting(images: Tensor, visible: Tensor) -> Tensor:
-        shown.append(len(images))
-        return encode(images, visible)
-
-    monkeypatch.setattr(network.clip, "encode_masks", noting)
-    handle = network.backbone.features.register_forward_pre_hook(lambda _, args: cuts.append(len(args[0])))
-    images, sizes = pad_images([image(*size)])
-    network.predict(images, sizes, sizes, network.prepare(VOCABULARY, TRAINING))
-    handle.remove()
-    assert (sum(cuts), shown) == (windows, [1])
-
-
-# --- prediction -------------------------------------------------------------------------------------------
-
-
-def test_an_image_is_predicted_alike_alone_and_in_a_batch() -> None:
+def test_prediction_alone_equals_prediction_in_a_batch() -> None:
     network = with_settings(model())
     classes = network.prepare(VOCABULARY, TRAINING)
     images, sizes = pad_images([image(64, 90), image(40, 128, 1), image(50, 50, 2)])
@@ -283,33 +185,35 @@ def test_an_image_is_predicted_alike_alone_and_in_a_batch() -> None:
         assert (alone.semantic == together[i].semantic).float().mean() > 0.98
 
 
-def test_prediction_leaves_no_graph() -> None:
-    network = with_settings(model())
-    images, sizes = pad_images([image(64, 64)])
-    prediction = network.predict(images, sizes, sizes, network.prepare(VOCABULARY, None))[0]
-    assert not prediction.instances.scores.requires_grad
-
-
 @pytest.mark.parametrize("supervision", ["label", "caption"])
-def test_prediction_under_bfloat16_autocast(supervision: str) -> None:
+@pytest.mark.parametrize("count", [1, 300])
+def test_prediction_under_autocast_for_few_and_many_classes(supervision: str, count: int) -> None:
     network = with_settings(model(supervision))
-    classes = network.prepare(VOCABULARY, TRAINING)
+    labels = [(f"thing {i}", *[f"word {i} {j}" for j in range(i % 3)]) for i in range(count)]
+    classes = network.prepare(tiny_models.vocabulary(*labels, things=150), VOCABULARY)
     images, sizes = pad_images([image(60, 100)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         prediction = network.predict(images, sizes, [(30, 50)], classes)[0]
-    check_prediction(prediction, (30, 50), 3)
+    check_prediction(prediction, (30, 50), count)
+    assert not prediction.instances.scores.requires_grad
 
 
-def test_text_classes_move_as_one() -> None:
-    classes = TextClasses(torch.ones(3, 2), (1, 2)).to("meta")
-    assert classes.embeddings.device.type == "meta"
-    assert classes.counts == (1, 2)
+@pytest.mark.parametrize(("mode", "runs"), [("diffusion", 0), ("both", 1)])
+def test_masked_clip_runs_once_per_image_if_needed(
+    mode: str, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = with_settings(model(), mode=mode)
+    classes = network.prepare(VOCABULARY, TRAINING)
+    calls, encode = list[int](), network.clip.encode_masks
+    monkeypatch.setattr(
+        network.clip, "encode_masks", lambda x, visible: calls.append(len(x)) or encode(x, visible)
+    )
+    images, sizes = pad_images([image(64, 128)])  # of two windows
+    network.predict(images, sizes, sizes, classes)
+    assert calls == [1] * runs
 
 
-# --- canvas and settings ----------------------------------------------------------------------------------
-
-
-def test_images_are_padded_with_zeros_right_and_below() -> None:
+def test_pad_images() -> None:
     batch = [image(65, 10), image(30, 100, 1)]
     padded, sizes = pad_images(batch)
     assert padded.shape == (2, 3, 128, 128)
@@ -322,11 +226,11 @@ def test_images_are_padded_with_zeros_right_and_below() -> None:
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"mode": "neither"}, "classifier.mode=neither: choose one of both, diffusion, discriminative"),
-    ({"seen_share": 1.5}, "classifier.seen_share=1.5 must lie in 0..1"),
-    ({"unseen_share": -0.5}, "classifier.unseen_share=-0.5 must lie in 0..1"),
-    ({"clip_prompt": "a photo"}, "classifier.clip_prompt='a photo' needs a {} where names go"),
+    ({"mode": "neither"}, "classifier.mode=neither"),
+    ({"seen_share": 1.5}, "classifier.seen_share=1.5"),
+    ({"unseen_share": -0.5}, "classifier.unseen_share=-0.5"),
+    ({"clip_prompt": "a photo"}, "classifier.clip_prompt='a photo'"),
 ])  # fmt: skip
-def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassifierSettings(**settings)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odise_pl.runs.command import report
 from odise_pl.runs.record import RunSettings, mark_finished
-from odise_pl.runs.report import main
 
 STEPS = ("0", "100", "200", "500", "0+100+200", "learnable")
 CAPTIONERS = ("empty", "heuristic", "blip", "implicit")
@@ -18,15 +18,20 @@ def settings(steps: str = "0", captioner: str = "implicit", classifier: str = "b
     return RunSettings("caption", steps, steps == "learnable", captioner, classifier)
 
 
+def finish(folder: Path, words: RunSettings, scores: dict[str, dict[str, float]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    mark_finished(folder, words, scores)
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """A sweep of six steps by four captioners, whose PQ is its number, and one more seed of the first run."""
     for i, steps in enumerate(STEPS):
         for j, captioner in enumerate(CAPTIONERS):
             scores = {"coco": {"pq": (4 * i + j) / 100, "map": 0.5, "miou": 0.25}}
-            mark_finished(tmp_path / f"{steps}_{captioner}", settings(steps, captioner), scores, "d")
+            finish(tmp_path / f"{steps}_{captioner}", settings(steps, captioner), scores)
     again = {"coco": {"pq": 0.1, "map": 0.5, "miou": 0.25}, "ade": {"pq": 0.2}}
-    mark_finished(tmp_path / "again", settings("0", "empty"), again, "d")
+    finish(tmp_path / "again", settings("0", "empty"), again)
     return tmp_path
 
 
@@ -36,7 +41,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
-    assert main([str(runs), "--out", str(tmp_path / "out")]) == 0
+    report(runs, tmp_path / "out")
     rows = table(tmp_path / "out" / "all_runs.csv")
     assert len(rows) == 24
     by = {(row["timesteps"], row["captioner"]): row for row in rows}
@@ -46,7 +51,7 @@ def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
 
 
 def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None:
-    assert main([str(runs)]) == 0
+    report(runs)
     rows = table(runs / "report" / "timestep.csv")
     assert [row["timestep"] for row in rows] == list(STEPS)
     assert [row["paper: COCO PQ"] for row in rows] == ["44.2", "43.2", "42.4", "38.2", "43.7", "44.0"]
@@ -67,8 +72,8 @@ def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
     kinds = {("label", False): 0.1, ("caption", False): 0.2, ("caption", True): 0.3}
     for (model, learned), pq in kinds.items():
         of_this = RunSettings(model, "0", learned, "implicit", "both")
-        mark_finished(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}}, "d")
-    assert main([str(tmp_path)]) == 0
+        finish(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}})
+    report(tmp_path)
     rows = [row for row in table(tmp_path / "report" / "timestep.csv") if row["timestep"] == "0"]
     assert [(row["model"], row["time learned"], row["coco PQ"], row["runs"]) for row in rows] == [
         ("caption", "no", "20.0", "1"),
@@ -79,13 +84,13 @@ def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
-    mark_finished(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}}, "d")
+    finish(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}})
     for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
-        mark_finished(tmp_path / "run" / "evaluation" / str(number), settings(), found, "d")
+        finish(tmp_path / "run" / "evaluation" / str(number), settings(), found)
     other = settings(classifier="diffusion")
-    mark_finished(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}}, "d")
-    mark_finished(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}}, "d")
-    assert main([str(tmp_path)]) == 0
+    finish(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}})
+    finish(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}})
+    report(tmp_path)
     both, diffusion = table(tmp_path / "report" / "all_runs.csv")
     scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
     assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
@@ -93,24 +98,19 @@ def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:
-    mark_finished(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}}, "d")
-    assert main([str(tmp_path)]) == 0
+    finish(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}})
+    report(tmp_path)
     row = table(tmp_path / "report" / "timestep.csv")[-1]
     assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "-", "50.0")
 
 
 def test_the_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
-    main([str(runs), "--out", str(tmp_path / "with")])
-    mark_finished(tmp_path / "empty" / "run", settings("0", "blip", "diffusion"), {"coco": {"pq": 1.0}}, "d")
-    main([str(tmp_path / "empty"), "--out", str(tmp_path / "without")])
+    report(runs, tmp_path / "with")
+    finish(tmp_path / "empty" / "run", settings("0", "blip", "diffusion"), {"coco": {"pq": 1.0}})
+    report(tmp_path / "empty", tmp_path / "without")
     one, other = (
         np.asarray(Image.open(tmp_path / name / "ablations.png").convert("RGB"))
         for name in ("with", "without")
     )
     assert one.shape == other.shape
     assert (one != other).any()
-
-
-def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 1
-    assert "holds no finished run" in capsys.readouterr().err

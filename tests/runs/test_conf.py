@@ -14,8 +14,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.models.backbones.stable_diffusion import build_diffusion
+from odise_pl.runs.conf import CONF, compose_config
 
-CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
 # Loading published weights is not for tests; everything else about a network is built small.
 RANDOM = ["backbone.weights=random", "clip.weights=random"]
@@ -23,9 +23,8 @@ TINY = ["backbone=tiny", "clip=tiny"]
 
 
 def composed(tmp_path: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = ["data.train=somewhere", "data.val=somewhere"]
-        return compose("train", ["run=test", f"run_dir={tmp_path}", *overrides, *data])
+    data = ["data.train=somewhere", "data.val=somewhere"]
+    return compose_config("train", ["run=test", f"run_dir={tmp_path}", *overrides, *data])
 
 
 def targets(node: Any) -> Iterator[DictConfig]:

@@ -102,13 +102,13 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import train
+    from odise_pl.training.run import train
 
     folder = tmp_path_factory.mktemp("run")
     steps = [f"trainer.max_steps={STEPS}", "validate_every=1000", "data.epoch_length=400"]
     logging = ["trainer.log_every_n_steps=1", f"callbacks.checkpoint.every_n_train_steps={STEPS}"]
     overrides = [*SMALL, *steps, *logging, f"data.train={shards}", f"data.val={shards}"]
-    train.train(composed("train", folder, overrides))
+    train(composed("train", folder, overrides))
     return folder
 
 
@@ -131,21 +131,21 @@ def test_losses_decrease(run: Path) -> None:
 
 
 def test_checkpoint_evaluates_with_every_classifier(run: Path, shards: Path, tmp_path: Path) -> None:
-    import evaluate
+    from odise_pl.evaluation.evaluate import evaluate
 
     found: list[dict[str, float]] = []
     for classifier in ("both", "diffusion", "discriminative"):
         sources = [f"data.val={shards}", "data=shards", "data.num_workers=0", "trainer=cpu"]
         overrides = [*sources, f"classifier={classifier}", f"ckpt={run / 'checkpoints' / 'last.ckpt'}"]
-        found.append(evaluate.evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"])
+        found.append(evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"])
         assert all(0 <= value <= 1 for value in found[-1].values())
     assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_captions_need_words(tmp_path: Path, shards: Path) -> None:
     from odise_pl.errors import SettingError
-    from odise_pl.runs.settings import check_training
+    from odise_pl.runs.checks import check_training
 
     config = composed("train", tmp_path, [*SMALL, f"data.train={shards}", "data.words=0"])
     with pytest.raises(SettingError, match=r"data\.words=0"):
-        check_training(config)
+        check_training(config, None)

@@ -1,4 +1,4 @@
-"""What the diffusion model is told about an image (section 3.3 of the paper)."""
+"""Captioners: the conditioning of the diffusion model on an image (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.structures import TensorStruct
 
-# What a data set says of each image, where it says something.
+# a caption of each image, None where there is none
 Captions = Sequence[str | None] | None
+# images [N, 3, H, W] in 0..1 to N sentences
+Describe = Callable[[Tensor], list[str]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Captioner(nn.Module):
         self.clip = clip
 
     def learn_time(self, time_dim: int | None, steps: int) -> None:
-        """Add the time embedding's parameters.
+        """Add the time embedding's parameters, after those of the captioner itself.
 
         Args:
             time_dim: width of the UNet's time embedding; None leaves the time embedding as it is.
@@ -66,15 +68,15 @@ class Captioner(nn.Module):
         self.time_project = PositionalLinear(self.clip.embed_dim, time_dim, steps) if time_dim else None
         self.alpha_time = nn.Parameter(torch.zeros(time_dim)) if time_dim else None
 
-    def time(self, embedding: Tensor) -> Tensor | None:
-        """[N, steps, time_dim] from CLIP's image embeddings [N, embed_dim]; None if time is fixed."""
+    def time(self, images: Tensor, embedding: Tensor | None = None) -> Tensor | None:
+        """[N, steps, time_dim] for images [N, 3, H, W]; None if time is fixed.
+
+        ``embedding``: CLIP's of the images, if it is known.
+        """
         if self.time_project is None or self.alpha_time is None:
             return None
+        embedding = self.clip.encode_image(images) if embedding is None else embedding
         return torch.tanh(self.alpha_time) * self.time_project(embedding)
-
-    def time_of_images(self, images: Tensor) -> Tensor | None:
-        """:meth:`time` of images [N, 3, H, W]; CLIP does not run when time is fixed."""
-        return None if self.time_project is None else self.time(self.clip.encode_image(images))
 
 
 class ImplicitCaptioner(Captioner):
@@ -102,7 +104,7 @@ class ImplicitCaptioner(Captioner):
         """Conditioning for images [N, 3, H, W] in 0..1; captions are not read."""
         embedding = self.clip.encode_image(images)
         context = self.uncond + torch.tanh(self.alpha_cond) * self.clip_project(embedding)
-        return Conditioning(context, self.time(embedding))
+        return Conditioning(context, self.time(images, embedding))
 
 
 class EmptyCaptioner(Captioner):
@@ -123,7 +125,7 @@ class EmptyCaptioner(Captioner):
 
     def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
         """Conditioning for images [N, 3, H, W]; captions are not read."""
-        return Conditioning(self.uncond.expand(len(images), -1, -1), self.time_of_images(images))
+        return Conditioning(self.uncond.expand(len(images), -1, -1), self.time(images))
 
 
 class TextCaptioner(Captioner):
@@ -131,7 +133,7 @@ class TextCaptioner(Captioner):
 
     Args:
         clip: the shared frozen CLIP.
-        describe: images [N, 3, H, W] in 0..1 to N sentences; None takes the captions that come with them.
+        describe: makes a sentence for each image; None takes the captions that come with them.
         encode: N sentences, some of which may be the same, to [N, tokens, context_dim].
         time_dim, steps: see :meth:`Captioner.learn_time`.
     """
@@ -139,7 +141,7 @@ class TextCaptioner(Captioner):
     def __init__(
         self,
         clip: FrozenCLIP,
-        describe: Callable[[Tensor], list[str]] | None,
+        describe: Describe | None,
         encode: Callable[[Sequence[str]], Tensor],
         time_dim: int | None = None,
         steps: int = 1,
@@ -154,16 +156,12 @@ class TextCaptioner(Captioner):
         Raises:
             SettingError: an image has no caption, and nothing makes one.
         """
-        sentences = _known(captions, len(images)) if self.describe is None else self.describe(images)
-        return Conditioning(self.encode(sentences), self.time_of_images(images))
-
-
-def _known(captions: Captions, count: int) -> list[str]:
-    known = [caption for caption in captions or () if caption is not None]
-    if len(known) < count:
-        raise SettingError(
-            f"{count - len(known)} of {count} images have no precomputed caption, which this "
-            "captioner reads: write captions into the shards with python -m odise_pl.data.prepare captions, "
-            "or make them when the images are seen with captioner.on_the_fly=true"
-        )
-    return known
+        sentences = list(captions or ()) if self.describe is None else self.describe(images)
+        known = [sentence for sentence in sentences if sentence is not None]
+        if len(known) < len(images):
+            raise SettingError(
+                f"{len(images) - len(known)} of {len(images)} images have no precomputed caption, which this "
+                "captioner reads: write captions into the shards with odise prepare captions, or make them "
+                "when the images are seen with captioner.on_the_fly=true"
+            )
+        return Conditioning(self.encode(known), self.time(images))

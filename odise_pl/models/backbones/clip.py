@@ -13,12 +13,11 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.text_store import fingerprint
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
-from odise_pl.models.frozen import own
+from odise_pl.models.frozen import Frozen, copy_to_memory
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -49,13 +48,8 @@ class CLIPArchitecture:
 
 def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     """An open_clip model with random weights."""
-    vision = {
-        "image_size": a.image_size,
-        "patch_size": a.patch_size,
-        "width": a.vision_width,
-        "layers": a.vision_layers,
-        "head_width": a.vision_head_width,
-    }
+    vision = {"image_size": a.image_size, "patch_size": a.patch_size, "width": a.vision_width,
+              "layers": a.vision_layers, "head_width": a.vision_head_width}  # fmt: skip
     text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads,
             "vocab_size": a.text_vocabulary, "context_length": a.text_length}  # fmt: skip
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
@@ -78,32 +72,27 @@ def load_clip(
     architecture = architecture or CLIPArchitecture()
     if weights == "random":
         return build_clip(architecture)
-    if Path(weights).is_file():
-        model = _without_memory(architecture)
-        tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _SHAPE_FACTS}
-        require_finite({n: t for n, t in tensors.items() if n != "attn_mask"}, weights)
-        load_exactly(model, tensors, weights, ignore=("attn_mask",), assign=True)
-        own(parameter for name, parameter in model.named_parameters() if not (mapped and _is_visual(name)))
-        return model
-    return _from_open_clip(weights)
+    if not Path(weights).is_file():
+        return _from_open_clip(weights)
+    model = _without_memory(architecture)
+    tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _NOT_WEIGHTS}
+    require_finite(tensors, weights)
+    load_exactly(model, tensors, weights, assign=True)
+    copy_to_memory(p for name, p in model.named_parameters() if not (mapped and name.startswith("visual.")))
+    return model
+
+
+# three numbers that OpenAI's own files carry, and a constant of infinities that some files hold
+_NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
 
 
 def _without_memory(architecture: CLIPArchitecture) -> open_clip.CLIP:
     """A model whose weights are still to be assigned."""
     with torch.device("meta"):
         model = build_clip(architecture)
-    # the one tensor that files do not hold
     mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
     model.register_buffer("attn_mask", mask, persistent=False)
     return model
-
-
-def _is_visual(name: str) -> bool:
-    return name.startswith("visual.")
-
-
-# OpenAI's own files carry these three numbers beside the weights.
-_SHAPE_FACTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 def _from_open_clip(weights: str) -> open_clip.CLIP:
@@ -127,16 +116,12 @@ def _from_open_clip(weights: str) -> open_clip.CLIP:
 
 def _is_plain_vit(config: dict[str, Any]) -> bool:
     vision, text = config["vision_cfg"], config["text_cfg"]
-    built_otherwise = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
-    return (
-        isinstance(vision.get("layers"), int)
-        and not built_otherwise
-        and not config.get("custom_text")
-        and text.get("vocab_size") == VOCABULARY
-    )
+    other_kinds = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
+    own_text = text.get("vocab_size") == VOCABULARY and not config.get("custom_text")
+    return isinstance(vision.get("layers"), int) and not other_kinds and own_text
 
 
-class FrozenCLIP(nn.Module):
+class FrozenCLIP(Frozen):
     """CLIP with all weights frozen, always in eval mode.
 
     Args:
@@ -151,12 +136,7 @@ class FrozenCLIP(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> FrozenCLIP:
-        """Frozen: stays in eval mode whatever is asked."""
-        return super().train(False)
+        self.freeze()
 
     @property
     def image_size(self) -> int:
@@ -198,11 +178,6 @@ class FrozenCLIP(nn.Module):
         tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
         return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
 
-    def text_fingerprint(self) -> str:
-        """Tells text encoders apart: equal for equal weights of the same kind."""
-        weights = {n: t for n, t in self.model.state_dict().items() if not _is_visual(n)}
-        return fingerprint(weights, str(self.model.transformer))
-
     @torch.no_grad()
     def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:
         """One embedding per mask from one pass over each image (section 3.5 of the paper; MaskCLIP).
@@ -221,7 +196,9 @@ class FrozenCLIP(nn.Module):
 
 
 def embed_regions(
-    visual: open_clip.transformer.VisionTransformer, images: Tensor, visible: Tensor
+    visual: open_clip.transformer.VisionTransformer,
+    images: Tensor,
+    visible: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of parts of images and of the images, see :meth:`FrozenCLIP.encode_masks`, with gradients.
 

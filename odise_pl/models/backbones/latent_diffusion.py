@@ -1,14 +1,13 @@
 """Features of a frozen latent diffusion model (section 3.2 of the paper).
 
-Each feature ("tap") is the input of a residual block. The forward passes below walk the diffusers
-modules themselves and stop at the last tap, so the costly high-resolution half of the VAE decoder
-and the end of the UNet never run.
+Each feature ("tap") is the input of a residual block. The forward passes below call the diffusers modules one
+by one and stop at the last tap, so the costly high-resolution half of the VAE decoder and the end of the UNet
+never run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from odise_pl.models.backbones.pyramid import Tap
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels
 from odise_pl.models.backbones.timesteps import STEPS, check_timesteps
+from odise_pl.models.frozen import Frozen
 
 NOISE_SEED = 42
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a feature comes from: ``channels`` wide, ``stride`` pixels of the network's input per cell."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 def noise_schedule(first: float = 0.00085, last: float = 0.012, steps: int = STEPS) -> Tensor:
@@ -42,7 +34,7 @@ def fixed_noise(channels: int = 4) -> Tensor:
     return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
 
 
-class LatentDiffusionFeatures(nn.Module):
+class LatentDiffusionFeatures(Frozen):
     """Images and conditioning in, feature maps out; all weights frozen, always in eval mode.
 
     Gradients flow *through* the UNet to the conditioning, never to a weight; the VAE runs without a graph.
@@ -72,12 +64,7 @@ class LatentDiffusionFeatures(nn.Module):
         self.latent_scale: float = self.vae.config.scaling_factor
         self.register_buffer("alphas_cumprod", noise_schedule(), persistent=False)
         self.register_buffer("noise", fixed_noise(self.vae.config.latent_channels), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> LatentDiffusionFeatures:
-        """Frozen: stays in eval mode whatever is asked."""
-        return super().train(False)
+        self.freeze()
 
     @property
     def taps(self) -> list[Tap]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
-from odise_pl.models.backbones.latent_diffusion import Tap
 
 STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A feature map of a frozen network: ``channels`` wide, ``stride`` pixels of its input per cell."""
+
+    name: str
+    channels: int
+    stride: int
 
 
 class NormedConv(nn.Conv2d):

@@ -1,8 +1,7 @@
-"""Sentences about images, and their encoding: parts of the captioners that speak in words."""
+"""Sentences about images and their encoding: parts of the text captioners."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -13,46 +12,33 @@ from transformers import CLIPTextModel
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
+from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.frozen import Frozen
 
 
 class PromptEncoder(Frozen):
-    """The diffusion model's text encoder, which sees every sentence once as long as it is remembered.
+    """The diffusion model's text encoder, with a cache of sentences.
 
     Args:
         text_encoder: the frozen encoder.
         pad: token that fills up the 77.
-        capacity: sentences remembered; the one not asked for longest is forgotten first. A sentence of
-            SD 1.x takes 0.24 MB.
+        capacity: sentences that are kept; one of SD 1.x takes 0.24 MB.
     """
 
     def __init__(self, text_encoder: CLIPTextModel, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
         super().__init__()
         if capacity < 1:
             raise SettingError(f"captioner.remember={capacity} must be 1 or more")
-        self.text_encoder, self.pad, self.capacity = text_encoder, pad, capacity
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self.text_encoder, self.pad = text_encoder, pad
+        self.cache = TextCache(self._encode, capacity)
         self.freeze()
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Conditioning [len(texts), 77, context_dim] on the encoder's device."""
-        device = next(self.text_encoder.parameters()).device
-        now = {text: self._known[text] for text in texts if text in self._known}
-        new = [text for text in dict.fromkeys(texts) if text not in now]
-        if new:
-            # what validation encodes in inference mode, training must be able to use
-            with torch.inference_mode(False):
-                encoded = encode_prompts(self.text_encoder, new, self.pad)
-                now |= {text: row.clone() for text, row in zip(new, encoded, strict=True)}
-        self._remember(now)
-        return torch.stack([now[text].to(device) for text in texts])
+        return self.cache(texts, next(self.text_encoder.parameters()).device)
 
-    def _remember(self, now: dict[str, Tensor]) -> None:
-        for text, row in now.items():
-            self._known[text] = row
-            self._known.move_to_end(text)
-        while len(self._known) > self.capacity:
-            self._known.popitem(last=False)
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        return encode_prompts(self.text_encoder, texts, self.pad)
 
 
 class NameRanking(Frozen):

@@ -6,7 +6,6 @@ diffusers folder, a hub id. ``random`` draws weights, for tests and for work wit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from odise_pl.models.backbones.tokens import VOCABULARY
 from odise_pl.models.backbones.tokens import tokenize as byte_pairs
-from odise_pl.models.frozen import own
+from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 TOKENS = 77
 _KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 END_OF_TEXT = VOCABULARY - 1
 _PARTS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")  # of an original file
-# files of a network's weights, whole or in shards; the group is the variant
-_WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
-)
 
 
 @dataclass(frozen=True)
@@ -107,18 +102,17 @@ def load_diffusion(
     """
     architecture = architecture or DiffusionArchitecture()
     path = Path(weights)
+    is_path = path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~"))
     if weights == "random":
         models = build_diffusion(architecture)
-    elif path.is_dir():
-        models = _load_folder(weights, local=True)
     elif path.is_file():
         models = _load_single_file(path, architecture, mapped)
-    elif path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~")):
+    elif path.is_dir() or not is_path:
+        models = DiffusionModels(**{name: load_network(name, weights, path.is_dir()) for name in _KINDS})
+    else:
         raise WeightsError(
             f"diffusion weights not found: {weights}; set backbone.weights to a file or folder"
         )
-    else:
-        models = _load_folder(weights, local=False)
     _check_fit(models, weights)
     return models
 
@@ -186,10 +180,6 @@ def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
     )
 
 
-def _load_folder(source: str, local: bool) -> DiffusionModels:
-    return DiffusionModels(**{name: load_network(name, source, local) for name in _KINDS})
-
-
 def load_network(name: str, source: str, local: bool = True) -> Any:
     """One network of a diffusers folder or of the hub, in float32, whatever precision its files have.
 
@@ -220,14 +210,14 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
         where = "folder" if local else "hub id"
         raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
     require_finite(network.state_dict(), f"{source}/{name}")
-    own(network.parameters())
+    copy_to_memory(network.parameters())
     return network.float()
 
 
 def _variant(folder: Path) -> str | None:
-    """``fp16`` where a folder has weights of that name alone; None: the usual names, or no folder."""
-    found = {match[1] for path in folder.glob("*model*") if (match := _WEIGHTS.fullmatch(path.name))}
-    return None if None in found else min(found, default=None)
+    """``fp16`` where a folder has no other weights; None: the usual names, or no folder."""
+    files = [path.name for path in folder.glob("*model*") if path.suffix in (".safetensors", ".bin")]
+    return "fp16" if files and all(".fp16" in name for name in files) else None
 
 
 def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:
@@ -243,7 +233,7 @@ def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: b
     load_exactly(models.vae, vae, str(path), assign=True)
     load_exactly(models.text_encoder, _convert_text(models.text_encoder, tensors), str(path), _TEXT_BUFFERS)
     if not mapped:
-        own([*models.unet.parameters(), *models.vae.parameters()])
+        copy_to_memory([*models.unet.parameters(), *models.vae.parameters()])
     return models
 
 

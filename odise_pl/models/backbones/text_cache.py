@@ -1,4 +1,4 @@
-"""Embeddings of texts that come again and again, from a frozen text encoder."""
+"""Encodings of recently used texts by a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Encode = Callable[[Sequence[str]], Tensor]
-
 
 class TextCache:
-    """Remembers the texts that were used last.
+    """Keeps the encodings of the texts that were used last.
 
     Args:
-        limit: how many; 20,000 of CLIP's take 60 MB.
+        encode: N texts to N encodings.
+        limit: how many are kept; 20,000 embeddings of CLIP take 60 MB.
     """
 
-    def __init__(self, limit: int = 20_000) -> None:
-        self.limit = limit
+    def __init__(self, encode: Callable[[Sequence[str]], Tensor], limit: int = 20_000) -> None:
+        self.encode, self.limit = encode, limit
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
-    def embed(self, texts: Sequence[str], encode: Encode, device: torch.device) -> Tensor:
-        """Embeddings [len(texts), D] on ``device``; ``encode`` makes those that are not known, each once."""
-        new = [text for text in dict.fromkeys(texts) if not self._is_there(text, device)]
+    def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Encodings [len(texts), ...] on ``device``; every text that is not known is encoded once."""
+        known = {text for text in texts if text in self._known and self._known[text].device == device}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            # copies, because a part of a tensor would keep all of it
-            self._known.update(zip(new, (row.clone() for row in encode(new)), strict=True))
+            # validation encodes in inference mode what training uses later
+            with torch.inference_mode(False):
+                # copies, because a part of a tensor would keep all of it
+                self._known.update(zip(new, (row.clone() for row in self.encode(new)), strict=True))
         for text in texts:
             self._known.move_to_end(text)
         found = torch.stack([self._known[text] for text in texts])
         while len(self._known) > self.limit:
             self._known.popitem(last=False)
         return found
-
-    def _is_there(self, text: str, device: torch.device) -> bool:
-        return text in self._known and self._known[text].device == device

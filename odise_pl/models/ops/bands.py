@@ -1,4 +1,4 @@
-"""Mask logits at the size of an image, a band of rows at a time: all of them would take gigabytes."""
+"""Mask logits at the size of an image, a band of rows at a time: all of them at once would take gigabytes."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Masks:
 class ResizedMasks(Masks):
     """Mask logits of a padded image, resized band by band.
 
-    The same values as ``inference.resize_masks`` gives: on processors to the last bit, but for
-    maps so small that PyTorch has another kernel for them.
+    The same values as ``inference.resize_masks`` gives: on processors to the last bit, except for maps so
+    small that PyTorch has another kernel for them.
 
     Args:
         mask_logits, canvas, valid, output: see there.
@@ -67,18 +67,19 @@ class ResizedMasks(Masks):
         self.size = output
         height, width = mask_logits.shape[1:]
         self._canvas_rows, self._output_rows = _Taps.of(height, canvas[0]), _Taps.of(valid[0], output[0])
-        columns = _Taps.of(width, canvas[1]).part(slice(valid[1])), _Taps.of(valid[1], output[1])
-        self._canvas_columns, self._output_columns = (taps.to(mask_logits) for taps in columns)
+        canvas_columns, _ = _Taps.of(width, canvas[1]).part(slice(valid[1]))
+        self._columns = [taps.to(mask_logits) for taps in (canvas_columns, _Taps.of(valid[1], output[1]))]
 
     def _band(self, rows: slice) -> Band:
-        output = self._output_rows.part(rows)
-        canvas = self._canvas_rows.part(output.source)
-        source = canvas.source
-        canvas, output = (taps.relative().to(self._logits) for taps in (canvas, output))
+        output, on_canvas = self._output_rows.part(rows)
+        canvas, source = self._canvas_rows.part(on_canvas)
+        steps = [taps.to(self._logits) for taps in (canvas, output)]
 
         def band(query: int) -> Tensor:
-            on_canvas = canvas(self._canvas_columns(self._logits[query, source], 1), 0)
-            return output(self._output_columns(on_canvas, 1), 0)
+            logits = self._logits[query, source]
+            for columns, rows in zip(self._columns, steps, strict=True):
+                logits = rows.resize(columns.resize(logits, 1), 0)
+            return logits
 
         return band
 
@@ -103,25 +104,17 @@ class _Taps:
         first = place.long().clamp(max=old - 1)
         return cls(first, (first + 1).clamp(max=old - 1), (place - first).clamp(0, 1))
 
-    @property
-    def source(self) -> slice:
-        """The cells that are looked at."""
-        return slice(int(self.first[0]), int(self.second[-1]) + 1)
-
-    def part(self, cells: slice) -> _Taps:
-        """Of some cells of the resized side."""
-        return _Taps(self.first[cells], self.second[cells], self.share[cells])
-
-    def relative(self) -> _Taps:
-        """The same on no more than the source cells."""
-        return _Taps(self.first - self.first[0], self.second - self.first[0], self.share)
+    def part(self, cells: slice) -> tuple[_Taps, slice]:
+        """Taps of some cells of the resized side, and the source cells that they read and count from."""
+        first, second = self.first[cells], self.second[cells]
+        source = slice(int(first[0]), int(second[-1]) + 1)
+        return _Taps(first - source.start, second - source.start, self.share[cells]), source
 
     def to(self, like: Tensor) -> _Taps:
         """On the device and in the precision of a map."""
-        device = like.device
-        return _Taps(self.first.to(device), self.second.to(device), self.share.to(like))
+        return _Taps(self.first.to(like.device), self.second.to(like.device), self.share.to(like))
 
-    def __call__(self, maps: Tensor, dim: int) -> Tensor:
+    def resize(self, maps: Tensor, dim: int) -> Tensor:
         """Resize a dimension of [h, w]."""
         share = self.share[:, None] if dim == 0 else self.share
         # PyTorch's kernels round in this order

@@ -21,14 +21,14 @@ def stirred(time_dim: int | None = 16, steps: int = 2) -> ImplicitCaptioner:
     return captioner
 
 
-def test_training_starts_at_the_unconditional_model_exactly() -> None:
+def test_implicit_captioner_starts_at_the_unconditional_model() -> None:
     condition = ImplicitCaptioner(tiny_models.clip(), UNCOND, 16, 2)(images())
     assert torch.equal(condition.context, UNCOND.expand(3, -1, -1))
     assert condition.time is not None
     assert torch.equal(condition.time, torch.zeros(3, 2, 16))
 
 
-def test_condition_is_the_gated_projection_of_the_image_embedding() -> None:
+def test_implicit_captioner_projects_the_image_embedding() -> None:
     captioner = stirred()
     condition = captioner(images())
     embedding = tiny_models.clip().encode_image(images())
@@ -51,25 +51,13 @@ def test_condition_is_the_gated_projection_of_the_image_embedding() -> None:
             torch.testing.assert_close(condition.time[n, step], expected)
 
 
-def test_gradients_reach_the_gates_from_the_start() -> None:
-    captioner = ImplicitCaptioner(tiny_models.clip(), UNCOND, 16)
-    condition = captioner(images())
-    assert condition.time is not None
-    (condition.context.square().sum() + condition.time.sum()).backward()
-    for gate in (captioner.alpha_cond, captioner.alpha_time):
-        assert gate is not None
-        assert gate.grad is not None
-        assert gate.grad.abs().sum() > 0
-    assert all(p.grad is None for p in captioner.clip.parameters())
-
-
-def test_without_learnable_time_the_time_embedding_is_left_alone() -> None:
+def test_fixed_time_embedding_has_no_parameters() -> None:
     captioner = stirred(time_dim=None)
     assert captioner(images()).time is None
     assert not any("time" in name for name, _ in captioner.named_parameters())
 
 
-def test_the_empty_captioner_says_the_same_of_every_image() -> None:
+def test_empty_captioner() -> None:
     captioner = EmptyCaptioner(tiny_models.clip(), UNCOND)
     condition = captioner(images())
     assert torch.equal(condition.context, UNCOND.expand(3, -1, -1))

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.latent_diffusion import Tap
-from odise_pl.models.backbones.pyramid import Bottleneck, FeaturePyramid
+from odise_pl.models.backbones.pyramid import Bottleneck, FeaturePyramid, Tap
 
 TAPS = [Tap("a", 16, 2), Tap("b", 8, 4), Tap("c", 24, 8), Tap("d", 8, 16), Tap("e", 8, 8), Tap("f", 12, 64)]
 
@@ -21,7 +20,7 @@ def normed(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(16, 64), (64, 64)])
-def test_bottleneck_is_its_maths(inside: int, outside: int) -> None:
+def test_bottleneck_equals_its_formula(inside: int, outside: int) -> None:
     torch.manual_seed(0)
     block = Bottleneck(inside, outside, 32)
     for parameter in block.parameters():
@@ -36,12 +35,7 @@ def test_bottleneck_is_its_maths(inside: int, outside: int) -> None:
     torch.testing.assert_close(block(x), F.relu(inner + short), rtol=1e-4, atol=1e-4)
 
 
-def test_the_shortcut_costs_nothing_when_the_width_stays() -> None:
-    assert not any("shortcut" in name for name, _ in Bottleneck(64, 64, 32).named_parameters())
-    assert "shortcut.weight" in Bottleneck(16, 64, 32).state_dict()
-
-
-def test_taps_of_one_stride_are_summed_at_the_windows_scale() -> None:
+def test_taps_of_one_stride_are_summed() -> None:
     torch.manual_seed(1)
     pyramid = FeaturePyramid(TAPS, channels=128)
     # the window was 64 pixels in the image and enlarged to 128 for the network
@@ -66,6 +60,6 @@ def test_taps_of_one_stride_are_summed_at_the_windows_scale() -> None:
         torch.testing.assert_close(level, other)
 
 
-def test_a_stride_that_no_tap_has_is_named() -> None:
+def test_missing_stride_is_named() -> None:
     with pytest.raises(ValueError, match=r"no feature of stride \[16\]"):
         FeaturePyramid([tap for tap in TAPS if tap.stride != 16], 128)

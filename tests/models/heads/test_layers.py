@@ -6,14 +6,14 @@ from torch.nn import functional as F
 from odise_pl.models.heads.layers import MLP, ConvNorm
 
 
-def test_mlp_is_linear_layers_with_relu_between_them() -> None:
+def test_mlp() -> None:
     mlp, x = MLP(5, 7, 3, layers=3), torch.randn(2, 5)
     first, second, third = mlp.layers
     torch.testing.assert_close(mlp(x), third(F.relu(second(F.relu(first(x))))))
     assert [tuple(layer.weight.shape) for layer in mlp.layers] == [(7, 5), (7, 7), (3, 7)]
 
 
-def test_conv_norm_keeps_the_size_and_normalises_before_relu() -> None:
+def test_conv_norm_normalises_before_relu() -> None:
     torch.manual_seed(0)
     layer, x = ConvNorm(4, 32, 3, relu=True), torch.randn(2, 4, 5, 6)
     plain = F.conv2d(x, layer.conv.weight, padding=1)

@@ -18,7 +18,7 @@ sides = st.integers(65, 300)
     output=st.tuples(st.integers(1, 700), st.integers(128, 700)),
     pixels=st.sampled_from([1, 1 << 12, 1 << 17]),
 )
-def test_bands_are_the_rows_of_the_whole_to_the_last_bit(
+def test_resized_bands_equal_whole_masks_bit_for_bit(
     valid: tuple[int, int], output: tuple[int, int], pixels: int
 ) -> None:
     """Enlarged and reduced, with padding on the canvas."""
@@ -37,7 +37,7 @@ def test_bands_are_the_rows_of_the_whole_to_the_last_bit(
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
-def test_bands_of_masks_in_memory_are_their_rows() -> None:
+def test_bands_of_masks_in_memory() -> None:
     logits = torch.randn(3, 500, 400)
     parts = [part(2) for _, part in Masks(logits).bands()]
     assert len(parts) > 1

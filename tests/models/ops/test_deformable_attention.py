@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from odise_pl.models.ops.deformable_attention import DeformableAttention, reference_points, sample_and_mix
+from odise_pl.models.ops.deformable_attention import DeformableAttention, reference_points
 
 SHAPES = [(2, 3), (4, 6), (5, 3)]
 
@@ -66,34 +67,16 @@ def example(dtype: torch.dtype = torch.float64) -> tuple[DeformableAttention, Te
     )
 
 
-def test_attention_is_that_of_a_loop_over_points() -> None:
-    layer, queries, reference, memory = example()
-    torch.testing.assert_close(
-        layer(queries, reference, memory, SHAPES), loop(layer, queries, reference, memory, SHAPES)
-    )
-
-
-def test_gradients_are_those_of_a_loop_over_points() -> None:
+def test_attention_and_gradients_equal_a_loop_over_points() -> None:
     layer, queries, reference, memory = example()
     inputs = [queries.requires_grad_(), memory.requires_grad_(), *layer.parameters()]
-    ours = torch.autograd.grad(layer(queries, reference, memory, SHAPES).square().sum(), inputs)
-    theirs = torch.autograd.grad(loop(layer, queries, reference, memory, SHAPES).square().sum(), inputs)
-    for one, other in zip(ours, theirs, strict=True):
+    results = [function(queries, reference, memory, SHAPES) for function in (layer, partial(loop, layer))]
+    torch.testing.assert_close(*results)
+    for one, other in zip(*(torch.autograd.grad(r.square().sum(), inputs) for r in results), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_sampling_passes_gradcheck() -> None:
-    torch.manual_seed(1)
-    shapes = [(2, 3), (3, 2)]
-    values = torch.randn(1, 12, 2, 2, dtype=torch.float64, requires_grad=True)
-    locations = torch.rand(1, 2, 2, 2, 1, 2, dtype=torch.float64, requires_grad=True)
-    weights = torch.rand(1, 2, 2, 2, 1, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda v, x, w: sample_and_mix(v, shapes, x, w), (values, locations, weights)
-    )
-
-
-def test_it_starts_by_looking_evenly_in_all_directions() -> None:
+def test_initial_offsets_point_in_all_directions() -> None:
     layer = DeformableAttention(channels=32, levels=2, heads=8, points=4)
     offsets = layer.sampling_offsets(torch.randn(1, 32)).view(8, 2, 4, 2)
     for head in range(8):
@@ -107,7 +90,7 @@ def test_it_starts_by_looking_evenly_in_all_directions() -> None:
     assert torch.equal(weights, torch.zeros_like(weights))
 
 
-def test_bfloat16_autocast_keeps_the_places_of_points_exact() -> None:
+def test_points_stay_exact_under_bfloat16_autocast() -> None:
     # read at their centres, alternating cells come back as they are; half a cell beside it they do not
     layer = DeformableAttention(channels=1, levels=1, heads=1, points=1)
     torch.nn.init.zeros_(layer.sampling_offsets.bias)
@@ -121,40 +104,19 @@ def test_bfloat16_autocast_keeps_the_places_of_points_exact() -> None:
     torch.testing.assert_close(read.float(), checkers, atol=0.02, rtol=0)
 
 
-def test_bfloat16_autocast_trains() -> None:
+def test_compiles_without_graph_break() -> None:
     layer, queries, reference, memory = example(torch.float32)
-    exact = layer(queries, reference, memory, SHAPES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = layer(queries, reference, memory, SHAPES)
-    rough.float().square().sum().backward()
-    torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.1 * exact.abs().max().item())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
-
-
-def test_a_whole_bfloat16_model_works() -> None:
-    layer, queries, reference, memory = example(torch.bfloat16)
-    assert layer(queries, reference.float(), memory, SHAPES).dtype == torch.bfloat16
-
-
-def test_it_runs_on_the_meta_device() -> None:
-    layer, queries, reference, memory = (x.to("meta") for x in example(torch.float32))
-    assert layer(queries, reference, memory, SHAPES).shape == (2, 5, 8)
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_it_compiles_without_a_break_in_the_graph(backend: str) -> None:
-    layer, queries, reference, memory = example(torch.float32)
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(queries, reference, memory, SHAPES), layer(queries, reference, memory, SHAPES)
     )
 
 
-def test_reference_points_are_the_centres_of_the_cells() -> None:
+def test_reference_points_are_cell_centres() -> None:
     points = reference_points([(1, 2), (2, 1)])
     torch.testing.assert_close(points, torch.tensor([[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]))
 
 
-def test_channels_that_heads_do_not_divide_are_refused() -> None:
+def test_channels_must_divide_into_heads() -> None:
     with pytest.raises(ValueError, match="10 channels cannot be split over 4 heads"):
         DeformableAttention(channels=10, heads=4)

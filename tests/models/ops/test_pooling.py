@@ -6,7 +6,7 @@ import torch
 from odise_pl.models.ops.pooling import masked_mean
 
 
-def test_masked_mean_is_the_mean_of_the_cells_under_the_mask() -> None:
+def test_masked_mean() -> None:
     torch.manual_seed(0)
     features, masks = torch.randn(2, 3, 4, 5), torch.rand(2, 6, 4, 5) > 0.5
     pooled = masked_mean(features, masks)
@@ -16,25 +16,15 @@ def test_masked_mean_is_the_mean_of_the_cells_under_the_mask() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_empty_mask_pools_to_zero_in_every_precision(dtype: torch.dtype) -> None:
+def test_empty_mask_pools_to_zero(dtype: torch.dtype) -> None:
     pooled = masked_mean(torch.ones(1, 2, 4, 4, dtype=dtype), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
     assert torch.equal(pooled.float(), torch.zeros(1, 1, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_mask_of_the_whole_of_a_large_map_pools_right_in_low_precision(dtype: torch.dtype) -> None:
+def test_large_mask_pools_exactly_in_low_precision(dtype: torch.dtype) -> None:
     # 256 * 256 cells are more than float16 can count
     features, masks = torch.ones(1, 2, 256, 256, dtype=dtype), torch.ones(1, 1, 256, 256, dtype=torch.bool)
     with torch.autocast("cpu", dtype=dtype):
         pooled = masked_mean(features, masks)
     torch.testing.assert_close(pooled.float(), torch.ones(1, 1, 2), rtol=1e-3, atol=0)
-
-
-def test_gradients_reach_the_features_under_the_mask_alone() -> None:
-    features = torch.randn(1, 2, 3, 3, requires_grad=True)
-    masks = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
-    masks[0, 0, 0, :2] = True
-    masked_mean(features, masks).sum().backward()
-    expected = torch.zeros(1, 2, 3, 3)
-    expected[:, :, 0, :2] = 0.5
-    torch.testing.assert_close(features.grad, expected)

@@ -1,0 +1,251 @@
+"""The description of a network: what a checkpoint keeps of the configuration. Imports no torch.
+
+A description is instantiated, and its file may come from anyone. So it chooses among this project's own
+constructors, refers to nothing but ``paths``, and downloads nothing. Files of frozen weights that it names
+are only read, without executing pickled code.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from odise_pl.errors import SettingError, user_error
+
+_ROOT = "odise_pl.models.build.build_odise"
+TARGETS = frozenset(
+    {
+        _ROOT,
+        "odise_pl.models.build.HeadSettings",
+        "odise_pl.models.build.BackboneSettings",
+        "odise_pl.models.build.ClipSettings",
+        *(f"odise_pl.models.build.{kind}_captioner" for kind in ("implicit", "empty", "heuristic", "blip")),
+        "odise_pl.models.inference.InferenceSettings",
+        "odise_pl.models.odise.ClassifierSettings",
+        "odise_pl.models.backbones.stable_diffusion.DiffusionArchitecture",
+        "odise_pl.models.backbones.clip.CLIPArchitecture",
+    }
+)
+PARTS = ("backbone", "clip", "captioner", "classifier")
+SIDES = ("eval_short_side", "eval_long_side")
+_FOLDERS = ("weights", "toyworld")  # names of ``paths`` that a description may refer to
+_REFERENCE = re.compile(rf"\$\{{paths\.(?:{'|'.join(_FOLDERS)})\}}")
+_WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What builds a network.
+
+    Attributes:
+        model: arguments of :func:`~odise_pl.models.build.build_odise` as plain values, nested, resolved but
+            for ``${paths.NAME}``.
+        sides: wanted shorter side and limit of the longer side of evaluated images, in pixels.
+        source: whose description it is, for messages.
+    """
+
+    model: Mapping[str, Any]
+    sides: tuple[int, int]
+    source: str = "the configuration"
+
+    @classmethod
+    def of_config(cls, config: DictConfig) -> Network:
+        """The network of a composed configuration."""
+        own = OmegaConf.masked_copy(config, ["model", "fusion", *PARTS])
+        OmegaConf.set_struct(own, False)
+        own.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
+        model: Any = OmegaConf.to_container(own.model, resolve=True)
+        for part in PARTS:
+            model.get(part, {}).pop("source", None)  # the command that fetches the weights
+        return cls(model, (config.data.eval_short_side, config.data.eval_long_side))
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; :func:`read_record` reads them."""
+        return {"model": self.model, "sides": list(self.sides)}
+
+    def changed(self, changes: Mapping[str, Any]) -> Network:
+        """The same but for some settings.
+
+        Args:
+            changes: by keys as on the command line: ``clip.weights``, ``model.inference.top_k``,
+                ``fusion.seen_share``; a part, ``classifier``, is replaced whole. Others are ignored.
+        """
+        model = OmegaConf.create(copy.deepcopy(dict(self.model)))
+        for key, value in changes.items():
+            if (place := model_key(key)) is not None:
+                OmegaConf.update(model, place, value, merge=False, force_add=True)
+        short, long = (
+            changes.get(f"data.{name}", side) for name, side in zip(SIDES, self.sides, strict=True)
+        )
+        plain: Any = OmegaConf.to_container(model)
+        return replace(self, model=plain, sides=(short, long))
+
+    def weights(self) -> dict[str, Any]:
+        """What is loaded of frozen weights, by part."""
+        captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
+        return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
+
+    def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
+        """The arguments of ``build_odise`` with the folders that it refers to."""
+        return OmegaConf.create({"paths": dict(paths), "model": dict(self.model)}).model
+
+    def build(self, paths: Mapping[str, Any], **options: Any) -> Any:
+        """The network, an :class:`~odise_pl.models.odise.Odise` whose trainable weights are fresh.
+
+        Args:
+            paths: folders by name.
+            options: further arguments of ``build_odise``.
+
+        Raises:
+            UserError: settings do not fit together, weights are missing, or the description is damaged.
+        """
+        try:
+            return instantiate(self.resolved(paths), **options)
+        except Exception as error:
+            cause = error.__cause__ or error
+            damage = isinstance(cause, TypeError | AttributeError | OmegaConfBaseException)
+            if (known := user_error(error)) is not None:
+                raise known from error
+            if not damage:
+                raise
+            raise SettingError(
+                f"{self.source}: its description of the network is damaged ({cause})"
+            ) from error
+
+
+def model_key(key: str) -> str | None:
+    """Where a setting of the command line lies in :attr:`Network.model`; None: it is none of the network."""
+    head, dot, rest = key.partition(".")
+    if head in PARTS:
+        return key
+    if head == "model" and dot:
+        return rest
+    return f"classifier.{rest}" if head == "fusion" and dot else None
+
+
+def read_record(record: Mapping[str, Any], source: str, named: Collection[str] = ()) -> Network:
+    """The network that a checkpoint describes.
+
+    Args:
+        record: of :meth:`Network.record`, or of an earlier version.
+        source: the checkpoint, for messages.
+        named: settings that the user names, as in :meth:`Network.changed`: what the record holds there is
+            not looked at.
+
+    Raises:
+        SettingError: the record is damaged, or holds what a checkpoint may not choose.
+    """
+    try:
+        if "config" in record:
+            record = _of_earlier_version(record)
+        model, sides = record["model"], tuple(record["sides"])
+        own = {place for key in named if (place := model_key(key)) is not None}
+        found = [*_foreign(model, "", own)]
+        if model["_target_"] != _ROOT or len(sides) != 2 or any(type(side) is not int for side in sides):
+            found.append("something else than a network")
+        network = Network(model, sides, source)
+        downloads = {
+            f"{part}.weights": weights
+            for part, weights in network.weights().items()
+            if not {part, f"{part}.weights"} & own and not _is_harmless(part, weights)
+        }
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OmegaConfBaseException) as error:
+        raise SettingError(f"{source}: its description of the network is damaged ({error!a:.80})") from error
+    if found:
+        raise SettingError(
+            f"{source}: its description holds what a checkpoint may not choose: {', '.join(found)}; "
+            "if you trust it, give these settings yourself, as KEY=VALUE"
+        )
+    for key, weights in downloads.items():
+        raise SettingError(
+            f"{source} names {key}={weights}, which would be downloaded: add {key}={weights} if you want "
+            "that, or name a file"
+        )
+    return network
+
+
+def _foreign(values: Any, place: str, own: Collection[str]) -> Iterator[str]:
+    """What may not be chosen, as ``KEY=VALUE``."""
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        here = f"{place}.{key}".lstrip(".")
+        if here in own and "." not in str(key):
+            continue
+        is_word = isinstance(key, int) or (isinstance(key, str) and key.isidentifier() and key[0] != "_")
+        if is_word and isinstance(value, Mapping | list | tuple):
+            yield from _foreign(value, here, own)
+        elif not (is_word and _is_plain(value)) and not (key == "_target_" and value in TARGETS):
+            yield f"{here}={value!a:.80}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return "$" not in _REFERENCE.sub("", value) and value.isprintable()  # messages show it
+    return value is None or isinstance(value, int | float)
+
+
+def _is_harmless(part: str, weights: str) -> bool:
+    random = weights == "random" and part != "captioner"  # for which it would be an id of the hub
+    return random or is_file_name(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
+
+
+def is_file_name(weights: str) -> bool:
+    """Whether weights are those of a file or folder, not an id of a hub."""
+    return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("${paths.", "/", "./", "../", "~"))
+
+
+# Records of earlier versions
+
+_RENAMED = {"backbone": {"train_window": "window"}}
+_MOVED = {
+    **{name: f"models.{name}" for name in ("build", "inference", "odise", "backbones")},
+    "optimization": "training.optimization",
+}
+_SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
+_EARLIER_REFERENCE = re.compile(rf"\$\{{(?:{'|'.join(('paths', 'classifier', *_SECTIONS))})(?:\.\w+)*\}}")
+_FUSION = ("seen_share", "unseen_share", "mask_prompt", "clip_prompt")
+_CLASSIFIER = {
+    "_target_": "odise_pl.models.odise.ClassifierSettings",
+    "mode": "both",
+    **{key: f"${{fusion.{key}}}" for key in _FUSION},
+}
+
+
+def _of_earlier_version(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a configuration that refer to each other, as a network resolved."""
+    sections: Any = current_names({name: record["config"][name] for name in _SECTIONS})
+    if any("$" in _EARLIER_REFERENCE.sub("", text) for text in _texts(sections)):
+        raise ValueError("foreign reference")
+    paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}
+    whole = OmegaConf.create({"classifier": _CLASSIFIER, **sections, "paths": paths})
+    model: Any = OmegaConf.to_container(whole.model, resolve=True)
+    for part in PARTS:
+        model[part].pop("source", None)
+    return {"model": model, "sides": [record["data"][name] for name in SIDES]}
+
+
+def current_names(settings: Any, section: str = "") -> Any:
+    """Settings by this version's names where an earlier version wrote them: keys, and modules that moved."""
+    if isinstance(settings, Mapping):
+        renamed = _RENAMED.get(section, {})
+        return {renamed.get(key, key): current_names(value, str(key)) for key, value in settings.items()}
+    if section == "_target_" and isinstance(settings, str):
+        package, module, *rest = [*settings.split("."), ""]
+        if package == "odise_pl" and module in _MOVED:
+            return ".".join([package, _MOVED[module], *rest]).rstrip(".")
+    return settings
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _texts(value)

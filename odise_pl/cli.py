@@ -1,0 +1,39 @@
+"""``odise COMMAND``: every command of the project.
+
+The commands lie in their rooms, in modules named ``command`` that import nothing heavy: ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from odise_pl.checkpoints import command as checkpoints
+from odise_pl.errors import report_user_errors
+from odise_pl.evaluation import command as evaluation
+from odise_pl.prediction import command as prediction
+from odise_pl.runs import command as runs
+from odise_pl.toyworld import command as toyworld
+from odise_pl.training import command as training
+
+app = typer.Typer(
+    help="Open-vocabulary panoptic segmentation with text-to-image diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# train.py and evaluate.py take Hydra's options
+_HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_HYDRA)(training.train)
+app.command(context_settings=_HYDRA)(evaluation.evaluate)
+app.command()(prediction.predict)
+app.command()(prediction.kmeans)
+app.command()(runs.report)
+app.add_typer(checkpoints.app, name="checkpoint")
+app.command()(toyworld.demo)
+app.add_typer(toyworld.app, name="toyworld")
+
+
+def main() -> None:
+    """Run the command; an error that its user can fix ends with its message alone."""
+    with report_user_errors():
+        app()

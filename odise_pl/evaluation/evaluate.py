@@ -1,0 +1,206 @@
+"""Evaluation as a program: ``odise evaluate``, ``python evaluate.py``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.checkpoints.description import Network, model_key, read_record
+from odise_pl.data.eval_sets import eval_sets
+from odise_pl.distributed.launch import watch_first_process
+from odise_pl.runs.checks import check_evaluation, check_network
+from odise_pl.runs.conf import CONF
+from odise_pl.runs.console import quiet_libraries
+from odise_pl.runs.record import (
+    evaluation_folder,
+    in_sweep,
+    is_finished,
+    mark_finished,
+    settings_of,
+    write_settings,
+)
+from odise_pl.runs.resume import checkpoint_path
+from odise_pl.runs.sweep import report_errors
+
+if TYPE_CHECKING:
+    import lightning
+
+_log = logging.getLogger(__name__)
+Scores = dict[str, dict[str, float]]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Check first, then evaluate."""
+    watch_first_process()
+    with report_errors():
+        check_evaluation(config)
+        if config.predictions is not None:
+            score_predictions(config)
+        else:
+            evaluate(config, HydraConfig.get().overrides.task)
+
+
+def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
+    """Score a checkpoint on every evaluation set.
+
+    Args:
+        config: composed from ``conf/evaluate.yaml``.
+        overrides: the command line: settings of the network that it names win over the checkpoint's.
+
+    Returns:
+        fractions by set and metric; in a sweep, nothing if this very evaluation is finished.
+    """
+    from odise_pl.checkpoints.io import load_weights
+    from odise_pl.checkpoints.reading import describe
+    from odise_pl.evaluation.predictors import NetworkPredictor
+    from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
+    from odise_pl.runs.published import BENCHMARKS
+    from odise_pl.vocabulary import load_vocabulary
+
+    path = checkpoint_path(config.ckpt, config.run_dir)
+    described = describe(path)
+    network = _network(config, described.record, overrides, str(path))
+    check_network(network, config.paths, config)
+    about = {
+        "checkpoint": str(path),
+        "step": described.step,
+        "classifier": network.model["classifier"]["mode"],
+    }
+    model = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
+    subject = {"network": model, **_sides(network), "weights": described.digest, "step": described.step}
+    settings = _settings(config, **subject)
+    folder = evaluation_folder(Path(config.run_dir), _words(config, about), settings)
+    if in_sweep() and is_finished(folder, settings):
+        _log.info("%s is finished: skipped", folder)
+        return {}
+
+    trainer, data = _trainer(config), instantiate(config.data, **_sides(network))
+    model = network.build(config.paths, mapped=True)
+    load_weights(model, path)
+    training = described.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
+    benchmarks = []
+    for name in data.eval_names:
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        predictor = NetworkPredictor(model, classes, training)
+        loader = data.loader_of(name)
+        benchmarks.append(Benchmark(name, classes, data.measures(name), predictor, loader, training))
+    if trainer.is_global_zero:
+        write_settings(folder, settings)
+    published = BENCHMARKS[network.model["supervision"]]
+    kept = None if config.save_predictions is None else Path(config.save_predictions)
+    output = Output(folder, _digest(settings), about, published, kept, config.save_every)
+    scores = evaluate_all(benchmarks, trainer, output)
+    if trainer.is_global_zero:
+        mark_finished(folder, settings_of(network.model), scores)
+    return scores
+
+
+def score_predictions(config: DictConfig) -> Scores:
+    """Score a folder of predictions of any model on every evaluation set; returns as :func:`evaluate`."""
+    from odise_pl.evaluation.folder import find_predictions
+    from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
+    from odise_pl.vocabulary import load_vocabulary
+
+    root = Path(config.predictions)
+    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # images are not looked at
+    training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
+    benchmarks: list[Benchmark] = []
+    facts: list[str] = []
+    for name in data.eval_names:
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        predictor, measures = find_predictions(
+            root, name, data.eval_names, classes, data.measures(name), data.vocabulary(name)
+        )
+        benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
+        facts += predictor.facts()
+    settings = _settings(config, predictions=facts)
+    about = {"predictions": str(root)}
+    folder = evaluation_folder(Path(config.run_dir), ["predictions", root.resolve().name], settings)
+    if trainer.is_global_zero:
+        write_settings(folder, settings)
+    return evaluate_all(
+        benchmarks, trainer, Output(folder, _digest(settings), about, save_every=config.save_every)
+    )
+
+
+def _network(
+    config: DictConfig, record: Mapping[str, Any] | None, overrides: Sequence[str], source: str
+) -> Network:
+    """The network of a checkpoint's description, changed by what the command line names."""
+    own = Network.of_config(config)
+    if record is None:
+        return own
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if "model" in named:
+        return own
+    changes = {
+        key: OmegaConf.select(OmegaConf.create(dict(own.model)), place)
+        for key in named
+        if (place := model_key(key)) is not None
+    }
+    changes |= {f"data.{name}": config.data[name] for name in _sides(own) if f"data.{name}" in named}
+    return read_record(record, source, named).changed(changes)
+
+
+def _sides(network: Network) -> dict[str, int]:
+    return dict(zip(("eval_short_side", "eval_long_side"), network.sides, strict=True))
+
+
+def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
+    """All that the scores depend on."""
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    data = {key: value for key, value in plain.items() if key not in ("train", *_sides(Network({}, (0, 0))))}
+    precision, vocabulary = config.trainer.precision, OmegaConf.to_container(config.vocabulary, resolve=True)
+    kept = config.save_predictions
+    return {
+        **subject,
+        "data": data,
+        "vocabulary": vocabulary,
+        "precision": precision,
+        "save_predictions": kept,
+    }
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _words(config: DictConfig, about: Mapping[str, Any]) -> list[str]:
+    """What the folder of an evaluation is called after: sets, classifier, step."""
+    sets = eval_sets(config.data.val)
+    unnamed = isinstance(config.data.val, str)
+    names = [Path(source).name if unnamed else name for name, source in sets.items()]
+    step = [] if about["step"] is None else [f"step_{about['step']}"]
+    return ["+".join(names), about["classifier"], *step]
+
+
+def _trainer(config: DictConfig) -> lightning.Trainer:
+    import lightning
+    import torch
+
+    from odise_pl.evaluation.run import SaveOnInterruption
+
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        # sums depend on the number of threads: Lightning would give several ranks fewer of them than one rank
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    quiet_libraries()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    bar: list[Any] = [instantiate(config.progress)] if config.trainer.enable_progress_bar else []
+    return instantiate(
+        config.trainer, callbacks=[SaveOnInterruption(), *bar], logger=False, default_root_dir=config.run_dir
+    )
+
+
+if __name__ == "__main__":
+    main()

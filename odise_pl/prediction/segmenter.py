@@ -1,0 +1,147 @@
+"""A trained network that segments images by words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from odise_pl.checkpoints.description import Network, model_key, read_record
+from odise_pl.checkpoints.io import load_weights
+from odise_pl.checkpoints.reading import describe
+from odise_pl.data.images import upright
+from odise_pl.data.transforms import EvalResize, image_tensor
+from odise_pl.errors import SettingError
+from odise_pl.models.inference import NetworkPrediction
+from odise_pl.models.odise import InferenceClasses, Odise, pad_images
+from odise_pl.runs.checks import check_network
+from odise_pl.runs.conf import CONF, compose_config
+from odise_pl.vocabulary import Vocabulary, load_vocabulary
+
+_TRAINING = "coco_panoptic"  # of checkpoints that do not say what they were trained on
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained network that segments images by words.
+
+    Attributes:
+        model: the network, in eval mode.
+        training: classes that it was trained on; CLIP has less of a say about them.
+        resize: brings images to the size that the network was evaluated at.
+    """
+
+    model: Odise
+    training: Vocabulary
+    resize: EvalResize
+    _classes: dict[tuple[Vocabulary, torch.device], InferenceClasses] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> NetworkPrediction:
+        """Panoptic map, instances and class map at the size of the image as viewers show it.
+
+        They are computed when they are read. Of a large image, instances take the most memory: a byte for
+        each pixel of each.
+
+        Args:
+            image: see :func:`~odise_pl.data.images.upright`; one of 16 bits a channel as ``Image.open``
+                returns it, because Pillow drops eight of them when it reads the pixels.
+            vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
+                embedded when it differs from that of the call before.
+
+        Raises:
+            VocabularyError: it is empty, or a name is a duplicate.
+            TypeError: the image is no Pillow image.
+            DataError: it cannot be read as RGB.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"image is of {type(image).__name__}, not of PIL.Image: Image.open(PATH) reads one, "
+                f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
+            )
+        device = self.model.clip.mean.device
+        classes = self._embedded(load_vocabulary(vocabulary, one_word=True), device)
+        image = upright(image)
+        images, valid = pad_images([image_tensor(self.resize.image(image))])
+        sizes = (valid, [(image.height, image.width)])
+        (prediction,) = self.model.predict(images.to(device), *sizes, classes)
+        return prediction.to("cpu")
+
+    def _embedded(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
+        key = (vocabulary, device)
+        if key not in self._classes:
+            self._classes.clear()
+            self._classes[key] = self.model.prepare(vocabulary, self.training)
+        return self._classes[key]
+
+
+def load_segmenter(
+    checkpoint: Path | str, settings: Mapping[str, Any] | None = None, device: str = "auto"
+) -> Segmenter:
+    """The network of a checkpoint.
+
+    Args:
+        checkpoint: of a run, or an official release.
+        settings: of the network, to replace the checkpoint's: ``{"clip.weights": FILE}``,
+            ``{"model.inference.object_threshold": 0.1}``, ``{"paths.weights": DIR}``.
+        device: ``cpu``, ``cuda`` or ``auto``.
+
+    Raises:
+        UserError: something is missing or does not fit together.
+    """
+    if not Path(checkpoint).is_file():
+        raise SettingError(f"{checkpoint} does not exist; name the checkpoint of a run")
+    changes = dict(settings or {})
+    _refuse_unknown(changes)
+    described = describe(checkpoint)
+    if described.record is None:
+        config = compose_config("evaluate", ["run_dir=.", f"model=odise_{described.supervision}"])
+        network = Network.of_config(config)
+    else:
+        network = read_record(described.record, str(checkpoint), changes)
+    network = network.changed(changes)
+    if not network.model["captioner"].get("on_the_fly", True):
+        raise SettingError(
+            "captioner=blip reads captions from shards, which images do not have: set "
+            "captioner.on_the_fly=true to caption them here"
+        )
+    paths = _paths() | {
+        key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
+    }
+    check_network(network, paths)
+    torch.manual_seed(0)  # an untrained backbone is drawn as in training
+    model: Odise = network.build(paths)
+    load_weights(model, checkpoint)
+    training = described.vocabulary or load_vocabulary(_TRAINING)
+    return Segmenter(model.eval().to(_device(device)), training, EvalResize(*network.sides))
+
+
+def _paths() -> dict[str, Any]:
+    shared: Any = OmegaConf.load(CONF / "shared.yaml")
+    paths: Any = OmegaConf.to_container(shared.paths, resolve=True)
+    return paths
+
+
+def _refuse_unknown(changes: Mapping[str, Any]) -> None:
+    for key in changes:
+        known = model_key(key) is not None or key.startswith(("paths.", "data.eval_"))
+        if not known or ("." not in key):
+            raise SettingError(
+                f"{key}: not a setting of the network; such are clip.weights, classifier.mode, "
+                "model.inference.object_threshold, paths.weights"
+            )
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name.startswith("cuda") and not available:
+        raise SettingError(f"device {name}: no GPU that this PyTorch can use; choose cpu")
+    return name

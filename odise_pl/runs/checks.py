@@ -1,0 +1,191 @@
+"""What is checked before torch loads: a run that lacks data or weights ends in a second or two.
+
+Ranges of numbers are not checked here; the classes that take them do that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.checkpoints.description import Network, is_file_name
+from odise_pl.checkpoints.files import checkpoint_folder, last_checkpoint
+from odise_pl.data.eval_sets import eval_sets
+from odise_pl.data.manifest import check_shards
+from odise_pl.errors import SettingError, UserError
+from odise_pl.models.backbones.timesteps import check_timesteps
+from odise_pl.runs.conf import CONF
+from odise_pl.runs.resume import checkpoint_path
+from odise_pl.vocabulary import load_vocabulary
+
+
+def check_training(config: DictConfig, checkpoint: Path | None) -> None:
+    """Everything that training reads is there, and no other run's checkpoints are overwritten.
+
+    Args:
+        config: composed.
+        checkpoint: to resume from.
+
+    Raises:
+        SettingError: lists all problems, each with the way out.
+    """
+    problems = training_problems(config)
+    if checkpoint is not None and not checkpoint.exists():
+        problems.append(f"ckpt={config.ckpt}: {checkpoint} does not exist; remove ckpt to start a new run")
+    own = checkpoint_folder(config.run_dir)
+    if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
+        if last_checkpoint(config.run_dir) is not None:
+            problems.append(
+                f"run {config.run} has checkpoints of its own: add run=NAME to continue {checkpoint}"
+            )
+        if config.init_from is not None:
+            problems.append("init_from starts a new run and ckpt resumes one: give one of them")
+    if config.init_from is not None and not Path(config.init_from).is_file():
+        problems.append(f"init_from={config.init_from} does not exist")
+    raise_problems(problems)
+
+
+def training_problems(config: DictConfig) -> list[str]:
+    """What is wrong with a configuration itself or missing of what it reads, wherever the run lies."""
+    return [
+        *_bad_settings(config),
+        *_bad_vocabularies(config),
+        *missing_weights(Network.of_config(config), config.paths),
+        *_missing_shards(config, "train", "val"),
+        *missing_captions(config, ("train", "val")),
+    ]
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """What is evaluated and the evaluation sets are there; errors as :func:`check_training`."""
+    problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
+    for option in ("run_dir", "save_predictions"):
+        place = config[option]
+        if place is not None and (problem := unwritable(Path(place))) is not None:
+            problems.append(f"{option}={place}: {problem}; choose another folder")
+    if (config.ckpt is None) == (config.predictions is None):
+        problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
+    elif config.predictions is not None and not Path(config.predictions).is_dir():
+        problems.append(f"predictions={config.predictions}: there is no such folder")
+    elif config.ckpt is not None and not checkpoint_path(config.ckpt, config.run_dir).exists():
+        problems.append(f"ckpt={config.ckpt}: {checkpoint_path(config.ckpt, config.run_dir)} does not exist")
+    elif config.predictions is not None and config.save_predictions is not None:
+        problems.append("save_predictions: predictions=DIR exist already; remove one of the two")
+    raise_problems(problems)
+
+
+def check_network(network: Network, paths: Mapping[str, Any], config: DictConfig | None = None) -> None:
+    """Weights of a network are there, and captions in the shards if it reads them; errors as above."""
+    captions = [] if config is None else missing_captions(config, ("val",), network.model["captioner"])
+    raise_problems([*missing_weights(network, paths), *captions])
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise SettingError with all problems, if there are any."""
+    if problems:
+        raise SettingError("\n  - ".join(["cannot start:", *problems]))
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be written or made; None if it can."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is a file, not a folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+
+
+def _bad_settings(config: DictConfig) -> Iterator[str]:
+    """Settings that end a run only after minutes, or would be misunderstood."""
+    try:
+        check_timesteps(config.backbone.timesteps)
+    except SettingError as error:
+        yield str(error)
+    for name in ("learnable_time", "on_the_fly"):  # any word would switch them on
+        value = config.captioner.get(name, False)
+        if not isinstance(value, bool):
+            yield f"captioner.{name}={value}: choose true or false"
+    strategy = OmegaConf.select(config, "trainer.strategy._target_")
+    if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
+        yield f"trainer.precision={config.trainer.precision}: trainer=fsdp takes bf16-mixed or 32-true"
+    if config.grounding is not None and config.data.words < 1:
+        yield f"data.words={config.data.words}: captions supervise by their words; 8 are published"
+
+
+def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
+    for name in ("vocabulary.train", "vocabulary.eval", "captioner.vocabulary"):
+        source = OmegaConf.select(config, name)
+        for one in source.values() if isinstance(source, DictConfig) else [source]:
+            try:
+                if one is not None:
+                    load_vocabulary(one)
+            except UserError as error:
+                yield f"{name}: {error}"
+
+
+def missing_weights(network: Network, paths: Mapping[str, Any]) -> Iterator[str]:
+    """Files of frozen weights that do not exist, each with the way to get it."""
+    model = network.resolved(paths)
+    for part, name in network.weights().items():
+        path = model[part].weights
+        if is_file_name(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
+            fetch = f"get it with: {command}\n    or " if (command := _fetching(part, name, paths)) else ""
+            other = (
+                "choose another captioner"
+                if part == "captioner"
+                else f"set {part}.weights to another file, or to random to try things without"
+            )
+            yield f"{part}.weights={path} does not exist; {fetch}{other}"
+
+
+def _fetching(part: str, weights: str, paths: Mapping[str, Any]) -> str | None:
+    """The command in ``conf/`` that fetches a file."""
+    for path in (CONF / part).glob("*.yaml"):
+        plain: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if plain.get("weights") == weights and "source" in plain:
+            return OmegaConf.create({"paths": dict(paths), "source": plain["source"]}).source
+    return None
+
+
+def _missing_shards(config: DictConfig, needed: str, *others: str) -> Iterator[str]:
+    if config.data[needed] is None:
+        yield f"data.{needed} names no shard set: add data.{needed}=DIR, or choose a data set, data=coco"
+    for name in (needed, *others):
+        for source in eval_sets(config.data[name]).values():
+            try:
+                check_shards(source)
+            except UserError as error:
+                yield f"data.{name}: {error}"
+
+
+def missing_captions(config: DictConfig, names: Sequence[str], captioner: Any = None) -> Iterator[str]:
+    """What a captioner that reads captions from the shards would not find there."""
+    if (captioner or config.captioner).get("on_the_fly", True):
+        return
+    models = {}
+    for name in names:
+        for source in eval_sets(config.data[name]).values():
+            with suppress(UserError):  # a set that does not exist is another problem
+                captioning = check_shards(source).manifest.captioning
+                if captioning is None:
+                    yield f"data.{name}: {_caption_first(source)}"
+                else:
+                    models[captioning.model, captioning.sha256, captioning.max_tokens] = source
+    if len(models) > 1:
+        sets = " and ".join(f"{shards} by {model}" for (model, *_), shards in models.items())
+        yield f"data: captions are not all by one model with the same settings: {sets}"
+
+
+def _caption_first(shards: str) -> str:
+    copy = f"{shards.rstrip('/')}_captioned"
+    return (
+        f"{shards} holds no generated captions for captioner=blip; make a copy that does with: "
+        f"odise captions --shards {shards} --out {copy}\n    and name it, or caption every window with "
+        "captioner.on_the_fly=true"
+    )

@@ -1,0 +1,136 @@
+"""Training as a program: ``odise train``, ``python train.py``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from odise_pl.checkpoints.description import Network
+from odise_pl.distributed.launch import sole_run, watch_first_process
+from odise_pl.runs.checks import check_training
+from odise_pl.runs.conf import CONF
+from odise_pl.runs.console import quiet_libraries
+from odise_pl.runs.record import is_finished, mark_finished, resolved, settings_of, write_settings
+from odise_pl.runs.resume import resolve_resume
+from odise_pl.runs.sweep import report_errors
+
+if TYPE_CHECKING:
+    import lightning
+
+    from odise_pl.data.datamodule import PanopticDataModule
+    from odise_pl.training.module import OdiseModule
+
+_log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(config: DictConfig) -> None:
+    """Train; a finished run is skipped."""
+    watch_first_process()
+    with report_errors(), sole_run(config.run_dir):
+        if is_finished(Path(config.run_dir), resolved(config)):
+            _log.info("%s is finished: skipped", config.run_dir)
+        else:
+            train(config)
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Build everything that the configuration names and fit; a run with the same settings resumes.
+
+    Args:
+        config: composed from ``conf/train.yaml``.
+
+    Returns:
+        the last metrics in percent; nothing if the run was stopped.
+
+    Raises:
+        UserError: something is missing or does not fit together.
+    """
+    settings = resolved(config)
+    checkpoint = resolve_resume(config, settings)
+    check_training(config, checkpoint)
+
+    from odise_pl.checkpoints.reading import description_of
+    from odise_pl.training.batch_size import fit_to_device
+    from odise_pl.training.faults import explain_faults
+    from odise_pl.training.optimization import accumulation_steps
+
+    resumed = None if checkpoint is None else description_of(checkpoint)
+    network = Network.of_config(config)
+    trainer = _trainer(config, None if resumed is None else resumed.step)
+    data: PanopticDataModule = instantiate(config.data)
+    module = _module(config, network, data, resume=checkpoint is not None)
+    before, windows = None if resumed is None else resumed.batch_size, config.backbone.window_batch
+    sizes = fit_to_device(module, trainer, config.data.image_size, config.data.batch_size, windows, before)
+    data.batch_size, module.model.backbone.window_batch = sizes.batch, sizes.windows
+    steps = accumulation_steps(config.global_batch, sizes.batch, trainer.world_size)
+    trainer.accumulate_grad_batches = steps
+    trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
+    if trainer.is_global_zero:
+        write_settings(Path(config.run_dir), settings)
+    with explain_faults(trainer):
+        trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+        if trainer.interrupted or trainer.global_step < trainer.max_steps:
+            return {}
+        if module.measured_at != trainer.global_step:
+            trainer.validate(module, data, verbose=False)  # the last step's results are the run's results
+    if trainer.is_global_zero:
+        scores = {name: result.scalars() for name, result in module.results.items()}
+        mark_finished(Path(config.run_dir), settings_of(network.model), scores)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
+    """The trainer with its callbacks and logger.
+
+    Args:
+        config: composed.
+        step: of the checkpoint that is resumed.
+    """
+    import lightning
+
+    quiet_libraries()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    logger: dict[str, Any] = dict(config.get("logger") or {})
+    if step is not None and "TensorBoard" in str(logger.get("_target_")):
+        logger["purge_step"] = step  # steps that were logged, but not saved, come again
+    bar = config.trainer.enable_progress_bar
+    callbacks = [instantiate(node) for name, node in config.callbacks.items() if bar or name != "progress"]
+    return instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=instantiate(logger) if logger else False,
+        default_root_dir=config.run_dir,
+    )
+
+
+def _module(config: DictConfig, network: Network, data: PanopticDataModule, resume: bool) -> OdiseModule:
+    from odise_pl.checkpoints.io import load_weights
+    from odise_pl.training.module import OdiseModule
+    from odise_pl.vocabulary import rename
+
+    model = network.build(config.paths, mapped=True)
+    if config.init_from is not None and not resume:
+        load_weights(model, config.init_from)
+    return OdiseModule(
+        model,
+        instantiate(config.criterion),
+        instantiate(config.optimizer),
+        rename(data.vocabulary("train"), config.vocabulary.train),
+        {name: data.eval_vocabulary(name, config.vocabulary.eval) for name in data.eval_names},
+        config.global_batch,
+        config.seed,
+        network.record(),
+        instantiate(config.grounding),
+        config.data.words,
+        [data.measures(name) for name in data.eval_names],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""A checkpoint may come from anyone: what its description of a network may choose, and what it may not."""
+
+from __future__ import annotations
+
+import copy
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from trained import SMALL, composed
+
+from odise_pl.checkpoints.description import TARGETS, Network, read_record
+from odise_pl.checkpoints.reading import describe
+from odise_pl.errors import SettingError, UserError
+from odise_pl.models.weights import WeightsError
+from odise_pl.prediction.segmenter import load_segmenter
+from odise_pl.runs.checks import check_network
+from odise_pl.runs.conf import CONF, compose_config
+
+Change = Callable[[dict[str, Any]], object]
+PATHS = {"weights": "weights", "toyworld": "toyworld"}
+
+
+def record(*overrides: str) -> dict[str, Any]:
+    """Of a network, not to be changed in place."""
+    config = compose_config("train", ["run=x", "run_dir=x", *overrides])
+    return copy.deepcopy(Network.of_config(config).record())
+
+
+def targets(values: Any) -> set[str]:
+    if isinstance(values, dict):
+        own = {values["_target_"]} if "_target_" in values else set()
+        return own.union(*map(targets, values.values()))
+    return set().union(*map(targets, values)) if isinstance(values, list) else set()
+
+
+def test_all_targets_of_conf_and_no_others_are_allowed() -> None:
+    found: set[str] = set()
+    for group in ("backbone", "clip", "captioner", "model"):
+        for path in (CONF / group).glob("*.yaml"):
+            kept = record(f"{group}={path.stem}")
+            read_record(kept, "ours")
+            found |= targets(kept["model"])
+    assert found == TARGETS
+
+
+def test_a_description_is_resolved_but_for_paths() -> None:
+    kept = record("backbone=toy", "clip=toy", "fusion.seen_share=0.1", "backbone.timesteps=[100]")
+    assert kept["model"]["backbone"]["weights"] == "${paths.toyworld}/diffusion"
+    assert kept["model"]["backbone"]["timesteps"] == [100]
+    assert kept["model"]["classifier"]["seen_share"] == 0.1
+    resolved = read_record(kept, "c.ckpt").resolved({"toyworld": "there"})
+    assert resolved.backbone.weights == "there/diffusion"
+
+
+def test_settings_of_the_command_line_win() -> None:
+    changes = {"backbone.weights": "x.ckpt", "fusion.unseen_share": 0.5, "model.inference.top_k": 7}
+    network = read_record(record(), "c.ckpt").changed({**changes, "data.eval_long_side": 999, "seed": 3})
+    assert network.model["backbone"]["weights"] == "x.ckpt"
+    assert network.model["classifier"]["unseen_share"] == 0.5
+    assert network.model["inference"]["top_k"] == 7
+    assert network.sides == (1024, 999)
+    empty = {"_target_": "odise_pl.models.build.empty_captioner"}
+    assert network.changed({"captioner": empty}).model["captioner"] == empty
+
+
+@pytest.fixture
+def changed(checkpoint: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    """A copy of a checkpoint whose content is changed."""
+
+    def change(edit: Change) -> Path:
+        content = torch.load(checkpoint, weights_only=True)
+        edit(content)
+        torch.save(content, tmp_path / "odd.ckpt")
+        return tmp_path / "odd.ckpt"
+
+    return change
+
+
+def put(*path: str, value: Any) -> Change:
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+NESTED: Any = []
+for _ in range(5000):
+    NESTED = [NESTED]
+MKDIR = {"_target_": "os.mkdir", "path": "PROOF"}
+HOSTILE: list[tuple[tuple[str, ...], Any]] = [
+    (("model", "_target_"), "os.mkdir"),
+    (("model", "_target_"), "odise_pl.models.build.HeadSettings"),
+    (("model", "head"), MKDIR),
+    (("model", "head"), None),
+    (("model", "head"), "x"),
+    (("model", "head", "_target_"), "odise_pl.models.build.load_diffusion"),
+    (("model", "backbone"), MKDIR),
+    (("model", "backbone", "_target_"), ["os.mkdir"]),
+    (("model", "backbone", "timesteps"), [0, MKDIR]),
+    (("model", "backbone", "more"), [[{"deep": MKDIR}]]),
+    (("model", "backbone", "more"), NESTED),
+    (("model", "backbone", "weights"), "${paths.weights}/${oc.env:HOME}"),
+    (("model", "backbone", "weights"), "${paths.nowhere}/x.ckpt"),
+    (("model", "backbone", "weights"), "${oc.create:{_target_:os.mkdir}}"),
+    (("model", "backbone", "weights"), "a\nb.ckpt"),
+    (("model", "backbone", "weights"), "\x1b[2Jb.ckpt"),
+    (("model", "backbone", "weights"), None),
+    (("model", "backbone", "weights.x"), MKDIR),
+    (("model", "captioner", "_target_"), "builtins.eval"),
+    (("model", "captioner", "_args_"), ["PROOF"]),
+    (("model", "captioner", "_partial_"), True),
+    (("model", "classifier", "mask_prompt"), "${oc.env:HOME}"),
+    (("model", "classifier", "mask_prompt"), "\\${oc.env:HOME}"),
+    (("model", "clip", "weights"), torch.ones(2)),
+    (("model", "clip"), [MKDIR]),
+    (("model", "clip"), {}),
+    (("model", "clip"), 5),
+    (("model",), [MKDIR]),
+    (("sides",), [64, "${oc.env:HOME}"]),
+    (("sides",), [64]),
+]
+
+
+def placed(value: Any, proof: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: placed(one, proof) for key, one in value.items()}
+    if isinstance(value, list) and len(value) > 1:
+        return [placed(one, proof) for one in value]
+    return value.replace("PROOF", str(proof)) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(("path", "value"), HOSTILE, ids=lambda value: reprlib.repr(value))
+def test_a_description_chooses_nothing_but_settings(
+    checkpoint: Path, tmp_path: Path, path: tuple[str, ...], value: Any
+) -> None:
+    kept = copy.deepcopy(describe(checkpoint).record)
+    assert kept is not None
+    put(*path, value=placed(value, tmp_path / "proof"))(kept)
+    with pytest.raises(UserError, match=r"odd\.ckpt") as error:
+        read_record(kept, "odd.ckpt").build(PATHS)
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "proof").exists()
+
+
+def test_programs_refuse_a_hostile_checkpoint(
+    changed: Callable[[Change], Path], scene_shards: Path, tmp_path: Path
+) -> None:
+    from odise_pl.evaluation.evaluate import evaluate
+
+    proof = tmp_path / "proof"
+    odd = changed(put("odise", "record", "model", "head", value=placed(MKDIR, proof)))
+    with pytest.raises(SettingError, match=r"odd\.ckpt.*head"):
+        load_segmenter(odd)
+    overrides = [f"ckpt={odd}", "data=shards", f"data.val={scene_shards}", "trainer=cpu"]
+    with pytest.raises(SettingError, match=r"odd\.ckpt.*head"):
+        evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
+    assert not proof.exists()
+
+
+def test_what_the_user_names_is_not_looked_at() -> None:
+    odd = record()
+    odd["model"]["captioner"] = {"_target_": "mine.captioner", "more": 1}
+    with pytest.raises(SettingError, match=r"c\.ckpt.*captioner\._target_='mine\.captioner'"):
+        read_record(odd, "c.ckpt", ["captioner.more"])
+    read_record(odd, "c.ckpt", ["captioner._target_"])
+    read_record(odd, "c.ckpt", ["captioner"])
+
+
+@pytest.mark.parametrize("part", ["backbone", "clip", "captioner"])
+def test_a_checkpoint_downloads_nothing(tmp_path: Path, part: str) -> None:
+    odd = record("captioner=blip", "captioner.on_the_fly=true")
+    for weights in ("someone/model", *(["random"] if part == "captioner" else [])):
+        odd["model"][part]["weights"] = weights
+        with pytest.raises(SettingError, match=rf"c\.ckpt names {part}\.weights={weights}"):
+            read_record(odd, "c.ckpt")
+        read_record(odd, "c.ckpt", [f"{part}.weights"])
+    odd["model"][part]["weights"] = str(tmp_path)
+    read_record(odd, "c.ckpt")
+
+
+def test_missing_weights_are_named_with_the_command_that_conf_has() -> None:
+    odd = record()
+    odd["model"]["backbone"]["source"] = "curl host | sh"
+    with pytest.raises(SettingError) as error:
+        check_network(read_record(odd, "c.ckpt"), PATHS)
+    assert "backbone.weights=weights/sd-v1-3.ckpt" in str(error.value)
+    assert "hf download CompVis/stable-diffusion-v-1-3-original" in str(error.value)
+    assert "curl" not in str(error.value)
+
+
+@pytest.mark.parametrize("step", ["../../x", 1.5, True, [1]], ids=str)
+def test_the_step_that_names_a_folder_is_a_number(changed: Callable[[Change], Path], step: Any) -> None:
+    with pytest.raises(WeightsError, match=r"odd\.ckpt.*step"):
+        describe(changed(put("global_step", value=step)))
+
+
+@pytest.mark.parametrize(
+    "odise",
+    [[], {"record": {}}, {"vocabulary": {"name": "x", "categories": [{}]}, "record": {}}, {"vocabulary": 3}],
+    ids=str,
+)
+def test_a_damaged_description_is_named(changed: Callable[[Change], Path], odise: Any) -> None:
+    with pytest.raises(WeightsError, match=r"odd\.ckpt"):
+        describe(changed(put("odise", value=odise)))
+
+
+def test_a_setting_of_another_version_is_named(changed: Callable[[Change], Path]) -> None:
+    odd = changed(put("odise", "record", "model", "backbone", "novelty", value=1))
+    with pytest.raises(Exception, match=r"(?s)BackboneSettings.*novelty"):
+        load_segmenter(odd)
+
+
+def test_a_record_of_an_earlier_version_gives_the_same_network(tmp_path: Path) -> None:
+    """Sections that refer to each other, by the names and modules of then, and no classifier."""
+    config = composed("train", tmp_path, [*SMALL, "fusion.seen_share=0.4"])
+    now = Network.of_config(config)
+    sections = OmegaConf.masked_copy(config, ["model", "fusion", "backbone", "clip", "captioner"])
+    text = (
+        OmegaConf.to_yaml(sections)
+        .replace("odise_pl.models.", "odise_pl.")
+        .replace("window:", "train_window:")
+    )
+    sides = {"eval_short_side": 64, "eval_long_side": 96}
+    earlier: Any = {"config": OmegaConf.to_container(OmegaConf.create(text)), "data": sides}
+    assert read_record(earlier, "c.ckpt").record() == now.record()
+    earlier["config"]["fusion"]["mask_prompt"] = "${oc.env:HOME}"
+    with pytest.raises(SettingError, match=r"c\.ckpt"):
+        read_record(earlier, "c.ckpt")

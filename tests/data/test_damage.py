@@ -1,0 +1,242 @@
+"""Damaged samples and shards are named and replaced; loader processes that fail end with one message."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from shard_members import members, rewrite
+from test_stream import KEYS, data, evaluated, fingerprints, keys, train
+
+from odise_pl.data.loader import BatchSource
+from odise_pl.data.manifest import check_shards
+from odise_pl.data.records import DataError
+from odise_pl.data.sample_order import EvalPlan
+from odise_pl.data.stream import EvalStream, TrainStream
+from odise_pl.data.transforms import EvalResize
+
+Change = Callable[[bytes], bytes | None]
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "copy"))
+
+
+def shard_keys(shard: Path) -> list[str]:
+    return [name.removesuffix(".json") for name in members(shard) if name.endswith(".json")]
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "/x", "a/../../x", "./x", "a\\x", "x\n", "x\x1b[2J", "x\udc80"], ids=ascii
+)
+def test_a_key_that_is_no_file_name_is_damage(copied: Path, key: str) -> None:
+    first = copied / "train2017-000000.tar"
+    content = members(first)
+    with tarfile.open(first, "w", encoding="utf-8", errors="surrogateescape") as tar:
+        for name, data_ in content.items():
+            info = tarfile.TarInfo(name.replace("000000000001.", f"{key}."))
+            info.size = len(data_)
+            tar.addfile(info, io.BytesIO(data_))
+    batches = evaluated(data(copied))
+    assert len(keys(batches)) == 22
+    (text,) = [text for batch in batches for text in batch.skipped]
+    assert ascii(key) in text
+    assert text.isprintable()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def other_size(_: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(out, "jpeg")
+    return out.getvalue()
+
+
+def record(**fields: object) -> Change:
+    """Changes fields of a record."""
+    return lambda content: json.dumps(json.loads(content) | fields).encode()
+
+
+def segments(change: Callable[[list[dict[str, Any]]], object]) -> Change:
+    """Changes the segments of a record."""
+
+    def changed(content: bytes) -> bytes:
+        parsed = json.loads(content)
+        change(parsed["segments_info"])
+        return json.dumps(parsed).encode()
+
+    return changed
+
+
+def segment(**fields: object) -> Change:
+    """Changes the first segment of a record."""
+    return segments(lambda items: items[0].update(fields))
+
+
+@pytest.mark.parametrize(
+    ("member", "change", "cause"),
+    [
+        ("jpg", half, "member jpg"),
+        ("panoptic.png", lambda content: b"?" * len(content), "member panoptic.png"),
+        ("panoptic.png", lambda _: None, "member panoptic.png"),
+        ("json", lambda _: b'{"image_id": 1}', "member json has no captions"),
+        ("json", lambda _: b"[" * 100_000, "member json"),
+        ("json", segments(lambda items: items.append(items[0])), "member json has two segments"),
+        ("json", segments(list.pop), "panoptic.png has ids"),
+        *(("json", record(image_id=x), "member json has image_id") for x in (float("inf"), 2**70, "1", True)),
+        *(("json", record(captions=x), "member json has captions") for x in ("abc", [1, None], {"a": 1})),
+        ("json", record(segments_info={}), "member json has segments_info"),
+        ("json", record(generated_caption=5), "member json has generated_caption"),
+        *(("json", segment(category=x), "has category") for x in (float("inf"), 2**70, "1", 1000, -1)),
+        *(("json", segment(isthing=x), "has isthing") for x in (5, "1")),
+        ("json", segment(isthing=None), "member json has no isthing"),
+        ("json", segment(isthing=False), "member json has category"),
+        ("jpg", other_size, "image of (9, 9), panoptic map of"),
+    ],
+)
+def test_a_damaged_member_is_named(copied: Path, member: str, change: Change, cause: str) -> None:
+    first = copied / "train2017-000000.tar"
+    rewrite(first, lambda name, old: change(old) if name == f"{KEYS[0]}.{member}" else old)
+    batches = evaluated(data(copied, limit_samples=4))
+    assert keys(batches) == KEYS[1:4]
+    (text,) = [text for batch in batches for text in batch.skipped]
+    assert text.startswith(f"{first}/{KEYS[0]}: ")
+    assert cause in text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_replaced_in_training(
+    copied: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = copied / "train2017-000000.tar"
+    rewrite(first, lambda name, old: half(old) if name == f"{KEYS[0]}.jpg" else old)
+    loader = data(copied, num_workers=workers, limit_samples=22).train_dataloader()
+    with caplog.at_level(logging.WARNING):
+        epochs = [list(loader), list(loader)]
+    for batches in epochs:
+        used = keys(batches)
+        assert (len(batches), len(used), len(set(used))) == (11, 22, 21)
+        assert KEYS[0] not in used
+        assert sum(batch.left_out for batch in batches) == 1
+    assert caplog.text.count(f"{first}/{KEYS[0]}: ") == 1
+
+
+def truncate(shard: Path) -> None:
+    shard.write_bytes(half(shard.read_bytes()))
+
+
+def cut_at_a_member(shard: Path) -> None:
+    # A tar file that ends between two members looks whole to a tar reader.
+    with tarfile.open(shard) as tar:
+        second = [info for info in tar if info.name.endswith(".jpg")][1]
+    shard.write_bytes(shard.read_bytes()[: second.offset])
+
+
+def no_tar(shard: Path) -> None:
+    shard.write_text("<html>not found</html>" * 100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"),
+    [(truncate, 0), (truncate, 2), (cut_at_a_member, 0), (no_tar, 0), (Path.unlink, 0), (Path.unlink, 2)],
+)
+def test_a_damaged_shard_is_named_and_the_others_are_read(
+    copied: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = copied / "train2017-000001.tar"
+    lost = set(shard_keys(shard))
+    if damage is cut_at_a_member:
+        lost.remove(shard_keys(shard)[0])
+    damage(shard)
+    module = data(copied, num_workers=workers)
+    with caplog.at_level(logging.WARNING):
+        batches = train(module)
+    assert len(batches) == 11
+    assert len(set(keys(batches))) >= 22 - len(lost)
+    texts = {text for batch in batches for text in batch.skipped}
+    assert all(text.startswith(str(shard)) for text in texts)
+    assert caplog.text.count(str(shard)) == len(texts) > 0
+    scored = evaluated(module)
+    good = set(keys(scored))
+    assert len(good) == len(keys(scored))
+    assert sum(len(batch) + batch.left_out for batch in scored) == 23
+    if damage is not truncate:
+        assert good == set(KEYS) - lost
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_with_damage_gives_the_same_batches(copied: Path, workers: int) -> None:
+    truncate(copied / "train2017-000001.tar")
+    (copied / "train2017-000003.tar").unlink()
+    module = data(copied, num_workers=workers, shuffle_buffer=4)
+    whole = fingerprints(train(module))
+    for first in (1, 5, 10):
+        assert fingerprints(train(module, 0, first)) == whole[first:]
+
+
+def test_samples_of_a_worker_that_reads_nothing_are_counted(copied: Path) -> None:
+    sizes, good = check_shards(str(copied)).sizes, 3
+    for number in range(good, len(sizes)):
+        no_tar(copied / f"train2017-{number:06d}.tar")
+    batches = evaluated(data(copied, num_workers=2))
+    assert any(not len(batch) for batch in batches)
+    assert sum(batch.left_out for batch in batches) == sum(sizes[good:])
+    assert sum(map(len, batches)) == sum(sizes[:good])
+
+
+@pytest.mark.parametrize(("damage", "workers"), [(truncate, 0), (Path.unlink, 1)])
+def test_a_shard_that_is_lost_in_mid_epoch_is_named(
+    copied: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = data(copied, num_workers=workers, shuffle_buffer=1)
+    whole = [batch.keys for batch in train(module)]
+    batches = iter(module.train_dataloader())
+    begun = [next(batches).keys]
+    (shard,) = [path for path in copied.glob("*.tar") if whole[-2][0] in shard_keys(path)]
+    lost = set(shard_keys(shard))
+    assert not {key for some in whole[:5] for key in some} & lost  # not read ahead
+    damage(shard)
+    with caplog.at_level(logging.WARNING):
+        begun += [batch.keys for batch in batches]
+    assert len(begun) == len(whole) == 11
+    assert {some for some in whole if not set(some) & lost} <= set(begun)
+    assert str(shard) in caplog.text
+
+
+def test_a_server_that_does_not_answer_ends_with_one_message(shards: Path) -> None:
+    found = check_shards(shards)
+    hanging = tuple(f"pipe:sleep 3; cat {url}" for url in found.urls)
+    stream = EvalStream(hanging, EvalPlan(found.sizes), EvalResize(32, 32))
+    with pytest.raises(DataError, match=r"data\.timeout"):
+        list(BatchSource(num_workers=1, timeout=1).batches(stream))
+
+
+def test_a_killed_loader_process_ends_with_one_message(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch notices at once or, after Lightning has replaced its signal handler, when the time is over
+    module = data(shards, num_workers=1, timeout=2)
+    monkeypatch.setattr(TrainStream, "_sample", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"killed .*data\.num_workers"):
+        train(module)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_ends_with_one_message(copied: Path, workers: int) -> None:
+    for shard in copied.glob("*.tar"):
+        no_tar(shard)
+    for read in (train, evaluated):
+        with pytest.raises(DataError, match=r"^no sample .*can be read.*\.tar") as error:
+            read(data(copied, num_workers=workers))
+        assert "Traceback" not in str(error.value)

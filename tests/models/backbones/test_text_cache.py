@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tiny_models
+import torch
+from torch import Tensor
+
+from odise_pl.models.backbones.sentences import PromptEncoder
+from odise_pl.models.backbones.text_cache import TextCache
+
+CPU = torch.device("cpu")
+
+
+class Encoder:
+    """Records what it encodes."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.asked += texts
+        return torch.tensor([[float(len(text)), float(sum(map(ord, text)))] for text in texts])
+
+
+def test_recent_texts_are_encoded_once() -> None:
+    encoder = Encoder()
+    cache = TextCache(encoder, limit=2)
+    assert torch.equal(cache(["a dog", "a cat", "a dog"], CPU), Encoder()(["a dog", "a cat", "a dog"]))
+    assert torch.equal(cache(["a cat", "a dog"], CPU), Encoder()(["a cat", "a dog"]))
+    assert encoder.asked == ["a dog", "a cat"]
+    cache(["sky"], CPU)  # replaces "a cat", which was used before "a dog"
+    cache(["a dog"], CPU)
+    cache(["a cat"], CPU)
+    assert encoder.asked == ["a dog", "a cat", "sky", "a cat"]
+
+
+def test_more_texts_at_once_than_the_limit() -> None:
+    texts = [f"picture {i}" for i in range(4)]
+    assert torch.equal(TextCache(Encoder(), limit=1)(texts, CPU), Encoder()(texts))
+
+
+def test_texts_of_validation_serve_training() -> None:
+    encode = PromptEncoder(tiny_models.diffusion().text_encoder)
+    with torch.inference_mode():
+        encode(["a dog"])
+    weight = torch.ones(32, requires_grad=True)
+    (encode(["a dog"]) * weight).sum().backward()
+    assert weight.grad is not None

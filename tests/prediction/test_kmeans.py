@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+
+from odise_pl.errors import SettingError, UserError
+from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.models.backbones.stable_diffusion import encode_prompts
+from odise_pl.models.build import BackboneSettings
+from odise_pl.prediction.kmeans import TAPS, FeatureReader, beside_clusters, cluster, draw_clusters
+
+SMALL: dict[str, Any] = {"backbone": "tiny", "size": 64}
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Wider than high, of two halves."""
+    pixels = np.zeros((60, 130, 3), np.uint8)
+    pixels[:, :65, 0], pixels[:, 65:, 2] = 255, 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_cells_that_are_alike_come_together() -> None:
+    truth = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 2], [0, 0, 1, 2]])
+    features = torch.nn.functional.one_hot(truth, 3).permute(2, 0, 1) * 10.0
+    features += 0.1 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    labels = cluster(features, 3)
+    assert (labels == truth.numpy()).all()  # the largest first
+    assert (labels == cluster(features, 3)).all()
+
+
+@pytest.mark.parametrize("clusters", [0, 13])
+def test_impossible_numbers_of_clusters_are_refused(clusters: int) -> None:
+    with pytest.raises(SettingError, match=rf"--clusters {clusters} must lie in 1\.\.12"):
+        cluster(torch.rand(2, 3, 4), clusters)
+
+
+@pytest.mark.parametrize("tap", TAPS)
+def test_every_tap_is_read(tap: str) -> None:
+    torch.manual_seed(0)
+    reader = FeatureReader(BackboneSettings(architecture=tiny_models.SD1), 100, tap, 64)
+    image = Image.effect_noise((130, 60), 100).convert("RGB")
+    features = reader.read(image)
+    backbone: LatentDiffusionFeatures = reader.features
+    index = TAPS.index(tap)
+    stride = backbone.taps[index].stride
+    assert features.shape == (backbone.taps[index].channels, 64 // stride, 128 // stride)
+    pixels = torch.from_numpy(np.array(image.resize((128, 64), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    expected = backbone(pixels[None] / 255, reader.context)[index][0]
+    torch.testing.assert_close(features, expected)
+    assert reader.context.shape == (1, 77, 32)
+
+
+def test_the_text_is_the_empty_one() -> None:
+    torch.manual_seed(0)
+    reader = FeatureReader(BackboneSettings(architecture=tiny_models.SD2), 0, "unet.up.3", 64)
+    torch.manual_seed(0)
+    from odise_pl.models.backbones.stable_diffusion import build_diffusion
+
+    encoder = build_diffusion(tiny_models.SD2).text_encoder.eval()
+    torch.testing.assert_close(reader.context, encode_prompts(encoder, [""], 0))
+
+
+def test_the_image_stands_beside_its_clusters() -> None:
+    image = Image.new("RGB", (20, 10), (1, 2, 3))
+    picture = beside_clusters(image, np.array([[0, 1]], np.int32))
+    assert picture.shape == (10, 48, 3)
+    assert (picture[:, :20] == (1, 2, 3)).all()
+    left, right = picture[:, 28:38].reshape(-1, 3), picture[:, 38:].reshape(-1, 3)
+    assert len(np.unique(left, axis=0)) == len(np.unique(right, axis=0)) == 1
+    assert (left[0] != right[0]).any()
+
+
+def test_a_picture_is_written(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "picture.png"
+    options = {**SMALL, "clusters": 2, "timestep": 100, "tap": "encoder.3"}
+    assert draw_clusters([photo], out, **options) == [out]
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (60, 130 * 2 + 8, 3)
+    assert (picture[:, :130] == np.asarray(Image.open(photo))).all()
+    assert len(np.unique(picture[:, 138:].reshape(-1, 3), axis=0)) == 2
+    assert draw_clusters([photo], **options) == [tmp_path / "photo_kmeans.png"]
+    assert (np.asarray(Image.open(tmp_path / "photo_kmeans.png")) == picture).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("tap", "unet.up.9", "unet.up.9"),
+        ("timestep", 1000, "timestep 1000"),
+        ("clusters", 0, "clusters 0"),
+        ("backbone", "other", "backbone=other"),
+        ("weights", "nowhere.ckpt", "nowhere.ckpt"),
+        ("size", -1, "size -1"),
+    ],
+)
+def test_bad_options_are_named(photo: Path, option: str, value: object, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        draw_clusters([photo], **{**SMALL, option: value})
+
+
+def test_bad_images_are_named(photo: Path) -> None:
+    with pytest.raises(SettingError, match="name a folder"):
+        draw_clusters([photo, photo], Path("one.png"), **SMALL)
+    for path in (photo.parent / "missing.png", Path(__file__)):
+        with pytest.raises(UserError, match=str(path)):
+            draw_clusters([photo, path], **SMALL)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from odise_pl.checkpoints.description import Network
+from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
+from odise_pl.errors import SettingError, report_user_errors, user_error
+from odise_pl.runs.checks import check_evaluation, check_network, check_training, unwritable
+from odise_pl.runs.conf import compose_config
+from odise_pl.runs.resume import checkpoint_path
+
+
+@pytest.fixture
+def config(tmp_path: Path, scene_shards: Path) -> object:
+    """Composes a configuration that lacks nothing, with other settings."""
+
+    def made(*overrides: str, name: str = "train") -> DictConfig:
+        own = ["run=mine", f"run_dir={tmp_path}/run", "experiment=laptop"]
+        data = [f"data.train={scene_shards}", f"data.val={scene_shards}"]
+        return compose_config(name, [*own, *data, *overrides])
+
+    return made
+
+
+def problems(config: DictConfig) -> str:
+    with pytest.raises(SettingError) as error:
+        check_training(config, None if config.ckpt is None else checkpoint_path(config.ckpt, config.run_dir))
+    return str(error.value)
+
+
+def test_a_complete_configuration_passes(config) -> None:
+    check_training(config(), None)
+    check_training(config("backbone.timesteps=learnable"), None)
+    check_training(config("backbone.weights=someone/stable-diffusion", "clip.weights=ViT-L-14:openai"), None)
+
+
+def test_all_that_is_missing_is_listed_at_once(config, tmp_path: Path) -> None:
+    places = [f"data.train={tmp_path}/shards", f"data.val={{one: {tmp_path}/one, two: {tmp_path}/two}}"]
+    weights = ["backbone=stable_diffusion_v1", "clip=vit_l14_336"]
+    text = problems(
+        config(*places, *weights, f"ckpt={tmp_path}/old.ckpt", f"init_from={tmp_path}/official.pth")
+    )
+    for word in ("sd-v1-3.ckpt", "hf download CompVis", "hf download timm", "data.train", "/one", "/two"):
+        assert word in text
+    assert "old.ckpt" in text
+    assert "official.pth" in text
+    assert "data.train" in problems(config("data.train=null"))
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("captioner.learnable_time=maybe", "captioner.learnable_time"),
+        ("+captioner.on_the_fly=maybe", "captioner.on_the_fly"),
+        ("vocabulary.eval=nofile.txt", "vocabulary.eval"),
+        ("captioner=blip", "holds no generated captions"),
+        *(
+            (f"backbone.timesteps={steps}", "backbone.timesteps")
+            for steps in ("[1000]", "[]", "[0,0]", "5", "x")
+        ),
+    ],
+)
+def test_bad_settings_are_named(config, override: str, word: str) -> None:
+    assert word in problems(config(override))
+
+
+def test_fsdp_takes_two_precisions(config) -> None:
+    check_training(config("trainer=fsdp"), None)
+    assert "trainer.precision" in problems(config("trainer=fsdp", "trainer.precision=16-mixed"))
+
+
+def test_a_missing_captioning_model_is_named(config) -> None:
+    text = problems(config("captioner=blip", "captioner.on_the_fly=true"))
+    assert "captioner.weights=weights/blip" in text
+    assert "hf download Salesforce" in text
+
+
+def described(folder: Path, shards: Path, model: str | None) -> str:
+    """A shard set that is captioned by this model."""
+    manifest = check_shards(str(shards)).manifest
+    folder.mkdir()
+    (folder / manifest.shards[0].name).touch()
+    captioning = None if model is None else Captioning(model, "0" * 64, 20, "1" * 64)
+    (folder / FILE_NAME).write_bytes(replace(manifest, captioning=captioning).to_bytes())
+    return str(folder)
+
+
+def test_precomputed_captions_are_needed_and_then_no_model(
+    config, scene_shards: Path, tmp_path: Path
+) -> None:
+    sets = {name: described(tmp_path / name, scene_shards, name) for name in ("one", "other")}
+    bare = described(tmp_path / "bare", scene_shards, None)
+    blip = ["captioner=blip", f"data.train={sets['one']}"]
+    check_training(config(*blip, f"data.val={sets['one']}"), None)
+    text = problems(config(*blip, f"data.val={{a: {bare}}}"))
+    assert f"odise captions --shards {bare}" in text
+    assert "data.train" not in text
+    assert "not all by one model" in problems(config(*blip, f"data.val={sets['other']}"))
+    lacking = config(*blip, f"data.val={bare}")
+    with pytest.raises(SettingError, match="holds no generated captions"):
+        check_network(Network.of_config(lacking), lacking.paths, lacking)
+
+
+def test_the_subject_of_an_evaluation(config, tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").touch()
+    check_evaluation(config(f"ckpt={tmp_path}/a.ckpt", name="evaluate"))
+    check_evaluation(config(f"predictions={tmp_path}", name="evaluate"))
+    for bad in (
+        [],
+        [f"ckpt={tmp_path}/b.ckpt"],
+        [f"ckpt={tmp_path}/a.ckpt", f"predictions={tmp_path}"],
+        [f"predictions={tmp_path}/nowhere"],
+        [f"predictions={tmp_path}", f"save_predictions={tmp_path}/x"],
+        [f"ckpt={tmp_path}/a.ckpt", f"save_predictions={tmp_path}/a.ckpt/x"],
+    ):
+        with pytest.raises(SettingError):
+            check_evaluation(config(*bad, name="evaluate"))
+
+
+def test_another_runs_checkpoint_does_not_replace_this_runs(config, tmp_path: Path) -> None:
+    last, other = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    other.touch()
+    assert "checkpoints of its own" in problems(config(f"ckpt={other}"))
+    assert "give one of them" in problems(
+        config(f"ckpt={other}", f"init_from={other}", f"run_dir={tmp_path}")
+    )
+
+
+def test_folders_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path / "new" / "folder") is None
+    assert "is a file" in str(unwritable(tmp_path / "file" / "below"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "cannot be written" in str(unwritable(tmp_path))
+
+
+def test_user_errors_end_in_one_message() -> None:
+    def library() -> None:
+        try:
+            raise SettingError("there is no such thing")
+        except SettingError as cause:
+            raise RuntimeError("wrapped") from cause
+
+    with pytest.raises(SystemExit, match="error: there is no such thing"), report_user_errors():
+        library()
+    with pytest.raises(ZeroDivisionError), report_user_errors():
+        _ = 1 / 0
+    one, other = OSError("disk full"), ValueError("not logged")
+    one.__context__, other.__context__ = other, one  # a circle
+    assert user_error(other) is None
+
+
+def test_options_that_the_trainer_refuses_end_in_one_message() -> None:
+    from lightning import Trainer
+
+    with pytest.raises(SystemExit, match=r"error: .*devices"), report_user_errors():
+        Trainer(accelerator="cpu", devices=0)
+
+
+@pytest.mark.parametrize("module", ["runs.checks", "runs.resume", "runs.report", "runs.sweep"])
+def test_modules_that_load_no_torch(module: str) -> None:
+    code = f"import sys, odise_pl.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from odise_pl.runs.record import (
+    RunError,
+    RunSettings,
+    changes,
+    evaluation_folder,
+    find_runs,
+    in_sweep,
+    is_finished,
+    mark_finished,
+    read_run,
+    read_settings,
+    settings_of,
+    write_settings,
+)
+
+WORDS = RunSettings("caption", "0+100", False, "implicit", "both")
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    base = {
+        "run_dir": "somewhere",
+        "ckpt": None,
+        "global_batch": 4,
+        "data": {"train": "here", "num_workers": 4},
+        "trainer": {"devices": 1, "max_steps": 10},
+    }
+    plain: Any = OmegaConf.to_container(OmegaConf.merge(base, changed))
+    return plain
+
+
+def test_settings_in_words() -> None:
+    model: dict[str, Any] = {
+        "supervision": "caption",
+        "backbone": {"timesteps": [0, 100]},
+        "captioner": {"_target_": "odise_pl.models.build.implicit_captioner", "learnable_time": False},
+        "classifier": {"mode": "both"},
+    }
+    assert settings_of(model) == WORDS
+    learned = settings_of(model | {"backbone": {"timesteps": "learnable"}})
+    assert (learned.timesteps, learned.learnable_time) == ("learnable", True)
+
+
+def test_changes_are_those_of_what_is_computed() -> None:
+    for same in (
+        {"run_dir": "elsewhere"},
+        {"ckpt": "last"},
+        {"data": {"num_workers": 0}},
+        {"trainer": {"devices": 8}},
+    ):
+        assert changes(settings(), settings(**same)) == []
+    other = settings(global_batch=8, data={"words": 3}, trainer={"max_steps": 20})
+    assert changes(settings(), other) == [
+        "data.words absent -> 3",
+        "global_batch 4 -> 8",
+        "trainer.max_steps 10 -> 20",
+    ]
+
+
+def test_settings_are_read_as_written(tmp_path: Path) -> None:
+    assert read_settings(tmp_path) is None
+    write_settings(tmp_path / "run", settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None))
+    kept = read_settings(tmp_path / "run")
+    assert kept is not None
+    assert changes(kept, settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None)) == []
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        read_settings(tmp_path)
+
+
+def test_settings_of_an_earlier_version(tmp_path: Path) -> None:
+    """Numbered, not resolved, by earlier names."""
+    (tmp_path / "config.yaml").write_text("x: 1\n")
+    (tmp_path / "config_1.yaml").write_text(
+        "backbone: {train_window: 128, _target_: odise_pl.build.BackboneSettings}\n"
+        "run: ${hydra:runtime.choices.model}\nrun_dir: ${hydra:runtime.output_dir}\n"
+        "paths: {weights: w}\nclip: {weights: '${paths.weights}/c'}\n"
+    )
+    kept = read_settings(tmp_path)
+    assert kept is not None
+    assert kept["backbone"] == {"window": 128, "_target_": "odise_pl.models.build.BackboneSettings"}
+    assert kept["clip"] == {"weights": "w/c"}
+
+
+def test_finished_runs_are_found(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_settings(tmp_path / name, settings(name=name))
+        mark_finished(tmp_path / name, WORDS, {"val": {"pq": 0.25, "map": float("nan")}})
+    runs = find_runs(tmp_path)
+    assert [run.folder.name for run in runs] == ["a", "b"]
+    assert (runs[0].settings, runs[0].scores) == (WORDS, {"val": {"pq": 0.25}})
+    assert is_finished(tmp_path / "a", settings(name="a"))
+    assert not is_finished(tmp_path / "a", settings(name="b"))
+    assert not is_finished(tmp_path / "c", settings())
+    with pytest.raises(RunError, match="holds no finished run"):
+        find_runs(tmp_path / "c")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"model": "label"}}'])
+def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "finished.json").write_text(text)
+    with pytest.raises(RunError, match=r"finished\.json"):
+        read_run(tmp_path)
+
+
+def test_evaluations_lie_side_by_side(tmp_path: Path) -> None:
+    words = ["coco+my val", "both", "step_5"]
+    places = []
+    for number in range(3):
+        places.append(evaluation_folder(tmp_path, words, settings(weights=number)))
+        write_settings(places[-1], settings(weights=number))
+    name = "coco+my_val-both-step_5"
+    assert [place.name for place in places] == [name, f"{name}-2", f"{name}-3"]
+    assert [evaluation_folder(tmp_path, words, settings(weights=number)) for number in range(3)] == places
+    earlier = evaluation_folder(tmp_path, ["earlier"], settings())
+    earlier.mkdir()
+    mark_finished(earlier, WORDS, {})  # of an earlier version, without settings
+    assert evaluation_folder(tmp_path, ["earlier"], settings()).name == "earlier-2"
+
+
+def test_the_newest_result_of_a_network_counts(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "evaluation" / "a", tmp_path / "evaluation" / "a-2", tmp_path / "other"]
+    for pq, folder in enumerate(places):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark_finished(folder, WORDS, {"val": {"pq": float(pq)}})
+        os.utime(folder / "finished.json", (pq, pq))
+    (places[1].parent / "b").mkdir()
+    mark_finished(places[1].parent / "b", WORDS, {"ade20k": {"pq": 7.0}})
+    first, other = find_runs(tmp_path)
+    assert (first.folder, other.folder) == (tmp_path, places[3])
+    assert first.scores == {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}}
+
+
+def test_outside_of_hydra_there_is_no_sweep() -> None:
+    assert not in_sweep()

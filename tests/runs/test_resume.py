@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from odise_pl.checkpoints.files import as_option, last_checkpoint, saved_checkpoints
+from odise_pl.errors import SettingError
+from odise_pl.runs.record import RunSettings, mark_finished, resolved, write_settings
+from odise_pl.runs.resume import resolve_resume
+
+WORDS = RunSettings("label", "0", False, "implicit", "both")
+
+
+def config(folder: Path, **changes: object) -> DictConfig:
+    base = {
+        "run": "mine",
+        "run_dir": str(folder),
+        "ckpt": None,
+        "global_batch": 4,
+        "optimizer": {"lr": 0.1},
+        "data": {"train": "here", "num_workers": 4},
+        "trainer": {"devices": 1, "max_steps": 10},
+    }
+    made = OmegaConf.create(OmegaConf.merge(base, changes))
+    assert isinstance(made, DictConfig)
+    return made
+
+
+def resume(folder: Path, **changes: object) -> Path | None:
+    made = config(folder, **changes)
+    return resolve_resume(made, resolved(made))
+
+
+def saved(folder: Path, *steps: int) -> Path:
+    """Checkpoints of these steps, one after the other, and the link to the last."""
+    place = folder / "checkpoints"
+    place.mkdir(parents=True, exist_ok=True)
+    for time, step in enumerate(steps):
+        (place / f"step_{step}.ckpt").touch()
+        os.utime(place / f"step_{step}.ckpt", (time, time))
+    (place / "last.ckpt").unlink(missing_ok=True)
+    (place / "last.ckpt").symlink_to(f"step_{steps[-1]}.ckpt")
+    return place
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The folder of a run that was stopped after step 10."""
+    write_settings(tmp_path, resolved(config(tmp_path)))
+    saved(tmp_path, 5, 10)
+    return tmp_path
+
+
+def test_a_new_run_starts(tmp_path: Path) -> None:
+    assert resume(tmp_path) is None
+
+
+def test_the_same_settings_resume(stopped: Path) -> None:
+    last = stopped / "checkpoints" / "step_10.ckpt"
+    assert resume(stopped) == last
+    assert resume(stopped, trainer={"devices": 8}, data={"num_workers": 0}) == last
+
+
+def test_other_settings_are_refused_and_named(stopped: Path) -> None:
+    other = {"optimizer": {"lr": 0.2}, "data": {"words": 8}}
+    with pytest.raises(SettingError) as error:
+        resume(stopped, **other)
+    for part in ("optimizer.lr 0.1 -> 0.2", "data.words absent -> 8", "run=NAME", "ckpt=last"):
+        assert part in str(error.value)
+
+
+def test_a_resumed_run_keeps_its_optimiser(stopped: Path, tmp_path: Path) -> None:
+    assert resume(stopped, ckpt="last", data={"words": 8}) == stopped / "checkpoints" / "step_10.ckpt"
+    named = stopped / "checkpoints" / "step_5.ckpt"
+    assert resume(tmp_path / "another", ckpt=str(named), data={"words": 8}) == named
+    for changed in ({"optimizer": {"lr": 0.2}}, {"global_batch": 8}):
+        with pytest.raises(SettingError, match=r"init_from="):
+            resume(tmp_path / "another", ckpt=str(named), **changed)
+
+
+def test_a_finished_run_with_other_settings_is_refused(stopped: Path) -> None:
+    mark_finished(stopped, WORDS, {})
+    longer = {"trainer": {"max_steps": 20}}
+    with pytest.raises(SettingError, match="finished run"):
+        resume(stopped, **longer)
+    assert resume(stopped, ckpt="last", **longer) is not None
+
+
+def test_the_last_checkpoint_is_found_without_its_link(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    place = saved(tmp_path, 3, 2)  # resumed from an earlier one: the newest counts, not the highest number
+    assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
+    (place / "last.ckpt").unlink()
+    assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
+    (place / "last.ckpt").symlink_to("gone.ckpt")
+    assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
+    assert [path.name for path in saved_checkpoints(place)] == ["step_2.ckpt", "step_3.ckpt"]
+
+
+def test_a_path_is_shown_as_it_has_to_be_typed() -> None:
+    assert as_option(Path("runs/a/step_1.ckpt")) == "ckpt=runs/a/step_1.ckpt"
+    assert as_option(Path("runs/seed=1/a.ckpt")) == "\"ckpt='runs/seed=1/a.ckpt'\""
