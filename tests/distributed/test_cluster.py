@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ranks
 import torch
 from interruptions import assert_same_end
-from lightning.pytorch.callbacks import Callback
 from trained import composed
 
 from odise_pl.models.weights import read_checkpoint
 
 # four processes twice: minutes on two cores
 pytestmark = pytest.mark.slow
-
-
-class Seen(Callback):
-    """Writes down which images each rank trains on, epoch by epoch."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        with (self.folder / f"seen_{trainer.global_rank}.txt").open("a") as file:
-            print(trainer.current_epoch, *batch.image_ids, file=file)
 
 
 SMALL = [
@@ -51,7 +38,7 @@ SMALL = [
 
 def train(shards: Path, folder: Path, *more: str) -> None:
     """Two epochs on two machines of two devices, as torchrun starts them."""
-    seen = [f"+callbacks.seen={{_target_: test_cluster.Seen, folder: '{folder}'}}"]
+    seen = [f"+callbacks.seen={{_target_: ranks.Seen, folder: '{folder}'}}"]
     run = ["data.batch_size=1", "global_batch=4", "trainer.max_steps=4", "validate_every=4"]
     logged = ["callbacks.checkpoint.every_n_train_steps=2", "~callbacks.progress"]
     data = [f"data.train={shards}", f"data.val={shards}", f"hydra.run.dir={folder}"]
