@@ -1,4 +1,4 @@
-"""Runs of train.py that are stopped from outside, and what they leave."""
+"""Runs that are stopped from outside, in this process and as programs, and what they leave."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import torch
 
 from odise_pl.models.weights import read_checkpoint
+from odise_pl.runs.conf import compose_config
+from odise_pl.structures import Batch
+from odise_pl.training.module import OdiseModule
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [
@@ -46,6 +51,23 @@ OPTIONS = [
 def options(shards: Path, steps: int, *more: str) -> list[str]:
     data = [f"data.train={shards}", f"data.val={shards}"]
     return [*OPTIONS, "validate_every=7", *data, f"trainer.max_steps={steps}", *more]
+
+
+def train_here(folder: Path, *arguments: str) -> None:
+    """Train in this process."""
+    from odise_pl.training.run import train
+
+    train(compose_config("train", ["run=test", f"run_dir={folder}", *arguments]))
+
+
+def before_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[OdiseModule, Batch], Batch]) -> None:
+    """Let ``change`` see and replace every training batch."""
+    healthy = OdiseModule.training_step
+
+    def changed(self: OdiseModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return healthy(self, change(self, batch), batch_idx)
+
+    monkeypatch.setattr(OdiseModule, "training_step", changed)
 
 
 def command(folder: Path, arguments: list[str], script: str = "train.py") -> list[str]:
@@ -93,6 +115,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert process.poll() is None, "the run ended too soon"
         assert time.monotonic() < limit, "nothing happened"
         time.sleep(0.01)
+
+
+def all_ended(folder: Path, seconds: float = 10) -> bool:
+    """Whether no process of a run is left."""
+    found = psutil.process_iter(["cmdline"])
+    left = [p for p in found if any(str(folder) in word for word in p.info["cmdline"] or ())]
+    return not psutil.wait_procs(left, timeout=seconds)[1]
 
 
 def step_of(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from odise_pl.distributed.sharding import ShardedStrategy
+from odise_pl.distributed.sharding import ShardedStrategy, keep_in_step
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.losses.matcher import HungarianMatcher
@@ -26,21 +25,19 @@ from odise_pl.structures import Batch, Targets
 from odise_pl.training.module import OdiseModule
 from odise_pl.training.optimization import OptimizerSettings
 
-# Two images on each of two ranks: words and labels are not dealt evenly.
+# Two images on each of two ranks: words, targets and labels are not dealt evenly.
 DOG, BALL = ("dog", "green grass", "dog"), ("red ball", "sky", "blue box")
-WORDS, LABELLED = (DOG, (), BALL, DOG), (True, True, False, True)
+WORDS = (DOG, (), BALL, DOG)
+LABELLED = ((True, True, False, True), (True, True, False, False), (False,) * 4)
 # Steps, height of the images, and settings of the network.
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "label": (5, 64, {}),
-    "caption": (5, 64, {}),
-    # several passes through the frozen blocks before the backward pass, which runs them once more
-    "recomputed": (2, 128, {"checkpoint_activations": True, "window_batch": 1}),
-    "accumulated": (2, 64, {}),
-    # the second rank's images are twice as high, and have twice as many windows
-    "uneven": (2, 64, {"window_batch": 1}),
-    # sentences that one rank has to encode and another has not
-    "heuristic": (3, 64, {"captioner": heuristic_captioner(["dog", "grass", "sky", "red ball"], top=2)}),
-}
+    "label": (2, 64, {}),
+    "caption": (3, 64, {}),
+    # The second rank's images are twice as high and have twice as many windows, which run one by one and
+    # again in the backward pass; gradients of two batches are accumulated; each rank has its own sentences.
+    "uneven": (2, 64, {"checkpoint_activations": True, "window_batch": 1,
+                       "captioner": heuristic_captioner(["dog", "grass", "sky", "ball"], top=2)}),
+}  # fmt: skip
 
 
 def same_points(*size: int) -> Tensor:
@@ -55,7 +52,7 @@ class Module(OdiseModule):
 
 
 def module(case: str) -> OdiseModule:
-    caption = case.startswith("caption")
+    caption = case == "caption"
     network = tiny_models.odise("caption" if caption else "label", **CASES[case][2])
     # a norm of a single pixel gives its bias, and at zero a ReLU would be decided by rounding
     for part in (network.backbone.pyramid, network.backbone.captioner, network.mask_decoder):
@@ -78,7 +75,7 @@ def module(case: str) -> OdiseModule:
     ).double()
 
 
-def batch(step: int, height: int, images: slice = slice(None)) -> Batch:
+def batch(step: int = 0, height: int = 64, images: slice = slice(None), **changes: Any) -> Batch:
     """Some of the four images of a step."""
     generator = torch.Generator().manual_seed(step)
     whole: dict[str, Any] = {
@@ -94,10 +91,9 @@ def batch(step: int, height: int, images: slice = slice(None)) -> Batch:
         "original_sizes": ((height, 64),) * 4,
         "truths": (None,) * 4,
         "words": WORDS,
-        "labelled": LABELLED,
+        "labelled": LABELLED[step],
     }
-    own = {field.name for field in fields(Batch)} & whole.keys()
-    return Batch(**{name: whole[name][images] for name in own})
+    return Batch(**{name: value[images] for name, value in (whole | changes).items()})
 
 
 class Steps:
@@ -122,8 +118,7 @@ class Losses(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_train_batch_end(self, *arguments: Any, outputs: Any = None, **more: Any) -> None:
-        outputs = outputs if outputs is not None else arguments[2]
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
         self.seen.append(float(outputs["loss"]))
 
 
@@ -133,7 +128,7 @@ def fit(case: str, rank: int = 0, ranks: int = 1, **options: Any) -> Mapping[str
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        accumulate_grad_batches=2 if case == "accumulated" else 1,
+        accumulate_grad_batches=2 if case == "uneven" else 1,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -149,7 +144,20 @@ def fit(case: str, rank: int = 0, ranks: int = 1, **options: Any) -> Mapping[str
         "losses": torch.tensor(losses.seen, dtype=torch.float64),
         "weights": trained,
         "whole": sorted(whole - trained.keys()),
+        "predicted": predict(model, rank, CASES[case][1]),
     }
+
+
+def predict(model: OdiseModule, rank: int, height: int) -> list[Tensor]:
+    """Predictions of rank 0, which has images; the other rank has none."""
+    network, one = model.model.eval(), batch(0, height)
+    classes = network.prepare(model.vocabulary, None)
+    if rank > 0:
+        keep_in_step(network, classes)
+        return []
+    sizes = [(height, 64), (height, 48), (height, 64), (height, 32)]
+    predictions = network.predict(one.images, sizes, sizes, classes)
+    return [result for p in predictions for result in (p.semantic, p.instances.scores)]
 
 
 def main(out: Path) -> None:

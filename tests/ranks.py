@@ -8,6 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
 
 ROOT = Path(__file__).parents[1]
 Launcher = Callable[[int, int, int, int], dict[str, str]]
@@ -70,3 +73,14 @@ def run(launcher: Launcher, nodes: int, devices: int, arguments: Sequence[str], 
     failed = [text for text, process in zip(printed, started, strict=True) if process.returncode]
     assert not failed, "\n".join(failed)
     return "\n".join(printed)
+
+
+class Seen(Callback):
+    """Writes down which images each rank trains on, epoch by epoch."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        with (self.folder / f"seen_{trainer.global_rank}.txt").open("a") as file:
+            print(trainer.current_epoch, *batch.image_ids, file=file)

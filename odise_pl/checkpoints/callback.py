@@ -1,235 +1,214 @@
-"""Checkpoints of a run: written beside the old one and renamed, kept in number, whole when they are read."""
+"""The checkpoints of a run: complete, written whole or not at all, also when a signal stops the run."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
-import shutil
+import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.checkpoint import CheckpointException
 
 from odise_pl.checkpoints.files import LAST, saved_checkpoints
 from odise_pl.checkpoints.position import translate
-from odise_pl.distributed.shutdown import StopRequest
+from odise_pl.distributed.shutdown import Preempted, StopRequest
 from odise_pl.errors import UserError
+from odise_pl.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
 
 class SavingError(UserError, OSError):
-    """The last checkpoint of a run cannot be written, or its ranks go on from different ones."""
+    """The last checkpoint of a run cannot be written, or its ranks resume from different ones."""
 
 
-class DirectCheckpointIO(TorchCheckpointIO):
-    """Writes to where it is told and waits for the disk; Lightning's takes the way over ``/tmp``."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes whole files, links ``last.ckpt`` to the newest, and deletes old ones.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; raises OSError or RuntimeError when that fails."""
-        with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+    It runs on rank 0 alone, for which other ranks wait: an error is kept instead of raised.
 
+    Args:
+        keep: checkpoints that are kept.
 
-class _NotingIO(DirectCheckpointIO):
-    """Keeps what went wrong for later: rank 0 alone writes, and the others wait for it."""
+    Attributes:
+        error: why the last one was not written; empty if it was.
+    """
 
-    def __init__(self) -> None:
-        self.error: Exception | None = None
+    def __init__(self, keep: int) -> None:
+        self.keep, self.error = keep, ""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint to ``path``; see :attr:`error`."""
+        self.error = ""
         try:
-            super().save_checkpoint(checkpoint, path, storage_options)
+            with atomic_write(Path(path)) as file:
+                torch.save(checkpoint, file)
+            _link(Path(path))
+            for old in saved_checkpoints(Path(path).parent)[self.keep :]:
+                old.unlink()
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            self.error = error
+            self.error = str(error)
 
 
-class Checkpoints(Checkpoint):
-    """Saves everything that a run needs to go on, and sees to it that a run ends well when it is asked to.
+class Checkpoints(ModelCheckpoint):
+    """Saves all that resuming needs as ``step_N.ckpt``, and stops the run with a checkpoint after a signal.
 
-    A checkpoint is written under another name in the same folder and renamed when it is whole; ``last.ckpt``
-    is a link to the newest one. It is always of the end of an optimiser step: between two of them weights and
-    optimiser stay as they are, so a request to end is followed at once, and the images of a step that was
-    not finished are used again. When one cannot be written, training goes on and the next one is tried.
+    A checkpoint is always of the end of an optimiser step: while gradients accumulate, weights and optimiser
+    do not change, so a signal takes effect at once, and a resumed run computes the unfinished step again. If
+    one cannot be written, training continues and the next one is tried.
+
+    Lightning's ``ModelCheckpoint`` saves at the end of a batch, before that batch is logged and validated, on
+    a schedule of its own. This class calls its hook instead, one batch later and also on demand.
 
     Args:
         dirpath: the folder.
         every_n_train_steps: optimiser steps between checkpoints.
-        keep: how many are kept; with one, there is none to go back to when it is damaged.
+        keep: how many are kept; with one, there is none to fall back to if it is damaged.
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 500, keep: int = 2) -> None:
-        self.folder, self.every, self.keep = Path(dirpath), every_n_train_steps, max(keep, 1)
-        self._io, self._stop = _NotingIO(), StopRequest()
+        super().__init__(
+            dirpath,
+            "step_{step}",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_top_k=-1,
+            train_time_interval=timedelta(0),  # at every call of the hook
+        )
+        self.folder, self.every = Path(dirpath), every_n_train_steps
+        self._io, self._stop = AtomicCheckpointIO(max(keep, 1)), StopRequest()
         self._step = self._saved = self._tried = self._validated = 0
         self._validates = False
-        self._loops: dict[str, Any] = {}
+        self._position: dict[str, Any] = {}
 
-    # What Lightning calls
+    # Lightning's hooks
+
+    @property
+    def state_key(self) -> str:
+        """The name of the callback in checkpoints, whatever its arguments."""
+        return "Checkpoints"
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Have checkpoints written by what can say that it failed."""
         trainer.strategy.checkpoint_io = self._io
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Listen to signals, and do what the run that is resumed was stopped in."""
+        """Listen to signals, and run the validation that the resumed run was stopped in."""
+        super().on_train_start(trainer, pl_module)
         self._stop.listen(trainer)
         self._step = self._saved = self._tried = trainer.global_step
         if trainer.strategy.broadcast(self._step) != self._step:
             raise SavingError(
-                f"rank {trainer.global_rank} goes on from step {self._step}, rank 0 from another: its "
-                f"file system is behind; start the same command again"
+                f"rank {trainer.global_rank} resumes from step {self._step}, rank 0 from another: its file "
+                f"system is behind; start the run again"
             )
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*.partial"):
-                _remove(left)
-        self._loops = _loops(trainer)
+            for partial in self.folder.glob(".step_*"):
+                partial.unlink()
         if self._step and self._validates and self._validated != self._step:
             _validate(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Remember the place in training at the end of a step; what it logs is not written yet."""
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        """Remember the position at the end of a step; what it logs is not written yet."""
         if trainer.global_step != self._step:
-            self._step, self._loops = trainer.global_step, _loops(trainer)
+            self._step, self._position = trainer.global_step, _position(trainer)
             self._validates = _validates_now(trainer)
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
     ) -> None:
-        """Save the step before this batch when it is time, or when the run has to end."""
+        """Save the step before this batch when it is time, or when a signal stops the run."""
         if self._tried != self._step and self._step % self.every == 0:
-            self.save(trainer)
-        if self._stop.anywhere():
-            self._end(trainer)
+            self.save(trainer, pl_module)
+        self._stop_if_asked(trainer, pl_module)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save what validation takes; where nothing is trained, listen to signals, too."""
+        """Save before validation takes its time; outside of training, only listen to signals."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._stop.listen(trainer)
         elif self._tried != self._step:
-            self.save(trainer)
+            self.save(trainer, pl_module)
 
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        """End; all that was trained is saved."""
-        if self._stop.anywhere():
-            raise self._stop.end()
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._stop_if_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remember that this step is validated."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._validated = trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the last step.
-
-        Raises:
-            SavingError: it cannot be written.
-        """
-        if self._saved != self._step and not self.save(trainer):
-            raise SavingError(f"{self._failure(trainer)}; free some, and start the same command again")
+        """Save the last step, or raise SavingError."""
+        if self._saved != self._step and (failure := self.save(trainer, pl_module)):
+            raise SavingError(f"{failure}; free some space, and start the run again")
 
     def state_dict(self) -> dict[str, Any]:
         """Which step was validated last, and whether the one that is saved has to be."""
         return {"validated": self._validated, "validates": self._validates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`."""
         self._validated, self._validates = state_dict["validated"], state_dict["validates"]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The place in training, for other ranks."""
         translate(trainer, checkpoint)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The place in training at the end of the last step, not in the middle of the next."""
-        checkpoint["loops"] = self._loops or checkpoint["loops"]
+        """The position at the end of the last step, not in the middle of the next."""
+        if self._position:
+            checkpoint["loops"]["fit_loop"] = self._position
 
-    # What it does
+    # Saving and stopping
 
-    def save(self, trainer: lightning.Trainer) -> bool:
-        """Write the checkpoint of the last step; whether it succeeded, the same on all ranks."""
+    def save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> str:
+        """Write the checkpoint of the last step; why it failed, on all ranks, or nothing if it did not."""
         self._tried = self._step
         for logger in trainer.loggers:
-            logger.save()  # else a run that is killed would lose what it logged before this step
-        path = self.folder / f"step_{self._step}.ckpt"
-        partial = path.with_name(f".{path.name}.partial")
-        if not self._went_well(trainer, self._write(trainer, partial), partial):
-            return False
-        if not self._went_well(trainer, _publish(trainer, partial, path), partial):
-            return False
-        if trainer.is_global_zero:
-            _prune(self.folder, self.keep)
-        self._saved = self._step
-        return True
-
-    def _went_well(self, trainer: lightning.Trainer, error: Exception | None, partial: Path) -> bool:
-        """Whether no rank has an error; else it is said, and what was begun is taken away."""
-        if trainer.strategy.reduce_boolean_decision(error is None):
-            return True
-        if trainer.is_global_zero:
-            _remove(partial)
-            _log.error("%s: %s; training goes on", self._failure(trainer), error or "see the other ranks")
-        return False
-
-    def _write(self, trainer: lightning.Trainer, partial: Path) -> Exception | None:
-        if trainer.is_global_zero and partial.is_dir():
-            _remove(partial)
-        self._io.error = None
-        try:
-            trainer.save_checkpoint(partial, weights_only=False)
-        except (OSError, RuntimeError) as error:
-            return error
-        except CheckpointException as error:  # of distributed checkpoints; no Exception itself
-            return RuntimeError(str(error))
-        return self._io.error
-
-    def _failure(self, trainer: lightning.Trainer) -> str:
-        free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.exists() else 0.0
+            logger.save()  # a run that is killed would lose what it logged before this step
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+        error = trainer.strategy.broadcast(self._io.error)
+        if not error:
+            self._saved = self._step
+            return ""
         last = f"the last one is of step {self._saved}" if self._saved else "there is none yet"
-        where = f"{self.folder} ({free:.0f} MiB free, {last})"
-        return f"the checkpoint of step {self._step} cannot be written to {where}"
+        failure = f"the checkpoint of step {self._step} cannot be written to {self.folder} ({last}): {error}"
+        if trainer.is_global_zero:
+            _log.error("%s; training continues", failure)
+        return failure
 
-    def _end(self, trainer: lightning.Trainer) -> None:
-        done = self._saved == self._step or self.save(trainer)
-        if trainer.is_global_zero and done:
-            _log.info("asked to end at step %d: the same command goes on from there", self._step)
-        if not done:
-            raise SavingError(self._failure(trainer))
-        trainer.strategy.barrier("ended")
-        raise self._stop.end()
+    def _stop_if_asked(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Raise Preempted on all ranks, with all saved, if a signal arrived on any of them."""
+        if not trainer.strategy.reduce_boolean_decision(self._stop.number is not None, all=False):
+            return
+        unsaved = trainer.state.fn == TrainerFn.FITTING and self._saved != self._step
+        if unsaved and (failure := self.save(trainer, pl_module)):
+            raise SavingError(failure)
+        if trainer.is_global_zero:
+            _log.info("stopped at step %d: the same command resumes from there", self._step)
+        trainer.strategy.barrier("stopped")
+        raise Preempted(self._stop.number or signal.SIGTERM)
 
 
-def _loops(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The place in training, as Lightning keeps it in checkpoints, within an epoch that has begun.
+def _position(trainer: lightning.Trainer) -> dict[str, Any]:
+    """The position in training, as Lightning keeps it in checkpoints, within an epoch that has begun.
 
     Lightning does not count an epoch as begun that follows a resumption at the end of another. Stopped at its
     end again, it would lose count of it.
     """
-    loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
-    for progress in loops["fit_loop"]["epoch_progress"].values():
+    position = trainer.fit_loop.state_dict()
+    for progress in position["epoch_progress"].values():
         done = progress["processed"]
         progress |= {"ready": done + 1, "started": done + 1, "completed": done}
-    return loops
+    return position
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:
@@ -241,56 +220,19 @@ def _validates_now(trainer: lightning.Trainer) -> bool:
 
 
 def _validate(trainer: lightning.Trainer) -> None:
-    """The validation that was due when the run was stopped: Lightning would take it for done."""
+    """The validation that was due when the run was stopped; Lightning would count it as done."""
     trainer.validating = True
     loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False  # else it would go on with the batches of the validation before
+    loop.restarting = False  # else it would continue the validation before
     loop.run()
     trainer.training = True
 
 
-def _publish(trainer: lightning.Trainer, partial: Path, path: Path) -> OSError | None:
-    """Give a whole checkpoint its name, and let ``last.ckpt`` be it; on rank 0, which learns why not."""
-    if not trainer.is_global_zero:
-        return None
-    try:
-        if partial.is_dir():
-            _remove(path)
-        partial.replace(path)
-        _link(path)
-        _flush(path.parent)
-    except OSError as error:
-        return error
-    return None
-
-
 def _link(path: Path) -> None:
-    link = path.with_name(f".{LAST}.partial")
+    last, link = path.with_name(LAST), path.with_name(f".{LAST}")
     link.unlink(missing_ok=True)
     try:
         link.symlink_to(path.name)
-        if (path.parent / LAST).is_dir() and not (path.parent / LAST).is_symlink():
-            _remove(path.parent / LAST)
-        link.replace(path.parent / LAST)
+        link.replace(last)
     except OSError:  # a file system without links: the newest file is the last
-        _remove(path.parent / LAST)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _prune(folder: Path, keep: int) -> None:
-    for path in saved_checkpoints(folder)[keep:]:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        last.unlink(missing_ok=True)

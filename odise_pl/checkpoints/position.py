@@ -1,4 +1,4 @@
-"""The place in training for another number of images per batch: other ranks, or another batch size."""
+"""The position in training for another number of images per batch: other ranks, or another batch size."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ import lightning
 from odise_pl.data.datamodule import PanopticDataModule
 
 _log = logging.getLogger(__name__)
-_COUNTERS = ("ready", "started", "processed")
 
 
 def translate(trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Count the batches of a checkpoint that was made with other batches in those of this run, in its place.
+    """Convert the position in a checkpoint, in place, from batches of that run to batches of this one.
 
-    Images that were used in the epoch, optimiser steps, schedule and epoch stay what they were. A step always
-    ends with a whole number of batches, so the next one is a whole one, too.
+    Epoch, optimiser steps, schedule and the number of images used in the epoch stay. A step always ends with
+    a whole number of batches, so the next batch is a whole one, too.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     before = checkpoint.get(PanopticDataModule.__name__)
     if not isinstance(data, PanopticDataModule) or not before:
         return
-    now = data.state_dict()
-    old, new = _images(before), _images(now)
+    old, new = _images(before), _images(data.state_dict())
     if old == new:
         return
     loop = checkpoint["loops"]["fit_loop"]
@@ -35,19 +33,15 @@ def translate(trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
     epoch = loop["epoch_progress"]["current"]["processed"]
     for name, count in (("current", current), ("total", epoch * batches + current)):
         behind = progress[name]["ready"] - progress[name]["completed"]
-        progress[name] |= {**dict.fromkeys(_COUNTERS, count), "completed": count - behind}
+        progress[name] |= {"ready": count, "started": count, "processed": count, "completed": count - behind}
     if trainer.is_global_zero:
         _log.warning(
-            "%d images per batch instead of %d: %d batches make a step now; steps, learning rate and global "
-            "batch stay; epoch %d goes on after %d images, some of which may come again, others not in it",
-            new,
-            old,
-            trainer.accumulate_grad_batches,
-            epoch,
-            used,
+            "%d images per batch instead of %d: a step is %d batches now, the global batch stays; epoch %d "
+            "resumes after %d images, some of which may repeat and others be missing in it",
+            new, old, trainer.accumulate_grad_batches, epoch, used,
         )  # fmt: skip
 
 
 def _images(state: Mapping[str, Any]) -> int:
-    """Of a batch on all devices together."""
+    """Images of a batch on all devices together."""
     return int(state["batch_size"]) * int(state["devices"])

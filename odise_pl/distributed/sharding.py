@@ -1,16 +1,18 @@
-"""Several devices: everything that knows how the network lies on them.
+"""Several devices: everything that knows how the network is distributed over them.
 
-The network is 1.3 billion frozen weights and 28 million trained ones, and is dealt out accordingly. The
-frozen image and text networks are sharded by PyTorch's ``fully_shard``, block by block, over the devices of
-a node (or over all): no device holds more than its part and the block that runs. The trained parts are
-replicated: their gradients are averaged once per optimiser step. README says what was measured for that.
+The network is 1.3 billion frozen weights and 28 million trained ones. The frozen image networks are sharded
+by PyTorch's ``fully_shard``, block by block, over the devices of a node (or over all): no device holds more
+than its part and the block that runs. The trained parts and the text encoders, which are small and rarely
+run, are whole on every device; gradients are averaged by ``DistributedDataParallel``.
+
+A sharded block runs on all ranks together, so all have to run the blocks equally often. The hooks of
+:class:`EqualPasses` and :func:`keep_in_step` see to that.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -20,20 +22,21 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from torch.nn.parallel import DistributedDataParallel
 
+from odise_pl.models.backbones.captioners import Captions
+from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.frozen import copy_to_memory
-from odise_pl.models.odise import Odise
-from odise_pl.models.ranks import Alone
+from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise
 
-# What is gathered at once: the parts of the frozen networks that are called as a whole.
+# Gathered as a whole: the parts of the frozen image networks that are called as a whole.
 BLOCKS = (
     ResnetBlock2D,
     Transformer2DModel,
@@ -41,132 +44,79 @@ BLOCKS = (
     Downsample2D,
     Upsample2D,
     ResidualAttentionBlock,
-    CLIPEncoderLayer,
-    nn.Embedding,
 )
-# What is called of the network from outside.
-ENTRANCES = ("encode_classes", "embed_words", "predict")
 # Layers whose weights autocast rounds at every use.
 ROUNDED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-BUCKET = 2**23  # gradients that are averaged at once
 
 
-class Together(Alone):
-    """Ranks that hold the frozen weights together.
-
-    Args:
-        group: of these ranks; None: all.
-    """
-
-    shared = True
-
-    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
-        self._group = group
-
-    def longest(self, count: int) -> int:
-        """The largest ``count`` of all ranks."""
-        found: list[int] = [0] * distributed.get_world_size(self._group)
-        distributed.all_gather_object(found, count, self._group)
-        return max(found)
-
-    def union(self, texts: Sequence[str]) -> list[str]:
-        """The texts of all ranks, each once, in the same order everywhere."""
-        found: list[list[str]] = [[]] * distributed.get_world_size(self._group)
-        distributed.all_gather_object(found, list(texts), self._group)
-        return list(dict.fromkeys(text for some in found for text in some))
-
-    def gather(self, block: nn.Module) -> None:
-        """Make a block's weights whole until its forward has run."""
-        assert isinstance(block, FSDPModule)
-        block.unshard()
-
-
-class ShardedStrategy(ModelParallelStrategy):
-    """Frozen weights sharded, trained ones replicated; checkpoints are the same as those of one device.
+class ShardedStrategy(DDPStrategy):
+    """DDP whose frozen image networks are sharded; checkpoints are the same as those of one device.
 
     Args:
         across_nodes: shard over all devices instead of those of a node, whose connections are faster.
-        options: see Lightning's ``ModelParallelStrategy``.
+        options: see Lightning's ``DDPStrategy``.
     """
 
     def __init__(self, across_nodes: bool = False, **options: Any) -> None:
-        super().__init__(save_distributed_checkpoint=False, **options)
+        super().__init__(**options)
         self.across_nodes = across_nodes
-        self._average = True
 
-    def setup_environment(self) -> None:
-        """Devices of a node in one dimension, nodes in the other."""
-        nodes, devices = self.num_nodes, self.num_processes
-        sizes = (1, nodes * devices) if self.across_nodes else (nodes, devices)
-        self._data_parallel_size, self._tensor_parallel_size = sizes
-        super().setup_environment()
-
-    @property
+    @cached_property
     def shards(self) -> DeviceMesh:
         """The devices that hold the frozen weights together."""
-        return self.device_mesh["tensor_parallel"]
+        nodes, devices = self.num_nodes, self.num_processes
+        sizes = (1, nodes * devices) if self.across_nodes else (nodes, devices)
+        return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("nodes", "devices"))["devices"]
 
     def setup(self, trainer: lightning.Trainer) -> None:
-        """Start from the same trained weights everywhere."""
-        super().setup(trainer)
-        # outputs of the network are not changed in place
-        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-        with torch.no_grad():
-            for parameter in self._trained():
-                distributed.broadcast(parameter, 0)
-
-    def _trained(self) -> list[nn.Parameter]:
+        """Start from the same weights everywhere, except for the shards."""
         assert self.model is not None
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Gradients that are still accumulated are not averaged."""
-        self._average = False
-        try:
-            yield
-        finally:
-            self._average = True
-
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Average the gradients of all ranks."""
-        super().post_backward(closure_loss)
-        if self._average:
-            average(self._trained())
-
-    # Nothing that is saved is sharded: what Lightning does for one device is right for us.
-    restore_checkpoint_after_setup = False
-    lightning_restore_optimizer = True
-    lightning_module_state_dict = ParallelStrategy.lightning_module_state_dict
-    load_model_state_dict = ParallelStrategy.load_model_state_dict
-    optimizer_state = ParallelStrategy.optimizer_state
-    load_optimizer_state_dict = ParallelStrategy.load_optimizer_state_dict
-    save_checkpoint = ParallelStrategy.save_checkpoint
-    load_checkpoint = ParallelStrategy.load_checkpoint
+        shards = [name for name, parameter in self.model.named_parameters() if isinstance(parameter, DTensor)]
+        # DDP and Lightning copy rank 0's weights to all ranks; there is no public way to exclude some
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, shards)
+        super().setup(trainer)
 
 
-def average(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over all ranks; one that is missing counts as zero."""
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(gradient.numel() for gradient in bucket) >= BUCKET:
-            _average(bucket)
-            bucket = []
-    _average(bucket)
+class EqualPasses:
+    """Forward hooks of a backbone: all ranks run the frozen networks as often as the one with most windows.
+
+    Args:
+        group: ranks that hold the weights together.
+    """
+
+    def __init__(self, group: distributed.ProcessGroup) -> None:
+        self._group, self._missing = group, 0
+
+    def attach(self, backbone: DiffusionBackbone) -> None:
+        """Register the hooks."""
+        backbone.register_forward_pre_hook(self._count)
+        backbone.register_forward_hook(self._add_missing)
+
+    def _count(self, backbone: DiffusionBackbone, inputs: tuple[Tensor, Captions]) -> None:
+        # agreed before the first pass, whose collectives must not meet those of the count
+        passes = backbone.passes(inputs[0])
+        most = torch.tensor(passes, device=inputs[0].device)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX, self._group)
+        self._missing = int(most) - passes
+
+    def _add_missing(
+        self, backbone: DiffusionBackbone, inputs: tuple[Tensor, Captions], levels: list[Tensor]
+    ) -> list[Tensor]:
+        """Run a corner of an image; with weight 0 in the result, it takes part in the backward pass, too."""
+        images, captions = inputs
+        corner = images[:1, :, :CANVAS_MULTIPLE, :CANVAS_MULTIPLE]
+        for _ in range(self._missing):
+            unused = backbone.forward(corner, captions and captions[:1])
+            levels = [level + 0 * x.sum() for level, x in zip(levels, unused, strict=True)]
+        return levels
 
 
-def _average(gradients: Sequence[Tensor]) -> None:
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+def keep_in_step(model: Odise, classes: InferenceClasses) -> None:
+    """Take part in :meth:`Odise.predict` of other ranks without an image; does nothing without shards."""
+    if isinstance(model, FSDPModule):
+        size = (CANVAS_MULTIPLE, CANVAS_MULTIPLE)
+        model.predict(model.clip.mean.new_zeros(1, 3, *size), [size], [size], classes, [""])
 
 
 def place_all(module: nn.Module, trainer: lightning.Trainer) -> None:
@@ -179,7 +129,7 @@ def place_all(module: nn.Module, trainer: lightning.Trainer) -> None:
 
 
 def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | None = None) -> None:
-    """Give a network the frozen weights that this process holds; what is placed already, stays.
+    """Give a network the frozen weights that this process holds; a sharded network stays as it is.
 
     Args:
         model: the network; its frozen weights may still lie in mapped files.
@@ -188,14 +138,14 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
             from keeping the rounded copies.
         mesh: shard over these devices; None: hold all weights.
     """
-    if model.ranks.shared:
+    if isinstance(model, FSDPModule):
         return
     rounded = set() if dtype == torch.float32 else {id(weight) for weight in _rounded(model)}
     for block in blocks(model) if mesh is not None else ():
         for parameter in block.parameters():
             _hold(parameter, dtype if id(parameter) in rounded else None, model.mapped)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=_small(block))
-    for parameter in [p for network in _networks(model) for p in network.parameters()]:
+    for parameter in [p for network in _frozen_networks(model) for p in network.parameters()]:
         if not isinstance(parameter, DTensor):
             _hold(parameter, dtype if id(parameter) in rounded else None, model.mapped)
     if mesh is not None:
@@ -211,18 +161,20 @@ def _hold(parameter: nn.Parameter, dtype: torch.dtype | None, mapped: bool) -> N
 
 
 def _join(model: Odise, mesh: DeviceMesh) -> None:
-    """Make one whole of the sharded blocks: they take turns in being gathered, and ranks keep in step."""
+    """Make the sharded blocks one network, in which they are gathered in turn, and keep ranks in step."""
     fully_shard(
         model, mesh=mesh, ignored_params={p for p in model.parameters() if not isinstance(p, DTensor)}
     )
-    for method in ENTRANCES:
-        register_fsdp_forward_method(model, method)
-    model.share(Together(mesh.get_group()))
+    register_fsdp_forward_method(model, "predict")
+    for block in model.clip.model.visual.transformer.resblocks:
+        # masked CLIP uses a block's weights before the block runs; its first norm comes before both
+        block.ln_1.register_forward_pre_hook(lambda *_, block=block: block.unshard())
+    EqualPasses(mesh.get_group()).attach(model.backbone)
 
 
 def blocks(model: Odise) -> Iterator[nn.Module]:
-    """The parts of the frozen networks that are gathered at once, none of which is a part of another."""
-    for network in _networks(model):
+    """The parts of the frozen image networks that are gathered as a whole, none of which contains another."""
+    for network in _image_networks(model):
         yield from _blocks(network)
 
 
@@ -234,19 +186,23 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
         yield from _blocks(child)
 
 
-def _networks(model: Odise) -> list[nn.Module]:
-    """The frozen networks. A captioning model is none of them: it runs as often as its words need."""
-    encoders = [module.text_encoder for module in model.modules() if isinstance(module, PromptEncoder)]
+def _image_networks(model: Odise) -> list[nn.Module]:
     features = model.backbone.features
-    return [features.unet, features.vae, model.clip.model, *encoders]
+    return [features.unet, features.vae, model.clip.model.visual]
+
+
+def _frozen_networks(model: Odise) -> list[nn.Module]:
+    """All but a captioning model."""
+    encoders = [module.text_encoder for module in model.modules() if isinstance(module, PromptEncoder)]
+    return [*_image_networks(model), model.clip.model, *encoders]
 
 
 def _rounded(model: Odise) -> Iterator[nn.Parameter]:
-    """Weights of the image networks that only layers use which autocast runs in low precision.
+    """Weights that only layers use which autocast runs in low precision.
 
-    The text encoders also run without autocast.
+    Text encoders run without autocast.
     """
-    for network in (model.backbone.features.unet, model.backbone.features.vae, model.clip.model.visual):
+    for network in _image_networks(model):
         for layer in network.modules():
             if isinstance(layer, ROUNDED):
                 yield from (p for p in layer.parameters(recurse=False) if p.dim() > 1)

@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import Network, model_key, read_record
 from odise_pl.data.eval_sets import eval_sets
+from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
+from odise_pl.runs.console import quiet_libraries
 from odise_pl.runs.record import (
     evaluation_folder,
     in_sweep,
@@ -40,6 +42,7 @@ Scores = dict[str, dict[str, float]]
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Check first, then evaluate."""
+    watch_first_process()
     with report_errors():
         check_evaluation(config)
         if config.predictions is not None:
@@ -191,7 +194,7 @@ def _trainer(config: DictConfig) -> lightning.Trainer:
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         # sums depend on the number of threads: Lightning would give several ranks fewer of them than one rank
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
+    quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     bar: list[Any] = [instantiate(config.progress)] if config.trainer.enable_progress_bar else []
     return instantiate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from odise_pl.distributed.sharding import keep_in_step
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import InferenceClasses, Odise
 from odise_pl.structures import Batch
@@ -29,7 +30,7 @@ class NetworkPredictor(nn.Module):
         if self._classes is None:
             self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)
         if not len(batch):
-            self.model.idle(self._classes)
+            keep_in_step(self.model, self._classes)
             return []
         sizes = (batch.valid_sizes, batch.original_sizes)
         return self.model.predict(batch.images, *sizes, self._classes, batch.generated_captions)

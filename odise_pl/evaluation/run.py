@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
-from odise_pl.distributed.shutdown import Preempted, end_with_parent
+from odise_pl.distributed.shutdown import Preempted
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
 from odise_pl.evaluation.progress import Progress, forget
 from odise_pl.evaluation.writer import PredictionWriter
@@ -122,7 +122,6 @@ def evaluate_all(
     Returns:
         fractions by set and score, on every rank.
     """
-    end_with_parent(trainer)
     # asked before anything runs, so that all ranks agree
     finished = {benchmark.name: _finished(benchmark, output) for benchmark in benchmarks}
     summaries = []
@@ -163,7 +162,7 @@ def _evaluate(benchmark: Benchmark, trainer: lightning.Trainer, output: Output) 
     try:
         trainer.validate(module, verbose=False)
     except SIGTERMException as error:  # of Lightning's own handler, before there is anything to save
-        raise Preempted(trainer) from error
+        raise Preempted from error
     assert module.result is not None
     summary = as_dict(module.result, benchmark.name)
     if trainer.is_global_zero:

@@ -13,7 +13,6 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
-from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.classifiers import (
     TextProjection,
@@ -27,7 +26,6 @@ from odise_pl.models.classifiers import (
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
-from odise_pl.models.ranks import Alone
 from odise_pl.structures import MaskPredictions, Size, TensorStruct
 from odise_pl.vocabulary import Vocabulary
 
@@ -106,7 +104,6 @@ class Odise(nn.Module):
 
     Attributes:
         mapped: whether frozen weights still lie in mapped files, see ``build_odise``.
-        ranks: who holds the frozen weights, see :meth:`share`.
     """
 
     def __init__(
@@ -126,15 +123,8 @@ class Odise(nn.Module):
         self.classifier = classifier or ClassifierSettings()
         self.inference = inference or InferenceSettings()
         self.published_quirks = published_quirks
-        self.ranks, self.mapped = Alone(), False
+        self.mapped = False
         self._texts = TextCache(clip.encode_text)
-
-    def share(self, ranks: Alone) -> None:
-        """From now on the frozen weights are sharded over ``ranks``: agree with them wherever it matters."""
-        self.ranks = self.backbone.ranks = self.clip.ranks = self._texts.ranks = ranks
-        for module in self.modules():
-            if isinstance(module, PromptEncoder):
-                module.cache.ranks = ranks
 
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
         """All decoder outputs.
@@ -234,12 +224,6 @@ class Odise(nn.Module):
             )
             for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
-
-    def idle(self, classes: InferenceClasses) -> None:
-        """Take part in a :meth:`predict` of other ranks without an image of one's own."""
-        if self.ranks.shared:
-            sizes = [(CANVAS_MULTIPLE, CANVAS_MULTIPLE)]
-            self.predict(self.clip.mean.new_zeros(1, 3, *sizes[0]), sizes, sizes, classes, [""])
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses

@@ -1,4 +1,4 @@
-"""Batch size and windows per forward pass for one GPU, chosen by the memory that a trial step takes."""
+"""Images and windows per forward pass for one GPU, chosen by the memory that a trial step takes."""
 
 from __future__ import annotations
 
@@ -21,39 +21,38 @@ _log = logging.getLogger(__name__)
 AUTO = "auto"
 PUBLISHED = 2  # images of a forward pass on each of 32 devices
 ALL = 0  # windows of a batch at once
-SHARE = 0.85  # of the free memory; validation, fragments and other programs get the rest
-_OBJECTS = 40  # on the image of the trial: more than nearly all images of COCO have
-_WINDOWS = (ALL, 2, 1)
+SHARE = 0.85  # of the free memory; the rest is for validation, fragmentation and other programs
+_OBJECTS = 40  # in the image of the trial: more than in nearly all images of COCO
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What runs at once: images of a forward pass, and windows of them (0: all)."""
+    """Images of a forward pass, and how many of their windows run at once (0: all)."""
 
     batch: int
     windows: int
 
 
-# Bytes that a step with one image takes with so many windows at once; None: more than there are.
+# Bytes that a step with one image takes, by windows at once; None: out of memory.
 Trial = Callable[[int], int | None]
 
 
 def choose(
     trial: Trial, free: int, images: int, batch: int | None = None, windows: int | None = None
 ) -> Sizes:
-    """The most images at once that fit; fewer windows at once only where not even one image would.
+    """The most images at once that fit; fewer windows at once only if not even one image fits.
 
     Args:
         trial: see :data:`Trial`; activations grow in proportion to the images.
         free: bytes.
-        images: of an optimiser step on this device; the batch divides them.
-        batch, windows: what is set already.
+        images: of an optimiser step on this device; a multiple of the batch.
+        batch, windows: set by the user.
 
     Raises:
-        OutOfMemoryError: the least does not fit.
+        OutOfMemoryError: the smallest sizes do not fit.
     """
     room = int(SHARE * free)
-    for some in _WINDOWS if windows is None else (windows,):
+    for some in (ALL, 2, 1) if windows is None else (windows,):
         needed = trial(some)
         if needed is not None and needed * (batch or 1) <= room:
             return Sizes(batch or largest_batch(images, room // max(needed, 1)), some)
@@ -73,21 +72,17 @@ def fit_to_device(
     windows: int | str,
     before: int | None = None,
 ) -> Sizes:
-    """Sizes that are set stay; ``auto`` is found by trial steps on one GPU, and is as published on several.
-
-    On a processor ``auto`` is one image and one window per forward pass.
+    """Resolve ``auto``: by trial steps on one GPU, as published on several, one image and window on a CPU.
 
     Args:
-        module: is moved to the GPU if there is one; its weights stay as they are.
+        module: is moved to the GPU for trials; its weights do not change.
         trainer: knows the devices and the precision.
         image_size: side of training images.
-        batch: images of a forward pass, or ``auto``.
-        windows: windows at once, or ``auto``.
-        before: images of a forward pass in the run that goes on, which ``auto`` keeps, or as many of them as
-            this number of devices allows.
+        batch, windows: of a forward pass, or ``auto``.
+        before: batch of the resumed run, which ``auto`` keeps as far as this number of devices allows.
 
     Raises:
-        OutOfMemoryError: the least does not fit; names the settings that need less.
+        OutOfMemoryError: the smallest sizes do not fit; names the settings that need less.
     """
     images = module.global_batch // trainer.world_size
     if batch == AUTO and before is not None:
@@ -95,7 +90,7 @@ def fit_to_device(
     if trainer.world_size > 1:
         batch = largest_batch(images, PUBLISHED) if batch == AUTO else batch
         windows = ALL if windows == AUTO else windows
-    elif trainer.strategy.root_device.type != "cuda":  # gains nothing from more at once
+    elif trainer.strategy.root_device.type != "cuda":
         batch, windows = (1 if size == AUTO else size for size in (batch, windows))
     if batch != AUTO and windows != AUTO:
         return Sizes(int(batch), int(windows))
@@ -105,7 +100,7 @@ def fit_to_device(
     torch.cuda.empty_cache()
     trained = [p for p in module.parameters() if p.requires_grad]
     free = torch.cuda.mem_get_info(device)[0] - 2 * sum(p.nbytes for p in trained)  # AdamW's state
-    one, context = demanding_batch(module, image_size).to(device), trainer.precision_plugin.forward_context
+    one, context = _demanding_image(module, image_size).to(device), trainer.precision_plugin.forward_context
     wanted = [None if size == AUTO else int(size) for size in (batch, windows)]
     found = choose(lambda some: _trial(module, one, some, context), free, images, *wanted)
     chosen = f"{found.batch} images and {found.windows or 'all'} windows per forward pass"
@@ -133,14 +128,10 @@ def _trial(module: OdiseModule, one: Batch, windows: int, context: Any) -> int |
         gc.collect()
 
 
-def demanding_batch(module: OdiseModule, side: int, images: int = 1) -> Batch:
-    """Images of ``side`` pixels with more objects than nearly any of COCO."""
-    return collate([_sample(module, side) for _ in range(images)])
-
-
-def _sample(module: OdiseModule, side: int) -> Sample:
+def _demanding_image(module: OdiseModule, side: int) -> Batch:
+    """A square image with more objects than nearly any of COCO."""
     labels = torch.arange(_OBJECTS) % len(module.vocabulary.names)
-    return Sample(
+    sample = Sample(
         image=torch.rand(3, side, side),
         targets=Targets(labels, torch.ones(_OBJECTS, side, side, dtype=torch.bool)),
         image_id=0,
@@ -150,3 +141,4 @@ def _sample(module: OdiseModule, side: int) -> Sample:
         words=("trial",) * module.words,
         generated_caption="a trial",
     )
+    return collate([sample])

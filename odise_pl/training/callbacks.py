@@ -37,18 +37,18 @@ class Throughput(Callback):
         self.every = every
         self._reset()
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self._reset()
 
-    on_validation_end = on_train_start  # validation is no training time
+    def on_validation_end(self, *_: Any) -> None:
+        """Validation is no training time."""
+        self._reset()
 
     def _reset(self) -> None:
         self._since = self._batch_ended = time.perf_counter()
         self._images, self._batches, self._waiting = 0, 0, 0.0
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """The time since the last batch ended was spent waiting for this one."""
         self._waiting += time.perf_counter() - self._batch_ended
 
@@ -60,7 +60,6 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and log when it is time."""
         self._batch_ended = time.perf_counter()
         self._images += len(batch)
         self._batches += 1
@@ -82,25 +81,23 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 class RunProgress(RichProgressBar):
-    """Lightning's bar counts an epoch; this one adds the step of the run and the time that is left of it."""
+    """Lightning's bar of an epoch, with the step of the run and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
         self._started, self._first = 0.0, 0
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # a run is as long as its steps say: Lightning would call the last epoch -2
+        # a run is limited by steps, and Lightning would call its last epoch -2; there is no public hook
         return super()._get_train_description(current_epoch).replace("/-2", "")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remember where the run starts or resumes."""
         super().on_train_start(trainer, pl_module)
         self._started, self._first = time.monotonic(), trainer.global_step
 
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The losses, step and time left."""
         metrics = super().get_metrics(trainer, pl_module)
         done = trainer.global_step - self._first
         if trainer.training and done > 0 and trainer.max_steps > 0:
@@ -119,10 +116,6 @@ class PanopticPictures(Callback):
 
     def __init__(self, count: int = 4) -> None:
         self.count = count
-        self._drawn: dict[int, int] = {}
-
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._drawn.clear()
 
     def on_validation_batch_end(
         self,
@@ -133,14 +126,11 @@ class PanopticPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the batch unless enough has been drawn."""
         if not isinstance(trainer.logger, TensorBoard) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, OdiseModule)
-        room = self.count - self._drawn.get(dataloader_idx, 0)
-        self._drawn[dataloader_idx] = self.count - max(0, room - len(batch))
         name = list(pl_module.evaluations)[dataloader_idx]
-        for index in range(min(room, len(batch))):
+        for index in range(min(self.count - batch_idx * len(batch), len(batch))):
             picture = self._picture(pl_module, batch, outputs["predictions"][index], index, name)
             tag = f"{name}/{batch.image_ids[index]}"
             trainer.logger.log_picture(tag, picture, trainer.global_step)
@@ -169,7 +159,6 @@ class ResultReport(Callback):
         self.folder, self.about = Path(folder), dict(about or {})
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Report what the module measured, once."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, OdiseModule)

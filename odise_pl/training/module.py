@@ -1,11 +1,11 @@
-"""Training and evaluation steps, logging, optimiser; the maths is in the rooms below."""
+"""Training and validation steps, logging, optimiser."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning
 import numpy as np
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from odise_pl.checkpoints.io import load_trainable_state, trainable_names
 from odise_pl.distributed.sharding import place_all
+from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.models.inference import NetworkPrediction
-from odise_pl.models.odise import InferenceClasses, Odise, TextClasses
+from odise_pl.models.odise import Odise, TextClasses
 from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import Batch, Targets
-from odise_pl.training.guard import StepGuard
+from odise_pl.training.nonfinite import StepSkipper
 from odise_pl.training.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from odise_pl.vocabulary import MEASURES, Vocabulary
 
 PREFIX = "model."
-_Loss = TypeVar("_Loss")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StepLosses:
         return torch.stack([*terms, *self.grounding]).sum()
 
     def named(self) -> dict[str, Tensor]:
-        """Detached, by name; the number of the output is left out of the last one's names."""
+        """Detached, by name; names of the last output carry no number."""
         last = len(self.masks) - 1
         values: dict[str, Tensor] = {}
         for layer, loss in enumerate(self.masks):
@@ -56,7 +56,7 @@ class StepLosses:
 
 
 class OdiseModule(lightning.LightningModule):
-    """What the trainer runs.
+    """The network, its losses and its metrics, as Lightning trains and validates them.
 
     Args:
         model: the network.
@@ -65,8 +65,8 @@ class OdiseModule(lightning.LightningModule):
         vocabulary: classes of the training labels.
         evaluations: classes of each evaluation set, in the order of its data loaders.
         global_batch: images per optimiser step over all devices.
-        seed: of the random points; a step's points depend on nothing else but its number and rank.
-        record: plain values kept in checkpoints so that they describe themselves.
+        seed: of the random points, which depend on nothing else but the step and the rank.
+        record: plain values that describe the run in its checkpoints.
         grounding: loss of the words; the caption model trains with it, the label model without.
         words: places for words per image, the same on every rank.
         measures: what is measured on each evaluation set, in the same order; by default everything.
@@ -91,7 +91,7 @@ class OdiseModule(lightning.LightningModule):
         self.grounding, self.words = grounding, words
         self.vocabulary, self.evaluations = vocabulary, dict(evaluations)
         self.global_batch, self.seed, self.record = global_batch, seed, dict(record or {})
-        self.strict_loading = False  # on_load_checkpoint is stricter than Lightning for what is trained
+        self.strict_loading = False  # frozen weights are missing in checkpoints; see on_load_checkpoint
         self.results: dict[str, EvaluationResult] = {}
         self.measured_at = -1  # the step that the results are of
         self.metrics = [
@@ -100,53 +100,53 @@ class OdiseModule(lightning.LightningModule):
                 self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
             )
         ]
-        self._skipped, self._guard = 0, StepGuard()
+        self._skipped, self._steps = 0, StepSkipper()
         self._note_counters()
         self._training_classes: TextClasses | None = None
-        self._inference_classes: dict[int, InferenceClasses] = {}
+        # in no ModuleList: the network would be a part of each
+        self._predictors = [NetworkPredictor(model, v, vocabulary) for v in self.evaluations.values()]
 
     def configure_model(self) -> None:
-        """Give the network the weights that this process holds."""
         place_all(self.model, self.trainer)
 
     # Training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Whatever draws from the global random states draws the same again in a resumed run."""
+        """Seed the global random states, so that a resumed run draws the same."""
         number = self._entropy(batch_idx)
         torch.manual_seed(number)
         np.random.seed(number)  # noqa: NPY002
         random.seed(number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Total loss of a batch; NaN when it has none, and its step will be left out."""
+        """Total loss of a batch; NaN if a loss is not finite, and the step will be skipped."""
         losses = self.losses(batch, self.uniform(batch_idx))
         total = losses.total
         self._log_losses(losses, total, len(batch))
-        self._note_skipped(batch)
+        self._log_samples(batch)
         return total
 
     def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
-        """All losses of a batch, with random points from ``uniform``; NaN where there are none."""
+        """All losses of a batch, with random points from ``uniform``.
+
+        Losses that are not finite are returned as they are: other ranks wait for their gradients.
+        """
         outputs = self.model(batch.images, self.training_classes(), batch.generated_captions)
-        targets = batch.targets
+        targets, ids = batch.targets, batch.image_ids
         if self.grounding is not None:
             targets = tuple(Targets(torch.zeros_like(t.labels), t.masks) for t in targets)
-        ids = batch.image_ids
-        masks = self._noting(lambda: self.criterion(outputs, targets, uniform, ids, batch.labelled))
+        try:
+            masks = self.criterion(outputs, targets, uniform, ids, batch.labelled)
+        except NonFiniteError as error:
+            masks = self._steps.non_finite_losses(error)
         if self.grounding is None:
             return StepLosses(masks, [])
-        grounding = self.grounding
         embeddings, valid = self.model.embed_words(batch.words, self.words)
-        return StepLosses(masks, self._noting(lambda: grounding(outputs, embeddings, valid, ids)))
-
-    def _noting(self, losses: Callable[[], list[_Loss]]) -> list[_Loss]:
-        """Losses that are no numbers as what they are: other ranks wait for their gradients."""
         try:
-            return losses()
+            grounding = self.grounding(outputs, embeddings, valid, ids)
         except NonFiniteError as error:
-            self._guard.note(error)
-            return error.losses
+            grounding = self._steps.non_finite_losses(error)
+        return StepLosses(masks, grounding)
 
     def training_classes(self) -> TextClasses:
         """Embedded names of the training classes, computed once, on the device that trains."""
@@ -170,7 +170,7 @@ class OdiseModule(lightning.LightningModule):
         last = {name: term for name, term in terms.items() if not name[-1].isdigit()}
         self.log_dict({"loss": total.detach()} | last, prog_bar=True, logger=False, batch_size=images)
 
-    def _note_skipped(self, batch: Batch) -> None:
+    def _log_samples(self, batch: Batch) -> None:
         self._skipped += batch.left_out
         self.log("data/skipped", float(self._skipped), batch_size=len(batch), sync_dist=True, reduce_fx="sum")
         if self.grounding is not None:
@@ -178,12 +178,10 @@ class OdiseModule(lightning.LightningModule):
             self.log("data/without_words", without, batch_size=len(batch))
 
     def _note_counters(self) -> None:
-        """Counters at the end of an optimiser step, as checkpoints keep them: the batches of one that was not
-        finished come again in a resumed run."""
-        self._counters = {"skipped": self._skipped, **self._guard.state_dict()}
+        """Counters at the end of a step, for checkpoints: a resumed run repeats an unfinished step."""
+        self._counters = {"skipped": self._skipped, **self._steps.state_dict()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule, stepped at every optimiser step."""
         optimizer = build_optimizer(self.model, self.optimizer_settings, self.global_batch)
         total_steps = int(self.trainer.estimated_stepping_batches)
         factor = learning_rate_factor(self.optimizer_settings, total_steps)
@@ -191,19 +189,15 @@ class OdiseModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip by the norm of all trainable gradients, and log it; leave out a step that has none."""
+        """Clip by the norm of all trainable gradients, and log it; skip a step whose norm is not finite."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, self.optimizer_settings.clip_norm)
-        self._guard.admits(norm, trained, self.trainer.precision == "16-mixed")
+        self._steps.skip_if_nonfinite(norm, trained, self.trainer.precision == "16-mixed")
         self.log("train/gradient_norm", norm)
-        self.log("train/steps_left_out", float(self._guard.left_out))
+        self.log("train/steps_skipped", float(self._steps.skipped))
         self._note_counters()
 
     # Evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        """Text embeddings may have moved to another device or vocabulary: encode them anew."""
-        self._inference_classes.clear()
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -211,28 +205,10 @@ class OdiseModule(lightning.LightningModule):
         """Predict, score, and hand the predictions to the callbacks."""
         metrics = self.metrics[dataloader_idx]
         metrics.skip(batch.left_out)
-        predictions = self.predict_batch(batch, dataloader_idx)
-        if not len(batch):  # all of a loader worker's samples are damaged, or other ranks have more
-            return {"predictions": []}
-        truths = [truth for truth in batch.truths if truth is not None]
-        metrics.update(predictions, truths, batch.image_ids)
+        predictions = self._predictors[dataloader_idx](batch)  # of none, too: other ranks may wait for it
+        if len(batch):
+            metrics.update(predictions, [t for t in batch.truths if t is not None], batch.image_ids)
         return {"predictions": predictions}
-
-    def predict_batch(self, batch: Batch, index: int) -> list[NetworkPrediction]:
-        """Predictions at the original sizes with the classes of evaluation set ``index``."""
-        if index not in self._inference_classes:
-            vocabulary = list(self.evaluations.values())[index]
-            self._inference_classes[index] = self.model.prepare(vocabulary, self.vocabulary)
-        if not len(batch):
-            self.model.idle(self._inference_classes[index])
-            return []
-        return self.model.predict(
-            batch.images,
-            batch.valid_sizes,
-            batch.original_sizes,
-            self._inference_classes[index],
-            batch.generated_captions,
-        )
 
     def on_validation_epoch_end(self) -> None:
         """Results of every set, over all ranks."""
@@ -249,29 +225,22 @@ class OdiseModule(lightning.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen weights stay out; what the run was trained on goes in."""
+        """Leave frozen weights out; add what the run was trained on."""
         kept = {PREFIX + name for name in trainable_names(self.model)}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
+        skipped = torch.tensor(self._counters["skipped"], device=self.device)
+        on_all_ranks = int(self.trainer.strategy.reduce(skipped, reduce_op="sum"))
         checkpoint["odise"] = {
             "vocabulary": self.vocabulary.to_json(),
             "record": self.record,
-            "counters": self._counters | {"skipped": self._skipped_on_all_ranks()},
+            "counters": self._counters | {"skipped": on_all_ranks},
         }
 
-    def _skipped_on_all_ranks(self) -> int:
-        if self._trainer is None:
-            return self._counters["skipped"]
-        own = torch.tensor(self._counters["skipped"], device=self.device)
-        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Every trained weight must be there; Lightning itself is told not to insist on the frozen ones."""
+        """Load every trained weight; Lightning itself does not insist on any."""
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        path = None if self._trainer is None else self._trainer.ckpt_path
-        load_trainable_state(self.model, state, str(path or "the checkpoint"))
+        load_trainable_state(self.model, state, str(self.trainer.ckpt_path or "the checkpoint"))
         counters = (checkpoint.get("odise") or {}).get("counters", {})  # earlier versions kept none
-        self._skipped = (
-            counters.get("skipped", 0) if self.global_rank == 0 else 0
-        )  # one rank has those of all
-        self._guard.load_state_dict(counters)
+        self._skipped = counters.get("skipped", 0) if self.global_rank == 0 else 0  # rank 0 has those of all
+        self._steps.load_state_dict(counters)
         self._note_counters()

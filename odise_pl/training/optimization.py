@@ -10,7 +10,7 @@ from torch import nn
 
 from odise_pl.errors import SettingError
 
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import Network
-from odise_pl.distributed.launch import note_first_process, sole_run
+from odise_pl.distributed.launch import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
+from odise_pl.runs.console import quiet_libraries
 from odise_pl.runs.record import is_finished, mark_finished, resolved, settings_of, write_settings
 from odise_pl.runs.resume import resolve_resume
 from odise_pl.runs.sweep import report_errors
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(config: DictConfig) -> None:
     """Train; a finished run is skipped."""
-    note_first_process()
+    watch_first_process()
     with report_errors(), sole_run(config.run_dir):
         if is_finished(Path(config.run_dir), resolved(config)):
             _log.info("%s is finished: skipped", config.run_dir)
@@ -57,7 +57,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
     from odise_pl.checkpoints.reading import description_of
     from odise_pl.training.batch_size import fit_to_device
-    from odise_pl.training.faults import clear_faults
+    from odise_pl.training.faults import explain_faults
     from odise_pl.training.optimization import accumulation_steps
 
     resumed = None if checkpoint is None else description_of(checkpoint)
@@ -73,7 +73,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
     if trainer.is_global_zero:
         write_settings(Path(config.run_dir), settings)
-    with clear_faults(trainer, config.run_dir):
+    with explain_faults(trainer):
         trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
         if trainer.interrupted or trainer.global_step < trainer.max_steps:
             return {}
@@ -94,9 +94,7 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
     """
     import lightning
 
-    # remarks on every run: frozen networks are in eval mode on purpose, and Lightning's own deprecations
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode|.*LeafSpec")
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print the same lines
+    quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     logger: dict[str, Any] = dict(config.get("logger") or {})
     if step is not None and "TensorBoard" in str(logger.get("_target_")):

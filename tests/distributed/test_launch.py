@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and ranks that know whose they are."""
+"""One run at a time in a folder, ranks that end with their first process, and exit codes of a stopped run."""
 
 from __future__ import annotations
 
@@ -6,83 +6,69 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
-from interruptions import ROOT, options, started, wait_for
+from filelock import FileLock
 
-from odise_pl.distributed.launch import first_process, note_first_process, sole_run
+from odise_pl.distributed.launch import sole_run
+from odise_pl.distributed.shutdown import Preempted
 from odise_pl.errors import SettingError
 
-HOLD = """
-import sys, time
-from odise_pl.distributed.launch import sole_run
-with sole_run(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+FIRST = """
+import os, subprocess, sys, time
+from odise_pl.distributed.launch import watch_first_process
+watch_first_process()
+if "LOCAL_RANK" not in os.environ:
+    command = [sys.executable, "-c", sys.argv[1], sys.argv[1]]
+    other = subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": "1"})
+    print(other.pid, flush=True)
+time.sleep(60)
 """
 
 
-def holding(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-def test_a_second_run_in_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with holding(tmp_path, 60) as other:
-        with pytest.raises(SettingError) as refused, sole_run(tmp_path, patience=0.3):
-            pass
-        assert f"{tmp_path} is in use by process {other.pid} on " in str(refused.value)
-        assert "run=NAME" in str(refused.value)
-        other.kill()  # which gives the lock back
-        other.wait()
-        with sole_run(tmp_path, patience=5):
-            pass
-
-
-def test_it_waits_for_a_run_that_is_ending(tmp_path: Path) -> None:
-    with holding(tmp_path, 1), sole_run(tmp_path, patience=30):
+def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(SettingError, match=rf"{tmp_path} .*run=NAME")
+    with FileLock(tmp_path / ".lock"), refused, sole_run(tmp_path, timeout=0.1):
+        pass
+    with sole_run(tmp_path, timeout=0.1):
         pass
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
-def test_other_ranks_ask_for_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_other_ranks_need_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
-    with holding(tmp_path, 60) as other:
-        with sole_run(tmp_path, patience=0):
-            pass
-        other.kill()
+    with FileLock(tmp_path / ".lock"), sole_run(tmp_path, timeout=0):
+        pass
 
 
-def test_a_program_that_was_started_by_another_is_a_first_process_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("ODISE_PL_FIRST_PROCESS", "1")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    note_first_process()
-    assert first_process() == os.getpid()
-    monkeypatch.setenv("ODISE_PL_FIRST_PROCESS", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # Lightning has started it
-    note_first_process()
-    assert first_process() == 1
-
-
-def test_a_rank_whose_first_process_dies_while_it_starts_does_not_stay(
-    scene_shards: Path, tmp_path: Path
-) -> None:
-    import psutil
-
-    arguments = options(scene_shards, 9, "trainer.devices=2", "trainer.strategy=ddp", "data.num_workers=0")
-    with started(tmp_path, arguments) as process:
-        first = psutil.Process(process.pid)
-        wait_for(lambda: bool(first.children()), process)
-        (other,) = first.children()
-        time.sleep(0.5)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs([other], timeout=120)
+def test_rank_ends_with_its_first_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", FIRST, FIRST], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        other = psutil.Process(int(first.stdout.readline()))
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        _, alive = psutil.wait_procs([other], timeout=20)
         assert not alive
+
+
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({"ODISE_PL_FIRST_PROCESS": "1", "LOCAL_RANK": "1"}, True),
+        ({"ODISE_PL_FIRST_PROCESS": str(os.getpid()), "LOCAL_RANK": "0"}, False),
+        ({"ODISE_PL_FIRST_PROCESS": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "7"}, False),
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, False),
+    ],
+)
+def test_exit_code_of_a_stopped_run(
+    environment: dict[str, str], launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning kills rank 0 when a process that it launched ends with anything but 0."""
+    for name in ("ODISE_PL_FIRST_PROCESS", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)):
+        assert Preempted(number).code == (0 if launched else code)

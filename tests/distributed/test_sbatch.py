@@ -21,7 +21,7 @@ wait $!
 SCANCEL = '#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -TERM $(cat task)\n'
 SQUEUE = '#!/bin/bash\n[ "$*" = "--noheader --jobs 77 --format %T" ] && cat state\n'
 SCONTROL = '#!/bin/bash\necho "$@" > requeued\n'
-# ends with the code that it is given, at once or, when it is told to wait, with 143 at SIGTERM
+# exits with the code of its last argument, or waits and exits with 143 after SIGTERM
 PYTHON = """#!/bin/bash
 echo "$@" > arguments
 echo $$ > task
@@ -41,7 +41,6 @@ def job(tmp_path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
         path.chmod(0o755)
-    (tmp_path / "state").write_text("RUNNING\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     return tmp_path
@@ -56,27 +55,23 @@ def start(job: Path, option: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_a_job_that_ends_by_itself_ends_with_its_code(job: Path, code: int) -> None:
+def test_job_ends_with_the_code_of_training(job: Path, code: int) -> None:
     assert start(job, str(code)).wait(30) == code
     assert not (job / "requeued").exists()
     arguments = (job / "arguments").read_text().split()
     assert arguments[:3] == ["train.py", "trainer.num_nodes=2", "trainer.devices=8"]
 
 
-def test_a_job_that_is_asked_to_end_waits_for_the_saving_and_is_put_into_the_queue_again(job: Path) -> None:
-    assert code_when_asked_to_end(job) == 143
-    assert (job / "requeued").read_text().split() == ["requeue", "77"]
-
-
-def test_a_job_that_is_cancelled_stays_cancelled(job: Path) -> None:
-    (job / "state").write_text("COMPLETING\n")
-    assert code_when_asked_to_end(job) == 143
-    assert not (job / "requeued").exists()
-
-
-def code_when_asked_to_end(job: Path) -> int:
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_sigterm_waits_for_saving_and_requeues_unless_cancelled(
+    job: Path, state: str, requeued: bool
+) -> None:
+    (job / "state").write_text(f"{state}\n")
     with start(job, "wait") as script:
         while not (job / "started").exists():
             assert script.poll() is None
         script.send_signal(signal.SIGTERM)
-        return script.wait(30)
+        assert script.wait(30) == 143
+    assert (job / "requeued").exists() == requeued
+    if requeued:
+        assert (job / "requeued").read_text().split() == ["requeue", "77"]

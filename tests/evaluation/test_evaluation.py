@@ -11,18 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from benchmark_shards import BENCHMARKS
 from interruptions import run, started, wait_for
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from ranks import free_port, torchrun
 from torch import multiprocessing
 from trained import composed
 
-from odise_pl.distributed.shutdown import Preempted
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.evaluate import _trainer, evaluate, score_predictions
@@ -180,24 +176,6 @@ def wait_for_end(group: int, seconds: float = 20) -> None:
             os.killpg(group, 0)
             time.sleep(0.1)
         pytest.fail("a rank is left")
-
-
-@pytest.mark.parametrize("environment", [LightningEnvironment, TorchElasticEnvironment])
-def test_exit_codes_of_stopped_ranks(environment: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It kills rank 0 when one of them ends with anything but 0, and says nothing to rank 0's caller."""
-    monkeypatch.setenv("LOCAL_RANK", "1")  # as it has set it for them, and torchrun for its processes
-    monkeypatch.setenv("RANK", "1")
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=DDPStrategy(cluster_environment=environment()),
-        logger=False,
-        enable_checkpointing=False,
-    )
-    trainer.strategy._configure_launcher()
-    own = environment is LightningEnvironment
-    assert Preempted(trainer, signal.SIGTERM).code == (0 if own else 143)
-    assert Preempted(trainer, signal.SIGINT).code == (0 if own else 130)
 
 
 def test_every_number_of_ranks_computes_with_the_same_number_of_threads(

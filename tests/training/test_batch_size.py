@@ -29,13 +29,13 @@ def needing(**gib: float) -> dict[int, float]:
         (needing(all=1), 80, 6, None, None, Sizes(6, ALL)),  # never more than a step
     ],
 )
-def test_the_most_that_fits_and_divides_a_step_is_chosen(
+def test_largest_sizes_that_fit_and_divide_a_step_are_chosen(
     gib: dict[int, float], free: float, images: int, batch: int | None, windows: int | None, chosen: Sizes
 ) -> None:
     assert choose(lambda w: int(gib[w] * GIB), int(free * GIB), images, batch, windows) == chosen
 
 
-def test_a_trial_that_runs_out_of_memory_is_no_end() -> None:
+def test_trials_may_run_out_of_memory() -> None:
     assert choose(lambda w: GIB if w == 1 else None, 8 * GIB, 4) == Sizes(4, 1)
     with pytest.raises(OutOfMemoryError) as error:
         choose(lambda w: None, 8 * GIB, 4)
@@ -57,7 +57,7 @@ def test_sizes_on_a_processor() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_trial_step_on_a_gpu_changes_nothing() -> None:
+def test_trial_step_on_a_gpu_changes_nothing() -> None:
     made = module(global_batch=8)
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     trainer = Trainer(accelerator="gpu", devices=1, logger=False, enable_checkpointing=False)
@@ -66,14 +66,14 @@ def test_a_trial_step_on_a_gpu_changes_nothing() -> None:
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
-def test_several_devices_take_the_published_sizes() -> None:
+def test_sizes_on_several_devices() -> None:
     made = module(global_batch=8)
 
     class Two:
         world_size = 2
 
     assert fit_to_device(made, Two(), 64, AUTO, AUTO) == Sizes(2, ALL)  # type: ignore[arg-type]
-    # a run that goes on, from one device on which the batch was 8
+    # resumed from one device on which the batch was 8
     assert fit_to_device(made, Two(), 64, AUTO, AUTO, 8) == Sizes(4, ALL)  # type: ignore[arg-type]
     made.global_batch = 6
     assert fit_to_device(made, Two(), 64, AUTO, AUTO) == Sizes(1, ALL)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from odise_pl.models.weights import WeightsError
 from odise_pl.structures import Batch, PanopticSegmentation, Segment, Targets, Truth
 from odise_pl.training.callbacks import RunProgress
 from odise_pl.training.module import OdiseModule
+from odise_pl.training.nonfinite import StepSkipper
 from odise_pl.training.optimization import OptimizerSettings
 
 CLASSES = vocabulary(("dog", "puppy"), ("grass",))
@@ -51,14 +52,14 @@ def batch() -> Batch:
     )
 
 
-def test_a_step_draws_the_same_points_again() -> None:
+def test_points_depend_on_seed_and_batch_alone() -> None:
     one, other = module(seed=1), module(seed=2)
     assert torch.equal(one.uniform(5)(3, 2), one.uniform(5)(3, 2))
     assert not torch.equal(one.uniform(5)(3, 2), one.uniform(6)(3, 2))
     assert not torch.equal(one.uniform(5)(3, 2), other.uniform(5)(3, 2))
 
 
-def test_the_loss_trains_what_is_trainable_and_nothing_else() -> None:
+def test_loss_reaches_trainable_weights_alone() -> None:
     trained = module()
     trained.train()
     trained.training_step(batch(), 0).backward()
@@ -67,7 +68,7 @@ def test_the_loss_trains_what_is_trainable_and_nothing_else() -> None:
     assert trained._skipped == 5
 
 
-def test_what_evaluation_leaves_out_is_counted_in_samples() -> None:
+def test_samples_missing_in_validation_are_counted() -> None:
     evaluated = module(evaluations={"val": CLASSES}).eval()
     nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=(), left_out=3)
     assert evaluated.validation_step(nothing, 0) == {"predictions": []}
@@ -79,7 +80,7 @@ def test_what_evaluation_leaves_out_is_counted_in_samples() -> None:
     assert (result.num_images, result.left_out) == (2, 8)
 
 
-def test_a_batch_without_a_loss_still_has_gradients_for_those_who_wait_for_them() -> None:
+def test_non_finite_loss_has_gradients_for_other_ranks_and_its_step_is_skipped() -> None:
     broken = module()
     with torch.no_grad():
         broken.model.mask_decoder.query_feat.weight.fill_(float("nan"))
@@ -88,66 +89,62 @@ def test_a_batch_without_a_loss_still_has_gradients_for_those_who_wait_for_them(
     loss.backward()
     trained = [p for p in broken.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)
-    norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    assert not broken._guard.admits(norm, trained)
+    skipper, norm = StepSkipper(), torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    skipper.skip_if_nonfinite(norm, trained, scaled=False)
     assert all(p.grad is None for p in trained)
-    broken._guard._in_a_row = 4
+    skipper.load_state_dict({"in_a_row": 4})
     with pytest.raises(NonFiniteError, match=r"5 steps in a row.*optimizer\.lr"):
-        broken._guard.admits(norm, trained)
+        skipper.skip_if_nonfinite(norm, trained, scaled=False)
 
 
-def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
-    saved = module(record={"config": {"backbone": {"timesteps": [0]}}, "data": {}})
-    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
-    saved.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "a.ckpt")
+def with_trainer(module: OdiseModule, rank: int = 0, total: int = 0) -> OdiseModule:
+    """As one of several ranks, which have skipped ``total`` samples together."""
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: torch.tensor(total))
+    # the module refers to its trainer weakly
+    module.kept = trainer = SimpleNamespace(global_rank=rank, strategy=strategy, ckpt_path=None)  # type: ignore[assignment]
+    module.trainer = trainer  # type: ignore[assignment]
+    return module
+
+
+def saved_by(module: OdiseModule) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def test_checkpoint_describes_itself(tmp_path: Path) -> None:
+    saved = with_trainer(module(record={"config": {"backbone": {"timesteps": [0]}}, "data": {}}))
+    torch.save(saved_by(saved), tmp_path / "a.ckpt")
     described = describe(tmp_path / "a.ckpt")
     assert described.vocabulary == CLASSES
     assert described.record is not None
     assert described.record["config"]["backbone"]["timesteps"] == [0]
-    torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "b.pth")
-    assert describe(tmp_path / "b.pth").record is None
 
 
-def rank(number: int, module: OdiseModule, total: int = 0) -> OdiseModule:
-    """As one of several ranks, which have skipped ``total`` together."""
-    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: torch.tensor(total))
-    module._trainer = SimpleNamespace(global_rank=number, strategy=strategy, ckpt_path=None)  # type: ignore[assignment]
-    return module
-
-
-def test_counters_are_kept_in_checkpoints_for_any_number_of_ranks() -> None:
-    saved = module()
-    saved.training_step(batch(), 0)
-    saved._guard.left_out = saved._guard._in_a_row = 3
-    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
-    saved._note_counters()
-    saved.training_step(batch(), 1)  # of a step that is not finished
-    rank(0, saved, 12).on_save_checkpoint(checkpoint)
-    assert checkpoint["odise"]["counters"] == {"skipped": 12, "left_out": 3, "in_a_row": 3}
+def test_counters_in_checkpoints_fit_any_number_of_ranks() -> None:
+    checkpoint = saved_by(with_trainer(module(), 0, total=12))
+    assert checkpoint["odise"]["counters"] == {"skipped": 12, "left_out": 0, "in_a_row": 0}
+    checkpoint["odise"]["counters"] = {"skipped": 12, "left_out": 3, "in_a_row": 3}
     for number, expected in ((0, 12), (1, 0)):
-        resumed = rank(number, module())
+        resumed = with_trainer(module(), number)
         resumed.on_load_checkpoint(checkpoint)
-        assert (resumed._skipped, resumed._guard.left_out, resumed._guard._in_a_row) == (expected, 3, 3)
-    saved._trainer = None
-    saved.on_save_checkpoint(checkpoint)
-    assert checkpoint["odise"]["counters"]["skipped"] == 5
+        assert resumed._counters == {"skipped": expected, "left_out": 3, "in_a_row": 3}
     del checkpoint["odise"]["counters"]  # as earlier versions wrote it
     resumed.on_load_checkpoint(checkpoint)
-    assert (resumed._skipped, resumed._guard.left_out) == (0, 0)
+    assert set(resumed._counters.values()) == {0}
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused() -> None:
-    saved = module()
-    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
-    saved.on_save_checkpoint(checkpoint)
+def test_checkpoint_without_a_weight_is_refused() -> None:
+    saved = with_trainer(module())
+    checkpoint = saved_by(saved)
     saved.on_load_checkpoint(checkpoint)
     del checkpoint["state_dict"]["model.mask_decoder.query_feat.weight"]
     with pytest.raises(WeightsError, match="query_feat"):
         saved.on_load_checkpoint(checkpoint)
 
 
-def test_the_progress_bar_names_no_last_epoch_of_a_run_of_steps() -> None:
+def test_progress_bar_names_no_last_epoch_of_a_run_of_steps() -> None:
+    """It overrides a private method of Lightning's bar."""
     bar = RunProgress()
-    bar._trainer = Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False)
+    bar.setup(Trainer(max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False), None, "fit")  # type: ignore[arg-type]
     assert bar._get_train_description(1).strip() == "Epoch 1"

@@ -15,58 +15,45 @@ from odise_pl.training.optimization import (
 )
 
 
-def test_norms_and_biases_are_not_decayed() -> None:
+def test_norms_and_biases_have_no_weight_decay() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.MultiheadAttention(2, 1))
     decayed, plain = parameter_groups(model, 0.05)
     names = {id(p): n for n, p in model.named_parameters()}
-    assert {names[id(p)] for p in decayed["params"]} == {
-        "0.weight",
-        "3.in_proj_weight",
-        "3.in_proj_bias",
-        "3.out_proj.weight",
-    }
-    assert {names[id(p)] for p in plain["params"]} == {
-        "0.bias",
-        "1.weight",
-        "1.bias",
-        "2.weight",
-        "2.bias",
-        "3.out_proj.bias",
-    }
+    attention = {"3.in_proj_weight", "3.in_proj_bias", "3.out_proj.weight"}
+    assert {names[id(p)] for p in decayed["params"]} == {"0.weight", *attention}
+    norms = {"1.weight", "1.bias", "2.weight", "2.bias"}
+    assert {names[id(p)] for p in plain["params"]} == {"0.bias", "3.out_proj.bias", *norms}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
 
 
-def test_every_trainable_parameter_once_and_no_frozen_one() -> None:
+def test_optimizer_holds_every_trainable_parameter_once() -> None:
     model = odise()
     optimizer = build_optimizer(model, OptimizerSettings(), 64)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_the_learning_rate_follows_the_global_batch() -> None:
+def test_learning_rate_scales_with_global_batch() -> None:
     optimizer = build_optimizer(nn.Linear(1, 1), OptimizerSettings(lr=1e-4), 16)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-5)
 
 
-def test_the_published_schedule() -> None:
+def test_published_schedule() -> None:
     factor = learning_rate_factor(OptimizerSettings(), 92188)
     assert factor(0) == pytest.approx(0.067)
     assert factor(125) == pytest.approx((0.067 + 1) / 2)
     assert factor(250) == factor(81954) == 1
     assert factor(81955) == pytest.approx(0.1)
     assert factor(88778) == pytest.approx(0.01)
-
-
-def test_no_warm_up() -> None:
     assert learning_rate_factor(OptimizerSettings(warmup_steps=0), 10)(0) == 1
 
 
 @pytest.mark.parametrize(("batch", "devices", "steps"), [(2, 8, 4), (2, 32, 1), (1, 1, 64), (64, 1, 1)])
-def test_fewer_devices_accumulate(batch: int, devices: int, steps: int) -> None:
+def test_accumulation_steps(batch: int, devices: int, steps: int) -> None:
     assert accumulation_steps(64, batch, devices) == steps
 
 
-def test_a_batch_that_cannot_be_made_names_those_that_can() -> None:
+def test_impossible_global_batch_names_possible_ones() -> None:
     with pytest.raises(SettingError, match="global_batch=60 or 66"):
         accumulation_steps(64, 2, 3)
     with pytest.raises(SettingError, match="global_batch=128"):
@@ -74,12 +61,12 @@ def test_a_batch_that_cannot_be_made_names_those_that_can() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"lr": 0.0}, {"reference_batch": 0}, {"milestones": (1.5,)}])
-def test_bad_settings(bad: dict) -> None:
+def test_settings_out_of_range_are_refused(bad: dict) -> None:
     with pytest.raises(SettingError, match="optimizer"):
         OptimizerSettings(**bad)
 
 
-def test_steps_follow_the_schedule() -> None:
+def test_schedule_of_a_short_run() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     settings = OptimizerSettings(warmup_steps=2, warmup_factor=0.5, milestones=(0.5,), gamma=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(settings, 8))

@@ -5,7 +5,7 @@ It is built and loaded once and shared by the captioner and the classifiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
 from odise_pl.models.frozen import Frozen, copy_to_memory
-from odise_pl.models.ranks import Alone
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -135,7 +134,6 @@ class FrozenCLIP(Frozen):
     def __init__(self, model: open_clip.CLIP) -> None:
         super().__init__()
         self.model = model
-        self.ranks = Alone()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.freeze()
@@ -194,14 +192,13 @@ class FrozenCLIP(Frozen):
         Returns:
             [B, Q, embed_dim], not normalised.
         """
-        return embed_regions(self.model.visual, images, visible, self.ranks.gather)[0]
+        return embed_regions(self.model.visual, images, visible)[0]
 
 
 def embed_regions(
     visual: open_clip.transformer.VisionTransformer,
     images: Tensor,
     visible: Tensor,
-    before: Callable[[nn.Module], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of parts of images and of the images, see :meth:`FrozenCLIP.encode_masks`, with gradients.
 
@@ -209,7 +206,6 @@ def embed_regions(
         visual: CLIP's image encoder.
         images: [B, 3, S, S] at CLIP's size, already normalised.
         visible: bool [B, Q, patches].
-        before: is called with every block before it is used.
 
     Returns:
         [B, Q, embed_dim] of the parts and [B, embed_dim] of the images, not normalised.
@@ -218,8 +214,6 @@ def embed_regions(
     copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
     keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
     for block in visual.transformer.resblocks:
-        if before is not None:
-            before(block)
         copies = _cross_block(block, copies, tokens, keep)
         tokens = block(tokens)
     parts, whole = (visual.ln_post(one) @ visual.proj for one in (copies, tokens[:, 0]))

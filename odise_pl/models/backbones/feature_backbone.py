@@ -12,7 +12,6 @@ from odise_pl.models.backbones.captioners import Captions, Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
-from odise_pl.models.ranks import Alone
 
 EVAL_WINDOWS = 8  # per forward pass; a published image has 4 (1024 x 1024) to 10 (1024 x 2560)
 
@@ -52,7 +51,6 @@ class DiffusionBackbone(nn.Module):
             raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.window, self.window_batch = input_size, window, window_batch
-        self.ranks = Alone()
 
     def forward(self, images: Tensor, captions: Captions = None) -> list[Tensor]:
         """The pyramid s2..s5.
@@ -74,20 +72,22 @@ class DiffusionBackbone(nn.Module):
         windows = plan_windows(height, width, self.window)
         side = windows[0].side
         cuts = cut_windows(images, windows, self.input_size)
-        chunks = list(self._chunks(cuts, None if captions is None else [*captions] * len(windows)))
-        # asked before the first of them runs, whose blocks are gathered from all ranks
-        missing = self.ranks.longest(len(chunks)) - len(chunks)
+        chunks = self._chunks(cuts, None if captions is None else [*captions] * len(windows))
         pyramids = [self._window_pyramid(*chunk, side) for chunk in chunks]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
-        for _ in range(missing):
-            # in step with ranks that have more windows: part of the graph, so in the backward pass, too
-            unused = self._window_pyramid(cuts[:1], captions and captions[:1], side)
-            levels = [level + 0 * x.sum() for level, x in zip(levels, unused, strict=True)]
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
+
+    def passes(self, images: Tensor) -> int:
+        """How often :meth:`forward` runs the frozen networks for images [B, 3, H, W]."""
+        windows = len(images) * len(plan_windows(images.shape[2], images.shape[3], self.window))
+        return -(-windows // self._at_once(windows))
+
+    def _at_once(self, windows: int) -> int:
+        return self.window_batch or (windows if self.training else EVAL_WINDOWS)
 
     def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:
         """Windows that run at once, with their captions; both are ordered window by window."""
-        size = self.window_batch or (len(cuts) if self.training else EVAL_WINDOWS)
+        size = self._at_once(len(cuts))
         for start in range(0, len(cuts), size):
             yield cuts[start : start + size], captions and captions[start : start + size]
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from odise_pl.models.ranks import Alone
-
 
 class TextCache:
     """Keeps the encodings of the texts that were used last.
@@ -20,13 +18,13 @@ class TextCache:
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], Tensor], limit: int = 20_000) -> None:
-        self.encode, self.limit, self.ranks = encode, limit, Alone()
+        self.encode, self.limit = encode, limit
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Encodings [len(texts), ...] on ``device``; every text that is not known is encoded once."""
         known = {text for text in texts if text in self._known and self._known[text].device == device}
-        new = self.ranks.union([text for text in dict.fromkeys(texts) if text not in known])
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             # validation encodes in inference mode what training uses later
             with torch.inference_mode(False):
