@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
-from odise_pl.data.images import decode_ids, encode_ids
+from odise_pl.data.label_maps import decode_ids, encode_ids
 from odise_pl.metrics.panoptic_matching import PanopticStats, match
 from odise_pl.metrics.panoptic_quality import panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from odise_pl.data import fields
-from odise_pl.data.images import decode_ids, decode_rgb, decode_semantic, unique_ids
+from odise_pl.data.images import decode_rgb
 from odise_pl.data.instances import Objects, read_objects
+from odise_pl.data.label_maps import decode_ids, decode_semantic, unique_ids
 from odise_pl.data.manifest import FILE_NAME
 from odise_pl.data.reading import Damage, Item, RawSample
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError

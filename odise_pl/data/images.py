@@ -1,7 +1,7 @@
-"""Images and label maps: decoding, encoding and resizing. Imports no torch.
+"""Decode, encode and resize images. Imports no torch.
 
-:func:`as_rgb` is the rule for every mode and depth. Where Pillow drops bits, files are read another way or
-refused.
+:func:`to_rgb` converts every mode and depth. Where Pillow would drop bits, this module reads the file another way
+or rejects it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,8 @@ _DEPTHS = (8, 10, 12, 14, 16)  # bits of a channel that cameras and scanners hav
 # Of 16 bits a channel Pillow keeps the upper eight; with the byte order swapped, the lower eight.
 _LOWER_BYTES = {f"{m};16{a}": f"{m};16{b}" for m in ("RGB", "RGBA") for a, b in ("BL", "LB", "NB")}
 _DEEP = re.compile(r";(12|16|32)")  # in raw modes of more than 8 bits a channel
-_STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF, and values of them:
 _WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
-_NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
@@ -50,9 +47,9 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         DataError: it is empty, truncated, damaged, of an unknown format, or of one that Pillow misreads.
     """
     try:
-        image = _header(data)
+        image = read_header(data)
         _refuse_misread(image)
-        deep = _is_deep(image)
+        deep = has_16_bit_colours(image)
         image.load()
         if deep:
             image.paste(_scaled_colours(image, data))
@@ -61,25 +58,25 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _header(data: bytes) -> ImageFile.ImageFile:
+def read_header(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _raw_modes(image: ImageFile.ImageFile) -> set[str]:
+def raw_modes(image: ImageFile.ImageFile) -> set[str]:
     """How Pillow will read the pixels; empty after it has."""
     args = (tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in image.tile)
     return {raw for raw in args if isinstance(raw, str)}
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
+def has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
     """Whether it has colours of 16 bits a channel, and is not decoded yet."""
-    return not _LOWER_BYTES.keys().isdisjoint(_raw_modes(image))
+    return not _LOWER_BYTES.keys().isdisjoint(raw_modes(image))
 
 
 def _refuse_misread(image: ImageFile.ImageFile) -> None:
     """Raise DataError, with the form of the pixels, if Pillow decodes other values than the file has."""
     kept = image.mode.startswith(("I", "F")) or image.format == "BMP"  # whose BGR;16 is of 5 and 6 bits
-    lost = [raw for raw in _raw_modes(image) if not kept and _DEEP.search(raw) and raw not in _LOWER_BYTES]
+    lost = [raw for raw in raw_modes(image) if not kept and _DEEP.search(raw) and raw not in _LOWER_BYTES]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         lost += _misread_tiff(image.tag_v2)
     if lost:
@@ -98,7 +95,7 @@ def _misread_tiff(tags: Mapping[int, Any]) -> Iterator[str]:
 
 def _scaled_colours(image: Image.Image, data: bytes) -> Image.Image:
     """Colours of 16 bits in 8, from an image of their upper bytes and the file."""
-    low = _header(data)
+    low = read_header(data)
     for number, tile in enumerate(low.tile):
         raw, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         low.tile[number] = tile._replace(args=(_LOWER_BYTES[raw], *others))
@@ -187,7 +184,7 @@ def _with_all_bits(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
     except (OSError, ValueError):  # not there any more
         return image
     _refuse_misread(header)
-    if not _is_deep(header):
+    if not has_16_bit_colours(header):
         return image
     if header is not image or image.fp is None:
         raise DataError(
@@ -225,7 +222,7 @@ def open_stored(data: bytes) -> ImageFile.ImageFile:
     """
     image = open_image(data)
     as_rgb(image)
-    turned = orientation(_header(data))  # reading the pixels of a TIFF takes it away
+    turned = orientation(read_header(data))  # reading the pixels of a TIFF takes it away
     if image.format == "TIFF" and turned != 1:
         raise DataError(
             f"is a TIFF file with EXIF orientation {turned}; save its pixels as they are annotated"
@@ -237,101 +234,18 @@ def open_stored(data: bytes) -> ImageFile.ImageFile:
 
 def pack_image(data: bytes) -> tuple[str, bytes]:
     """Suffix and content of an image in a shard: JPEG and PNG as they are, all else as a PNG of its RGB."""
-    kind = _header(data).format
+    kind = read_header(data).format
     if kind in ("JPEG", "MPO"):
         return "jpg", data
-    return "png", data if kind == "PNG" else _png(decode_rgb(data))
+    return "png", data if kind == "PNG" else encode_png(decode_rgb(data))
 
 
-def _png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def decode_ids(data: bytes) -> NDArray[np.int32]:
-    """The segment ids of a panoptic PNG, int32 [H, W]: R + 256 G + 65536 B, 0 for void.
-
-    Raises:
-        DataError: it cannot be decoded or is no RGB PNG.
-    """
-    image = open_image(data)
-    if image.format != "PNG" or image.mode != "RGB" or _is_deep(_header(data)):
-        raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
-    # Pillow holds RGB in four bytes a pixel: read as one little-endian integer, the last byte cut off
-    values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
-    return values.reshape(image.height, image.width).astype(np.int32, copy=False)
-
-
-def encode_ids(ids: NDArray[np.int32]) -> bytes:
-    """The inverse of :func:`decode_ids`."""
-    channels = np.ascontiguousarray(ids, dtype="<i4").view(np.uint8).reshape(*ids.shape, 4)
-    return _png(Image.fromarray(channels[..., :3]))
-
-
-def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The sorted values of a map; quicker than sorting its pixels, because segments are runs."""
-    flat = ids.ravel()
-    starts = np.flatnonzero(np.diff(flat)) + 1
-    return np.unique(np.concatenate([flat[:1], flat[starts]]))
-
-
-def stored_values(data: bytes) -> NDArray[np.int32]:
-    """The values of a label image as they are stored, palette indices included: [H, W] or [H, W, channels].
-
-    Raises:
-        DataError: it cannot be decoded, or has colours of 16 bits.
-    """
-    values = np.array(open_image(data), dtype=np.int32)
-    header = _header(data)
-    if _is_deep(header):
-        raise DataError("has colours of 16 bits a channel; labels are of 8")
-    return values // max(_STEPS.get(raw, 1) for raw in ("", *_raw_modes(header)))
-
-
-def decode_semantic(data: bytes) -> NDArray[np.int32]:
-    """A class map, int32 [H, W], -1 for no class, from a grey PNG.
-
-    The values are class indices; 255 in a PNG of 8 bits and 65535 in one of 16 bits is no class.
-
-    Raises:
-        DataError: it cannot be decoded or is no grey PNG.
-    """
-    image = open_image(data)
-    nothing = _NO_CLASS.get(image.mode)
-    if image.format != "PNG" or nothing is None:
-        raise DataError(f"is a {image.format} of mode {image.mode}; a semantic map is a grey PNG")
-    values = stored_values(data)
-    values[values == nothing] = -1
-    return values
-
-
-def encode_semantic(classes: NDArray[np.integer]) -> bytes:
-    """The inverse of :func:`decode_semantic`, in 16 bits."""
-    return _png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
-
-
-def is_whole_png(path: Path) -> bool:
-    """Whether a file is there and ends as every PNG does; its pixels are not decoded."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
-    except OSError:
-        return False
-
-
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Bilinear with antialiasing; ``size`` is height, width."""
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-
-def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Nearest pixel centre; ``size`` is height, width."""
-    rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
-    return ids[rows[:, None], columns]
-
-
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
-    return (2 * np.arange(new) + 1) * old // (2 * new)

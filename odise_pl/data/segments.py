@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from odise_pl.data.images import unique_ids
+from odise_pl.data.label_maps import unique_ids
 from odise_pl.data.records import SegmentRecord
 
 

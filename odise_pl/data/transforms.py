@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from odise_pl.data.images import resize_ids, resize_image, unique_ids
+from odise_pl.data.images import resize_image
+from odise_pl.data.label_maps import resize_ids, unique_ids
 from odise_pl.structures import Segment, Size, Targets
 
 Ids = NDArray[np.int32]

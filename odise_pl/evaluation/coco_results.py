@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from odise_pl.data.images import encode_semantic
+from odise_pl.data.label_maps import encode_semantic
 from odise_pl.data.segments import segment_records
 from odise_pl.errors import UserError
 from odise_pl.structures import Instances, PanopticSegmentation

@@ -19,8 +19,8 @@ from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from odise_pl.data import fields
-from odise_pl.data.images import decode_ids, decode_semantic
 from odise_pl.data.instances import run_length
+from odise_pl.data.label_maps import decode_ids, decode_semantic
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.categories import match_listed
 from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from odise_pl.data.images import encode_ids
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.evaluation.coco_results import (
     INSTANCES,
     PANOPTIC,

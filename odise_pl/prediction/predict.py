@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from odise_pl.data.images import encode_ids, read_image
+from odise_pl.data.images import read_image
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.records import DataError
 from odise_pl.errors import SettingError
 from odise_pl.evaluation.coco_results import panoptic_annotation

@@ -16,15 +16,13 @@ from odise_pl.data.images import (
     FORMATS,
     IMAGE_SUFFIXES,
     as_rgb,
-    decode_ids,
     decode_rgb,
-    decode_semantic,
     open_stored,
     pack_image,
     read_image,
-    stored_values,
     upright,
 )
+from odise_pl.data.label_maps import decode_ids, decode_semantic, stored_values
 from odise_pl.data.records import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)

@@ -7,15 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from odise_pl.data.transforms import (
-    ColorJitter,
-    EvalResize,
-    LargeScaleJitter,
-    image_tensor,
-    make_targets,
-    resize_ids,
-    resize_image,
-)
+from odise_pl.data.images import resize_image
+from odise_pl.data.label_maps import resize_ids
+from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, image_tensor, make_targets
 from odise_pl.structures import Segment
 
 

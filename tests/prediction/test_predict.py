@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from odise_pl.checkpoints.io import export_official
 from odise_pl.cli import app
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.images import decode_ids, read_image
+from odise_pl.data.images import read_image
+from odise_pl.data.label_maps import decode_ids
 from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.models.odise import Odise, TextClasses

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from odise_pl.data.images import encode_ids
 from odise_pl.data.instances import paste, read_objects
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.prepare.coco import HINT, Repeated, below, unlisted
 from odise_pl.data.prepare.coco_json import ObjectsByImage, image_entries, list_of, objects_by_image
 from odise_pl.data.prepare.coco_vocabulary import choose_classes

@@ -12,18 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from odise_pl.data.images import (
-    as_rgb,
-    encode_ids,
-    encode_semantic,
-    open_image,
-    open_stored,
-    pack_image,
-    resize_ids,
-    resize_image,
-    stored_values,
-    unique_ids,
-)
+from odise_pl.data.images import as_rgb, open_image, open_stored, pack_image, resize_image
+from odise_pl.data.label_maps import encode_ids, encode_semantic, resize_ids, stored_values, unique_ids
 from odise_pl.data.prepare.files import SourceFile
 from odise_pl.data.prepare.panoptic import some_of
 from odise_pl.data.prepare.source import Members, Problem, SourceSample

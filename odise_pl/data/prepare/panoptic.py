@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from pycocotools import mask as mask_api
 
-from odise_pl.data.images import decode_ids, open_stored, orientation, pack_image, unique_ids
+from odise_pl.data.images import open_stored, orientation, pack_image
 from odise_pl.data.instances import run_length
+from odise_pl.data.label_maps import decode_ids, unique_ids
 from odise_pl.data.prepare.source import Members, Problem, SourceSample, to_json
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, DataError
 

@@ -1,0 +1,86 @@
+"""Label maps: segment ids and class indices of pixels, as PNG files and as arrays. Imports no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from odise_pl.data.images import encode_png, has_16_bit_colours, open_image, raw_modes, read_header
+from odise_pl.data.records import DataError
+
+_NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
+_STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
+
+
+def decode_ids(data: bytes) -> NDArray[np.int32]:
+    """The segment ids of a panoptic PNG, int32 [H, W]: R + 256 G + 65536 B, 0 for void.
+
+    Raises:
+        DataError: it cannot be decoded or is no RGB PNG.
+    """
+    image = open_image(data)
+    if image.format != "PNG" or image.mode != "RGB" or has_16_bit_colours(read_header(data)):
+        raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
+    # Pillow holds RGB in four bytes a pixel: read as one little-endian integer, the last byte cut off
+    values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
+    return values.reshape(image.height, image.width).astype(np.int32, copy=False)
+
+
+def encode_ids(ids: NDArray[np.int32]) -> bytes:
+    """The inverse of :func:`decode_ids`."""
+    channels = np.ascontiguousarray(ids, dtype="<i4").view(np.uint8).reshape(*ids.shape, 4)
+    return encode_png(Image.fromarray(channels[..., :3]))
+
+
+def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The sorted values of a map; quicker than sorting its pixels, because segments are runs."""
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.diff(flat)) + 1
+    return np.unique(np.concatenate([flat[:1], flat[starts]]))
+
+
+def stored_values(data: bytes) -> NDArray[np.int32]:
+    """The values of a label image as they are stored, palette indices included: [H, W] or [H, W, channels].
+
+    Raises:
+        DataError: it cannot be decoded, or has colours of 16 bits.
+    """
+    values = np.array(open_image(data), dtype=np.int32)
+    header = read_header(data)
+    if has_16_bit_colours(header):
+        raise DataError("has colours of 16 bits a channel; labels are of 8")
+    return values // max(_STEPS.get(raw, 1) for raw in ("", *raw_modes(header)))
+
+
+def decode_semantic(data: bytes) -> NDArray[np.int32]:
+    """A class map, int32 [H, W], -1 for no class, from a grey PNG.
+
+    The values are class indices; 255 in a PNG of 8 bits and 65535 in one of 16 bits is no class.
+
+    Raises:
+        DataError: it cannot be decoded or is no grey PNG.
+    """
+    image = open_image(data)
+    nothing = _NO_CLASS.get(image.mode)
+    if image.format != "PNG" or nothing is None:
+        raise DataError(f"is a {image.format} of mode {image.mode}; a semantic map is a grey PNG")
+    values = stored_values(data)
+    values[values == nothing] = -1
+    return values
+
+
+def encode_semantic(classes: NDArray[np.integer]) -> bytes:
+    """The inverse of :func:`decode_semantic`, in 16 bits."""
+    return encode_png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
+
+
+def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    """Nearest pixel centre; ``size`` is height, width."""
+    rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
+    return ids[rows[:, None], columns]
+
+
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
+    return (2 * np.arange(new) + 1) * old // (2 * new)
