@@ -45,7 +45,7 @@ class VocabularyError(UserError, ValueError):
     """A vocabulary that cannot be found, read or used."""
 
 
-def normalised(name: str) -> str:
+def normalise_name(name: str) -> str:
     """The form in which names are compared: without case and extra spaces."""
     return " ".join(name.split()).casefold()
 
@@ -82,7 +82,7 @@ class Category:
         }
 
     def _compared(self) -> set[str]:
-        return {normalised(name) for name in (*self.names, self.official) if name}
+        return {normalise_name(name) for name in (*self.names, self.official) if name}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Vocabulary:
         for field in ("id", "name"):
             first: dict[str, Category] = {}
             for category in self.categories:
-                other = first.setdefault(normalised(str(getattr(category, field))), category)
+                other = first.setdefault(normalise_name(str(getattr(category, field))), category)
                 if other is not category:
                     raise VocabularyError(
                         f"{what}: '{other.name}' (id {other.id}) and '{category.name}' (id {category.id}) "
@@ -384,7 +384,9 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:
     """Raise VocabularyError if a list has the names or the ids of a data set in another order."""
-    ours, theirs = ({"names": [*map(normalised, v.names)], "ids": [*map(str, v._index)]} for v in (own, new))
+    ours, theirs = (
+        {"names": [*map(normalise_name, v.names)], "ids": [*map(str, v._index)]} for v in (own, new)
+    )
     if theirs["ids"] == [str(index) for index in range(len(new))]:  # the list gives no ids of its own
         ours["ids"] = theirs["ids"]
     for what in ("names", "ids"):

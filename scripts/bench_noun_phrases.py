@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from odise_pl.data.noun_phrases import caption_phrases, tag
+from odise_pl.data.noun_phrases import extract_phrases, tag
 
 # of the length and kind of COCO's, whose mean is ten words
 CAPTIONS = (
@@ -19,9 +19,9 @@ CAPTIONS = (
 
 def per_second(repeats: int = 200, rounds: int = 5) -> tuple[float, float]:
     """Captions per second, tagged alone and with their phrases: the best of several rounds each."""
-    caption_phrases(CAPTIONS[0])  # loads the lexicon
+    extract_phrases(CAPTIONS[0])  # loads the lexicon
     best = []
-    for function in (tag, caption_phrases):
+    for function in (tag, extract_phrases):
         times = []
         for _ in range(rounds):
             start = time.process_time()

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from odise_pl.data.decoding import DecodedSample, decode
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.vocabulary import load_vocabulary
 
@@ -191,7 +191,7 @@ def coco(root: Path, split: str = "val2017", seed: int = 0) -> Mini:
 
 def samples(folder: Path) -> dict[int, DecodedSample]:
     """The samples of a shard set by image id."""
-    shards, found = check_shards(folder), {}
+    shards, found = open_shard_set(folder), {}
     for url, size in zip(shards.urls, shards.sizes, strict=True):
         for raw in read_shard(url, list(range(size))):
             assert isinstance(raw, RawSample)

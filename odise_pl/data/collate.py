@@ -21,12 +21,12 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
         number: see :class:`Batch`.
     """
     sizes = tuple((sample.image.shape[-2], sample.image.shape[-1]) for sample in samples)
-    canvas = _canvas(sizes)
-    images = [_padded(sample.image, canvas) for sample in samples]
+    canvas = _canvas_size(sizes)
+    images = [_pad(sample.image, canvas) for sample in samples]
     return Batch(
         images=torch.stack(images) if images else torch.zeros(0, 3, *canvas),
         valid_sizes=sizes,
-        targets=tuple(Targets(s.targets.labels, _padded(s.targets.masks, canvas)) for s in samples),
+        targets=tuple(Targets(s.targets.labels, _pad(s.targets.masks, canvas)) for s in samples),
         image_ids=tuple(sample.image_id for sample in samples),
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.captions for sample in samples),
@@ -42,13 +42,13 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
     )
 
 
-def _canvas(sizes: Sequence[Size]) -> Size:
+def _canvas_size(sizes: Sequence[Size]) -> Size:
     """The smallest size that holds all of these, in positive multiples of 64."""
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
     return -(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE
 
 
-def _padded(tensor: torch.Tensor, canvas: Size) -> torch.Tensor:
+def _pad(tensor: torch.Tensor, canvas: Size) -> torch.Tensor:
     height, width = tensor.shape[-2:]
     if (height, width) == canvas:
         return tensor

@@ -10,11 +10,11 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 
-from odise_pl.data.eval_sets import eval_sets
+from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.data.loader import BatchSource, EvalLoader, TrainLoader
-from odise_pl.data.manifest import ShardSet, check_shards
+from odise_pl.data.manifest import ShardSet, open_shard_set
 from odise_pl.data.records import DataError
-from odise_pl.data.sample_order import EvalPlan, TrainPlan, limited
+from odise_pl.data.sample_order import EvalPlan, TrainPlan, limit_sizes
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
 from odise_pl.errors import SettingError, check_number
@@ -100,7 +100,7 @@ class PanopticDataModule(LightningDataModule):
         ):
             raise SettingError(f"data.scale_range={scale_range} must be [SMALLEST,LARGEST], above 0")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
-        self.train, self._eval_sources = train, eval_sets(val)
+        self.train, self._eval_sources = train, parse_eval_sets(val)
         self.batch_size = 1 if isinstance(batch_size, str) else batch_size
         self.eval_batch_size = eval_batch_size
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
@@ -135,7 +135,7 @@ class PanopticDataModule(LightningDataModule):
         if source is None:
             raise DataError(f"no data set '{name}': give its folder, data.{name}=DIR")
         if name not in self._sets:
-            self._sets[name] = check_shards(source)
+            self._sets[name] = open_shard_set(source)
         return self._sets[name]
 
     def vocabulary(self, name: str = "train") -> Vocabulary:
@@ -161,7 +161,7 @@ class PanopticDataModule(LightningDataModule):
     def train_plan(self) -> TrainPlan:
         """The order of training samples; ``train_plan().batches`` is the length of an epoch on a device."""
         return TrainPlan(
-            sizes=limited(self.shards("train").sizes, self.limit_samples),
+            sizes=limit_sizes(self.shards("train").sizes, self.limit_samples),
             batch_size=self.batch_size,
             world_size=self._rank()[1],
             seed=self.seed,
@@ -193,7 +193,7 @@ class PanopticDataModule(LightningDataModule):
         """
         rank, world_size = place or self._rank()
         shards = self.shards(name)
-        plan = EvalPlan(limited(shards.sizes, self.limit_samples), self.eval_batch_size, world_size, done)
+        plan = EvalPlan(limit_sizes(shards.sizes, self.limit_samples), self.eval_batch_size, world_size, done)
         stream = EvalStream(shards.urls, plan, self.resize, rank, shards.manifest.vocabulary.isthing)
         return EvalLoader(stream, self._source)
 

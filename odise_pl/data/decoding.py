@@ -1,4 +1,4 @@
-"""From the bytes of a sample to its image, its id map and what the ids mean."""
+"""Decode the bytes of a sample to image, id map and segments."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class DecodedSample:
         key: the sample's key in its shard.
         image: RGB.
         ids: int32 [H, W], the segment of each pixel, 0 for void.
-        segments: what the ids mean, crowds included.
+        segments: the segments of the map, crowds included.
         image_id: the data set's id.
         captions: may be empty.
-        labelled: False if the record has no segments_info: then everything is void.
-        semantic: int32 [H, W], class of each pixel or -1; None if the segments say it.
-        objects: true objects; None if the things of the id map are.
-        generated_caption: by a captioning model; None without one.
-        image_suffix: of the image's name in its shard.
+        labelled: False if the record has no segments_info; then every pixel is void.
+        semantic: int32 [H, W], class of each pixel or -1; None if it follows from the segments.
+        objects: annotated objects; None if they are the things of the id map.
+        generated_caption: from a captioning model, if any.
+        image_suffix: suffix of the image in its shard.
     """
 
     key: str
@@ -60,7 +60,7 @@ class DecodedSample:
 
 
 def try_decode(item: Item, isthing: Sequence[bool] | None) -> DecodedSample | Damage:
-    """:func:`decode`, with damage returned and not raised."""
+    """:func:`decode` that returns damage instead of raising it."""
     if isinstance(item, Damage):
         return item
     try:
@@ -74,13 +74,13 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
 
     Args:
         raw: the sample.
-        isthing: one flag per class of its set, to check the labels against; None: unchecked.
+        isthing: one flag per class, to check the labels against; None skips the check.
 
     Raises:
-        DataError: a member is damaged or the members do not fit together; the message names the sample.
+        DataError: a member is damaged or the members disagree; the message names the sample.
     """
     try:
-        sample = _decoded(raw)
+        sample = _decode(raw)
         if isthing is not None:
             _check_classes(sample, isthing)
     except DataError as error:
@@ -88,14 +88,14 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
     return sample
 
 
-def _decoded(raw: RawSample) -> DecodedSample:
-    image = _member(raw, raw.image, decode_rgb)
-    record = _member(raw, RECORD, _record) | {"image_suffix": raw.image}
+def _decode(raw: RawSample) -> DecodedSample:
+    image = _decode_member(raw, raw.image, decode_rgb)
+    record = _decode_member(raw, RECORD, _record) | {"image_suffix": raw.image}
     size = image.height, image.width
     if not record["labelled"]:
         return DecodedSample(raw.key, image, np.zeros(size, dtype=np.int32), **record)
-    ids = _member(raw, PANOPTIC, decode_ids)
-    semantic = _member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
+    ids = _decode_member(raw, PANOPTIC, decode_ids)
+    semantic = _decode_member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
     for kind, values in (("panoptic", ids), ("semantic", semantic)):
         if values is not None and values.shape != size:
             raise DataError(f"image of {image.size}, {kind} map of {values.shape[::-1]} pixels")
@@ -103,11 +103,11 @@ def _decoded(raw: RawSample) -> DecodedSample:
     if unknown:
         raise DataError(f"{PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
     has_objects = INSTANCES in raw.members
-    objects = _member(raw, INSTANCES, lambda data: read_objects(data, size)) if has_objects else None
+    objects = _decode_member(raw, INSTANCES, lambda data: read_objects(data, size)) if has_objects else None
     return DecodedSample(raw.key, image, ids, semantic=semantic, objects=objects, **record)
 
 
-def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
+def _decode_member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
     if suffix not in raw.members:
         raise DataError(f"member {suffix} is missing")
     try:
@@ -117,11 +117,11 @@ def _member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
 
 
 def _record(data: bytes) -> dict[str, Any]:
-    """The fields of :class:`DecodedSample` that the JSON member holds."""
-    record = fields.parsed(data)
+    """The fields of :class:`DecodedSample` from the JSON member."""
+    record = fields.parse_json(data)
     captions = fields.sequence(record, "captions")
     if not all(isinstance(caption, str) for caption in captions):
-        raise DataError(f"has captions {shortened(captions)}, expected texts")
+        raise DataError(f"has captions {shortened(captions)}, expected a list of texts")
     labelled = record.get("segments_info") is not None
     captioned = record.get("generated_caption") is not None
     return {
@@ -144,18 +144,20 @@ def _segments(items: list[Any]) -> tuple[Segment, ...]:
         for item in items
     )
     if len({segment.id for segment in segments}) < len(segments):
-        raise DataError("has two segments of one id")
+        raise DataError("has two segments with the same id")
     return segments
 
 
 def _check_classes(sample: DecodedSample, isthing: Sequence[bool]) -> None:
-    """Raises DataError if the set has no such class, or has it as stuff where the label is a thing."""
+    """Raise DataError if a label is not a class of the set or of the wrong kind (thing or stuff)."""
     for segment in sample.segments:
         if not 0 <= segment.category < len(isthing) or segment.isthing != isthing[segment.category]:
             kind = "thing" if segment.isthing else "stuff"
             raise DataError(f"member {RECORD} has category {segment.category} ({kind}), unlike {FILE_NAME}")
     for label in () if sample.objects is None else sample.objects.labels.tolist():
         if not 0 <= label < len(isthing) or not isthing[label]:
-            raise DataError(f"member {INSTANCES} has category {label}, which is no thing of {FILE_NAME}")
+            raise DataError(
+                f"member {INSTANCES} has category {label}, which is not a thing class of {FILE_NAME}"
+            )
     if sample.semantic is not None and sample.semantic.max(initial=-1) >= len(isthing):
         raise DataError(f"member {SEMANTIC} has class {sample.semantic.max()}, which {FILE_NAME} lacks")

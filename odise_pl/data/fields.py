@@ -15,10 +15,10 @@ from typing import Any
 
 from odise_pl.data.records import DataError, prefix_errors
 
-_LARGEST_AREA = 1e10  # COCO's evaluation ignores larger objects
+_MAX_AREA = 1e10  # COCO's evaluation ignores larger objects
 
 
-def parsed(content: bytes) -> Any:
+def parse_json(content: bytes) -> Any:
     """Parse JSON in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
@@ -61,8 +61,8 @@ def positive(data: Any, field: str) -> int:
 def area(data: Any, field: str) -> float:
     """An area as it is written, int or float."""
     value = _field(data, field)
-    if not _is_number(value) or not 0 <= value <= _LARGEST_AREA:
-        raise DataError(f"has {field} {shortened(value)}, expected a number from 0 to {_LARGEST_AREA:.0e}")
+    if not _is_number(value) or not 0 <= value <= _MAX_AREA:
+        raise DataError(f"has {field} {shortened(value)}, expected a number from 0 to {_MAX_AREA:.0e}")
     return value
 
 

@@ -15,7 +15,7 @@ from odise_pl.data import fields
 from odise_pl.data.records import DataError
 
 Rle = dict[str, Any]
-_FARTHEST = 1e6  # pixels that a polygon may lie away from the corner of the image
+_MAX_COORDINATE = 1e6  # pixels from the corner of the image
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Objects:
     masks: NDArray[np.bool_]
 
 
-def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
+def encode_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     """COCO's compressed run-length code of polygons or of any run-length code.
 
     Raises:
-        DataError: it is neither, or of an image of another size.
+        DataError: it is neither, or for an image of another size.
     """
     height, width = size
     try:
@@ -49,7 +49,7 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
             return mask_api.frPyObjects(segmentation, height, width)
         counts = segmentation["counts"]
         code = counts.encode() if isinstance(counts, str) else counts
-        _check_counts(_lengths(code).tolist(), height * width)
+        _check_counts(_decode_lengths(code).tolist(), height * width)
         return {"size": list(size), "counts": code}
     except DataError:
         raise
@@ -60,21 +60,22 @@ def run_length(segmentation: Any, size: tuple[int, int]) -> Rle:
 
 
 def _check_polygon(polygon: Any) -> None:
-    """The C code drops the last of an odd number of coordinates, takes four for a box, and never returns for
+    """Check what the C code does not: it drops an odd coordinate, takes four numbers for a box, and hangs on
     infinite coordinates.
     """
     numbers = isinstance(polygon, list) and {int, float}.issuperset(map(type, polygon))
-    if not numbers or not all(abs(value) <= _FARTHEST for value in polygon):
-        raise DataError(f"has a polygon {shortened(polygon)}, expected numbers up to {_FARTHEST:.0f}")
+    if not numbers or not all(abs(value) <= _MAX_COORDINATE for value in polygon):
+        raise DataError(f"has a polygon {shortened(polygon)}, expected numbers up to {_MAX_COORDINATE:.0f}")
     if len(polygon) < 6 or len(polygon) % 2:
-        raise DataError(f"has a polygon of {len(polygon)} numbers, expected x and y of three points or more")
+        raise DataError(f"has a polygon of {len(polygon)} numbers, expected x and y of at least three points")
 
 
-def _lengths(code: bytes) -> NDArray[np.int64]:
-    """The run lengths of a compressed code, which the C code does not check.
+def _decode_lengths(code: bytes) -> NDArray[np.int64]:
+    """The run lengths of a compressed code, which the C code does not validate.
 
-    A character, less 48, has five bits of a number, lowest first, and a sixth if more follow; the last one's
-    fifth bit is the sign. From the fourth on, numbers are differences to the run length two before.
+    Each character minus 48 holds five bits of a number, lowest first; its sixth bit is set if more follow. The
+    fifth bit of the last character is the sign. From the fourth number on, each is the difference to the run
+    length two before.
     """
     values = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - ord("0")
     last = values & 32 == 0
@@ -93,24 +94,24 @@ def _lengths(code: bytes) -> NDArray[np.int64]:
 def _check_counts(counts: Sequence[Any], pixels: int) -> None:
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != pixels:
         raise DataError(
-            f"has run lengths that are not whole numbers with a sum of {pixels}, its pixels: encode the "
-            f"mask of the whole image, as pycocotools.mask.encode does"
+            f"has run lengths that do not sum to its {pixels} pixels; encode the mask of the whole image, as "
+            f"pycocotools.mask.encode does"
         )
 
 
 def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
-    """The objects of a sample.
+    """Decode the objects of a sample.
 
     Raises:
-        DataError: the content is damaged or of an image of another size.
+        DataError: the content is damaged or for an image of another size.
     """
-    items = fields.parsed(content)
+    items = fields.parse_json(content)
     if not isinstance(items, list):
         raise DataError("is not a list of objects")
     labels = [fields.integer(item, "category") for item in items]
     crowd = [fields.flag(item, "iscrowd") for item in items]
     areas = [fields.area(item, "area") for item in items]
-    rles = [run_length(fields.segmentation(item, "segmentation"), size) for item in items]
+    rles = [encode_rle(fields.segmentation(item, "segmentation"), size) for item in items]
     masks = mask_api.decode(rles) if rles else np.zeros((*size, 0), dtype=np.uint8)
     return Objects(
         np.array(labels, dtype=np.int64),
@@ -120,9 +121,10 @@ def read_objects(content: bytes, size: tuple[int, int]) -> Objects:
     )
 
 
-def paste(objects: Objects) -> NDArray[np.int32]:
-    """An id map of the objects by their number, from 1; 0 is void. Smaller objects cover larger ones, and all
-    cover crowds.
+def paint_ids(objects: Objects) -> NDArray[np.int32]:
+    """Paint objects into an id map: int32 [H, W], number of the object from 1, 0 for void.
+
+    Smaller objects cover larger ones, and all cover crowds.
     """
     sizes = objects.masks.sum(axis=(1, 2))
     ids = np.zeros(objects.masks.shape[1:], dtype=np.int32)

@@ -14,15 +14,15 @@ _STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pi
 
 
 def decode_ids(data: bytes) -> NDArray[np.int32]:
-    """The segment ids of a panoptic PNG, int32 [H, W]: R + 256 G + 65536 B, 0 for void.
+    """Decode the segment ids of a panoptic PNG, int32 [H, W]: R + 256 G + 65536 B, 0 for void.
 
     Raises:
-        DataError: it cannot be decoded or is no RGB PNG.
+        DataError: it cannot be decoded or is not an RGB PNG of 8 bits.
     """
     image = open_image(data)
     if image.format != "PNG" or image.mode != "RGB" or has_16_bit_colours(read_header(data)):
         raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
-    # Pillow holds RGB in four bytes a pixel: read as one little-endian integer, the last byte cut off
+    # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte
     values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
     return values.reshape(image.height, image.width).astype(np.int32, copy=False)
 
@@ -34,38 +34,38 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
 
 
 def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The sorted values of a map; quicker than sorting its pixels, because segments are runs."""
+    """The sorted values of a map; faster than ``np.unique``, because segments are runs of pixels."""
     flat = ids.ravel()
     starts = np.flatnonzero(np.diff(flat)) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
 
 
-def stored_values(data: bytes) -> NDArray[np.int32]:
-    """The values of a label image as they are stored, palette indices included: [H, W] or [H, W, channels].
+def decode_values(data: bytes) -> NDArray[np.int32]:
+    """Decode a label image to its stored values, e.g. palette indices: int32 [H, W] or [H, W, channels].
 
     Raises:
-        DataError: it cannot be decoded, or has colours of 16 bits.
+        DataError: it cannot be decoded or has colours of 16 bits.
     """
     values = np.array(open_image(data), dtype=np.int32)
     header = read_header(data)
     if has_16_bit_colours(header):
-        raise DataError("has colours of 16 bits a channel; labels are of 8")
+        raise DataError("has colours of 16 bits per channel; a label image has channels of 8")
     return values // max(_STEPS.get(raw, 1) for raw in ("", *raw_modes(header)))
 
 
 def decode_semantic(data: bytes) -> NDArray[np.int32]:
-    """A class map, int32 [H, W], -1 for no class, from a grey PNG.
+    """Decode a class map, int32 [H, W], -1 for no class, from a grey PNG.
 
-    The values are class indices; 255 in a PNG of 8 bits and 65535 in one of 16 bits is no class.
+    The values are class indices; 255 in 8 bits and 65535 in 16 bits mean no class.
 
     Raises:
-        DataError: it cannot be decoded or is no grey PNG.
+        DataError: it cannot be decoded or is not a grey PNG.
     """
     image = open_image(data)
     nothing = _NO_CLASS.get(image.mode)
     if image.format != "PNG" or nothing is None:
         raise DataError(f"is a {image.format} of mode {image.mode}; a semantic map is a grey PNG")
-    values = stored_values(data)
+    values = decode_values(data)
     values[values == nothing] = -1
     return values
 
@@ -82,5 +82,5 @@ def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int3
 
 
 def _nearest(old: int, new: int) -> NDArray[np.int64]:
-    # floor((i + 1/2) * old / new) in whole numbers: exact where a centre falls on the border of two pixels.
+    # floor((i + 1/2) * old / new) in integers: exact where a centre is on the border of two pixels.
     return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -1,4 +1,4 @@
-"""Loaders: a DataLoader around a stream, and the position in the series of training batches."""
+"""Loaders: DataLoaders around streams, and the position in training."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BatchSource:
     """Runs streams in loader processes and warns of each damaged shard or sample once.
 
     Attributes:
-        num_workers: processes beside the training process; 0: the training process itself.
-        timeout: seconds after which a missing batch is an error; needs at least one worker.
+        num_workers: loader processes; 0 loads in the training process.
+        timeout: seconds to wait for a batch; needs at least one worker.
     """
 
     num_workers: int = 4
@@ -32,14 +32,14 @@ class BatchSource:
 
     @property
     def workers(self) -> int:
-        """Into how many parts a rank's samples are split."""
+        """Number of parts that a rank's samples are split into."""
         return max(self.num_workers, 1)
 
     def batches(self, stream: IterableDataset[Batch]) -> Iterator[Batch]:
         """The batches of a stream; its workers end with the iterator.
 
         Raises:
-            DataError: while iterating: a worker was killed, or a batch did not come in time.
+            DataError: while iterating, if a worker was killed or a batch timed out.
         """
         loader = DataLoader(
             stream,
@@ -47,7 +47,7 @@ class BatchSource:
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             timeout=self.timeout if self.num_workers else 0,
-            generator=torch.Generator(),  # else every epoch would draw from the global random state
+            generator=torch.Generator(),  # otherwise every epoch changes the global random state
         )
         try:
             for batch in loader:
@@ -56,7 +56,7 @@ class BatchSource:
         except DataError as error:  # PyTorch puts the traceback of the worker before the message
             raise DataError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
-            raise self._explained(error) from error
+            raise self._explain(error) from error
 
     def _report(self, skipped: Iterable[str]) -> None:
         for text in skipped:
@@ -64,18 +64,18 @@ class BatchSource:
                 self._reported.add(text)
                 _log.warning("skipped: %s", text)
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        """What PyTorch says of its workers, with the way out."""
+    def _explain(self, error: RuntimeError) -> Exception:
+        """A clear error for failures of loader workers."""
         text = str(error)
         if "timed out" in text:
             return DataError(
-                f"no batch for {self.timeout:g} s: a disk or server that holds the shards does not answer; "
-                "resume when it does, or with a longer data.timeout"
+                f"no batch for {self.timeout:g} s: the disk or server that holds the shards does not "
+                "respond; resume when it does, or raise data.timeout"
             )
         if "DataLoader worker" in text:
             return DataError(
-                f"a loader process was killed ({text.strip()}), as systems do that run out of memory: resume "
-                "with fewer data.num_workers or a smaller data.shuffle_buffer"
+                f"a loader process was killed ({text.strip()}), probably out of memory; resume with fewer "
+                "data.num_workers or a smaller data.shuffle_buffer"
             )
         return error
 
@@ -83,15 +83,14 @@ class BatchSource:
 class TrainLoader:
     """The training batches of a rank, epoch after epoch.
 
-    Each iteration runs from the current position to the end of its epoch. The position is asked for when the
-    first batch is wanted, so a resumed run continues with the batch after the last finished one.
+    Each iteration runs from the current position to the end of its epoch. The position is read when iteration
+    starts, so a resumed run continues after the last finished batch.
 
     Args:
-        make: the stream of an epoch from a batch on.
+        make: makes the stream of an epoch, starting at a batch.
         batches: batches per epoch.
         source: runs the streams.
-        position: how many batches were used since the start of training, over all epochs; None: as many as
-            this loader has given.
+        position: number of batches used since the start of training; None counts those of this loader.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class TrainLoader:
         self.used = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, whatever the position."""
+        """Batches of a whole epoch."""
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -116,19 +115,19 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches used since the start of training. Lightning warns of loaders without a state."""
+        """Batches used since the start of training; Lightning warns about loaders without state."""
         return {"used": self.used}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after as many batches."""
+        """Continue after this number of batches."""
         self.used = state["used"]
 
 
 class EvalLoader:
     """Every sample of a rank once.
 
-    All ranks take equally many steps, one at least: one that has fewer batches appends batches without images
-    and number -1. Lightning takes an evaluation without any batch for none, and would ask for no result.
+    All ranks take the same number of steps, at least one: ranks with fewer batches append batches without
+    images, with number -1. Lightning would skip an evaluation without batches, and its result.
     """
 
     def __init__(self, stream: EvalStream, source: BatchSource) -> None:
@@ -147,6 +146,8 @@ class EvalLoader:
             yield batch
         whole_set = self._stream.plan.world_size == 1 and not self._stream.plan.done
         if whole_set and self._batches and not made:
-            raise DataError(f"no sample can be read: {self._stream.urls[0]} and the other shards are damaged")
+            raise DataError(
+                f"no sample can be read: all shards are damaged, {self._stream.urls[0]} and the others"
+            )
         for _ in range(self._length - self._batches):
             yield collate([])

@@ -1,4 +1,4 @@
-"""``dataset.json``, the description beside a set of shards. Imports no torch, so that checks are quick."""
+"""``dataset.json``, the manifest of a shard set. Imports no torch, so that checks are fast."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from odise_pl.vocabulary import MEASURES, Vocabulary, VocabularyError
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
-BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "pas21")  # beside COCO, each with a command of its name
+BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "pas21")  # each has a command of its name
 _TIMEOUT = 20  # seconds to wait for a remote dataset.json
-_MOST = 10**8  # samples of a set: their order is held in memory
-_MOST_BYTES = 1 << 50
+_MAX_SAMPLES = 10**8  # samples of a set: their order is held in memory
+_MAX_BYTES = 1 << 50
 _SHARD_NAME = re.compile(r"\w[\w.-]*")
-_LONGEST = 255  # bytes of a file name
+_MAX_NAME_BYTES = 255  # bytes of a file name
 _Record = TypeVar("_Record")
 
 
@@ -64,7 +64,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a shard set comes from: format, split, and the annotation file with its checksum."""
+    """Source of a shard set: data set format, split, and annotation file with checksum."""
 
     dataset: str
     split: str
@@ -74,11 +74,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Captioning:
-    """Where the generated captions in a shard set come from.
+    """Source of the generated captions in a shard set.
 
     Attributes:
         model: name of the captioning model.
-        sha256: of its weights and its tokenizer's words.
+        sha256: of its weights and its tokenizer's vocabulary.
         max_tokens: limit of a caption's length.
         shards: SHA-256 over the checksums of the shards that were captioned.
     """
@@ -98,10 +98,10 @@ class Manifest:
         vocabulary: the classes; segments in the shards hold indices into it.
         counts: totals.
         shards: the tar files in order.
-        source: what it was made from.
-        max_shard_bytes: the limit that the samples were distributed by.
-        measures: what the truth is complete for, of ``MEASURES``; semantic maps alone say nothing of objects.
-        captioning: where generated captions come from; None if the samples have none.
+        source: the data set that it was made from.
+        max_shard_bytes: limit of a shard's size.
+        measures: which of ``MEASURES`` the annotations are complete for.
+        captioning: source of the generated captions; None without any.
     """
 
     name: str
@@ -131,16 +131,16 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, content: bytes, location: str) -> Manifest:
-        """Read the file's content.
+        """Parse the file's content.
 
         Raises:
-            DataError: it is no ``dataset.json``, or of another version; the message names the field.
+            DataError: it is not a ``dataset.json`` of this version; the message names the field.
         """
         try:
-            return _manifest(fields.parsed(content))
+            return _manifest(fields.parse_json(content))
         except (DataError, VocabularyError) as error:
             raise DataError(
-                f"{location}: is not the description of a shard set (it {error}); "
+                f"{location}: is not the manifest of a shard set (it {error}); "
                 f"delete it and prepare the set again"
             ) from error
 
@@ -148,7 +148,7 @@ class Manifest:
 def _manifest(data: Any) -> Manifest:
     version = fields.integer(data, "format")
     if version != FORMAT:
-        raise DataError(f"has format {version}, this version reads {FORMAT}")
+        raise DataError(f"has format {version}, but this version reads {FORMAT}")
     vocabulary = data.get("vocabulary")
     with prefix_errors("vocabulary.name:"):
         name = fields.string(vocabulary, "name")
@@ -173,28 +173,28 @@ def _manifest(data: Any) -> Manifest:
 
 
 def _record(kind: Callable[..., _Record], data: Any) -> _Record:
-    """A dataclass of texts and counts."""
+    """Read a dataclass of texts and counts."""
     readers = {"str": fields.string, "int": _count}
     values = {field.name: readers[str(field.type)](data, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**values)
 
 
 def _count(data: Any, field: str) -> int:
-    return fields.integer(data, field, least=0, most=_MOST_BYTES)
+    return fields.integer(data, field, least=0, most=_MAX_BYTES)
 
 
 def _check_shards(manifest: Manifest) -> None:
-    """Raise DataError if a shard cannot have its name, or the number of samples differs from the counts."""
+    """Raise DataError for an unusable or duplicate shard name, or if shards and counts disagree."""
     names = [shard.name for shard in manifest.shards]
     for name in names:
-        if not _SHARD_NAME.fullmatch(name) or len(name.encode()) > _LONGEST:
+        if not _SHARD_NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
             raise DataError(f"has the shard name {_short(name)}, which is not a plain file name")
     if len(set(names)) < len(names):
         raise DataError("has two shards of the same name")
     held = sum(shard.samples for shard in manifest.shards)
-    if held != manifest.counts.samples or held > _MOST:
+    if held != manifest.counts.samples or held > _MAX_SAMPLES:
         raise DataError(
-            f"has counts.samples {manifest.counts.samples}, but shards of {held} (at most {_MOST})"
+            f"has counts.samples {manifest.counts.samples}, but its shards hold {held} (limit {_MAX_SAMPLES})"
         )
 
 
@@ -204,7 +204,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A manifest and where it was found.
+    """A manifest and its location.
 
     Attributes:
         location: path or URL of ``dataset.json``.
@@ -225,10 +225,10 @@ class ShardSet:
         return tuple(shard.samples for shard in self.manifest.shards)
 
 
-def locate(source: str | Path) -> str:
-    """Path or URL of the ``dataset.json`` of a shard set, from that or from its folder."""
+def resolve_location(source: str | Path) -> str:
+    """Path or URL of the ``dataset.json`` of a shard set, from that path or from its folder."""
     text = str(source)
-    if os.path.exists(text) and not is_local(text):  # noqa: PTH110 (as a path, a long command is an error)
+    if os.path.exists(text) and not is_local(text):  # noqa: PTH110 (Path.exists fails for a long command)
         text = str(Path(text).absolute())  # a folder called a:b, say
     if not is_local(text):
         return text if FILE_NAME in text else f"{text.rstrip('/')}/{FILE_NAME}"
@@ -254,33 +254,33 @@ def beside(location: str, name: str) -> str:
     return os.path.join(os.path.dirname(location), name)  # noqa: PTH118, PTH120 -- keeps ./ before pipe:
 
 
-def check_shards(source: str | Path) -> ShardSet:
-    """Find a shard set that can be streamed.
+def open_shard_set(source: str | Path) -> ShardSet:
+    """Read the manifest of a shard set and check that it has shards.
 
     Raises:
-        DataError: ``dataset.json`` is missing or unusable, or a local set has none of its shards; the message
+        DataError: ``dataset.json`` is missing or unusable, or a local set has lost all its shards; the message
             names the path and the command that makes it.
     """
-    location = locate(source)
+    location = resolve_location(source)
     shard_set = ShardSet(location, Manifest.from_bytes(_read(location), location))
     if not shard_set.manifest.counts.samples:
-        raise DataError(f"{location}: the shard set is empty; {_make(location)}")
+        raise DataError(f"{location}: the shard set is empty; {_suggest_command(location)}")
     if is_local(location) and not any(Path(url).is_file() for url in shard_set.urls):
         first = shard_set.urls[0]
         raise DataError(
-            f"{location}: none of its shards is there (the first would be {first}); {_make(location)}"
+            f"{location}: all its shards are missing (the first is {first}); {_suggest_command(location)}"
         )
     return shard_set
 
 
-def missing_shards(shard_set: ShardSet) -> tuple[str, ...]:
+def find_missing_shards(shard_set: ShardSet) -> tuple[str, ...]:
     """Shards of a local set that are missing or not of the recorded size."""
     sizes = {url: Path(url).stat().st_size for url in shard_set.urls if Path(url).is_file()}
     pairs = zip(shard_set.urls, shard_set.manifest.shards, strict=True)
     return tuple(url for url, shard in pairs if sizes.get(url) != shard.bytes)
 
 
-def _make(location: str) -> str:
+def _suggest_command(location: str) -> str:
     folder = Path(location).parent
     out = folder if is_local(location) else "DIR"
     name = folder.name.partition("_")[0]
@@ -297,9 +297,9 @@ def _read(location: str) -> bytes:
     try:
         return _fetch(location)
     except FileNotFoundError as error:
-        raise DataError(f"no shard set at {location}; {_make(location)}") from error
+        raise DataError(f"no shard set at {location}; {_suggest_command(location)}") from error
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise DataError(f"{location}: cannot be read ({error}); {_make(location)}") from error
+        raise DataError(f"{location}: cannot be read ({error}); {_suggest_command(location)}") from error
 
 
 def _fetch(location: str) -> bytes:
@@ -312,7 +312,7 @@ def _fetch(location: str) -> bytes:
     if scheme == "pipe":  # a shell command, as WebDataset defines it
         command = location.removeprefix("pipe:")
         return subprocess.run(command, shell=True, check=True, capture_output=True, timeout=_TIMEOUT).stdout
-    from webdataset.gopen import gopen  # imports torch, so only for the schemes that need it
+    from webdataset.gopen import gopen  # imports torch
 
     with gopen(location) as stream:
         return bytes(stream.read())

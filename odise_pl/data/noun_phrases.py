@@ -25,14 +25,14 @@ def draw_words(captions: Sequence[str], count: int, random: np.random.Generator)
     """
     if not count or not captions:
         return ()
-    phrases = caption_phrases(captions[int(random.integers(len(captions)))])
+    phrases = extract_phrases(captions[int(random.integers(len(captions)))])
     return tuple(phrases[i] for i in random.integers(len(phrases), size=count)) if phrases else ()
 
 
-def caption_phrases(caption: str) -> list[str]:
+def extract_phrases(caption: str) -> list[str]:
     """The distinct phrases of a caption: single ones first, then joined ones, each in order of mention."""
     tagged = tag(caption)
-    found = (phrase for joined in (False, True) for phrase in chunks(tagged, joined))
+    found = (phrase for joined in (False, True) for phrase in find_phrases(tagged, joined))
     return list(dict.fromkeys(phrase for phrase in found if phrase is not None))
 
 
@@ -43,7 +43,7 @@ def tag(text: str) -> list[tuple[str, str]]:
     return [(token, part) for token, part in pattern_tag(text, tokenize=True)]
 
 
-def chunks(tagged: Sequence[tuple[str, str]], joined: bool) -> Iterator[str | None]:
+def find_phrases(tagged: Sequence[tuple[str, str]], joined: bool) -> Iterator[str | None]:
     """Each phrase of a tagged text, and None for each token outside of phrases.
 
     Args:

@@ -81,7 +81,7 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
         for index, sample in enumerate(samples):
             if index == waiting[-1]:
                 waiting.pop()
-                yield _checked(sample, url, errors)
+                yield _check_members(sample, url, errors)
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
@@ -114,7 +114,7 @@ def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], Non
             errors.append(error)
 
 
-def _checked(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
+def _check_members(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     key = sample["__key__"]
     if not is_plain_name(key):  # predictions are written under it
         return Damage(f"{url}: the key {key!a} is not a plain file name")

@@ -1,4 +1,4 @@
-"""What the members of a sample in a shard are called, and the error of unusable data."""
+"""Names of the members of a sample in a shard, segment records, and the error for unusable data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from odise_pl.errors import UserError
 
-# The members of a sample in a shard: KEY.jpg or KEY.png, KEY.panoptic.png, KEY.json, and more where needed.
+# Members of a sample: KEY.jpg or KEY.png, KEY.panoptic.png, KEY.json; some sets have the last two as well.
 IMAGES = ("jpg", "png")
 PANOPTIC = "panoptic.png"
 RECORD = "json"
@@ -17,12 +17,12 @@ INSTANCES = "instances.json"
 
 
 class DataError(UserError):
-    """Data that is missing, damaged or does not fit; the message is one line for the user."""
+    """Missing, damaged or inconsistent data; the message is one line for the user."""
 
 
 @contextmanager
 def prefix_errors(prefix: str) -> Iterator[None]:
-    """Put the name of a file or field before the message of a DataError."""
+    """Prefix the message of a DataError with the name of a file or field."""
     try:
         yield
     except DataError as error:

@@ -41,7 +41,7 @@ class Piece:
         return len(self.order)
 
 
-def limited(sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
+def limit_sizes(sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
     """Samples per shard when only the first ``limit`` samples of the set are used."""
     if limit is None:
         return tuple(sizes)
@@ -93,7 +93,7 @@ class TrainPlan:
         """What a worker reads in an epoch: batches ``worker``, ``worker + workers``, ... of its rank."""
         own = [len(range(w, self.batches, workers)) * self.batch_size for w in range(worker + 1)]
         start = (epoch * self.world_size + rank) * self.batches * self.batch_size + sum(own[:-1])
-        return _joined([self._part(*bounds) for bounds in self._passes(start, start + own[-1])])
+        return _concatenate([self._part(*bounds) for bounds in self._passes(start, start + own[-1])])
 
     @property
     def _pass_length(self) -> int:
@@ -196,7 +196,7 @@ def buffered_order(length: int, buffer: int, random: np.random.Generator) -> Ind
     return order
 
 
-def _joined(parts: Sequence[Piece]) -> Piece:
+def _concatenate(parts: Sequence[Piece]) -> Piece:
     empty = np.empty(0, dtype=np.int64)
     starts = np.cumsum([0, *map(len, parts)])
     orders = [part.order + start for part, start in zip(parts, starts, strict=False)]

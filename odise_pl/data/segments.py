@@ -12,7 +12,7 @@ from odise_pl.data.label_maps import unique_ids
 from odise_pl.data.records import SegmentRecord
 
 
-def segment_records(
+def describe_segments(
     ids: NDArray[np.int32],
     categories: Mapping[int, int],
     isthing: Sequence[bool],

@@ -25,7 +25,7 @@ _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
 _RESERVE_SIZE = 64
 
 
-def worker_place() -> tuple[int, int]:
+def worker_position() -> tuple[int, int]:
     """Number of this loader worker and of all of them; (0, 1) outside of one."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
@@ -65,7 +65,7 @@ class TrainStream(IterableDataset[Batch]):
         self.isthing = isthing
 
     def __iter__(self) -> Iterator[Batch]:
-        number, workers = worker_place()
+        number, workers = worker_position()
         worker = (self.first + number) % workers  # the loader's first worker makes the first batch
         start, size = self.first + number, self.plan.batch_size
         piece = self.plan.piece(self.epoch, self.rank, worker, workers)
@@ -156,7 +156,7 @@ class EvalStream(IterableDataset[Batch]):
         self.urls, self.plan, self.resize, self.rank, self.isthing = urls, plan, resize, rank, isthing
 
     def __iter__(self) -> Iterator[Batch]:
-        place = (self.rank, *worker_place())
+        place = (self.rank, *worker_position())
         items = read_piece(self.urls, self.plan.piece(*place))
         for number in self.plan.numbers(*place):
             samples, skipped = [], []

@@ -50,13 +50,13 @@ class LargeScaleJitter:
         if random.random() < 0.5:
             image, ids = ImageOps.mirror(image), ids[:, ::-1]
         target = random.uniform(*self.scale_range) * self.size
-        scaled = fitted((image.height, image.width), target)
+        scaled = fit_size((image.height, image.width), target)
         top, left = (round(random.random() * max(side - self.size, 0)) for side in scaled)
         bottom, right = min(top + self.size, scaled[0]), min(left + self.size, scaled[1])
         crop = resize_image(image, scaled).crop((left, top, right, bottom))
-        return self._padded(crop, resize_ids(ids, scaled)[top:bottom, left:right])
+        return self._pad(crop, resize_ids(ids, scaled)[top:bottom, left:right])
 
-    def _padded(self, image: Image.Image, ids: Ids) -> tuple[Image.Image, Ids]:
+    def _pad(self, image: Image.Image, ids: Ids) -> tuple[Image.Image, Ids]:
         canvas = Image.new("RGB", (self.size, self.size), _PADDING)
         canvas.paste(image, (0, 0))
         full = np.zeros((self.size, self.size), dtype=np.int32)
@@ -106,7 +106,7 @@ class EvalResize:
         return self.image(image), resize_ids(ids, self.size((image.height, image.width)))
 
 
-def fitted(size: Size, target: float) -> Size:
+def fit_size(size: Size, target: float) -> Size:
     """The size of the same shape that just fits into a square of ``target`` pixels; at least 1."""
     return _scaled(size, target / max(size))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError
-from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, normalised
+from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, normalise_name
 
 
 def match_listed(listed: Any, sets: Sequence[Vocabulary]) -> dict[int, int | str]:
@@ -62,7 +62,9 @@ def _match(category: Category, says_thing: bool, sets: Sequence[Vocabulary]) -> 
 def _called(name: str, sets: Sequence[Vocabulary]) -> list[int]:
     """The classes of a name; their synonyms count where no main name does."""
     every = list(zip(*(vocabulary.categories for vocabulary in sets), strict=True))
-    main = [{normalised(x) for c in one for x in (c.name, c.official)} for one in every]
-    synonyms = [{normalised(x) for c in one for x in c.synonyms} for one in every]
-    found = ([i for i, names in enumerate(kind) if normalised(name) in names] for kind in (main, synonyms))
+    main = [{normalise_name(x) for c in one for x in (c.name, c.official)} for one in every]
+    synonyms = [{normalise_name(x) for c in one for x in c.synonyms} for one in every]
+    found = (
+        [i for i, names in enumerate(kind) if normalise_name(name) in names] for kind in (main, synonyms)
+    )
     return next(filter(None, found), [])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from odise_pl.data.label_maps import encode_semantic
-from odise_pl.data.segments import segment_records
+from odise_pl.data.segments import describe_segments
 from odise_pl.errors import UserError
 from odise_pl.structures import Instances, PanopticSegmentation
 from odise_pl.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ def panoptic_annotation(
             "bbox": list(record.bbox),
             "score": scores[record.id],
         }
-        for record in segment_records(ids, categories, vocabulary.isthing)
+        for record in describe_segments(ids, categories, vocabulary.isthing)
     ]
     return {"image_id": image_id, "file_name": file_name, "segments_info": segments}, ids
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import Network, model_key, read_record
-from odise_pl.data.eval_sets import eval_sets
+from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
@@ -178,7 +178,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _words(config: DictConfig, about: Mapping[str, Any]) -> list[str]:
     """What the folder of an evaluation is called after: sets, classifier, step."""
-    sets = eval_sets(config.data.val)
+    sets = parse_eval_sets(config.data.val)
     unnamed = isinstance(config.data.val, str)
     names = [Path(source).name if unnamed else name for name, source in sets.items()]
     step = [] if about["step"] is None else [f"step_{about['step']}"]

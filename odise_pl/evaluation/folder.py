@@ -19,7 +19,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from odise_pl.data import fields
-from odise_pl.data.instances import run_length
+from odise_pl.data.instances import encode_rle
 from odise_pl.data.label_maps import decode_ids, decode_semantic
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.categories import match_listed
@@ -74,7 +74,7 @@ class FolderPredictor(nn.Module):
     def _json(self, name: str) -> Any:
         """The content of a file; None if there is none."""
         path = self.folder / name
-        return fields.parsed(path.read_bytes()) if path.exists() else None
+        return fields.parse_json(path.read_bytes()) if path.exists() else None
 
     def _results_by_image(self, content: Any) -> dict[int, list[tuple[int, Any]]]:
         if not isinstance(content, list):
@@ -194,7 +194,7 @@ class FolderPredictor(nn.Module):
             with self._reading(f"{_INSTANCES_JSON}: entry {number} (image_id {image_id})"):
                 labels.append(self._category_of_instance(fields.integer(result, "category_id")))
                 scores.append(_score(result))
-                code = run_length(fields.segmentation(result, "segmentation"), size)
+                code = encode_rle(fields.segmentation(result, "segmentation"), size)
                 masks.append(torch.from_numpy(mask_api.decode(code).astype(bool)))
         return Instances(
             torch.tensor(labels, dtype=torch.int64),

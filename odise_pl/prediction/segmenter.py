@@ -14,7 +14,7 @@ from PIL import Image
 from odise_pl.checkpoints.description import Network, model_key, read_record
 from odise_pl.checkpoints.io import load_weights
 from odise_pl.checkpoints.reading import describe
-from odise_pl.data.images import upright
+from odise_pl.data.images import to_upright_rgb
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.errors import SettingError
 from odise_pl.models.inference import NetworkPrediction
@@ -50,8 +50,8 @@ class Segmenter:
         each pixel of each.
 
         Args:
-            image: see :func:`~odise_pl.data.images.upright`; one of 16 bits a channel as ``Image.open``
-                returns it, because Pillow drops eight of them when it reads the pixels.
+            image: see :func:`~odise_pl.data.images.to_upright_rgb`; with 16 bits per channel,
+                pass it as ``Image.open`` returns it: Pillow drops 8 of them when it reads the pixels.
             vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
                 embedded when it differs from that of the call before.
 
@@ -67,7 +67,7 @@ class Segmenter:
             )
         device = self.model.clip.mean.device
         classes = self._embedded(load_vocabulary(vocabulary, one_word=True), device)
-        image = upright(image)
+        image = to_upright_rgb(image)
         images, valid = pad_images([image_tensor(self.resize.image(image))])
         sizes = (valid, [(image.height, image.width)])
         (prediction,) = self.model.predict(images.to(device), *sizes, classes)

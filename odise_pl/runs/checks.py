@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import Network, is_file_name
 from odise_pl.checkpoints.files import checkpoint_folder, last_checkpoint
-from odise_pl.data.eval_sets import eval_sets
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.eval_sets import parse_eval_sets
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.errors import SettingError, UserError, check_number
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
@@ -162,9 +162,9 @@ def _missing_shards(config: DictConfig, needed: str, *others: str) -> Iterator[s
     if config.data[needed] is None:
         yield f"data.{needed} names no shard set: add data.{needed}=DIR, or choose a data set, data=coco"
     for name in (needed, *others):
-        for source in eval_sets(config.data[name]).values():
+        for source in parse_eval_sets(config.data[name]).values():
             try:
-                check_shards(source)
+                open_shard_set(source)
             except UserError as error:
                 yield f"data.{name}: {error}"
 
@@ -175,9 +175,9 @@ def missing_captions(config: DictConfig, names: Sequence[str], captioner: Any = 
         return
     models = {}
     for name in names:
-        for source in eval_sets(config.data[name]).values():
+        for source in parse_eval_sets(config.data[name]).values():
             with suppress(UserError):  # a set that does not exist is another problem
-                captioning = check_shards(source).manifest.captioning
+                captioning = open_shard_set(source).manifest.captioning
                 if captioning is None:
                     yield f"data.{name}: {_caption_first(source)}"
                 else:

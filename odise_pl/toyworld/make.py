@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from odise_pl.data.manifest import FILE_NAME, check_shards, missing_shards
+from odise_pl.data.manifest import FILE_NAME, find_missing_shards, open_shard_set
 from odise_pl.data.prepare import processes
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
@@ -110,12 +110,12 @@ def _pack(toy_set: ToySet, root: Path, origin: str, seed: int, workers: int) -> 
 
 def _check(out: Path, count: int, origin: str) -> None:
     """Raise DataError if a set is not the requested one, or not complete."""
-    shards = check_shards(out)
+    shards = open_shard_set(out)
     found = f"{shards.manifest.counts.samples} pictures, made from {shards.manifest.source.annotations}"
     wanted = f"{count} pictures, made from {origin}"
     if found != wanted:
         raise DataError(f"{out} holds {found}, instead of {wanted}: delete it, or choose another folder")
-    if missing := missing_shards(shards):
+    if missing := find_missing_shards(shards):
         raise DataError(f"{missing[0]} is missing or damaged: delete {out} to paint it again")
 
 

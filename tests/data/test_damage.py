@@ -19,7 +19,7 @@ from shard_members import members, rewrite
 from test_stream import KEYS, data, evaluated, fingerprints, keys, train
 
 from odise_pl.data.loader import BatchSource
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan
 from odise_pl.data.stream import EvalStream, TrainStream
@@ -188,7 +188,7 @@ def test_resuming_with_damage_gives_the_same_batches(copied: Path, workers: int)
 
 
 def test_samples_of_a_worker_that_reads_nothing_are_counted(copied: Path) -> None:
-    sizes, good = check_shards(str(copied)).sizes, 3
+    sizes, good = open_shard_set(str(copied)).sizes, 3
     for number in range(good, len(sizes)):
         no_tar(copied / f"train2017-{number:06d}.tar")
     batches = evaluated(data(copied, num_workers=2))
@@ -217,7 +217,7 @@ def test_a_shard_that_is_lost_in_mid_epoch_is_named(
 
 
 def test_a_server_that_does_not_answer_ends_with_one_message(shards: Path) -> None:
-    found = check_shards(shards)
+    found = open_shard_set(shards)
     hanging = tuple(f"pipe:sleep 3; cat {url}" for url in found.urls)
     stream = EvalStream(hanging, EvalPlan(found.sizes), EvalResize(32, 32))
     with pytest.raises(DataError, match=r"data\.timeout"):

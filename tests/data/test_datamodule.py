@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.records import DataError
 from odise_pl.structures import Batch
 
@@ -168,7 +168,7 @@ def test_a_missing_set_is_named_with_the_command_that_makes_it(name: str, split:
 
 def test_a_missing_set_of_the_small_world_is_painted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"toyworld.*make --out {tmp_path}"):
-        check_shards(tmp_path / "toy_train")
+        open_shard_set(tmp_path / "toy_train")
 
 
 def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / "dataset.json").write_text(spoiled)
         with pytest.raises(DataError, match=rf"dataset\.json.*{message}"):
-            check_shards(tmp_path)
+            open_shard_set(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -192,14 +192,14 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
 )
 def test_an_unreachable_set_is_named(url: str) -> None:
     with pytest.raises(DataError) as error:
-        check_shards(url)
+        open_shard_set(url)
     assert url in str(error.value)
 
 
 def test_shard_sets_are_checked_without_torch(shards: Path) -> None:
     code = (
-        "import sys; from odise_pl.data.manifest import check_shards; from odise_pl.data.eval_sets import "
-        f"eval_sets; check_shards({str(shards)!r}); sys.exit('torch' in sys.modules)"
+        "import sys; from odise_pl.data.manifest import open_shard_set; import odise_pl.data.eval_sets; "
+        f"open_shard_set({str(shards)!r}); sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -15,14 +15,14 @@ from PIL import Image
 from odise_pl.data.images import (
     FORMATS,
     IMAGE_SUFFIXES,
-    as_rgb,
     decode_rgb,
     open_stored,
     pack_image,
     read_image,
-    upright,
+    to_rgb,
+    to_upright_rgb,
 )
-from odise_pl.data.label_maps import decode_ids, decode_semantic, stored_values
+from odise_pl.data.label_maps import decode_ids, decode_semantic, decode_values
 from odise_pl.data.records import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -77,11 +77,11 @@ def test_grey_of_16_bits_is_scaled_by_its_range(high: int, shift: int, tmp_path:
             read_image(tmp_path / name),
             decode_rgb(content),
             decode_rgb(pack_image(content)[1]),
-            upright(Image.open(tmp_path / name)),
+            to_upright_rgb(Image.open(tmp_path / name)),
         ):
             np.testing.assert_array_equal(np.asarray(image), expected)
     for array in (values.astype(">u2"), values.astype(np.int32)):
-        np.testing.assert_array_equal(np.asarray(as_rgb(Image.fromarray(array))), expected)
+        np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(array))), expected)
 
 
 @pytest.mark.parametrize(("high", "shift"), [(255, 0), (1023, 2), (4095, 4), (65535, 8)])
@@ -93,7 +93,7 @@ def test_colours_of_16_bits_are_scaled_like_grey(
     path = tmp_path / "deep"
     path.write_bytes(encode(values))
     packed = decode_rgb(pack_image(path.read_bytes())[1])
-    for image in (read_image(path), decode_rgb(path.read_bytes()), packed, upright(Image.open(path))):
+    for image in (read_image(path), decode_rgb(path.read_bytes()), packed, to_upright_rgb(Image.open(path))):
         np.testing.assert_array_equal(np.asarray(image), values >> shift)
 
 
@@ -119,8 +119,8 @@ def test_what_pillow_misreads_is_refused(form: str, tmp_path: Path) -> None:
     for read in (
         lambda: read_image(path),
         lambda: open_stored(path.read_bytes()),
-        lambda: upright(Image.open(path)),
-        lambda: upright(loaded),
+        lambda: to_upright_rgb(Image.open(path)),
+        lambda: to_upright_rgb(loaded),
     ):
         with pytest.raises(DataError, match=form):
             read()
@@ -133,7 +133,7 @@ def test_pixels_that_have_lost_bits_are_refused(encode: Callable[..., bytes], tm
     loaded = Image.open(path)
     loaded.load()
     with pytest.raises(DataError, match="deep"):
-        upright(loaded)
+        to_upright_rgb(loaded)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM"])
@@ -157,12 +157,12 @@ def test_labels_are_the_values_that_are_stored(bits: int, colour: int) -> None:
     palette = [(b"PLTE", bytes(12))] if colour else []
     header = struct.pack(">IIBBBBB", 4, 1, bits, colour, 0, 0, 0)
     content = png((b"IHDR", header), *palette, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
-    np.testing.assert_array_equal(stored_values(content), values)
+    np.testing.assert_array_equal(decode_values(content), values)
     np.testing.assert_array_equal(decode_semantic(content), values)
 
 
 def test_labels_have_8_bits_a_channel() -> None:
-    for decode in (stored_values, decode_ids):
+    for decode in (decode_values, decode_ids):
         with pytest.raises(DataError, match=r"of 8"):
             decode(deep_png(DEEP[..., :3]))
 
@@ -188,14 +188,14 @@ def test_transparency_of_16_bits() -> None:
 )
 def test_images_of_no_known_range_or_mode_are_refused(image: Image.Image) -> None:
     with pytest.raises(DataError, match=r"values|floats|mode La"):
-        as_rgb(image)
+        to_rgb(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
 def test_other_modes_are_converted_by_pillow(mode: str) -> None:
     image = Image.fromarray(NOISE).convert("LAB" if mode == "LAB" else mode)
     shown = image.convert("RGBA") if mode in ("LA", "PA") else image
-    np.testing.assert_array_equal(np.asarray(as_rgb(image)), np.asarray(shown.convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(shown.convert("RGB")))
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
@@ -222,7 +222,7 @@ MALFORMED = {
 def test_malformed_exif_is_ignored(kind: str, which: str) -> None:
     block, turned = MALFORMED[which]
     content = encoded(Image.fromarray(NOISE), kind, exif=block)
-    assert upright(Image.open(io.BytesIO(content))).size == ((4, 6) if turned == 6 else (6, 4))
+    assert to_upright_rgb(Image.open(io.BytesIO(content))).size == ((4, 6) if turned == 6 else (6, 4))
     assert open_stored(content).size == (6, 4)
     assert decode_rgb(pack_image(content)[1]).size == (6, 4)
 
@@ -242,7 +242,12 @@ def test_pictures_are_turned_upright_once(kind: str, turned: int, tmp_path: Path
     path.write_bytes(encoded(stored, kind, exif=block))
     loaded = Image.open(path)
     loaded.load()
-    for image in (read_image(path), upright(Image.open(path)), upright(loaded), upright(read_image(path))):
+    for image in (
+        read_image(path),
+        to_upright_rgb(Image.open(path)),
+        to_upright_rgb(loaded),
+        to_upright_rgb(read_image(path)),
+    ):
         np.testing.assert_array_equal(np.asarray(image), NOISE)
     if kind == "PNG":
         np.testing.assert_array_equal(np.asarray(open_stored(path.read_bytes())), np.asarray(stored))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mini_coco import make_coco, pack
 
-from odise_pl.data.manifest import check_shards, missing_shards
+from odise_pl.data.manifest import find_missing_shards, open_shard_set
 from odise_pl.data.records import DataError
 
 NAMES = [
@@ -42,7 +42,7 @@ def test_shard_name_is_a_plain_file_name(
     monkeypatch.chdir(folder)
     for source in (folder, ".", "dataset.json", f"file://{folder}", f"pipe:cat {folder}/dataset.json"):
         with pytest.raises(DataError, match=r"dataset\.json.*name"):
-            check_shards(source)
+            open_shard_set(source)
     assert not proof.exists()
 
 
@@ -50,7 +50,7 @@ def test_shard_name_is_a_plain_file_name(
 def test_letters_and_digits_of_any_script_are_plain(shards: Path, tmp_path: Path, name: str) -> None:
     folder = described(shards, tmp_path, lambda data: data["shards"][0].update(name=name))
     (folder / name).touch()
-    assert check_shards(folder).urls[0] == str(folder / name)
+    assert open_shard_set(folder).urls[0] == str(folder / name)
 
 
 def test_folder_that_looks_like_a_command_stays_a_folder(
@@ -60,8 +60,8 @@ def test_folder_that_looks_like_a_command_stays_a_folder(
     (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
     monkeypatch.chdir(tmp_path)
     for source in (f"./{folder.name}", f"./{folder.name}/dataset.json", f"./{folder.name}/other.json"):
-        found = check_shards(source)
-        assert not missing_shards(found)
+        found = open_shard_set(source)
+        assert not find_missing_shards(found)
         assert all(url.startswith("./pipe:") for url in found.urls)
     assert not (tmp_path / "proof").exists()
 
@@ -74,7 +74,7 @@ def test_folder_may_be_called_as_a_file_or_a_home(
     (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
     monkeypatch.chdir(tmp_path)
     for source in (folder, folder / "dataset.json", folder / "other.json", name, f"./{name}"):
-        assert not missing_shards(check_shards(source))
+        assert not find_missing_shards(open_shard_set(source))
 
 
 def put(*path: Any, value: object) -> Callable[[dict[str, Any]], object]:
@@ -120,18 +120,18 @@ def test_wrong_fields_are_named(
     shards: Path, tmp_path: Path, path: tuple[Any, ...], value: object, named: str
 ) -> None:
     with pytest.raises(DataError, match=rf"dataset\.json.*{named}"):
-        check_shards(described(shards, tmp_path, put(*path, value=value)))
+        open_shard_set(described(shards, tmp_path, put(*path, value=value)))
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, "[]", "{", b"\xff"], ids=lambda value: str(value)[:4])
 def test_file_that_is_no_description_is_named(tmp_path: Path, content: str | bytes) -> None:
     (tmp_path / "dataset.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=r"dataset\.json"):
-        check_shards(tmp_path)
+        open_shard_set(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["münchen", "v1.5 {a,b}", "$(x)"])
 def test_shards_of_any_split_have_plain_names(tmp_path: Path, split: str) -> None:
     make_coco(tmp_path / "coco", 3, split=split)
     pack(tmp_path / "coco", tmp_path / "out", split)
-    assert not missing_shards(check_shards(tmp_path / "out"))
+    assert not find_missing_shards(open_shard_set(tmp_path / "out"))

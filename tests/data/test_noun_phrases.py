@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk import RegexpParser, Tree
 
-from odise_pl.data.noun_phrases import caption_phrases, chunks, draw_words, tag
+from odise_pl.data.noun_phrases import draw_words, extract_phrases, find_phrases, tag
 
 SINGLE = RegexpParser("NBAR: {<NN.*|JJ>*<NN.*>}")
 JOINED = RegexpParser("NBAR: {<NN.*|JJ>*<NN.*>}\nJOINED: {<NBAR><IN><NBAR>}")
@@ -21,7 +21,7 @@ def test_chunks_are_those_of_the_grammar(tags: list[str], joined: bool) -> None:
         " ".join(token for token, _ in node.leaves()) if isinstance(node, Tree) else None
         for node in (JOINED if joined else SINGLE).parse(tagged)
     ]
-    assert list(chunks(tagged, joined)) == wanted
+    assert list(find_phrases(tagged, joined)) == wanted
 
 
 def test_tags() -> None:
@@ -44,7 +44,7 @@ def test_tags() -> None:
     ],
 )
 def test_phrases_of_a_caption(caption: str, phrases: list[str]) -> None:
-    assert caption_phrases(caption) == phrases
+    assert extract_phrases(caption) == phrases
 
 
 def draw(captions: tuple[str, ...], count: int = 8, seed: int = 0) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def draw(captions: tuple[str, ...], count: int = 8, seed: int = 0) -> tuple[str,
 
 
 def test_words_are_phrases_of_one_random_caption() -> None:
-    phrases = [set(caption_phrases(caption)) for caption in CAPTIONS]
+    phrases = [set(extract_phrases(caption)) for caption in CAPTIONS]
     seen = set()
     for seed in range(20):
         words = draw(CAPTIONS, seed=seed)
@@ -73,5 +73,5 @@ def test_no_words(captions: tuple[str, ...], count: int) -> None:
     [" \n\t", "🐶🐱", "dog " * 1000, "一只狗在草地上。", "كلب على العشب", "\x00\ud7ff", "/ n/a <b>{}"],
 )
 def test_any_text_is_a_caption(caption: str) -> None:
-    assert all(phrase.strip() for phrase in caption_phrases(caption))
+    assert all(phrase.strip() for phrase in extract_phrases(caption))
     assert len(draw((caption,))) in (0, 8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odise_pl.data.records import DataError
-from odise_pl.data.sample_order import EvalPlan, Piece, TrainPlan, buffered_order, limited
+from odise_pl.data.sample_order import EvalPlan, Piece, TrainPlan, buffered_order, limit_sizes
 
 SIZES = st.lists(st.integers(0, 9), max_size=6).map(lambda sizes: (*sizes, 12))
 SMALL = st.integers(1, 3)
@@ -108,9 +108,9 @@ def test_shuffle_buffer_shuffles() -> None:
 
 
 def test_limited_takes_the_first_samples() -> None:
-    assert limited((3, 4, 5), None) == (3, 4, 5)
-    assert limited((3, 4, 5), 5) == (3, 2, 0)
-    assert limited((3, 4, 5), 99) == (3, 4, 5)
+    assert limit_sizes((3, 4, 5), None) == (3, 4, 5)
+    assert limit_sizes((3, 4, 5), 5) == (3, 2, 0)
+    assert limit_sizes((3, 4, 5), 99) == (3, 4, 5)
 
 
 @pytest.mark.parametrize(

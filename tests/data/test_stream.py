@@ -19,7 +19,7 @@ from shard_members import unlabel
 
 from odise_pl.data import reading, stream
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import EvalResize, LargeScaleJitter
@@ -156,7 +156,7 @@ def test_resuming_opens_only_the_shards_that_are_left(shards: Path, monkeypatch:
 def test_ranks_share_the_samples_without_overlap(
     shards: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, workers: int
 ) -> None:
-    found = check_shards(shards)
+    found = open_shard_set(shards)
     training, evaluation = TrainPlan(found.sizes, 1, ranks), EvalPlan(found.sizes, 2, ranks)
     trained, scored, lengths = [], [], []
     for rank in range(ranks):
@@ -227,7 +227,7 @@ def test_http(shards: Path, server: str) -> None:
 
 @needs_curl
 def test_http_without_a_shard_is_reported(server: str) -> None:
-    found = check_shards(server)
+    found = open_shard_set(server)
     urls = (f"{server}/gone.tar", *found.urls[1:])
     batches = list(EvalStream(urls, EvalPlan(found.sizes), EvalResize(32, 32)))
     assert sum(map(len, batches)) == 23 - found.sizes[0]

@@ -86,7 +86,7 @@ def schedule_checks(case: Case) -> list[Check]:
 
 def check_noun_phrases(case: Case) -> list[Check]:
     """Phrases of texts with recorded parts of speech, as published."""
-    from odise_pl.data.noun_phrases import chunks
+    from odise_pl.data.noun_phrases import find_phrases
 
     tags, wrong = case.fact("tags"), list[str]()
     recorded = [
@@ -94,7 +94,7 @@ def check_noun_phrases(case: Case) -> list[Check]:
     ]
     for text, mode, found in recorded:
         tagged = [(token, tags.get(token, "NN")) for token in re.findall(r"\w+|[^\w\s]", text)]
-        if _noted_when_followed(chunks(tagged, joined=mode == "prep")) != found:
+        if _noted_when_followed(find_phrases(tagged, joined=mode == "prep")) != found:
             wrong.append(f"{text} ({mode})")
     return [equal("noun phrases", len(wrong), len(recorded), "; ".join(wrong[:2]))]
 

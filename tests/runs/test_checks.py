@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import Network
-from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
+from odise_pl.data.manifest import FILE_NAME, Captioning, open_shard_set
 from odise_pl.errors import SettingError, report_user_errors, user_error
 from odise_pl.runs.checks import check_evaluation, check_network, check_training, unwritable
 from odise_pl.runs.conf import compose_config
@@ -86,7 +86,7 @@ def test_a_missing_captioning_model_is_named(config) -> None:
 
 def described(folder: Path, shards: Path, model: str | None) -> str:
     """A shard set that is captioned by this model."""
-    manifest = check_shards(str(shards)).manifest
+    manifest = open_shard_set(str(shards)).manifest
     folder.mkdir()
     (folder / manifest.shards[0].name).touch()
     captioning = None if model is None else Captioning(model, "0" * 64, 20, "1" * 64)

@@ -16,7 +16,7 @@ import tiny_blip
 from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
 
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
@@ -97,7 +97,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_scenes(folder / "coco", 8, captions=[CAPTIONS] * 8)
     prepare(read_coco(folder / "coco", "train2017"), folder / "packed")
     model = CaptionModel(str(tiny_blip.save(folder / "blip")), 20, ("cpu",))
-    prepare_captions(check_shards(folder / "packed"), folder / "shards", model)
+    prepare_captions(open_shard_set(folder / "packed"), folder / "shards", model)
     return folder / "shards"
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.records import DataError
 from odise_pl.toyworld.command import app
 from odise_pl.toyworld.make import KINDS, make, toy_sets, vocabulary
@@ -35,7 +35,7 @@ def test_shards_are_reproducible(tmp_path: Path) -> None:
 
 def test_only_the_open_set_has_novel_categories(tmp_path: Path) -> None:
     base, open_ = (
-        check_shards(make(toy_set, tmp_path)).manifest
+        open_shard_set(make(toy_set, tmp_path)).manifest
         for toy_set in (toy_sets(train=6)[0], toy_sets(open_=6)[2])
     )
     assert base.name == "toy_train"

@@ -16,8 +16,8 @@ from odise_pl.data.prepare.conversion import (
     Conversion,
     Ids,
     Labels,
+    blame_file,
     class_table,
-    faults_of,
     look_up,
     read_pixels,
 )
@@ -55,7 +55,7 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
         partial(_read_objects, classes=classes, isthing=vocabulary.isthing), vocabulary.isthing
     )
     labels = (semantic, objects)
-    return Benchmark("ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES).of_folder()
+    return Benchmark("ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES).from_folder()
 
 
 def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
@@ -76,15 +76,15 @@ def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
 
 def _read_objects(sample: SourceSample, classes: Ids, isthing: tuple[bool, ...]) -> Labels:
     semantic, objects = sample.labels
-    with faults_of(semantic):
+    with blame_file(semantic):
         stuff = look_up(read_pixels(semantic, 1), classes)
     # the hundred classes of objects are numbered in the order of the things among the 150
     things = class_table(dict(enumerate(np.flatnonzero(isthing).tolist(), start=1)), [0])
-    with faults_of(objects):
+    with blame_file(objects):
         pixels = read_pixels(objects, 2)
         if pixels.shape[:2] != stuff.shape:
             height, width = pixels.shape[:2]
-            raise DataError(f"has {width}x{height} pixels, unlike {semantic.shown}")
+            raise DataError(f"has {width}x{height} pixels, unlike {semantic.display_name}")
         index, number = look_up(pixels[..., 0], things), pixels[..., 1]
     return Labels(stuff, np.where((index >= 0) & (number > 0), index + 1 + 256 * number, 0).astype(np.int32))
 
@@ -100,11 +100,11 @@ def read_ade847(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     rare = range(26 * 256)  # every value that R // 10 * 256 + G can have
     classes = class_table({category.id: i for i, category in enumerate(vocabulary.categories)}, rare)
     conversion = Conversion(partial(_read_full, classes=classes), vocabulary.isthing, _SHORT_SIDE)
-    return Benchmark("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").of_folder()
+    return Benchmark("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").from_folder()
 
 
 def _read_full(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    with faults_of(file):
+    with blame_file(file):
         pixels = read_pixels(file, 3)
         return Labels(look_up(pixels[..., 0] // 10 * 256 + pixels[..., 1], classes))

@@ -21,10 +21,10 @@ import torch
 
 from odise_pl.data.decoding import decode
 from odise_pl.data.images import decode_rgb
-from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, check_shards, is_local
+from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, is_local, open_shard_set
 from odise_pl.data.prepare.packing import complete_manifest, count_entries, report_problems
 from odise_pl.data.prepare.processes import run_with_progress
-from odise_pl.data.prepare.shards import Packed, ShardPlan, finish, output_folder, write_shards
+from odise_pl.data.prepare.shards import Packed, ShardPlan, output_folder, write_manifest, write_shards
 from odise_pl.data.prepare.source import Problem, to_json
 from odise_pl.data.reading import Damage, RawSample, read_shard
 from odise_pl.data.records import RECORD, DataError
@@ -122,7 +122,7 @@ def prepare_captions(
     shards_digest = hashlib.sha256(sums.encode()).hexdigest()
     captioning = Captioning(model.name, model.digest(), model.max_tokens, shards_digest)
     if (folder / FILE_NAME).exists():
-        return _finished_before(shard_set, captioning, folder)
+        return _reuse_finished(shard_set, captioning, folder)
     with output_folder(folder):
         checked = _check(shard_set, workers)
         found = [problem for one in checked for problem in one.problems]
@@ -130,14 +130,14 @@ def prepare_captions(
         if not any(one.good for one in checked):
             raise DataError(f"{shard_set.location}: no sample is left to caption")
         plans = _plans(shard_set, checked, model)
-        made_from = (asdict(captioning), [one.good for one in checked])
-        shards = write_shards(plans, folder, made_from, workers)
+        fingerprint = (asdict(captioning), [one.good for one in checked])
+        shards = write_shards(plans, folder, fingerprint, workers)
         manifest = _with_counts(shard_set.manifest, checked, problems)
-        return finish(replace(manifest, shards=shards, captioning=captioning), folder)
+        return write_manifest(replace(manifest, shards=shards, captioning=captioning), folder)
 
 
-def _finished_before(shard_set: ShardSet, captioning: Captioning, folder: Path) -> Manifest:
-    before = check_shards(folder)
+def _reuse_finished(shard_set: ShardSet, captioning: Captioning, folder: Path) -> Manifest:
+    before = open_shard_set(folder)
     if before.manifest.captioning != captioning or before.manifest.source != shard_set.manifest.source:
         raise DataError(
             f"{folder} already holds the shard set '{before.manifest.name}', which is not this one with "
@@ -183,7 +183,7 @@ def _check(shard_set: ShardSet, workers: int) -> list[_Checked]:
 def _check_shard(pair: tuple[str, Shard]) -> _Checked:
     """Decode every sample of a shard."""
     url, shard = pair
-    problems = [Problem(shard.name, shard.name, fault) for fault in _faults_of_file(url, shard)]
+    problems = [Problem(shard.name, shard.name, fault) for fault in _find_checksum_fault(url, shard)]
     good, segments, captions = [], 0, 0
     for place, item in enumerate(read_shard(url, list(range(shard.samples)))):
         try:
@@ -199,7 +199,7 @@ def _check_shard(pair: tuple[str, Shard]) -> _Checked:
     return _Checked(tuple(good), segments, captions, tuple(problems))
 
 
-def _faults_of_file(url: str, shard: Shard) -> Iterator[str]:
+def _find_checksum_fault(url: str, shard: Shard) -> Iterator[str]:
     """A shard on disk has to be the one that was described."""
     if not is_local(url) or not Path(url).is_file():
         return
@@ -211,15 +211,15 @@ def _faults_of_file(url: str, shard: Shard) -> Iterator[str]:
 def _plans(shard_set: ShardSet, checked: Sequence[_Checked], model: CaptionModel) -> list[ShardPlan]:
     shards = zip(shard_set.manifest.shards, shard_set.urls, checked, strict=True)
     return [
-        ShardPlan(shard.name, len(one.good), partial(_captioned, url, one.good, model, number))
+        ShardPlan(shard.name, len(one.good), partial(_add_captions, url, one.good, model, number))
         for number, (shard, url, one) in enumerate(shards)
         if one.good
     ]
 
 
-def _captioned(url: str, places: Sequence[int], model: CaptionModel, number: int) -> Iterator[Packed]:
+def _add_captions(url: str, places: Sequence[int], model: CaptionModel, number: int) -> Iterator[Packed]:
     """The samples at these places of a shard, with captions."""
-    samples = _raw(url, places)
+    samples = _read_samples(url, places)
     while batch := list(islice(samples, BATCH)):
         for raw, caption in zip(batch, _captions(batch, model.on(number)), strict=True):
             record = json.loads(raw.members[RECORD]) | {"generated_caption": caption}
@@ -243,7 +243,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _raw(url: str, places: Sequence[int]) -> Iterator[RawSample]:
+def _read_samples(url: str, places: Sequence[int]) -> Iterator[RawSample]:
     for item in read_shard(url, list(places)):
         if isinstance(item, Damage):
             raise DataError(f"{item.text}; it was readable before: start again")

@@ -29,7 +29,7 @@ from odise_pl.data.prepare.coco_json import (
 from odise_pl.data.prepare.coco_vocabulary import FileClasses, choose_classes, match_classes
 from odise_pl.data.prepare.files import SourceFile
 from odise_pl.data.prepare.panoptic import check_panoptic, pack_panoptic
-from odise_pl.data.prepare.source import Problem, Source, SourceSample, key_of
+from odise_pl.data.prepare.source import Problem, Source, SourceSample, make_key
 from odise_pl.data.prepare.tree import Folder, Tree
 from odise_pl.data.records import DataError, prefix_errors
 
@@ -51,7 +51,7 @@ class _Layout:
 
 
 def _find_layout(tree: Tree, split: str) -> _Layout:
-    split = below("--split", split)
+    split = parse_subpath("--split", split)
     images = tree.need_folder(split, f"{split}.zip")
     annotations = tree.need_file(f"annotations/panoptic_{split}.json", _ARCHIVE)
     maps = tree.need_folder(
@@ -67,7 +67,7 @@ def _find_layout(tree: Tree, split: str) -> _Layout:
     return _Layout(split, images, annotations, maps, captions, instances, notes)
 
 
-def below(option: str, path: str) -> str:
+def parse_subpath(option: str, path: str) -> str:
     """The path below a root that an option names; DataError if it leads elsewhere."""
     with prefix_errors(option):
         return fields.plain_path(path)
@@ -108,13 +108,13 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     )
 
 
-class Repeated:
+class Duplicates:
     """Ids and names that must be unique and are not."""
 
     def __init__(self, images: list[ImageEntry]) -> None:
         self._ids = Counter(image.image_id for image in images)
         self._names = Counter(image.file_name for image in images)
-        self._keys = Counter(key_of(name) for name in self._names if name)
+        self._keys = Counter(make_key(name) for name in self._names if name)
 
     def causes(self, image: ImageEntry) -> list[str]:
         """What is wrong with an image."""
@@ -127,7 +127,7 @@ class Repeated:
             return
         if self._names[image.file_name] > 1:
             yield f"has the file_name {image.file_name} of another image"
-        if self._keys[key_of(image.file_name)] > 1:
+        if self._keys[make_key(image.file_name)] > 1:
             yield f"has the file_name {image.file_name}, which gives the key of another image"
 
 
@@ -147,18 +147,22 @@ class _Matcher:
         by_image: dict[int | None, list[AnnotationEntry]] = defaultdict(list)
         for annotation in annotations:
             by_image[annotation.image_id].append(annotation)
-        repeated = Repeated(images)
+        repeated = Duplicates(images)
         for image in images:
             self._match_image(image, by_image.get(image.image_id, []), repeated)
         for annotation in annotations:
             if annotation.image_id not in self.images:
                 self._report_orphan(annotation)
         where = self.layout.annotations.path.name
-        self.problems += unlisted(self.layout.images, {i.file_name for i in images}, f"images in {where}")
+        self.problems += find_unlisted(
+            self.layout.images, {i.file_name for i in images}, f"images in {where}"
+        )
         names = {annotation.file_name for annotation in annotations}
-        self.problems += unlisted(self.layout.panoptic, names, f"annotations in {where}")
+        self.problems += find_unlisted(self.layout.panoptic, names, f"annotations in {where}")
 
-    def _match_image(self, image: ImageEntry, annotations: list[AnnotationEntry], repeated: Repeated) -> None:
+    def _match_image(
+        self, image: ImageEntry, annotations: list[AnnotationEntry], repeated: Duplicates
+    ) -> None:
         name = f"{self.layout.split}/{image.file_name}" if image.file_name else image.where
         causes = repeated.causes(image)
         if image.image_id is not None and len(annotations) != 1:
@@ -175,7 +179,7 @@ class _Matcher:
     def _sample(self, name: str, image: ImageEntry, annotation: AnnotationEntry) -> SourceSample:
         assert image.image_id is not None  # an image without id has a fault
         return SourceSample(
-            key=key_of(image.file_name),
+            key=make_key(image.file_name),
             name=name,
             image=self.layout.images.file(image.file_name),
             labels=(self.layout.panoptic.file(annotation.file_name),),
@@ -187,13 +191,13 @@ class _Matcher:
         )
 
     def _report(self, sample: str, file: SourceFile, causes: Iterable[str]) -> None:
-        self.problems.extend(Problem(sample, file.shown, cause) for cause in causes)
+        self.problems.extend(Problem(sample, file.display_name, cause) for cause in causes)
 
     def _report_orphan(self, entry: AnnotationEntry) -> None:
         causes = entry.causes
         if entry.image_id is not None:
             causes.append(f"{entry.where} has image_id {entry.image_id}, which images lacks")
-        name = self.layout.panoptic.file(entry.file_name or entry.where).shown
+        name = self.layout.panoptic.file(entry.file_name or entry.where).display_name
         self._report(name, self.layout.annotations, causes)
 
     def read_instances(self, classes: FileClasses) -> None:
@@ -205,13 +209,15 @@ class _Matcher:
         list_of(data, "images", file.path)
         objects = self.objects = objects_by_image(file, data, match_classes(data, file.path, classes))
         for image_id, image in self.images.items():
-            objects.faults.setdefault(image_id, []).extend(self._differences(image, images.get(image_id)))
-        self._report(file.shown, file, objects.faults.get(None, ()))
+            objects.faults.setdefault(image_id, []).extend(
+                self._find_differences(image, images.get(image_id))
+            )
+        self._report(file.display_name, file, objects.faults.get(None, ()))
         skipped = sum(len(some) for image_id, some in objects.records.items() if image_id not in self.images)
         if skipped:
             self.notes.append(f"{skipped} objects of images that this split does not list are skipped")
 
-    def _differences(self, image: ImageEntry, entry: ImageEntry | None) -> list[str]:
+    def _find_differences(self, image: ImageEntry, entry: ImageEntry | None) -> list[str]:
         """What is wrong with an image in the instance file, which must list images without objects, too."""
         if entry is None:
             name = f"{image.image_id} ({image.file_name})"
@@ -246,7 +252,7 @@ class _Matcher:
             return
         skipped: Counter[str] = Counter()
         for entry in caption_entries(list_of(self._read_beside(file)[0], "annotations", file.path)):
-            self._report(f"{file.shown} {entry.where}", file, entry.causes)
+            self._report(f"{file.display_name} {entry.where}", file, entry.causes)
             if entry.faults:
                 continue
             if entry.image_id not in self.images:
@@ -258,9 +264,9 @@ class _Matcher:
         self.notes += [f"{count} captions {which} are skipped" for which, count in skipped.items()]
 
 
-def unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:
+def find_unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:
     """Images on disk that no entry of the annotation file names."""
     for name in folder.names():
         if name.lower().endswith(IMAGE_SUFFIXES) and name not in listed:
-            shown = folder.file(name).shown
+            shown = folder.file(name).display_name
             yield Problem(shown, shown, f"no entry of {what} names it")

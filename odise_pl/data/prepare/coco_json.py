@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from odise_pl.data import fields
 from odise_pl.data.prepare.coco_vocabulary import FileClasses
 from odise_pl.data.prepare.files import SourceFile
-from odise_pl.data.prepare.panoptic import some_of
+from odise_pl.data.prepare.panoptic import format_some
 from odise_pl.data.prepare.source import InstanceRecord
 from odise_pl.data.records import DataError, SegmentRecord, prefix_errors
 
-_LARGEST_ID = 2**24 - 1
+_MAX_ID = 2**24 - 1
 _T = TypeVar("_T")
 
 
@@ -169,7 +169,7 @@ def _segments(items: list[Any], classes: FileClasses, faults: _Faults) -> tuple[
         faults.extend(f"segments_info[{index}] {fault}" for fault in own.distinct)
     times = Counter(segment.id for segment in segments if segment.id)
     if repeated := {value for value, count in times.items() if count > 1}:
-        faults.append(f"segments_info has ids twice: {some_of(repeated)}")
+        faults.append(f"segments_info has ids twice: {format_some(repeated)}")
     return tuple(segments)
 
 
@@ -186,4 +186,4 @@ def _segment(item: Any, classes: FileClasses, faults: _Faults) -> SegmentRecord:
 
 
 def _segment_id(item: Any) -> int:
-    return fields.integer(item, "id", least=1, most=_LARGEST_ID)
+    return fields.integer(item, "id", least=1, most=_MAX_ID)

@@ -14,7 +14,7 @@ from typing import Any
 
 from odise_pl.data import fields
 from odise_pl.data.records import DataError, prefix_errors
-from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, load_vocabulary, normalised
+from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, load_vocabulary, normalise_name
 
 _OWN_NAMES = (
     'name the classes in a file, {"categories": [{"id": 3, "name": "your name", "official": "name in the '
@@ -65,7 +65,7 @@ def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool =
     Raises:
         DataError: the file's categories are unusable, or the chosen vocabulary disagrees with them.
     """
-    listed = _listed(data, path, things)
+    listed = _read_categories(data, path, things)
     stuff = [category for category in listed if things and not category.isthing]
     if stuff:
         raise DataError(
@@ -88,11 +88,13 @@ def match_classes(data: Any, path: Path, known: FileClasses) -> FileClasses:
     Raises:
         DataError: the file's categories are unusable.
     """
-    listed = _listed(data, path, things=True)
+    listed = _read_categories(data, path, things=True)
     index: dict[int, int] = {}
     reasons = {}
     for category in listed:
-        same = [other for other in known.listed if normalised(other.name) == normalised(category.name)]
+        same = [
+            other for other in known.listed if normalise_name(other.name) == normalise_name(category.name)
+        ]
         if len(same) > 1:
             same = [other for other in same if other.id == category.id] or same
         called = f"'{category.name}', which {known.path.name}"
@@ -107,7 +109,7 @@ def match_classes(data: Any, path: Path, known: FileClasses) -> FileClasses:
     return FileClasses(path, listed, known.vocabulary, index, reasons)
 
 
-def _listed(data: Any, path: Path, things: bool) -> tuple[Category, ...]:
+def _read_categories(data: Any, path: Path, things: bool) -> tuple[Category, ...]:
     with prefix_errors(f"{path}:"):
         listed = tuple(_category(item, things) for item in fields.sequence(data, "categories"))
         for category_id, count in Counter(category.id for category in listed).items():
@@ -136,23 +138,25 @@ def _choose(
     """The vocabulary, and notes for the user."""
     if choice not in ("auto", "annotation"):
         chosen = load_vocabulary(choice)
-        if reason := _disagreement(chosen, listed):
+        if reason := _find_disagreement(chosen, listed):
             hint = "use --vocabulary annotation to take the file's own categories"
             raise DataError(f"{path}: {reason}; {hint}")
         return chosen, ()
     official = load_vocabulary("coco_panoptic")
     things = Vocabulary("coco_things", tuple(c for c in official.categories if c.isthing))
     for known in (official, things) if choice == "auto" else ():
-        if len(known) == len(listed) and not _disagreement(known, listed):
+        if len(known) == len(listed) and not _find_disagreement(known, listed):
             return known, ()
-    return _own(data, listed, name)
+    return _own_vocabulary(data, listed, name)
 
 
-def _own(data: Any, listed: Sequence[Category], name: str) -> tuple[Vocabulary, tuple[str, ...]]:
+def _own_vocabulary(data: Any, listed: Sequence[Category], name: str) -> tuple[Vocabulary, tuple[str, ...]]:
     """The file's own classes; those of one name get their supercategory before it."""
-    times = Counter(normalised(category.name) for category in listed)
+    times = Counter(normalise_name(category.name) for category in listed)
     named = tuple(
-        _qualified(category, item.get("supercategory")) if times[normalised(category.name)] > 1 else category
+        _add_supercategory(category, item.get("supercategory"))
+        if times[normalise_name(category.name)] > 1
+        else category
         for item, category in zip(data["categories"], listed, strict=True)
     )
     renamed = [new.name for old, new in zip(listed, named, strict=True) if old != new]
@@ -163,25 +167,25 @@ def _own(data: Any, listed: Sequence[Category], name: str) -> tuple[Vocabulary, 
         raise VocabularyError(f"{error}: {_OWN_NAMES}") from error
 
 
-def _qualified(category: Category, supercategory: Any) -> Category:
+def _add_supercategory(category: Category, supercategory: Any) -> Category:
     if not isinstance(supercategory, str) or not supercategory.strip():
         return category
     official = category.official or category.name
     return replace(category, name=f"{supercategory.strip()} {category.name}", official=official)
 
 
-def _disagreement(vocabulary: Vocabulary, listed: Sequence[Category]) -> str | None:
+def _find_disagreement(vocabulary: Vocabulary, listed: Sequence[Category]) -> str | None:
     """Why a vocabulary does not name the categories of a file."""
     known = {category.id: category for category in vocabulary.categories}
     for category in listed:
         ours = known.get(category.id)
         names = {name.casefold() for name in (*ours.names, ours.official)} if ours else set()
         if ours is None or category.name.casefold() not in names or category.isthing != ours.isthing:
-            theirs = "has no such id" if ours is None else f"has {_described(ours)}"
-            what = f"category {category.id} is {_described(category)}"
+            theirs = "has no such id" if ours is None else f"has {_describe(ours)}"
+            what = f"category {category.id} is {_describe(category)}"
             return f"{what}, but vocabulary '{vocabulary.name}' {theirs}"
     return None
 
 
-def _described(category: Category) -> str:
+def _describe(category: Category) -> str:
     return f"{'thing' if category.isthing else 'stuff'} '{category.official or category.name}'"

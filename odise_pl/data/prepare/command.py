@@ -134,9 +134,9 @@ def captions(
     skip_bad: _SkipBad = False,
 ) -> None:
     """Copy a shard set with a caption by BLIP in each sample."""
-    from odise_pl.data.manifest import check_shards
+    from odise_pl.data.manifest import open_shard_set
 
-    shard_set = check_shards(shards)
+    shard_set = open_shard_set(shards)
     from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 
     model = CaptionModel.find(weights, max_tokens, device)

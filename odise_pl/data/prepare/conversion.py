@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from odise_pl.data.images import as_rgb, open_image, open_stored, pack_image, resize_image
-from odise_pl.data.label_maps import encode_ids, encode_semantic, resize_ids, stored_values, unique_ids
+from odise_pl.data.images import open_image, open_stored, pack_image, resize_image, to_rgb
+from odise_pl.data.label_maps import decode_values, encode_ids, encode_semantic, resize_ids, unique_ids
 from odise_pl.data.prepare.files import SourceFile
-from odise_pl.data.prepare.panoptic import some_of
+from odise_pl.data.prepare.panoptic import format_some
 from odise_pl.data.prepare.source import Members, Problem, SourceSample
 from odise_pl.data.records import PANOPTIC, RECORD, SEMANTIC, DataError
-from odise_pl.data.segments import segment_records
+from odise_pl.data.segments import describe_segments
 
 Ids = NDArray[np.int32]
 VOID = -1  # of class maps
@@ -38,7 +38,7 @@ class FileFault(DataError):
 
 
 @contextmanager
-def faults_of(file: SourceFile) -> Iterator[None]:
+def blame_file(file: SourceFile) -> Iterator[None]:
     """Turn a DataError into a :class:`FileFault`."""
     try:
         yield
@@ -82,14 +82,14 @@ class Conversion:
             size = f"{labels.classes.shape[1]}x{labels.classes.shape[0]}"
             cause = f"has {size} pixels, its image {image.width}x{image.height}"
             faults.append(FileFault(sample.labels[0], cause))
-        return [Problem(sample.name, fault.file.shown, str(fault)) for fault in faults]
+        return [Problem(sample.name, fault.file.display_name, str(fault)) for fault in faults]
 
     def pack(self, sample: SourceSample) -> tuple[Members, int]:
         """The members of a sample without problems, and its number of segments."""
         labels = self._scaled(self.read(sample))
         ids = panoptic_ids(labels, self.isthing)
         categories = {value: _category(value, len(self.isthing)) for value in unique_ids(ids).tolist()}
-        segments = segment_records(ids, categories, self.isthing)
+        segments = describe_segments(ids, categories, self.isthing)
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
         suffix, image = self._image(sample)
         members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
@@ -111,7 +111,7 @@ class Conversion:
         if size == (image.height, image.width):
             return pack_image(content)
         buffer = io.BytesIO()
-        resize_image(as_rgb(image), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        resize_image(to_rgb(image), size).save(buffer, "JPEG", quality=_JPEG_QUALITY)
         return "jpg", buffer.getvalue()
 
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class Conversion:
 
 
 def _open(sample: SourceSample) -> Image.Image:
-    with faults_of(sample.image):
+    with blame_file(sample.image):
         return open_stored(sample.image.read_checked())
 
 
@@ -144,7 +144,7 @@ def read_pixels(file: SourceFile, channels: int) -> Ids:
     Raises:
         DataError: it cannot be read, or has other channels.
     """
-    values = stored_values(file.read_checked())
+    values = decode_values(file.read_checked())
     found = 1 if values.ndim == 2 else values.shape[2]
     if found < channels or (channels == 1 and found > 1):
         raise DataError(f"has another number of channels than expected: {found}, not {channels}")
@@ -174,7 +174,7 @@ def look_up(values: Ids, table: Ids) -> Ids:
     inside = (found >= 0) & (found < len(table))
     known = inside & (table[np.where(inside, found, 0)] != _UNKNOWN)
     if not known.all():
-        some = some_of(set(found[~known].tolist()))
+        some = format_some(set(found[~known].tolist()))
         raise DataError(f"has values that the data set does not define: {some}")
     return table[values]
 

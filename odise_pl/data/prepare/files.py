@@ -18,13 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from odise_pl.data.fields import parsed
+from odise_pl.data.fields import parse_json
 from odise_pl.data.records import DataError, prefix_errors
 
 _GZIPPED = (".tar.gz", ".tgz")
 ARCHIVE_SUFFIXES = (".zip", ".tar", *_GZIPPED)
 _OF_MACOS = ("__MACOSX", ".DS_Store", ".AppleDouble")
-_DAMAGES = (
+_DAMAGE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
     *(zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error),
 )
@@ -65,7 +65,7 @@ class SourceFile:
     name: str
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """Its name in messages: relative to a folder, ``ARCHIVE/NAME`` in an archive."""
         return f"{self.container.name}/{self.name}" if is_archive(self.container) else self.name
 
@@ -104,7 +104,7 @@ class SourceFile:
     def read_json(self) -> Any:
         """Its content as JSON; DataError with its path if it cannot be read."""
         with prefix_errors(f"{self.path}:"):
-            return parsed(self.read_checked())
+            return parse_json(self.read_checked())
 
 
 class Archive:
@@ -121,7 +121,7 @@ class Archive:
         self._path = path
         self._members: dict[str, Any] = {}
         self._open: Callable[[Any], IO[bytes] | None]
-        with _naming_errors(str(path)):
+        with _name_errors(str(path)):
             if path.name.lower().endswith(".zip"):
                 file = zipfile.ZipFile(path)
                 self._open = file.open
@@ -141,7 +141,7 @@ class Archive:
         place = f"{self._path}/{name}"
         if name not in self._members:
             raise FileNotFoundError(2, "is not in the archive", place)
-        with _naming_errors(place):
+        with _name_errors(place):
             file = self._open(self._members[name])
             assert file is not None  # members are files
             with file:
@@ -152,13 +152,13 @@ open_archive = cache(Archive)  # reads the list of files once in every process
 
 
 @contextmanager
-def _naming_errors(name: str) -> Iterator[None]:
+def _name_errors(name: str) -> Iterator[None]:
     """Turn what a damaged or unusual archive makes its readers raise into an OSError with a name."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
         raise OSError(5, f"cannot be unpacked here ({error}), unpack the archive yourself", name) from error
-    except _DAMAGES as error:
+    except _DAMAGE_ERRORS as error:
         raise OSError(5, f"is damaged ({error}), download it again", name) from error
 
 
@@ -172,7 +172,7 @@ def seekable(archive: Path) -> Path:
         return archive
     stem = archive.name[: archive.name.lower().rindex(".t")]
     copy = Path(tempfile.mkdtemp(dir=_scratch().name)) / f"{stem}.tar"
-    with _naming_errors(str(archive)), gzip.open(archive) as source, copy.open("wb") as target:
+    with _name_errors(str(archive)), gzip.open(archive) as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     return copy
 

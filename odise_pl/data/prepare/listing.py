@@ -13,13 +13,13 @@ from odise_pl.data.fields import plain_path
 from odise_pl.data.images import IMAGE_SUFFIXES
 from odise_pl.data.prepare.conversion import Conversion
 from odise_pl.data.prepare.files import SourceFile
-from odise_pl.data.prepare.source import Problem, Source, SourceSample, key_of
+from odise_pl.data.prepare.source import Problem, Source, SourceSample, make_key
 from odise_pl.data.prepare.tree import Folder
 from odise_pl.data.records import DataError, prefix_errors
 from odise_pl.vocabulary import Vocabulary
 
 _JPEG = (".jpg", ".jpeg")
-_MOST_DIGITS = 18  # of a number of 64 bits
+_MAX_DIGITS = 18  # of a number of 64 bits
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Benchmark:
     suffix: str
     measures: tuple[str, ...] = ("semantic",)
 
-    def of_folder(self) -> Source:
+    def from_folder(self) -> Source:
         """Every image of the folder; PNGs beside label files are images only if they have one.
 
         Raises:
@@ -61,11 +61,11 @@ class Benchmark:
             try:
                 usable.append(plain_path(name))
             except DataError as error:  # no shard can hold it
-                shown = self.images.file(name).shown
+                shown = self.images.file(name).display_name
                 problems.append(Problem(shown, shown, f"its name {error}"))
-        return self._source(self.images.file("").shown, usable, problems)
+        return self._source(self.images.file("").display_name, usable, problems)
 
-    def of_list(self, listed: SourceFile) -> Source:
+    def from_list(self, listed: SourceFile) -> Source:
         """The images that a text file lists, one name a line.
 
         Raises:
@@ -80,24 +80,24 @@ class Benchmark:
                 by_stem[_stem(name)].append(name)
         with prefix_errors(f"{listed.path}: names an image that"):
             found = [plain_path(name) for stem in stems for name in by_stem.get(stem, [f"{stem}.jpg"])]
-        return self._source(listed.shown, found, ())
+        return self._source(listed.display_name, found, ())
 
     def _label(self, name: str) -> str:
         return _stem(name) + self.suffix
 
     def _labels_without_image(self, expected: set[str]) -> Iterator[Problem]:
-        cause = f"there is no image of this name in {self.images.file('').shown}"
+        cause = f"there is no image of this name in {self.images.file('').display_name}"
         for folder in self.labels:
             for name in folder.names():
                 if name.endswith(self.suffix) and name not in expected:
-                    yield Problem(folder.file(name).shown, folder.file(name).shown, cause)
+                    yield Problem(folder.file(name).display_name, folder.file(name).display_name, cause)
 
     def _source(self, annotations: str, found: Sequence[str], problems: Sequence[Problem]) -> Source:
         stems = [_stem(name) for name in found]
         samples = [
             SourceSample(
-                key=key_of(PurePosixPath(name).name),
-                name=self.images.file(name).shown,
+                key=make_key(PurePosixPath(name).name),
+                name=self.images.file(name).display_name,
                 image=self.images.file(name),
                 labels=tuple(folder.file(self._label(name)) for folder in self.labels),
                 image_id=number,
@@ -142,7 +142,7 @@ def image_ids(stems: Sequence[str]) -> list[int]:
     not unique, are missing or need more than 64 bits.
     """
     digits = ["".join(re.findall("[0-9]", PurePosixPath(stem).name)) for stem in stems]
-    numbers = [int(some) if 0 < len(some) <= _MOST_DIGITS else -1 for some in digits]
+    numbers = [int(some) if 0 < len(some) <= _MAX_DIGITS else -1 for some in digits]
     if -1 in numbers or len(set(numbers)) < len(numbers):
         return list(range(1, len(stems) + 1))
     return numbers

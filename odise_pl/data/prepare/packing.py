@@ -18,17 +18,17 @@ from odise_pl.data.manifest import (
     Origin,
     Shard,
     ShardSet,
-    check_shards,
-    missing_shards,
+    find_missing_shards,
+    open_shard_set,
 )
 from odise_pl.data.prepare.processes import run_with_progress
 from odise_pl.data.prepare.shards import (
     Packed,
     ShardPlan,
-    finish,
-    group,
+    group_by_size,
     output_folder,
     sample_bytes,
+    write_manifest,
     write_shards,
 )
 from odise_pl.data.prepare.source import Members, Problem, Source, SourceSample
@@ -60,7 +60,7 @@ def prepare(
         DataError: there are problems (``problems.json`` lists them), or the folder holds something else.
     """
     if (folder / FILE_NAME).exists():
-        return _finished_before(source, folder, max_shard_bytes)
+        return _reuse_finished(source, folder, max_shard_bytes)
     with output_folder(folder):
         checked = _check(source, workers)
         found = (problem for one in checked for problem in one.problems)
@@ -69,18 +69,18 @@ def prepare(
         if not good:
             why = f"; {folder / PROBLEMS} says why" if problems else ""
             raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack{why}")
-        made_from = (asdict(_origin(source)), source.vocabulary.to_json(), max_shard_bytes)
+        fingerprint = (asdict(_origin(source)), source.vocabulary.to_json(), max_shard_bytes)
         digests = [facts.digest for _, facts in good]
         plans = _plans(source, good, max_shard_bytes)
-        shards = write_shards(plans, folder, (*made_from, digests), workers)
-        return finish(_manifest(source, good, problems, shards, max_shard_bytes), folder)
+        shards = write_shards(plans, folder, (*fingerprint, digests), workers)
+        return write_manifest(_manifest(source, good, problems, shards, max_shard_bytes), folder)
 
 
-def _finished_before(source: Source, folder: Path, max_shard_bytes: int) -> Manifest:
-    shard_set = check_shards(folder)
+def _reuse_finished(source: Source, folder: Path, max_shard_bytes: int) -> Manifest:
+    shard_set = open_shard_set(folder)
     manifest = shard_set.manifest
-    made_from = (manifest.source, manifest.vocabulary, manifest.max_shard_bytes)
-    if made_from != (_origin(source), source.vocabulary, max_shard_bytes):
+    fingerprint = (manifest.source, manifest.vocabulary, manifest.max_shard_bytes)
+    if fingerprint != (_origin(source), source.vocabulary, max_shard_bytes):
         raise DataError(
             f"{folder} already holds the shard set '{manifest.name}', made from another annotation file or "
             f"with other options; delete the folder, or use another --out"
@@ -90,7 +90,7 @@ def _finished_before(source: Source, folder: Path, max_shard_bytes: int) -> Mani
 
 def complete_manifest(shard_set: ShardSet, folder: Path) -> Manifest:
     """The manifest of a finished set; DataError if shards are missing or damaged."""
-    if missing := missing_shards(shard_set):
+    if missing := find_missing_shards(shard_set):
         raise DataError(
             f"{missing[0]}: is missing or damaged ({len(missing)} such shards); delete {folder} and prepare "
             f"the set again"
@@ -132,7 +132,9 @@ def _check_sample(
 
 def _plans(source: Source, good: _Good, max_shard_bytes: int) -> list[ShardPlan]:
     prefix = re.sub(r"[^\w.-]+", "_", source.split).lstrip(".-") or "shard"
-    groups = group([sample for sample, _ in good], [facts.bytes for _, facts in good], max_shard_bytes)
+    groups = group_by_size(
+        [sample for sample, _ in good], [facts.bytes for _, facts in good], max_shard_bytes
+    )
     return [
         ShardPlan(f"{prefix}-{i:06d}.tar", len(samples), partial(_read, samples, source.pack))
         for i, samples in enumerate(groups)

@@ -17,8 +17,8 @@ from odise_pl.data.prepare.conversion import (
     Conversion,
     Ids,
     Labels,
+    blame_file,
     class_table,
-    faults_of,
     look_up,
     read_pixels,
 )
@@ -58,12 +58,14 @@ def read_context(root: Path | Sequence[Path], split: str = "val", classes: int =
     listed = tree.need_file(f"VOC2010/ImageSets/Main/{split}.txt", archive)
     images = tree.need_folder("VOC2010/JPEGImages", archive)
     labels = tree.need_folder("trainval", "trainval.tar.gz")
-    return Benchmark(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").of_list(listed)
+    return Benchmark(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").from_list(
+        listed
+    )
 
 
 def _read_label_map(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    with faults_of(file):
+    with blame_file(file):
         content = file.read_checked()
         try:
             values = loadmat(io.BytesIO(content))["LabelMap"]
@@ -87,10 +89,10 @@ def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
     listed = tree.need_file(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
     images = tree.need_folder("VOC2012/JPEGImages", archive)
     labels = tree.need_folder("VOC2012/SegmentationClass", archive)
-    return Benchmark("pas21", split, vocabulary, conversion, images, (labels,), ".png").of_list(listed)
+    return Benchmark("pas21", split, vocabulary, conversion, images, (labels,), ".png").from_list(listed)
 
 
 def _read_class_image(sample: SourceSample, classes: Ids) -> Labels:
     (file,) = sample.labels
-    with faults_of(file):
+    with blame_file(file):
         return Labels(look_up(read_pixels(file, 1), classes))

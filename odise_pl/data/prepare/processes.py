@@ -38,7 +38,7 @@ def run(
         yield from map(function, tasks)
         return
     # Spawned, not forked: a forked process would hold the lock of the folder.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_obey_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
     except BrokenProcessPool as error:
@@ -57,7 +57,7 @@ def run_with_progress(
     return list(track(results, what, len(tasks), console=Console(stderr=True)))
 
 
-def _obey_parent() -> None:
+def _exit_with_parent() -> None:
     """Leave Ctrl-C to the parent, and end when it is killed: a worker of a pool would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -26,7 +26,7 @@ from odise_pl.data.records import DataError
 from odise_pl.files import atomic_write, write_bytes, write_text
 
 _WORK = ".prepare"  # folder of unfinished shards
-_MADE_FROM = f"{_WORK}/made_from"  # digest of what the finished ones are made from
+_FINGERPRINT = f"{_WORK}/made_from"  # digest of what the finished ones are made from
 _LOCK = ".prepare.lock"
 _T = TypeVar("_T")
 
@@ -48,7 +48,7 @@ def sample_bytes(members: Members) -> int:
     return sum(block + -(-len(content) // block) * block for content in members.values())
 
 
-def group(samples: Sequence[_T], sizes: Sequence[int], max_bytes: int) -> list[list[_T]]:
+def group_by_size(samples: Sequence[_T], sizes: Sequence[int], max_bytes: int) -> list[list[_T]]:
     """Distribute samples to shards in order: none exceeds ``max_bytes`` unless a single sample does."""
     room = max_bytes - tarfile.RECORDSIZE  # the end of a tar file is padded to a record
     groups: list[list[_T]] = []
@@ -76,7 +76,7 @@ def output_folder(folder: Path) -> Iterator[None]:
     try:
         with FileLock(lock, timeout=0):
             try:
-                _refuse_strangers(folder)
+                _reject_foreign_shards(folder)
                 yield
             finally:
                 lock.unlink(missing_ok=True)
@@ -84,8 +84,8 @@ def output_folder(folder: Path) -> Iterator[None]:
         raise DataError(f"another run is writing to {folder}; wait for it to end") from error
 
 
-def _refuse_strangers(folder: Path) -> None:
-    strangers = [] if (folder / _MADE_FROM).exists() else sorted(folder.glob("*.tar"))
+def _reject_foreign_shards(folder: Path) -> None:
+    strangers = [] if (folder / _FINGERPRINT).exists() else sorted(folder.glob("*.tar"))
     if strangers:
         raise DataError(
             f"{folder} holds {strangers[0].name}, which this command has not written; use an empty folder "
@@ -94,7 +94,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def write_shards(
-    plans: Sequence[ShardPlan], folder: Path, made_from: object, workers: int
+    plans: Sequence[ShardPlan], folder: Path, fingerprint: object, workers: int
 ) -> tuple[Shard, ...]:
     """Write the shards that are missing.
 
@@ -108,8 +108,8 @@ def write_shards(
         DataError: the folder holds shards of an interrupted run with another source or options, or a source
             file cannot be read any more.
     """
-    digest = hashlib.sha256(repr(made_from).encode()).hexdigest()
-    note = folder / _MADE_FROM
+    digest = hashlib.sha256(repr(fingerprint).encode()).hexdigest()
+    note = folder / _FINGERPRINT
     if note.exists() and note.read_text() != digest:
         raise DataError(
             f"{folder} holds shards of an interrupted run with other options, another source, or source "
@@ -145,7 +145,7 @@ def _add(tar: tarfile.TarFile, key: str, members: Members) -> None:
         tar.addfile(info, io.BytesIO(content))
 
 
-def finish(manifest: Manifest, folder: Path) -> Manifest:
+def write_manifest(manifest: Manifest, folder: Path) -> Manifest:
     """Write ``dataset.json``, which makes the shard set complete."""
     write_bytes(folder / FILE_NAME, manifest.to_bytes())
     shutil.rmtree(folder / _WORK)

@@ -125,6 +125,6 @@ class Source:
     measures: tuple[str, ...] = MEASURES
 
 
-def key_of(file_name: str) -> str:
+def make_key(file_name: str) -> str:
     """The sample's key: dots would end it in a shard, slashes would make a folder."""
     return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", PurePosixPath(file_name).with_suffix("").as_posix())

@@ -80,11 +80,11 @@ class Tree:
     def folder(self, path: str) -> Folder | None:
         """The folder whose path ends in ``path``; DataError if there are several."""
         loose = [Folder(root, f"{name}/") for root, name in self._loose(path) if (root / name).is_dir()]
-        return _only(path, loose or list(self._packed_folders(path)))
+        return _require_single(path, loose or list(self._packed_folders(path)))
 
     def file(self, path: str) -> SourceFile | None:
         """The file whose path ends in ``path``; DataError if there are several."""
-        return _only(path, self._files(path))
+        return _require_single(path, self._files(path))
 
     def has_file(self, path: str) -> bool:
         """Whether the path of any file ends in ``path``."""
@@ -95,7 +95,7 @@ class Tree:
         parent = "" if file.container.is_dir() else self._archives[file.container]
         place = _join(parent, file.name).removesuffix(file.path.name) + name
         loose = [SourceFile(root, place) for root in self.roots if (root / place).is_file()]
-        return _only(name, loose or self._packed_files(place, exact=True))
+        return _require_single(name, loose or self._packed_files(place, exact=True))
 
     def need_folder(self, path: str, archive: str) -> Folder:
         """As :meth:`folder`; DataError if it is missing, with the ``archive`` that it comes from."""
@@ -169,7 +169,7 @@ class Tree:
         return found
 
 
-def _only(path: str, found: Sequence[_Place]) -> _Place | None:
+def _require_single(path: str, found: Sequence[_Place]) -> _Place | None:
     if len(found) > 1:
         places = ", ".join(str(place.path) for place in found)
         raise DataError(f"{path} is there more than once ({places}): name the right ones with --root")

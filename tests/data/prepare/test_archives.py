@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mini_coco import MiniCoco, make_coco, pack
 
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.files import SourceFile, open_archive
 from odise_pl.data.prepare.packing import PROBLEMS
 from odise_pl.data.prepare.tree import Folder, Tree
@@ -52,7 +52,7 @@ def download(coco: MiniCoco, target: Path, pack_one: Pack = zipped) -> Path:
 
 
 def hashes(folder: Path) -> list[str]:
-    return [shard.sha256 for shard in check_shards(folder).manifest.shards]
+    return [shard.sha256 for shard in open_shard_set(folder).manifest.shards]
 
 
 def macos(root: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from test_archives import Pack, gzipped, tarred, zipped
 
 from odise_pl.data.decoding import DecodedSample
-from odise_pl.data.manifest import Manifest, check_shards
+from odise_pl.data.manifest import Manifest, open_shard_set
 from odise_pl.data.prepare.benchmarks import read_benchmark
 from odise_pl.data.prepare.listing import image_ids
 from odise_pl.data.prepare.packing import PROBLEMS, prepare
@@ -306,4 +306,4 @@ def test_unknown_split_is_named(tmp_path: Path) -> None:
     mini.voc(tmp_path / "root", "train")
     source = read_benchmark("pas21", [tmp_path / "root"], "train")
     assert prepare(source, tmp_path / "out") == prepare(source, tmp_path / "out")
-    assert check_shards(tmp_path / "out").manifest.name == "pas21_train"
+    assert open_shard_set(tmp_path / "out").manifest.name == "pas21_train"

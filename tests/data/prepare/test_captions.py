@@ -19,7 +19,7 @@ from shard_members import members
 from typer.testing import CliRunner
 
 from odise_pl.cli import app
-from odise_pl.data.manifest import Manifest, check_shards
+from odise_pl.data.manifest import Manifest, open_shard_set
 from odise_pl.data.prepare import captions
 from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.prepare.packing import PROBLEMS
@@ -38,7 +38,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_captions(shards: Path, out: Path, blip: Path, max_tokens: int = 5, **options: int) -> Manifest:
     return prepare_captions(
-        check_shards(shards), out, CaptionModel(str(blip), max_tokens, ("cpu",)), **options
+        open_shard_set(shards), out, CaptionModel(str(blip), max_tokens, ("cpu",)), **options
     )
 
 
@@ -97,7 +97,7 @@ def test_png_images_are_captioned_and_streamed(tmp_path: Path, blip: Path) -> No
     coco.save()
     pack(coco.root, tmp_path / "shards")
     write_captions(tmp_path / "shards", tmp_path / "out", blip)
-    shards = check_shards(tmp_path / "out")
+    shards = open_shard_set(tmp_path / "out")
     (train,) = TrainStream(shards.urls, TrainPlan(shards.sizes, 2), lambda image, ids, _: (image, ids))
     assert all(train.generated_captions)
     for key, image in zip(train.keys, train.images, strict=True):
@@ -111,7 +111,7 @@ def test_png_images_are_captioned_and_streamed(tmp_path: Path, blip: Path) -> No
 
 
 def test_manifest_names_the_model(shards: Path, captioned: Path, blip: Path) -> None:
-    before, after = check_shards(shards).manifest, check_shards(captioned).manifest
+    before, after = open_shard_set(shards).manifest, open_shard_set(captioned).manifest
     assert before.captioning is None
     assert after.captioning is not None
     assert (after.captioning.model, after.captioning.max_tokens) == ("tiny-blip", 5)
@@ -125,7 +125,7 @@ def test_manifest_names_the_model(shards: Path, captioned: Path, blip: Path) -> 
 
 
 def test_streams_carry_captions_to_batches(shards: Path, captioned: Path) -> None:
-    shard_set = check_shards(captioned)
+    shard_set = open_shard_set(captioned)
     expected = {
         record["image_id"]: record["generated_caption"]
         for some in all_members(captioned).values()
@@ -137,7 +137,7 @@ def test_streams_carry_captions_to_batches(shards: Path, captioned: Path) -> Non
         seen = {i: said for b in stream for i, said in zip(b.image_ids, b.generated_captions, strict=True)}
         assert len(seen) >= 22
         assert seen == {i: expected[i] for i in seen}
-    without = next(iter(EvalStream(check_shards(shards).urls, eval_plan, resize)))
+    without = next(iter(EvalStream(open_shard_set(shards).urls, eval_plan, resize)))
     assert without.generated_captions == (None, None)
 
 
@@ -222,7 +222,7 @@ def test_damage_stops_it_before_the_model_runs_and_can_be_skipped(
     causes = [f"{problem['sample']}: {problem['cause']}" for problem in listed["problems"]]
     assert any(c.startswith(f"{first.name}: has another checksum") for c in causes)
     assert any(c.startswith(f"{first.name}/{info.name[:-4]}: ") and "member jpg" in c for c in causes)
-    lost = next(s.samples for s in check_shards(source).manifest.shards if s.name == second.name)
+    lost = next(s.samples for s in open_shard_set(source).manifest.shards if s.name == second.name)
     assert sum(c.startswith(f"{second.name}[") and "No such file" in c for c in causes) == lost
     assert str(tmp_path) not in json.dumps(listed)
     manifest = write_captions(source, tmp_path / "out", blip, skip_bad=True)

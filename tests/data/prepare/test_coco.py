@@ -13,10 +13,10 @@ from mini_coco import CATEGORIES, MiniCoco, colours, make_coco, pack
 from PIL import Image
 
 from odise_pl.data.decoding import decode
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import PROBLEMS
-from odise_pl.data.prepare.source import key_of
+from odise_pl.data.prepare.source import make_key
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
@@ -239,7 +239,7 @@ def test_void_alone_and_names_with_dots_and_folders_are_fine(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb"])
 def test_keys_are_plain_file_names(name: str) -> None:
-    assert key_of(name) == "a_b"
+    assert make_key(name) == "a_b"
 
 
 # Categories
@@ -348,7 +348,7 @@ def test_images_of_other_formats_are_packed_and_read_back(tmp_path: Path) -> Non
         Image.fromarray(pixels[path.stem]).save(path.with_suffix(f".{kind}"), lossless=True)
     coco.save()
     pack(coco.root, tmp_path / "out")
-    for sample in read_shard(check_shards(tmp_path / "out").urls[0], list(range(4))):
+    for sample in read_shard(open_shard_set(tmp_path / "out").urls[0], list(range(4))):
         assert isinstance(sample, RawSample)
         assert sample.image == "png"
         np.testing.assert_array_equal(np.asarray(decode(sample).image), pixels[sample.key])
@@ -369,7 +369,7 @@ def test_names_of_folders_and_splits_are_data(
         monkeypatch.chdir(tmp_path)
     above = Path() if relative else tmp_path
     pack(above / name / "coco", above / name, name)
-    shards = check_shards(above / name)
+    shards = open_shard_set(above / name)
     assert shards.manifest.source.split == name
     (sample,) = read_shard(shards.urls[0], [0])
     assert isinstance(sample, RawSample)

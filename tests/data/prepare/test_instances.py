@@ -15,12 +15,12 @@ from mini_coco import CATEGORIES, MiniCoco, make_coco, pack
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from odise_pl.data.instances import paste, read_objects, run_length
+from odise_pl.data.instances import encode_rle, paint_ids, read_objects
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.coco_instances import read_coco_instances
 from odise_pl.data.prepare.packing import PROBLEMS, prepare
-from odise_pl.data.prepare.panoptic import instances_member
+from odise_pl.data.prepare.panoptic import encode_instances
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
 
@@ -52,7 +52,7 @@ def test_overlapping_masks_are_kept(tmp_path: Path) -> None:
         assert sample.objects.crowd.tolist() == [False, False, True]
         assert sample.objects.areas.tolist() == [728, 324, 20]
         for mask, annotation in zip(sample.objects.masks, mine, strict=True):
-            code = run_length(annotation["segmentation"], sample.size)
+            code = encode_rle(annotation["segmentation"], sample.size)
             np.testing.assert_array_equal(mask, mask_api.decode(code))
         big, small, crowd = sample.objects.masks
         assert (big & small).any()
@@ -268,7 +268,7 @@ def test_only_valid_objects_are_members(tmp_path: Path) -> None:
     path = beside(coco, "instances", DISC)
     path.write_text(path.read_text().replace("[[10, 8,", "[[1, 2], [10, 8,"))
     (sample,) = read_coco_instances(coco.root, "train2017").samples
-    content, faults = instances_member(sample)
+    content, faults = encode_instances(sample)
     assert content == b"[]"
     assert "annotations[0] of instances_train2017.json" in faults[0]
 
@@ -305,5 +305,5 @@ def test_damaged_objects_name_the_reason(content: str, named: str) -> None:
 
 
 def test_objects_are_read() -> None:
-    assert paste(read_objects(b"[]", (3, 4))).sum() == 0
+    assert paint_ids(read_objects(b"[]", (3, 4))).sum() == 0
     assert len(read_objects(json.dumps([OBJECT]).encode(), (3, 4)).labels) == 1

@@ -22,7 +22,7 @@ from slow_prepare import SHARD_BYTES
 from typer.testing import CliRunner
 
 from odise_pl.cli import app
-from odise_pl.data.manifest import check_shards
+from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare import processes, shards
 from odise_pl.data.prepare.packing import PROBLEMS
 from odise_pl.data.records import DataError
@@ -58,7 +58,7 @@ def test_samples_are_packed_verbatim_with_contiguous_classes(tmp_path: Path) -> 
 def test_manifest_describes_the_shards(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 12)
     pack(coco.root, tmp_path / "out", max_shard_bytes=30_000)
-    manifest = check_shards(tmp_path / "out").manifest
+    manifest = open_shard_set(tmp_path / "out").manifest
     assert manifest.vocabulary.names == ("square", "disc", "ground")
     assert manifest.vocabulary.isthing == (True, True, False)
     counts = manifest.counts
@@ -200,7 +200,7 @@ def test_command_prepares(tmp_path: Path) -> None:
         PROBLEMS,
     ):
         assert word in result.stdout
-    assert check_shards(tmp_path / "out").manifest.max_shard_bytes == 30_000
+    assert open_shard_set(tmp_path / "out").manifest.max_shard_bytes == 30_000
 
 
 def test_help_imports_nothing_heavy() -> None:
