@@ -1,4 +1,4 @@
-"""Samples of different sizes on one canvas."""
+"""Collate samples of different sizes into a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
 
     Args:
         samples: may be empty.
-        skipped: why samples are missing or replaced, one text for each.
+        skipped: a reason for each sample that is missing or replaced.
         number: see :class:`Batch`.
     """
     sizes = tuple((sample.image.shape[-2], sample.image.shape[-1]) for sample in samples)

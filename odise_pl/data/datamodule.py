@@ -25,37 +25,38 @@ AUGMENTATIONS = ("lsj", "none")
 
 
 class PanopticDataModule(LightningDataModule):
-    """Training and evaluation on shard sets that ``data/prepare`` made.
+    """Training and evaluation data from shard sets.
 
-    Shard sets are named by their folder, their ``dataset.json``, or a URL of it that WebDataset can open
+    A shard set is given by its folder, its ``dataset.json``, or a URL of it that WebDataset can open
     (``https://.../dataset.json``, ``pipe:aws s3 cp s3://bucket/coco/dataset.json -``).
 
-    The order of batches follows from ``seed``, the position in training, the rank, and the numbers of ranks
-    and workers, see :mod:`odise_pl.data.sample_order`. The position is the number of batches that the Trainer
-    has finished, which its checkpoints hold: a run that resumes in mid-epoch takes the batch that would have
-    come next. Without a Trainer it is :attr:`TrainLoader.used`.
+    The order of batches depends on ``seed``, the position in training, the rank, and the numbers of ranks and
+    workers, see :mod:`odise_pl.data.sample_order`. The position is the number of batches that the Trainer has
+    finished, which checkpoints hold, so a run can resume within an epoch. Without a Trainer it is
+    :attr:`TrainLoader.used`.
 
     Args:
         train: shard set to train on.
         val: shard set to evaluate on, or several by name.
         batch_size: images per forward pass on each device; "auto": set later, when the model is known.
-        eval_batch_size: images per evaluation step. Those of different sizes share one canvas and its
-            windows, which changes their results.
+        eval_batch_size: images per evaluation step. Images of different sizes share one padded canvas and its
+            windows, which changes the results.
         num_workers: loader processes per device.
-        image_size: side of the square that augmentation makes.
+        image_size: side of the square training crops.
         scale_range: scales of large-scale jitter.
-        eval_short_side: wanted shorter side in evaluation.
+        eval_short_side: shorter side in evaluation.
         eval_long_side: limit of the longer side in evaluation.
-        shuffle_buffer: samples that each worker's shuffle buffer holds.
+        shuffle_buffer: size of each worker's shuffle buffer in samples.
         seed: of order and augmentation.
         epoch_length: training samples of an epoch over all devices, also more than the set has; None: all.
-        augment: "lsj" (large-scale jitter), or "none": training sees images exactly as evaluation does.
+        augment: "lsj" (large-scale jitter), or "none": training images are resized as in evaluation.
         limit_samples: use only the first samples of each set.
-        words: noun phrases of one random caption of each training image, for the caption model.
-        timeout: seconds after which a batch that does not come is an error.
-        color_jitter: brightness, contrast and saturation of training images change by up to this share.
+        words: number of noun phrases from a caption of each training image, for the caption model.
+        timeout: seconds to wait for a batch.
+        color_jitter: largest relative change of brightness, contrast and saturation in training.
 
     Raises:
+        SettingError: an option is invalid.
         DataError: an option is unknown; later, if a shard set is missing or too small.
     """
 
@@ -119,7 +120,7 @@ class PanopticDataModule(LightningDataModule):
         return tuple(self._eval_sources)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the descriptions of the shard sets that a stage needs.
+        """Read the manifests of the shard sets that a stage needs.
 
         Raises:
             DataError: one is missing; the message names it and the command that makes it.
@@ -133,7 +134,7 @@ class PanopticDataModule(LightningDataModule):
         """The shard set "train", or an evaluation set by its name (:attr:`eval_names`)."""
         source = self.train if name == "train" else self._eval_sources.get(name)
         if source is None:
-            raise DataError(f"no data set '{name}': give its folder, data.{name}=DIR")
+            raise DataError(f"data set '{name}' is not set: give its folder, data.{name}=DIR")
         if name not in self._sets:
             self._sets[name] = open_shard_set(source)
         return self._sets[name]
@@ -143,14 +144,14 @@ class PanopticDataModule(LightningDataModule):
         return self.shards(name).manifest.vocabulary
 
     def eval_vocabulary(self, name: str, names: Any = None) -> Vocabulary:
-        """The classes of an evaluation set under other names.
+        """The classes of an evaluation set, optionally renamed.
 
         Args:
             name: of the set.
-            names: anything that ``load_vocabulary`` reads, for all sets, or such by set; None: the set's own.
+            names: anything that ``load_vocabulary`` reads, for all sets or by set; None keeps the set's own.
 
         Raises:
-            VocabularyError: the names cannot be read or are of another number of classes.
+            VocabularyError: the names cannot be read, or there are too many or too few.
         """
         return rename(self.vocabulary(name), names.get(name) if isinstance(names, Mapping) else names)
 
@@ -198,16 +199,16 @@ class PanopticDataModule(LightningDataModule):
         return EvalLoader(stream, self._source)
 
     def loader_of(self, name: str) -> Callable[[tuple[int, int], frozenset[int]], EvalLoader]:
-        """:meth:`eval_loader` of a set, for callers that learn the place only later."""
+        """:meth:`eval_loader` of a set as a function of ``place`` and ``done``."""
         return partial(self.eval_loader, name)
 
     def state_dict(self) -> dict[str, int]:
-        """What the position means that the Trainer keeps: images per batch, and who reads which of them."""
+        """What the Trainer's position refers to: images per batch, and how ranks and workers share them."""
         workers = self._source.workers
         return {"batch_size": self.batch_size, "devices": self._rank()[1], "num_workers": workers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn if the order of samples changes within the epoch."""
+        """Warn if a resumed run reads the rest of its epoch in another order."""
         before, now = state_dict.get("num_workers"), self._source.workers
         if before not in (None, now):
             _log.warning(

@@ -156,8 +156,6 @@ def _check_classes(sample: DecodedSample, isthing: Sequence[bool]) -> None:
             raise DataError(f"member {RECORD} has category {segment.category} ({kind}), unlike {FILE_NAME}")
     for label in () if sample.objects is None else sample.objects.labels.tolist():
         if not 0 <= label < len(isthing) or not isthing[label]:
-            raise DataError(
-                f"member {INSTANCES} has category {label}, which is not a thing class of {FILE_NAME}"
-            )
+            raise DataError(f"member {INSTANCES} has category {label}, not a thing of {FILE_NAME}")
     if sample.semantic is not None and sample.semantic.max(initial=-1) >= len(isthing):
         raise DataError(f"member {SEMANTIC} has class {sample.semantic.max()}, which {FILE_NAME} lacks")

@@ -1,6 +1,6 @@
-"""JSON that a person may have written: parsing, and fields with their types checked. Imports no torch.
+"""Parse JSON and read fields with type checks. Imports no torch.
 
-Messages of a :class:`DataError` begin with a verb here; callers put the name of the file or entry before it.
+The messages of :class:`DataError` begin with a verb; callers prefix the name of the file or entry.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def parse_json(content: bytes) -> Any:
     """Parse JSON in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not valid JSON.
     """
     try:
         return json.loads(content)
     except RecursionError as error:
-        raise DataError("is not JSON of ours: it is nested too deeply") from error
+        raise DataError("is JSON that is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise DataError(f"is not in UTF-8 ({error}); save it as UTF-8") from error
     except ValueError as error:
@@ -59,7 +59,7 @@ def positive(data: Any, field: str) -> int:
 
 
 def area(data: Any, field: str) -> float:
-    """An area as it is written, int or float."""
+    """An area, int or float as written."""
     value = _field(data, field)
     if not _is_number(value) or not 0 <= value <= _MAX_AREA:
         raise DataError(f"has {field} {shortened(value)}, expected a number from 0 to {_MAX_AREA:.0e}")
@@ -90,19 +90,19 @@ def file_name(data: Any, field: str) -> str:
 
 
 def plain_path(path: str) -> str:
-    """A path without ``.`` and empty parts, which leads nowhere outside its folder.
+    """Normalise a relative path: remove ``.`` and empty parts.
 
     Raises:
-        DataError: it is absolute, contains ``..`` or characters that are not allowed in names of files.
+        DataError: it is absolute, or contains ``..`` or characters that file names cannot have.
     """
     plain = PurePosixPath(path)
     if plain.is_absolute() or ".." in plain.parts or not plain.parts or _has_any(path, "Cc", "Cs"):
-        raise DataError(f"is no path below its folder: {shortened(path)}")
+        raise DataError(f"is not a path below its folder: {shortened(path)}")
     return plain.as_posix()
 
 
 def _has_any(value: str, *categories: str) -> bool:
-    """Whether text has characters of these Unicode categories; nearly all text is printable, so has none."""
+    """Whether text has characters of these Unicode categories, none of which are printable."""
     return not value.isprintable() and any(unicodedata.category(one) in categories for one in value)
 
 
@@ -131,7 +131,7 @@ def box(data: Any, field: str) -> tuple[float, ...]:
 
 
 def segmentation(data: Any, field: str) -> Any:
-    """A field of COCO's polygons or run-length code, whose content is not checked."""
+    """A field with COCO's polygons or run-length code; their content is not checked."""
     value = _field(data, field)
     if not isinstance(value, list | dict) or not value:
         raise DataError(f"has {field} {shortened(value)}, expected polygons or a run-length code")
@@ -139,7 +139,7 @@ def segmentation(data: Any, field: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is an integer or a finite float; booleans are neither."""
+    """Whether it is an integer or a finite float, not a boolean."""
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 

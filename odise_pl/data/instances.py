@@ -73,9 +73,9 @@ def _check_polygon(polygon: Any) -> None:
 def _decode_lengths(code: bytes) -> NDArray[np.int64]:
     """The run lengths of a compressed code, which the C code does not validate.
 
-    Each character minus 48 holds five bits of a number, lowest first; its sixth bit is set if more follow. The
-    fifth bit of the last character is the sign. From the fourth number on, each is the difference to the run
-    length two before.
+    Each character minus 48 holds five bits of a number, lowest first; its sixth bit is set if more follow.
+    The fifth bit of the last character is the sign. From the fourth number on, each is the difference to the
+    run length two before.
     """
     values = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - ord("0")
     last = values & 32 == 0

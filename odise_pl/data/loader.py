@@ -146,8 +146,6 @@ class EvalLoader:
             yield batch
         whole_set = self._stream.plan.world_size == 1 and not self._stream.plan.done
         if whole_set and self._batches and not made:
-            raise DataError(
-                f"no sample can be read: all shards are damaged, {self._stream.urls[0]} and the others"
-            )
+            raise DataError(f"no sample can be read: {self._stream.urls[0]} and all other shards are damaged")
         for _ in range(self._length - self._batches):
             yield collate([])

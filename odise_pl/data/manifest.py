@@ -258,8 +258,8 @@ def open_shard_set(source: str | Path) -> ShardSet:
     """Read the manifest of a shard set and check that it has shards.
 
     Raises:
-        DataError: ``dataset.json`` is missing or unusable, or a local set has lost all its shards; the message
-            names the path and the command that makes it.
+        DataError: ``dataset.json`` is missing or unusable, or all shards of a local set are missing; the
+            message names the path and the command that makes it.
     """
     location = resolve_location(source)
     shard_set = ShardSet(location, Manifest.from_bytes(_read(location), location))

@@ -1,4 +1,4 @@
-"""Reading samples from shards by their place; damage is returned, never raised."""
+"""Read samples from shards by index; damage is returned, never raised."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _OPTIONAL = (SEMANTIC, INSTANCES)
 
 @dataclass(frozen=True)
 class RawSample:
-    """A sample as it lies in a shard.
+    """A sample as stored in a shard.
 
     Attributes:
         key: its key.
         name: shard and key, for messages.
-        members: content by suffix: image and json; panoptic.png unless the image is unlabelled; semantic.png
-            and instances.json where the set has them.
+        members: content by suffix: image and json, panoptic.png unless the image is unlabelled, optionally
+            semantic.png and instances.json.
     """
 
     key: str
@@ -41,7 +41,7 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Damage:
-    """Why a sample cannot be read: the damaged shard or sample by name, and the cause."""
+    """A sample that cannot be read: name of the damaged shard or sample, and the cause."""
 
     text: str
 
@@ -52,7 +52,7 @@ Item = RawSample | Damage
 def read_piece(urls: tuple[str, ...], piece: Piece, first: int = 0) -> Iterator[Item]:
     """The samples of a piece in its order of use, from number ``first`` on.
 
-    Only shards that hold some of these are opened. As many samples are held as the order reads ahead.
+    Only the shards of these samples are opened. Samples that are read ahead stay in memory.
     """
     order = piece.order[first:].tolist()
     reader = _in_reading_order(urls, piece, np.sort(piece.order[first:]))
@@ -74,7 +74,7 @@ def _in_reading_order(urls: tuple[str, ...], piece: Piece, places: np.ndarray) -
 
 
 def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
-    """The samples at these rising indices of a shard, one item for each."""
+    """The samples at these ascending indices of a shard, one item for each index."""
     errors: list[Exception] = []
     waiting = list(reversed(indices))
     with closing(_samples(url, errors)) as samples:
@@ -85,13 +85,13 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
-    yield from [Damage(f"{url}: damaged or unreadable shard, samples of it are skipped ({cause})")] * len(
+    yield from [Damage(f"{url}: damaged or unreadable shard, its samples are skipped ({cause})")] * len(
         waiting
     )
 
 
 def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:
-    """WebDataset's samples of one shard; an error is put into ``errors`` and ends the shard."""
+    """WebDataset's samples of one shard; an error ends the shard and is appended to ``errors``."""
 
     def note(error: Exception) -> bool:
         errors.append(error)
@@ -109,18 +109,18 @@ def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], Non
         try:
             stream.close()
         except OSError as error:
-            # Often the real cause of a short shard. But a command whose output is not read to its end fails,
-            # too, so it counts only if samples are missing.
+            # Often the cause of a truncated shard. A command also fails if its output is not read completely,
+            # so this counts only if samples are missing.
             errors.append(error)
 
 
 def _check_members(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     key = sample["__key__"]
-    if not is_plain_name(key):  # predictions are written under it
+    if not is_plain_name(key):  # predictions are written to files of this name
         return Damage(f"{url}: the key {key!a} is not a plain file name")
     needed = (_image_of(sample), PANOPTIC, RECORD)
     absent = [suffix for suffix in needed if suffix not in sample]
-    # An image may have no labels; its record says so. But a shard that breaks off says nothing.
+    # An image may have no labels, unless the shard is truncated here.
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
         return Damage(f"{url}/{key}: member {absent[0]} is missing{cause}")

@@ -1,11 +1,12 @@
-"""Which sample is read where and when: index arithmetic on the numbers of samples per shard.
+"""The order of samples: which rank and worker reads which sample when, computed from the sizes of the shards.
 
-Training is an endless series of passes over the data. In a pass the shards come in random order and the
-samples of a shard are dealt in random order; what a pass deals is cut into consecutive pieces for ranks,
-within a rank for loader workers, and within a worker for batches. So no sample is dealt twice in a pass,
-whatever the numbers of shards, ranks and workers. A piece is read in the order of the tar files and
-shuffled in a buffer; that order is known beforehand, so reading can start at any batch without opening the
-shards before it. Everything follows from the seed, the epoch, the rank and the numbers of ranks and workers.
+Training is an endless series of passes over the data. Each pass shuffles the shards and the samples of each
+shard, and cuts the result into consecutive pieces: for ranks, then for the loader workers of a rank, then for
+the batches of a worker. So a pass never repeats a sample, for any number of shards, ranks and workers.
+
+A piece is read in tar order and shuffled in a buffer. This order is known beforehand, so reading can start at
+any batch without opening the shards before it. It depends only on the seed, the epoch, the rank, and the
+numbers of ranks and workers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Piece:
     Attributes:
         shards: shard of each sample, in reading order; samples of a shard follow one another.
         indices: place of each sample in its shard; rises within a shard.
-        order: the order of use: positions in the two lists above.
+        order: positions in the two arrays above, in order of use.
     """
 
     shards: Indices
@@ -42,7 +43,7 @@ class Piece:
 
 
 def limit_sizes(sizes: Sequence[int], limit: int | None) -> tuple[int, ...]:
-    """Samples per shard when only the first ``limit`` samples of the set are used."""
+    """Samples per shard if only the first ``limit`` samples of the set are used; None uses all."""
     if limit is None:
         return tuple(sizes)
     starts = np.cumsum([0, *sizes[:-1]])
@@ -57,12 +58,11 @@ class TrainPlan:
         sizes: samples per shard.
         batch_size: images per batch of a rank.
         world_size: number of ranks.
-        seed: of everything random.
-        buffer: samples that the shuffle buffer holds; 0 or 1 for tar order.
-        epoch_length: samples of an epoch over all ranks, rounded down to whole batches of all ranks. None:
-            one pass, without the last samples that do not fill a batch on every rank; they differ from
-            pass to pass. Otherwise epochs follow one another in the endless series of whole passes: every
-            sample is dealt before any is dealt again, and an epoch may be longer or shorter than a pass.
+        seed: random seed.
+        buffer: size of the shuffle buffer in samples; 0 or 1 keeps tar order.
+        epoch_length: samples of an epoch over all ranks, rounded down to whole batches on all ranks. An epoch
+            may be longer or shorter than a pass; every sample is used before any is repeated. None: one pass,
+            without the last samples that do not fill a batch on every rank; they differ between passes.
 
     Raises:
         DataError: an epoch would hold no batch.
@@ -132,14 +132,13 @@ class TrainPlan:
 class EvalPlan:
     """Every sample exactly once, in order, in batches that do not depend on ranks and workers.
 
-    The set is cut into batches, and these are dealt in nearly equal consecutive pieces to ranks and their
-    workers. So an image is always on the same canvas and beside the same images, and any number of ranks
-    predicts exactly the same.
+    The set is cut into batches, and ranks and their workers get nearly equal consecutive pieces of these. An
+    image is always in the same batch, so predictions do not depend on the number of ranks.
 
     Attributes:
         sizes: samples per shard.
         batch_size: images per batch; the last batch of the set may be smaller.
-        world_size: number of ranks; they may get one batch more or less than others.
+        world_size: number of ranks; their numbers of batches differ by at most one.
         done: numbers of batches to skip.
     """
 
@@ -162,7 +161,7 @@ class EvalPlan:
         return sum(len(self.numbers(rank, worker, workers)) for worker in range(workers))
 
     def numbers(self, rank: int, worker: int, workers: int) -> tuple[int, ...]:
-        """Which batches ``worker`` of ``rank`` makes."""
+        """Numbers of the batches that ``worker`` of ``rank`` makes."""
         left = [number for number in range(self.total) if number not in self.done]
         place, parts = rank * workers + worker, self.world_size * workers
         return tuple(left[len(left) * place // parts : len(left) * (place + 1) // parts])

@@ -1,4 +1,4 @@
-"""The segments of an id map, as annotations describe them. Imports no torch."""
+"""Describe the segments of an id map. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def describe_segments(
     isthing: Sequence[bool],
     crowds: Collection[int] = (),
 ) -> tuple[SegmentRecord, ...]:
-    """The segments of a map in rising order of their ids, with areas and boxes.
+    """The segments of a map in ascending order of ids, with areas and boxes.
 
     Args:
         ids: [H, W], 0 for void.
-        categories: class index of each id; it may know more ids than the map has.
+        categories: class index of each id; may have more ids than the map.
         isthing: one flag per class.
-        crowds: ids of groups that are not split into objects.
+        crowds: ids of crowds.
     """
     values = unique_ids(ids)
     numbers = np.searchsorted(values, ids)

@@ -20,13 +20,13 @@ from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets
 from odise_pl.structures import Batch, PanopticSegmentation, Sample, Targets, TrueInstances, Truth
 
-# Keep these random streams apart from each other and from those of the plan.
+# Keys of independent random streams, also independent of those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
 _RESERVE_SIZE = 64
 
 
 def worker_position() -> tuple[int, int]:
-    """Number of this loader worker and of all of them; (0, 1) outside of one."""
+    """Index of this loader worker and number of workers; (0, 1) in the main process."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
 
@@ -34,9 +34,9 @@ def worker_position() -> tuple[int, int]:
 class TrainStream(IterableDataset[Batch]):
     """The batches of an epoch from number ``first`` on.
 
-    Batch ``b`` of a rank is made by worker ``b`` modulo the number of workers, as a DataLoader asks its
-    workers in turn. A damaged sample is replaced by a random one of a random shard, so the number of batches
-    and the places of all other samples stay the same.
+    Worker ``b`` modulo the number of workers makes batch ``b`` of a rank, as a DataLoader asks its workers in
+    turn. A random sample of a random shard replaces a damaged one, so the number of batches and the positions
+    of all other samples stay the same.
 
     Args:
         urls: the shards.
@@ -44,9 +44,9 @@ class TrainStream(IterableDataset[Batch]):
         transform: augmentation.
         rank: which rank's batches.
         epoch: which epoch.
-        first: batches that were used already.
-        words: noun phrases drawn from a random caption of each image.
-        isthing: of the set's classes, see :func:`~odise_pl.data.decoding.decode`.
+        first: batches to skip.
+        words: number of noun phrases drawn from a random caption of each image.
+        isthing: one flag per class, see :func:`~odise_pl.data.decoding.decode`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainStream(IterableDataset[Batch]):
 class Reserve:
     """Readable samples of one shard, read when the first substitute is needed.
 
-    The choice depends on ``random`` alone, so a resumed run has the same reserve.
+    The choice depends only on ``random``, so a resumed run has the same reserve.
 
     Args:
         urls: the shards.
@@ -139,10 +139,10 @@ class Reserve:
 
 
 class EvalStream(IterableDataset[Batch]):
-    """Every sample of a rank once, in order, with its truth; damaged and unlabelled ones are only counted.
+    """Every sample of a rank once, in order, with its truth; damaged and unlabelled samples are only counted.
 
-    A batch whose samples are all damaged has no image. Training targets are empty: evaluation compares with
-    :attr:`Sample.truth`, at the original size.
+    A batch with only damaged samples has no images. Training targets are empty: evaluation compares with
+    :attr:`Sample.truth` at the original size.
     """
 
     def __init__(
@@ -165,17 +165,17 @@ class EvalStream(IterableDataset[Batch]):
                 if isinstance(decoded, Damage):
                     skipped.append(decoded.text)
                 elif not decoded.labelled:
-                    skipped.append(f"{decoded.key}: it has no labels to compare with")
+                    skipped.append(f"{decoded.key}: has no labels to compare with")
                 else:
                     samples.append(self._sample(decoded))
             yield collate(samples, skipped, number)
 
     def _sample(self, decoded: DecodedSample) -> Sample:
         image = image_tensor(self.resize.image(decoded.image))
-        nothing = Targets(
+        no_targets = Targets(
             torch.empty(0, dtype=torch.int64), torch.empty(0, *image.shape[1:], dtype=torch.bool)
         )
-        return _sample(decoded, image, nothing, truth=_truth(decoded))
+        return _sample(decoded, image, no_targets, truth=_truth(decoded))
 
 
 def _sample(decoded: DecodedSample, image: torch.Tensor, targets: Targets, **others: Any) -> Sample:

@@ -23,7 +23,7 @@ _PADDING = (128, 128, 128)
 
 
 class Transform(Protocol):
-    """Changes an RGB image and its id map, int32 [H, W], alike."""
+    """Applies the same geometry to an RGB image and its id map, int32 [H, W]."""
 
     def __call__(
         self, image: Image.Image, ids: Ids, random: np.random.Generator
@@ -36,7 +36,7 @@ class LargeScaleJitter:
 
     The image is flipped with probability one half and resized, keeping its shape, so that it just fits into a
     square of ``scale * size`` pixels, with ``scale`` uniform in ``scale_range``. A random ``size`` x ``size``
-    crop is taken; what is missing to the right and below is grey (128) and void.
+    crop is taken, padded to the right and below with grey (128) and void.
 
     Attributes:
         size: height and width of the result.
@@ -66,10 +66,10 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation, in this order, each times a random factor; then another transform.
+    """Scale brightness, contrast and saturation by random factors, then apply another transform.
 
     Attributes:
-        then: the other transform; it comes last, so that its padding keeps its colour.
+        then: the other transform; it comes last so that the colour of its padding is unchanged.
         strength: factors are uniform in ``1 - strength`` to ``1 + strength``.
     """
 
@@ -107,7 +107,7 @@ class EvalResize:
 
 
 def fit_size(size: Size, target: float) -> Size:
-    """The size of the same shape that just fits into a square of ``target`` pixels; at least 1."""
+    """The size that just fits into a square of ``target`` pixels at the same aspect ratio; at least 1."""
     return _scaled(size, target / max(size))
 
 
@@ -122,7 +122,7 @@ def image_tensor(image: Image.Image) -> Tensor:
 
 
 def make_targets(ids: Ids, segments: tuple[Segment, ...]) -> Targets:
-    """Labels [N] and masks [N, H, W] of the segments that have a pixel, crowds left out."""
+    """Labels [N] and masks [N, H, W] of the segments that have a pixel and are not crowds."""
     present = set(unique_ids(ids).tolist())
     kept = [segment for segment in segments if segment.id in present and not segment.iscrowd]
     labels = torch.tensor([segment.category for segment in kept], dtype=torch.int64)

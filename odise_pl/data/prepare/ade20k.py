@@ -34,15 +34,15 @@ _SCENE_PARSING = (
 _FULL = (
     "download ADE20K_2021_17_01 from https://groups.csail.mit.edu/vision/datasets/ADE20K, see data/README.md"
 )
-_CLASS = re.compile(r"^(\d+) *\t(?:.*\t)?(.*)$", re.MULTILINE)  # of objectInfo150.txt: number and names
-_SHORT_SIDE = 512  # of the full data set, whose photographs are large
+_CLASS = re.compile(r"^(\d+) *\t(?:.*\t)?(.*)$", re.MULTILINE)  # in objectInfo150.txt: number and names
+_SHORT_SIDE = 512  # for the full data set, which has large photographs
 
 
 def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Source:
-    """The split with panoptic truth: stuff by ``annotations``, things by ``annotations_instance`` over it.
+    """Read a split with panoptic truth: stuff from ``annotations``, things from ``annotations_instance``.
 
     Raises:
-        DataError: a part is missing, or the data set numbers other classes.
+        DataError: a part is missing, or the classes have other numbers.
     """
     tree = Tree(root, _SCENE_PARSING)
     images = tree.need_folder(f"images/{split}", "ADEChallengeData2016.zip")
@@ -59,14 +59,14 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
 
 
 def _check_classes(tree: Tree, vocabulary: Vocabulary) -> None:
-    """Raise DataError if the data set has a list of classes that differs from the vocabulary."""
+    """Raise DataError if the data set lists classes that differ from the vocabulary."""
     file = tree.file("objectInfo150.txt")
     if file is None:
         return
     known = {category.id: category.names for category in vocabulary.categories}
     for number, names in _CLASS.findall(file.read_text()):
         ours = known.get(int(number) - 1, ())
-        words = set(names.casefold().replace(",", " ").split())  # our pool is its swimming pool
+        words = set(names.casefold().replace(",", " ").split())  # "pool" is listed as "swimming pool"
         if not any(words.issuperset(name.casefold().split()) for name in ours):
             raise DataError(
                 f"{file.path}: class {number} is '{names.strip()}', and '{', '.join(ours)}' in the "
@@ -78,7 +78,7 @@ def _read_objects(sample: SourceSample, classes: Ids, isthing: tuple[bool, ...])
     semantic, objects = sample.labels
     with blame_file(semantic):
         stuff = look_up(read_pixels(semantic, 1), classes)
-    # the hundred classes of objects are numbered in the order of the things among the 150
+    # the 100 object classes have the order of the things among the 150
     things = class_table(dict(enumerate(np.flatnonzero(isthing).tolist(), start=1)), [0])
     with blame_file(objects):
         pixels = read_pixels(objects, 2)
@@ -90,14 +90,14 @@ def _read_objects(sample: SourceSample, classes: Ids, isthing: tuple[bool, ...])
 
 
 def read_ade847(root: Path | Sequence[Path], split: str = "validation") -> Source:
-    """The split with its 847 most frequent classes, all else void, the shorter side at most 512 pixels.
+    """Read a split with its 847 most frequent classes, others void, scaled to a shorter side of at most 512.
 
     Raises:
         DataError: a part is missing.
     """
     folder = Tree(root, _FULL).need_folder(f"images/ADE/{split}", "ADE20K_2021_17_01.zip")
     vocabulary = load_vocabulary("ade20k_847")
-    rare = range(26 * 256)  # every value that R // 10 * 256 + G can have
+    rare = range(26 * 256)  # all values of R // 10 * 256 + G
     classes = class_table({category.id: i for i, category in enumerate(vocabulary.categories)}, rare)
     conversion = Conversion(partial(_read_full, classes=classes), vocabulary.isthing, _SHORT_SIDE)
     return Benchmark("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").from_folder()

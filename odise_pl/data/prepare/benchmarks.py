@@ -1,4 +1,4 @@
-"""The evaluation benchmarks beside COCO, by the names of their commands. Imports no torch."""
+"""The evaluation benchmarks other than COCO, by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odise_pl.data.records import DataError
 
 _ADE = ("validation", "training")
 _PASCAL = ("val", "train", "trainval")
-# Name -> reader, and splits with the default first.
+# Name -> reader, and splits, the default first.
 _BENCHMARKS: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
     "ade150": (read_ade150, _ADE),
     "ade847": (read_ade847, _ADE),
@@ -24,10 +24,10 @@ _BENCHMARKS: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
 
 
 def read_benchmark(name: str, root: Path | Sequence[Path], split: str | None = None) -> Source:
-    """A split of a benchmark, by default the one to evaluate on.
+    """Read a split of a benchmark, by default its evaluation split.
 
     Raises:
-        DataError: there is no such split, or a part is missing.
+        DataError: the split is unknown, or a part is missing.
     """
     read, splits = _BENCHMARKS[name]
     if split not in (None, *splits):

@@ -1,7 +1,7 @@
-"""Captions of images by BLIP, written into a copy of a shard set.
+"""Caption images with BLIP and write a copy of a shard set with the captions.
 
-Every sample is checked before the model runs. The images that the model reads at once follow from the shards
-alone, and on a CPU it computes with one thread: the result is the same for any number of processes.
+Every sample is checked before the model runs. The batches of the model depend only on the shards, and on a CPU
+it uses one thread, so captions do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
     from odise_pl.models.blip import BlipSentences
 
 WEIGHTS = Path("weights/blip-image-captioning-base")
-_PER_GPU = 4  # processes that keep one busy: the images have to be decoded too
-BATCH = 16  # images that the model reads at once; changing it can change a caption where words are tied
+_PER_GPU = 4  # processes per GPU; they also decode images
+BATCH = 16  # images per batch; another size can change captions where words are tied
 
 
 @dataclass(frozen=True)
 class CaptionModel:
-    """Which BLIP captions, and where it runs; each process loads it when it first needs it.
+    """A BLIP model and its devices; each process loads it on first use.
 
     Attributes:
         weights: folder or hub id, see :func:`load_blip`.
         max_tokens: limit of a caption's length.
-        devices: used in turn.
+        devices: shards use them in turn.
     """
 
     weights: str
@@ -55,7 +55,7 @@ class CaptionModel:
 
     @classmethod
     def find(cls, weights: str, max_tokens: int, device: str) -> CaptionModel:
-        """The model on every GPU, or on the CPU if ``device`` is ``cpu``, or ``auto`` and there is no GPU.
+        """The model on all GPUs, or on the CPU if ``device`` is ``cpu``, or ``auto`` and there is no GPU.
 
         Raises:
             UserError: the default weights are missing, or there is no GPU.
@@ -76,12 +76,12 @@ class CaptionModel:
 
     @property
     def workers(self) -> int:
-        """A good number of processes."""
+        """The default number of processes."""
         cores = os.cpu_count() or 1
         return cores if self.devices == ("cpu",) else min(cores, _PER_GPU * len(self.devices))
 
     def on(self, index: int) -> BlipSentences:
-        """The model on one of the devices."""
+        """Load the model on one of the devices."""
         return _loaded(self.weights, self.max_tokens, self.devices[index % len(self.devices)])
 
     def digest(self) -> str:
@@ -91,7 +91,7 @@ class CaptionModel:
 
 @cache
 def _loaded(weights: str, max_tokens: int, device: str) -> BlipSentences:
-    # these take seconds, which processes that only check need not wait for
+    # slow imports, which processes that only check do not need
     from transformers.utils.logging import disable_progress_bar
 
     from odise_pl.models.blip import load_blip
@@ -108,14 +108,14 @@ def prepare_captions(
     Shards keep their names and the order of their samples.
 
     Args:
-        shard_set: what is captioned; it stays as it is.
-        folder: the new shard set.
-        model: makes the captions.
-        workers: processes.
+        shard_set: the images; not changed.
+        folder: of the new shard set.
+        model: the captioning model.
+        workers: number of processes.
         skip_bad: skip samples with problems instead of stopping.
 
     Raises:
-        DataError: there are problems (``problems.json`` lists them), or the folder holds something else.
+        DataError: there are problems (``problems.json`` lists them), or the folder has other files.
         UserError: the model cannot be loaded.
     """
     sums = "".join(shard.sha256 for shard in shard_set.manifest.shards)
@@ -128,7 +128,7 @@ def prepare_captions(
         found = [problem for one in checked for problem in one.problems]
         problems = report_problems(shard_set.manifest.source, found, folder, skip_bad)
         if not any(one.good for one in checked):
-            raise DataError(f"{shard_set.location}: no sample is left to caption")
+            raise DataError(f"{shard_set.location}: has no usable sample")
         plans = _plans(shard_set, checked, model)
         fingerprint = (asdict(captioning), [one.good for one in checked])
         shards = write_shards(plans, folder, fingerprint, workers)
@@ -140,8 +140,8 @@ def _reuse_finished(shard_set: ShardSet, captioning: Captioning, folder: Path) -
     before = open_shard_set(folder)
     if before.manifest.captioning != captioning or before.manifest.source != shard_set.manifest.source:
         raise DataError(
-            f"{folder} already holds the shard set '{before.manifest.name}', which is not this one with "
-            f"captions by {captioning.model}; delete the folder, or use another --out"
+            f"{folder} already holds the shard set '{before.manifest.name}', not this set with captions "
+            f"by {captioning.model}; delete the folder or use another --out"
         )
     return complete_manifest(before, folder)
 
@@ -160,13 +160,13 @@ def _with_counts(manifest: Manifest, checked: Sequence[_Checked], problems: Sequ
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was found out about a shard.
+    """Result of checking a shard.
 
     Attributes:
-        good: places of the samples that can be used.
-        segments: annotated in these samples.
-        captions: of the data set in these samples.
-        problems: all that is wrong with the others.
+        good: indices of the usable samples.
+        segments: number of segments of these samples.
+        captions: number of the data set's captions of these samples.
+        problems: of the other samples.
     """
 
     good: tuple[int, ...]
@@ -200,12 +200,12 @@ def _check_shard(pair: tuple[str, Shard]) -> _Checked:
 
 
 def _find_checksum_fault(url: str, shard: Shard) -> Iterator[str]:
-    """A shard on disk has to be the one that was described."""
+    """Compare a local shard with its checksum in the manifest."""
     if not is_local(url) or not Path(url).is_file():
         return
     with Path(url).open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield "has another checksum than dataset.json says: it is damaged or was changed"
+            yield "has another checksum than in dataset.json: it is damaged or was changed"
 
 
 def _plans(shard_set: ShardSet, checked: Sequence[_Checked], model: CaptionModel) -> list[ShardPlan]:
@@ -218,7 +218,7 @@ def _plans(shard_set: ShardSet, checked: Sequence[_Checked], model: CaptionModel
 
 
 def _add_captions(url: str, places: Sequence[int], model: CaptionModel, number: int) -> Iterator[Packed]:
-    """The samples at these places of a shard, with captions."""
+    """The samples at these indices of a shard, with captions."""
     samples = _read_samples(url, places)
     while batch := list(islice(samples, BATCH)):
         for raw, caption in zip(batch, _captions(batch, model.on(number)), strict=True):
@@ -234,7 +234,7 @@ def _captions(batch: Sequence[RawSample], model: BlipSentences) -> list[str]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On a CPU, sums depend on how they are divided among threads."""
+    """Use one thread: on a CPU, sums depend on how threads divide them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -246,5 +246,5 @@ def _one_thread() -> Iterator[None]:
 def _read_samples(url: str, places: Sequence[int]) -> Iterator[RawSample]:
     for item in read_shard(url, list(places)):
         if isinstance(item, Damage):
-            raise DataError(f"{item.text}; it was readable before: start again")
+            raise DataError(f"{item.text}; it was readable before; start again")
         yield item

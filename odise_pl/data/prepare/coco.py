@@ -1,4 +1,4 @@
-"""The COCO panoptic layout, as downloaded or of one's own, packed or unpacked. Imports no torch.
+"""Data sets in COCO's panoptic layout, in folders or archives. Imports no torch.
 
 ``ROOT/SPLIT/*.jpg``, ``ROOT/annotations/panoptic_SPLIT.json``, ``ROOT/annotations/panoptic_SPLIT/*.png``
 and, optionally, ``ROOT/annotations/captions_SPLIT.json`` and ``ROOT/annotations/instances_SPLIT.json``.
@@ -33,13 +33,13 @@ from odise_pl.data.prepare.source import Problem, Source, SourceSample, make_key
 from odise_pl.data.prepare.tree import Folder, Tree
 from odise_pl.data.records import DataError, prefix_errors
 
-HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for your own data"
+HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for other data"
 _ARCHIVE = "panoptic_annotations_trainval2017.zip"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the parts of a split are; the files of captions and of instances are optional."""
+    """The parts of a split; captions and instances are optional."""
 
     split: str
     images: Folder
@@ -55,12 +55,12 @@ def _find_layout(tree: Tree, split: str) -> _Layout:
     images = tree.need_folder(split, f"{split}.zip")
     annotations = tree.need_file(f"annotations/panoptic_{split}.json", _ARCHIVE)
     maps = tree.need_folder(
-        f"annotations/panoptic_{split}", f"panoptic_{split}.zip inside {_ARCHIVE}, which has to be unpacked"
+        f"annotations/panoptic_{split}", f"panoptic_{split}.zip inside {_ARCHIVE}, which must be unpacked"
     )
     optional = [f"{kind}_{split}.json" for kind in ("captions", "instances")]
     captions, instances = (tree.beside(annotations, name) for name in optional)
     notes = tuple(
-        f"annotations/{name} is not in the folder of {annotations.path.name}, so it is not used"
+        f"annotations/{name} is not in the folder of {annotations.path.name}, so it is ignored"
         for name, file in zip(optional, (captions, instances), strict=True)
         if file is None and tree.has_file(f"annotations/{name}")
     )
@@ -68,17 +68,17 @@ def _find_layout(tree: Tree, split: str) -> _Layout:
 
 
 def parse_subpath(option: str, path: str) -> str:
-    """The path below a root that an option names; DataError if it leads elsewhere."""
+    """Check the value of an option that names a path below a root."""
     with prefix_errors(option):
         return fields.plain_path(path)
 
 
 def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto") -> Source:
-    """Read the annotation of a split and match it with the files on disk, which stay unopened.
+    """Read the annotation of a split and match it with the files on disk, without reading these.
 
     Args:
-        root: folder or archive, or several.
-        split: ``train2017``, say.
+        root: one or more folders or archives.
+        split: for example ``train2017``.
         vocabulary: see :func:`choose_classes`.
 
     Raises:
@@ -109,7 +109,7 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
 
 
 class Duplicates:
-    """Ids and names that must be unique and are not."""
+    """Ids, file names and keys that several images have."""
 
     def __init__(self, images: list[ImageEntry]) -> None:
         self._ids = Counter(image.image_id for image in images)
@@ -117,7 +117,7 @@ class Duplicates:
         self._keys = Counter(make_key(name) for name in self._names if name)
 
     def causes(self, image: ImageEntry) -> list[str]:
-        """What is wrong with an image."""
+        """All faults of an image."""
         return [*image.causes, *(f"{image.where} {fault}" for fault in self._faults(image))]
 
     def _faults(self, image: ImageEntry) -> Iterator[str]:
@@ -133,7 +133,7 @@ class Duplicates:
 
 @dataclass
 class _Matcher:
-    """Brings images, annotations, captions and files together, and notes what is left over."""
+    """Matches images with annotations, captions, objects and files, and collects problems."""
 
     layout: _Layout
     images: dict[int, ImageEntry]  # by id
@@ -201,7 +201,7 @@ class _Matcher:
         self._report(name, self.layout.annotations, causes)
 
     def read_instances(self, classes: FileClasses) -> None:
-        """Collect the objects by image: COCO's masks of objects overlap, as segments cannot."""
+        """Collect the objects by image; unlike segments, their masks may overlap."""
         file = self.layout.instances
         if file is None:
             return
@@ -215,23 +215,23 @@ class _Matcher:
         self._report(file.display_name, file, objects.faults.get(None, ()))
         skipped = sum(len(some) for image_id, some in objects.records.items() if image_id not in self.images)
         if skipped:
-            self.notes.append(f"{skipped} objects of images that this split does not list are skipped")
+            self.notes.append(f"{skipped} objects are skipped, because this split does not list their images")
 
     def _find_differences(self, image: ImageEntry, entry: ImageEntry | None) -> list[str]:
-        """What is wrong with an image in the instance file, which must list images without objects, too."""
+        """Faults of an image in the instance file, which must also list images without objects."""
         if entry is None:
             name = f"{image.image_id} ({image.file_name})"
-            return [f"no entry of images has id {name}, so its objects are not known"]
+            return [f"no entry of images has id {name}, so its objects are unknown"]
         if entry.size == image.size or entry.faults:
             return entry.causes
         ours = f"{self.layout.annotations.path.name} says {list(image.size)}"
         return [f"{entry.where} has height and width {list(entry.size)}, {ours}"]
 
     def _read_beside(self, file: SourceFile) -> tuple[Any, dict[int | None, ImageEntry]]:
-        """A file beside the panoptic one, and its images by id.
+        """Read an optional annotation file; returns its content, and its images by id.
 
         Raises:
-            DataError: it cannot be read, or means another image by an id.
+            DataError: it cannot be read, or an id refers to another image than in the panoptic file.
         """
         data = file.read_json()
         images = data.get("images") if isinstance(data, Mapping) else None
@@ -241,12 +241,12 @@ class _Matcher:
             if ours and entry.file_name and Path(entry.file_name).stem != Path(ours).stem:
                 raise DataError(
                     f"{file.path}: {entry.where} has id {entry.image_id} and file_name {entry.file_name}, "
-                    f"but in {self.layout.annotations.path.name} this id is of {ours}: use the same ids"
+                    f"but in {self.layout.annotations.path.name} this id is {ours}: use the same ids"
                 )
         return data, {entry.image_id: entry for entry in entries}
 
     def read_captions(self) -> None:
-        """Collect the captions by image; those of images that the split lacks are only counted."""
+        """Collect the captions by image; captions of images of other splits are only counted."""
         file = self.layout.captions
         if file is None:
             return
@@ -265,8 +265,8 @@ class _Matcher:
 
 
 def find_unlisted(folder: Folder, listed: set[str], what: str) -> Iterator[Problem]:
-    """Images on disk that no entry of the annotation file names."""
+    """Images on disk that the annotation file does not list."""
     for name in folder.names():
         if name.lower().endswith(IMAGE_SUFFIXES) and name not in listed:
             shown = folder.file(name).display_name
-            yield Problem(shown, shown, f"no entry of {what} names it")
+            yield Problem(shown, shown, f"no entry of {what} lists it")

@@ -1,6 +1,6 @@
-"""Folders in COCO's instance format: objects only, whose masks may overlap. Imports no torch.
+"""Data sets in COCO's instance format: only objects, with masks that may overlap. Imports no torch.
 
-``ROOT/SPLIT/*.jpg`` and ``ROOT/annotations/instances_SPLIT.json``, or other places that the user names.
+``ROOT/SPLIT/*.jpg`` and ``ROOT/annotations/instances_SPLIT.json``, or paths that the user gives.
 Format: https://cocodataset.org/#format-data, section 1 (object detection).
 """
 
@@ -32,10 +32,9 @@ def read_coco_instances(
     images: str | None = None,
     annotations: str | None = None,
 ) -> Source:
-    """Read the annotation of a split; mask AP is what its truth is complete for.
+    """Read the annotation of a split; only mask AP can be measured on it.
 
-    The panoptic map that training sees has the objects pasted over one another, smaller ones on top, and void
-    where there is none.
+    The panoptic map for training has smaller objects on top of larger ones, and void elsewhere.
 
     Raises:
         DataError: a part is missing or unusable as a whole; faults of single samples are collected in

@@ -1,4 +1,4 @@
-"""Entries of COCO annotation files, read so that every fault of an entry is kept. Imports no torch."""
+"""Read the entries of COCO annotation files and collect all their faults. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Entry:
     """An entry of a list in an annotation file.
 
     Attributes:
-        where: its place in the file.
-        image_id: of the image that it is or that it belongs to; None if it is unreadable.
-        faults: what is wrong with it.
+        where: its position in the file.
+        image_id: id of the image that it is or belongs to; None if unreadable.
+        faults: all faults.
     """
 
     where: str
@@ -35,13 +35,13 @@ class Entry:
 
     @property
     def causes(self) -> list[str]:
-        """The faults with the place."""
+        """The faults, with the position."""
         return [f"{self.where} {fault}" for fault in self.faults]
 
 
 @dataclass(frozen=True)
 class ImageEntry(Entry):
-    """An entry of ``images``; its name is empty, and its height and width are 0, if they are unreadable."""
+    """An entry of ``images``; unreadable fields are empty or 0."""
 
     file_name: str
     size: tuple[int, int]
@@ -49,7 +49,7 @@ class ImageEntry(Entry):
 
 @dataclass(frozen=True)
 class AnnotationEntry(Entry):
-    """An entry of ``annotations``: the PNG of an image, empty if it is unreadable, and its segments."""
+    """An entry of ``annotations``: the name of the PNG, empty if unreadable, and its segments."""
 
     file_name: str
     segments: tuple[SegmentRecord, ...]
@@ -64,7 +64,7 @@ class CaptionEntry(Entry):
 
 @dataclass(frozen=True)
 class ObjectsByImage:
-    """The objects of an instance annotation file, and what is wrong with them, by image id."""
+    """The objects of an instance file and their faults, by image id."""
 
     file: SourceFile
     records: dict[int | None, list[InstanceRecord]]
@@ -72,13 +72,13 @@ class ObjectsByImage:
 
 
 def list_of(data: Any, field: str, path: Path) -> list[Any]:
-    """The list ``field`` of the object in an annotation file; DataError if there is none."""
+    """A list at the top level of an annotation file; DataError if it is missing."""
     with prefix_errors(f"{path}:"):
         return fields.sequence(data, field)
 
 
 class _Faults(list[str]):
-    """Turns the fault of a field into text, so that the next field is read too."""
+    """Collects the faults of fields, so that all fields are read."""
 
     def read(self, default: _T, read: Callable[..., _T], *arguments: Any) -> _T:
         try:
@@ -89,7 +89,7 @@ class _Faults(list[str]):
 
     @property
     def distinct(self) -> tuple[str, ...]:
-        """An entry that is no object gives the same fault for each of its fields."""
+        """The distinct faults: an entry that is not an object gives the same fault for each field."""
         return tuple(dict.fromkeys(self))
 
 
@@ -127,10 +127,10 @@ def caption_entries(items: Iterable[Any]) -> Iterator[CaptionEntry]:
 
 
 def objects_by_image(file: SourceFile, content: Any, classes: FileClasses) -> ObjectsByImage:
-    """Read the list ``annotations`` of an instance file; ``classes`` are those of this file.
+    """Read the list ``annotations`` of an instance file with its classes.
 
     Raises:
-        DataError: the content is unusable as a whole.
+        DataError: the whole file is unusable.
     """
     records: dict[int | None, list[InstanceRecord]] = defaultdict(list)
     causes: dict[int | None, list[str]] = defaultdict(list)
@@ -144,8 +144,10 @@ def objects_by_image(file: SourceFile, content: Any, classes: FileClasses) -> Ob
 
 
 def _instance(item: Any, where: str, classes: FileClasses, faults: _Faults) -> InstanceRecord:
-    """An object; its segmentation is not checked here."""
-    if isinstance(item, Mapping) and "bbox" in item:  # not needed, but a wrong one shows a damaged entry
+    """Read an object without checking its segmentation."""
+    if (
+        isinstance(item, Mapping) and "bbox" in item
+    ):  # unused, but an invalid one shows that the entry is damaged
         faults.read(None, fields.box, item, "bbox")
     return InstanceRecord(
         category=_category(item, classes, faults),
@@ -169,7 +171,7 @@ def _segments(items: list[Any], classes: FileClasses, faults: _Faults) -> tuple[
         faults.extend(f"segments_info[{index}] {fault}" for fault in own.distinct)
     times = Counter(segment.id for segment in segments if segment.id)
     if repeated := {value for value, count in times.items() if count > 1}:
-        faults.append(f"segments_info has ids twice: {format_some(repeated)}")
+        faults.append(f"segments_info has duplicate ids: {format_some(repeated)}")
     return tuple(segments)
 
 

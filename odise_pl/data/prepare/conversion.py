@@ -1,4 +1,4 @@
-"""From label files of any kind to the members of a sample in a shard. Imports no torch."""
+"""Convert label files to the members of a sample in a shard. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from odise_pl.data.records import PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.data.segments import describe_segments
 
 Ids = NDArray[np.int32]
-VOID = -1  # of class maps
+VOID = -1  # in class maps
 _UNKNOWN = -2
 _T = TypeVar("_T")
 _JPEG_QUALITY = 95
-# Ids of things: class and number of the instance; stuff has number 0.
-_INSTANCE = 256
+_INSTANCE = 256  # the id of a thing is its class + 1 + 256 * number of the instance
 
 
 class FileFault(DataError):
-    """What is wrong with one file of a sample."""
+    """A fault of one file of a sample."""
 
     def __init__(self, file: SourceFile, cause: str) -> None:
         super().__init__(cause)
@@ -48,12 +47,12 @@ def blame_file(file: SourceFile) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the label files of a sample say.
+    """Labels of the pixels of a sample.
 
     Attributes:
         classes: int32 [H, W], class index or ``VOID``.
-        instances: int32 [H, W], ``class + 1 + 256 * number`` of the object that a pixel belongs to and 0 for
-            none; None if the data set has no objects.
+        instances: int32 [H, W], ``class + 1 + 256 * number`` of the object of a pixel, 0 for none; None if
+            the data set has no objects.
     """
 
     classes: Ids
@@ -62,12 +61,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the samples of a data set are converted; a value that worker processes can be sent.
+    """How to convert the samples of a data set; can be pickled.
 
     Attributes:
         read: reads the label files; raises :class:`FileFault`.
         isthing: one flag per class.
-        short_side: larger images are scaled down so that their shorter side is this long; None keeps them.
+        short_side: images are scaled down to this shorter side; None keeps their size.
     """
 
     read: Callable[[SourceSample], Labels]
@@ -75,7 +74,7 @@ class Conversion:
     short_side: int | None = None
 
     def check(self, sample: SourceSample) -> list[Problem]:
-        """Read the files of a sample; the first fault of each is returned."""
+        """Read the files of a sample; returns the first fault of each file."""
         faults: list[FileFault] = []
         image, labels = _attempt(_open, sample, faults), _attempt(self.read, sample, faults)
         if image is not None and labels is not None and labels.classes.shape != (image.height, image.width):
@@ -93,7 +92,7 @@ class Conversion:
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
         suffix, image = self._image(sample)
         members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
-        if labels.instances is not None:  # then objects may hide part of the semantic truth
+        if labels.instances is not None:  # objects may hide part of the semantic truth
             members[SEMANTIC] = encode_semantic(labels.classes)
         return members, len(segments)
 
@@ -135,28 +134,28 @@ def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: l
 
 
 def read_pixels(file: SourceFile, channels: int) -> Ids:
-    """The pixels of a label image as they are stored, palette indices included.
+    """Read the stored values of a label image.
 
     Args:
         file: the image.
-        channels: 1 for int32 [H, W], else int32 [H, W, C] with at least so many.
+        channels: 1 for int32 [H, W], else int32 [H, W, C] with at least this number of channels.
 
     Raises:
-        DataError: it cannot be read, or has other channels.
+        DataError: it cannot be read, or has another number of channels.
     """
     values = decode_values(file.read_checked())
     found = 1 if values.ndim == 2 else values.shape[2]
     if found < channels or (channels == 1 and found > 1):
-        raise DataError(f"has another number of channels than expected: {found}, not {channels}")
+        raise DataError(f"has {found} channels, expected {channels}")
     return values
 
 
 def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
-    """A table from the values of a label file to class indices, for :func:`look_up`.
+    """Make a table from values of a label file to class indices, for :func:`look_up`.
 
     Args:
         index_of: class index of each value.
-        void: values that stand for no class, unless they have an index.
+        void: values of void pixels, unless they have a class index.
     """
     table = np.full(max([*index_of, *void]) + 1, _UNKNOWN, dtype=np.int32)
     table[list(void)] = VOID
@@ -165,7 +164,7 @@ def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
 
 
 def look_up(values: Ids, table: Ids) -> Ids:
-    """Class indices of the values of a label file.
+    """Map the values of a label file to class indices.
 
     Raises:
         DataError: the data set does not define some of the values.
@@ -180,15 +179,15 @@ def look_up(values: Ids, table: Ids) -> Ids:
 
 
 def panoptic_ids(labels: Labels, isthing: Sequence[bool]) -> Ids:
-    """A panoptic map int32 [H, W], 0 for void: stuff by its class map, things over it.
+    """A panoptic map, int32 [H, W], 0 for void: stuff from the class map, covered by things.
 
-    Without instances every class is stuff: its id is its index plus 1. Pixels of a thing class that no
-    object covers are void.
+    Without instances every class is stuff. The id of stuff is its class index plus 1. Pixels of a thing class
+    that no object covers are void.
     """
     ids = labels.classes + 1
     if labels.instances is None:
         return ids
-    stuff = np.array([*(not thing for thing in isthing), False])  # the last is VOID's
+    stuff = np.array([*(not thing for thing in isthing), False])  # the last entry is for VOID, -1
     return np.where(labels.instances > 0, labels.instances, np.where(stuff[labels.classes], ids, 0))
 
 

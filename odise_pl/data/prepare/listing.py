@@ -1,4 +1,4 @@
-"""Data sets without an annotation file: images and label files belong together by name. Imports no torch."""
+"""Data sets without an annotation file: label files have the names of their images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from odise_pl.data.records import DataError, prefix_errors
 from odise_pl.vocabulary import Vocabulary
 
 _JPEG = (".jpg", ".jpeg")
-_MAX_DIGITS = 18  # of a number of 64 bits
+_MAX_DIGITS = 18  # fit into 64 bits
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split of a data set whose label files say all.
+    """A split of a data set with label files only.
 
     Attributes:
         dataset, split, vocabulary, measures: see :class:`Source`.
@@ -44,36 +44,36 @@ class Benchmark:
     measures: tuple[str, ...] = ("semantic",)
 
     def from_folder(self) -> Source:
-        """Every image of the folder; PNGs beside label files are images only if they have one.
+        """All images of the folder; where it holds label files too, a PNG is an image only if it has one.
 
         Raises:
-            DataError: there is no image.
+            DataError: the folder has no image.
         """
         names = self.images.names()
         found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-        if self.images in self.labels:  # maps are PNGs, too
+        if self.images in self.labels:  # label files are PNGs, too
             all_names = set(names)
             found = [n for n in found if n.lower().endswith(_JPEG) or self._label(n) in all_names]
         if not found:
-            raise DataError(f"{self.images.path}: there is no image")
+            raise DataError(f"{self.images.path}: has no image")
         usable, problems = [], list(self._labels_without_image({self._label(name) for name in found}))
         for name in found:
             try:
                 usable.append(plain_path(name))
-            except DataError as error:  # no shard can hold it
+            except DataError as error:  # a shard cannot hold it
                 shown = self.images.file(name).display_name
                 problems.append(Problem(shown, shown, f"its name {error}"))
         return self._source(self.images.file("").display_name, usable, problems)
 
     def from_list(self, listed: SourceFile) -> Source:
-        """The images that a text file lists, one name a line.
+        """The images that a text file lists, one name per line.
 
         Raises:
             DataError: the list cannot be read or is empty.
         """
         stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
         if not stems:
-            raise DataError(f"{listed.path}: lists no image")
+            raise DataError(f"{listed.path}: lists no images")
         by_stem = defaultdict(list)
         for name in self.images.names():
             if name.lower().endswith(IMAGE_SUFFIXES):
@@ -86,7 +86,7 @@ class Benchmark:
         return _stem(name) + self.suffix
 
     def _labels_without_image(self, expected: set[str]) -> Iterator[Problem]:
-        cause = f"there is no image of this name in {self.images.file('').display_name}"
+        cause = f"has no image of this name in {self.images.file('').display_name}"
         for folder in self.labels:
             for name in folder.names():
                 if name.endswith(self.suffix) and name not in expected:
@@ -132,14 +132,15 @@ def _check_unique(samples: Sequence[SourceSample]) -> None:
     if repeated:
         more = f" (and {len(repeated) - 1} more such groups)" if len(repeated) > 1 else ""
         raise DataError(
-            f"{' and '.join(repeated[0])} would have one name in the shards{more}; the names of images must "
-            f"differ without folders and suffixes"
+            f"{' and '.join(repeated[0])} would have the same name in the shards{more}; image names must be "
+            f"unique without folder and suffix"
         )
 
 
 def image_ids(stems: Sequence[str]) -> list[int]:
-    """The number in each name (``2007_000033`` is 2007000033), or its place in the list if the numbers are
-    not unique, are missing or need more than 64 bits.
+    """The number in each name (``2007_000033`` gives 2007000033).
+
+    If numbers are missing, duplicate or too large for 64 bits, positions in the list from 1 are used instead.
     """
     digits = ["".join(re.findall("[0-9]", PurePosixPath(stem).name)) for stem in stems]
     numbers = [int(some) if 0 < len(some) <= _MAX_DIGITS else -1 for some in digits]

@@ -1,4 +1,4 @@
-"""Packing a source into a shard set: check everything, then write. Imports no torch."""
+"""Pack a source into a shard set: check all samples, then write. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def prepare(
     max_shard_bytes: int = 64_000_000,
     skip_bad: bool = False,
 ) -> Manifest:
-    """Check every sample of a source and write the shard set; an interrupted run keeps its complete shards.
+    """Check every sample of a source and write the shard set; an interrupted run can be resumed.
 
     Args:
-        source: what is packed.
-        folder: the shard set; it is made if it does not exist.
-        workers: processes.
+        source: the data set.
+        folder: of the shard set; created if missing.
+        workers: number of processes.
         max_shard_bytes: limit of a shard's size.
         skip_bad: skip entries with problems instead of stopping.
 
     Raises:
-        DataError: there are problems (``problems.json`` lists them), or the folder holds something else.
+        DataError: there are problems (``problems.json`` lists them), or the folder has other files.
     """
     if (folder / FILE_NAME).exists():
         return _reuse_finished(source, folder, max_shard_bytes)
@@ -68,7 +68,7 @@ def prepare(
         good = [pair for pair in zip(source.samples, checked, strict=True) if not pair[1].problems]
         if not good:
             why = f"; {folder / PROBLEMS} says why" if problems else ""
-            raise DataError(f"{source.annotations} of {source.split}: no sample is left to pack{why}")
+            raise DataError(f"{source.annotations} of {source.split}: has no usable sample{why}")
         fingerprint = (asdict(_origin(source)), source.vocabulary.to_json(), max_shard_bytes)
         digests = [facts.digest for _, facts in good]
         plans = _plans(source, good, max_shard_bytes)
@@ -83,7 +83,7 @@ def _reuse_finished(source: Source, folder: Path, max_shard_bytes: int) -> Manif
     if fingerprint != (_origin(source), source.vocabulary, max_shard_bytes):
         raise DataError(
             f"{folder} already holds the shard set '{manifest.name}', made from another annotation file or "
-            f"with other options; delete the folder, or use another --out"
+            f"with other options; delete the folder or use another --out"
         )
     return complete_manifest(shard_set, folder)
 
@@ -100,7 +100,7 @@ def complete_manifest(shard_set: ShardSet, folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was found out about a sample; ``digest`` is of its members."""
+    """Result of checking a sample; ``digest`` is the SHA-256 of its members."""
 
     problems: Sequence[Problem]
     bytes: int = 0
@@ -148,16 +148,16 @@ def _read(
         try:
             yield sample.key, pack(sample)[0]
         except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read any more ({error.strerror})") from error
+            raise DataError(f"{error.filename}: can no longer be read ({error.strerror})") from error
 
 
 def report_problems(
     origin: Origin, found: Sequence[Problem], folder: Path, skip_bad: bool
 ) -> Sequence[Problem]:
-    """List the distinct problems, sorted, in ``problems.json``, and return them.
+    """Write the distinct problems, sorted, to ``problems.json`` and return them.
 
     Raises:
-        DataError: there are problems, and ``skip_bad`` is not set.
+        DataError: there are problems and ``skip_bad`` is not set.
     """
     path, problems = folder / PROBLEMS, sorted(set(found))
     if not problems:
@@ -173,14 +173,14 @@ def report_problems(
     write_bytes(path, text.encode(errors="backslashreplace"))
     if not skip_bad:
         raise DataError(
-            f"{_summary(problems)}; {path} lists them all. No shard was written: mend them, or skip these "
+            f"{_summary(problems)}; {path} lists them all. No shard was written: fix them, or skip these "
             f"entries with --skip-bad"
         )
     return problems
 
 
 def count_entries(problems: Sequence[Problem]) -> int:
-    """Number of entries that have problems."""
+    """Number of entries with problems."""
     return len({problem.sample for problem in problems})
 
 

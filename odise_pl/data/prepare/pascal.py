@@ -36,7 +36,7 @@ _VOC = (
     "download VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, "
     "see data/README.md"
 )
-# The 59 classes among the 459: label values in ascending order, which is that of the packaged vocabulary.
+# Label values of the 59 classes among the 459, in the order of the packaged vocabulary.
 CONTEXT_59 = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144,
     158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355,
@@ -45,7 +45,7 @@ CONTEXT_59 = (
 
 
 def read_context(root: Path | Sequence[Path], split: str = "val", classes: int = 459) -> Source:
-    """A split of VOC 2010 with the label maps of PASCAL-Context; of 59 classes the rest is void.
+    """Read a split of VOC 2010 with the label maps of PASCAL-Context; other classes are void.
 
     Raises:
         DataError: a part is missing.
@@ -70,14 +70,14 @@ def _read_label_map(sample: SourceSample, classes: Ids) -> Labels:
         try:
             values = loadmat(io.BytesIO(content))["LabelMap"]
         except Exception as error:  # a damaged file makes the reader raise almost anything
-            raise DataError(f"is no MATLAB file with a LabelMap ({error})") from error
+            raise DataError(f"is not a MATLAB file with a LabelMap ({error})") from error
         if values.ndim != 2:
             raise DataError(f"has a LabelMap of {values.ndim} dimensions, expected 2")
         return Labels(look_up(values.astype(np.int32), classes))
 
 
 def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
-    """A split of VOC 2012's segmentation task; the borders of objects (255) are void.
+    """Read a split of VOC 2012's segmentation task; the borders of objects (255) are void.
 
     Raises:
         DataError: a part is missing.

@@ -1,4 +1,4 @@
-"""Work in several processes that end with their parent. Imports no torch."""
+"""Run tasks in worker processes that end with their parent. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def run(
     """Yield the results in the order of the tasks; in this process when ``workers`` is 1.
 
     Args:
-        function: can be pickled, as its arguments and results.
+        function: must be picklable, like its arguments and results.
         tasks: its arguments.
         workers: number of processes.
-        chunk: tasks that a process takes at a time.
+        chunk: tasks that a process takes at once.
 
     Raises:
         DataError: a worker process was killed.
@@ -37,14 +37,12 @@ def run(
     if workers == 1 or len(tasks) < 2:
         yield from map(function, tasks)
         return
-    # Spawned, not forked: a forked process would hold the lock of the folder.
+    # Spawned, not forked: a forked process would inherit the lock of the folder.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
     except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process was killed, perhaps for lack of memory; repeat with fewer --workers"
-        ) from error
+        raise DataError("a worker process was killed, probably out of memory; use fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -58,7 +56,7 @@ def run_with_progress(
 
 
 def _exit_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed: a worker of a pool would wait for ever."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

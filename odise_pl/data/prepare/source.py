@@ -1,4 +1,4 @@
-"""What a data set module hands to the shard writer. Imports no torch."""
+"""Data sets before they are packed into shards. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from odise_pl.data.prepare.files import SourceFile
 from odise_pl.data.records import SegmentRecord
 from odise_pl.vocabulary import MEASURES, Vocabulary
 
-Members = Mapping[str, bytes]  # of a sample in a shard: content by suffix
+Members = Mapping[str, bytes]  # content of the members of a sample by suffix
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """One annotated object, whose mask may overlap others.
+    """One annotated object; masks of objects may overlap.
 
     Attributes:
         category: contiguous class index.
         iscrowd: a group that is not split into objects.
         area: pixels, as annotated.
         segmentation: COCO's polygons (list of lists) or run-length code (dict with size and counts).
-        where: its place in the annotation file, for messages.
+        where: its position in the annotation file, for messages.
     """
 
     category: int
@@ -43,12 +43,12 @@ class SourceSample:
         key: unique name in the shard set, without dots.
         name: the image file relative to the root of the data set, for messages.
         image: the image file.
-        labels: the panoptic PNG, or the files that it is made from.
+        labels: the panoptic PNG, or the label files to convert.
         image_id: the data set's id.
-        size: annotated height and width; zeros if only the files know.
-        segments: what the ids of the PNG mean; empty if only the files know.
+        size: annotated height and width; zeros if they are not annotated.
+        segments: segments of the PNG; empty if they are not annotated.
         captions: may be empty.
-        instances: annotated objects; None if the data set does not tell them apart from its segments.
+        instances: annotated objects; None if they are the things among the segments.
     """
 
     key: str
@@ -62,7 +62,7 @@ class SourceSample:
     instances: tuple[InstanceRecord, ...] | None = None
 
     def record(self) -> bytes:
-        """The sample's JSON member; equal samples give equal bytes."""
+        """The sample's JSON member."""
         height, width = self.size
         data = {
             "image_id": self.image_id,
@@ -75,17 +75,17 @@ class SourceSample:
 
 
 def to_json(data: Any) -> bytes:
-    """Compact JSON; equal data give equal bytes."""
+    """Compact JSON with sorted keys: equal data give equal bytes."""
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Why a sample cannot be used.
+    """A reason why a sample cannot be used.
 
     Attributes:
-        sample: the sample's image file, or the nearest thing to it that the data set names.
-        file: the file at fault, relative to the data set's root.
+        sample: the sample's image file, or its entry if that has no file name.
+        file: the faulty file, relative to the data set's root.
         cause: what is wrong with it.
     """
 
@@ -96,7 +96,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a data set, with its annotation read and its images and label files still unopened.
+    """One split of a data set: its annotation, and its image and label files, not read yet.
 
     Attributes:
         dataset: name of the data set's format, "coco".
@@ -104,12 +104,12 @@ class Source:
         annotations: name of the annotation file.
         sha256: of the annotation file.
         vocabulary: the classes; segments refer to them by index.
-        samples: those without a fault in the annotation file.
-        problems: the faults found so far; their samples are not among ``samples``.
+        samples: those without faults in the annotation file.
+        problems: faults in the annotation file.
         notes: for the user.
-        check: opens the files of a sample and returns every problem.
-        pack: the members of a sample without problems and its number of segments; may raise OSError.
-        measures: which of ``MEASURES`` the truth is complete for.
+        check: opens the files of a sample and returns all problems.
+        pack: returns the members of a sample without problems, and its number of segments; may raise OSError.
+        measures: which of ``MEASURES`` the annotations are complete for.
     """
 
     dataset: str
@@ -126,5 +126,5 @@ class Source:
 
 
 def make_key(file_name: str) -> str:
-    """The sample's key: dots would end it in a shard, slashes would make a folder."""
+    """The key of an image in a shard: its path without dots, slashes and control characters."""
     return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", PurePosixPath(file_name).with_suffix("").as_posix())
