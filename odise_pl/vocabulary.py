@@ -1,7 +1,7 @@
 """Class names, their synonyms and thing flags.
 
 A vocabulary is an argument of training and inference, never state of a model. :func:`load_vocabulary` reads
-every form in which one is given.
+all its forms.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 
 from odise_pl.errors import UserError
 
-# What can be measured on the classes of a data set: panoptic quality, mask AP, mean IoU. Semantic label maps
-# allow the last alone, annotated objects the second.
+# What can be measured: panoptic quality, mask AP, mean IoU. Class maps alone allow only the last, annotated
+# objects alone only the second.
 MEASURES = ("panoptic", "instances", "semantic")
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
-# OpenSeg's lists keep a line for ids that the data set does not use
+# in OpenSeg's lists, for ids that the data set does not use
 _UNUSED_ID = "invalid_class_id"
 _TAB_BETWEEN_NAMES = re.compile(r"[^\s,:] *\t *[^\s,:]")
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # surrogates: bytes on the command line that are not UTF-8
@@ -46,7 +46,7 @@ class VocabularyError(UserError, ValueError):
 
 
 def normalise_name(name: str) -> str:
-    """The form in which names are compared: without case and extra spaces."""
+    """The form for comparisons: without case and extra spaces."""
     return " ".join(name.split()).casefold()
 
 
@@ -56,11 +56,11 @@ class Category:
 
     Attributes:
         id: the data set's own id, not negative; not the contiguous index.
-        name: the name in tables and overlays, in words that a text encoder understands.
-        synonyms: further names; a class is scored by the best of all its names.
+        name: the main name, in words that a text encoder understands.
+        synonyms: other names; a class gets the score of its best name.
         isthing: countable object (True) or stuff (False).
-        official: the data set's own spelling where it differs from ``name`` ("wall-other-merged"); the text
-            encoder does not see it.
+        official: the data set's own spelling if it differs from ``name`` ("wall-other-merged"); not passed to
+            the text encoder.
     """
 
     id: int
@@ -71,7 +71,7 @@ class Category:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that the text encoder sees, the main one first."""
+        """All names for the text encoder, the main one first."""
         return (self.name, *self.synonyms)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,11 +89,11 @@ class Category:
 class Vocabulary:
     """The classes of a data set or of a user; their order is the contiguous class index.
 
-    Main names are unique (case and spacing aside), and so are ids. Synonyms may occur in several classes,
-    as they do in ADE20K.
+    Ids and main names, without case and spacing, are unique. Synonyms may occur in several classes, as in
+    ADE20K.
 
     Raises:
-        VocabularyError: it is empty, or a class has no name, an empty synonym, or another's name or id.
+        VocabularyError: it is empty, or a class has no name, an empty synonym, or a duplicate name or id.
     """
 
     name: str
@@ -106,8 +106,8 @@ class Vocabulary:
         for index, category in enumerate(self.categories):
             if category.id < 0 or not all(name.strip() for name in category.names):
                 raise VocabularyError(
-                    f"{what}: class {index} (id {category.id}, '{category.name}') needs an id that is not "
-                    "negative, a name, and synonyms that are not empty"
+                    f"{what}: class {index} (id {category.id}, '{category.name}') needs an id of at "
+                    "least 0, a name, and no empty synonyms"
                 )
         for field in ("id", "name"):
             first: dict[str, Category] = {}
@@ -116,7 +116,7 @@ class Vocabulary:
                 if other is not category:
                     raise VocabularyError(
                         f"{what}: '{other.name}' (id {other.id}) and '{category.name}' (id {category.id}) "
-                        f"have the same {field}; change one, or remove it if both are one class"
+                        f"have the same {field}; change one, or merge the classes"
                     )
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Vocabulary:
         return {category.id: index for index, category in enumerate(self.categories)}
 
     def index_of(self, category_id: int) -> int:
-        """The contiguous index of the data set's ``category_id``.
+        """The contiguous index of a category id.
 
         Raises:
             VocabularyError: no class has this id.
@@ -152,10 +152,10 @@ class Vocabulary:
         return tuple(category.names for category in self.categories)
 
     def overlap(self, training: Vocabulary) -> tuple[bool, ...]:
-        """Which classes share a name with the ``training`` vocabulary (case and spacing aside).
+        """Which classes share a name, without case and spacing, with the ``training`` vocabulary.
 
-        The data sets' own spellings count as names. It decides how much the CLIP classifier weighs in the
-        fusion of scores (section 3.3 of the paper).
+        Official spellings count as names. The result sets the weight of the CLIP classifier when scores are
+        fused (section 3.3 of the paper).
         """
         known = set().union(*(category._compared() for category in training.categories))
         return tuple(not known.isdisjoint(category._compared()) for category in self.categories)
@@ -168,8 +168,8 @@ class Vocabulary:
     def from_json(cls, data: Mapping[str, Any], name: str) -> Vocabulary:
         """Read ``{"categories": [{"id", "name", "synonyms"?, "isthing"?, "official"?}, ...]}``.
 
-        Other keys are ignored, so the category list of a COCO annotation file is read too; there classes
-        without ``isthing`` are things, as in COCO's detection format. A comma does not split a name.
+        Other keys are ignored, so COCO annotation files can be read; classes without ``isthing`` are things,
+        as in COCO's detection format. A comma does not split a name.
 
         Raises:
             VocabularyError: something is missing or of the wrong type.
@@ -190,21 +190,21 @@ def load_vocabulary(
 
             * the name of a packaged vocabulary, see :func:`packaged_vocabularies`;
             * a ``.json`` file, see :meth:`Vocabulary.from_json`, or the ``dataset.json`` of a shard set;
-            * a text file with one class a line, ``name,synonym,...`` or OpenSeg's ``id:name,synonym,...``;
+            * a text file with one class per line, ``name,synonym,...`` or OpenSeg's ``id:name,synonym,...``;
             * a sequence of such lines, where a class may also be a list of its names:
               ``["dog,puppy", ["park bench", "bench"], "grass:stuff"]``;
             * the same sequence as one string, ``'[dog, "park bench"]'``;
-            * the text of such a file, which means what the file means;
+            * the text of such a file;
             * one line of classes, ``"dog,park bench,grass:stuff"``;
-            * a vocabulary, which is returned as it is.
+            * a vocabulary, which is returned unchanged.
 
-            Classes of lines are things unless the line ends in ``:stuff`` (in any case), and their ids count
-            from 0 unless the lines give them. Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+            Classes in lines are things unless the line ends with ``:stuff``, in any case. Ids count from 0
+            unless the lines have ids. Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         name: the vocabulary's name; by default the packaged name, the file's, or "custom".
-        one_word: whether ``"dog"`` is a class (where words are asked for) or a misspelt vocabulary name.
+        one_word: read ``"dog"`` as a class, not as a misspelt vocabulary name.
 
     Raises:
-        VocabularyError: it is not found, cannot be read, or is not valid.
+        VocabularyError: it is missing, unreadable or invalid.
     """
     if isinstance(source, Vocabulary):
         return source
@@ -228,13 +228,13 @@ def _packaged_directory() -> Path:
 
 
 def _file_of(source: str, one_word: bool) -> Path | None:
-    """The file that a string names, packaged or not; None if it is the vocabulary's text itself."""
+    """The file, packaged or not, that a string names; None if the string is the text of a vocabulary."""
     known = packaged_vocabularies()
     if source in known:
         return _packaged_directory() / f"{source}.json"
     if len(source.splitlines()) > 1:
         return None
-    if os.path.isfile(source):  # noqa: PTH113  Path.is_file fails for what is too long for a path
+    if os.path.isfile(source):  # noqa: PTH113  Path.is_file fails for strings too long for a path
         return Path(source)
     misspelt = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(
         source, known
@@ -269,12 +269,12 @@ def _from_file(path: Path, name: str | None) -> Vocabulary:
 
 
 def _from_text(text: str, name: str, commas_between_classes: bool = False) -> Vocabulary:
-    """A class a line, with commas between its names, or a list in brackets.
+    """One class per line, with commas between its names, or a list in brackets.
 
-    ``commas_between_classes``: commas on a single line separate classes, not names of one class.
+    With ``commas_between_classes``, commas in a single line separate classes, not names of a class.
     """
     if _NOT_TEXT.search(text):
-        raise VocabularyError(f"vocabulary '{name}' holds characters that are not text; save it as UTF-8")
+        raise VocabularyError(f"vocabulary '{name}' has characters that are not text; save it as UTF-8")
     if _clean(text).startswith("["):
         return _from_entries(_parse_list(_clean(text)), name)
     lines = [line for line in text.splitlines() if _without_trailing_commas(line)]
@@ -294,19 +294,19 @@ def _clean(name: str) -> str:
 
 
 def _without_trailing_commas(entry: str) -> str:
-    """Spreadsheets put commas after the last name."""
+    """Without the commas that spreadsheets append."""
     return _clean(entry).rstrip(", ")
 
 
 def _parse_list(text: str) -> Sequence[Any]:
     try:
         return list(OmegaConf.create(text))
-    except Exception as error:  # YAML, OmegaConf and interpolation each have their own family of errors
+    except Exception as error:  # YAML and OmegaConf raise many kinds of errors
         raise VocabularyError(f"cannot read the list of class names {text}: {error}") from error
 
 
 def _from_entries(entries: Sequence[Any], name: str) -> Vocabulary:
-    """Classes from lines or from items of a list."""
+    """Make classes from lines or from items of a list."""
     parsed = [_parse_entry(entry, f"vocabulary '{name}'") for entry in entries]
     numbered = sum(identifier is not None for identifier, _, _ in parsed)
     if numbered not in (0, len(parsed)):
@@ -356,14 +356,15 @@ def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
 
 
 def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
-    """The classes of a data set under other names.
+    """Rename the classes of a data set.
 
     Args:
         vocabulary: the data set's own.
-        source: anything :func:`load_vocabulary` reads, the same classes in the same order; None keeps all.
+        source: anything that :func:`load_vocabulary` reads, with the same classes in the same order; None
+            keeps the names.
 
     Raises:
-        VocabularyError: the number of classes differs, or the same names or ids come in another order.
+        VocabularyError: the number of classes differs, or the same names or ids have another order.
     """
     if source is None:
         return vocabulary
@@ -383,7 +384,7 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
 
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:
-    """Raise VocabularyError if a list has the names or the ids of a data set in another order."""
+    """Raise VocabularyError if a list has the names or ids of a data set in another order."""
     ours, theirs = (
         {"names": [*map(normalise_name, v.names)], "ids": [*map(str, v._index)]} for v in (own, new)
     )
@@ -394,5 +395,5 @@ def _check_order(own: Vocabulary, new: Vocabulary) -> None:
             place = next(i for i in range(len(new)) if ours[what][i] != theirs[what][i])
             raise VocabularyError(
                 f"vocabulary '{new.name}' has the {what} of the data set '{own.name}' in another order: "
-                f"class {place} is '{theirs[what][place]}', not '{ours[what][place]}'; list them in its order"
+                f"class {place} is '{theirs[what][place]}', not '{ours[what][place]}'; use its order"
             )

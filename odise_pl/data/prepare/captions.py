@@ -1,7 +1,7 @@
 """Caption images with BLIP and write a copy of a shard set with the captions.
 
-Every sample is checked before the model runs. The batches of the model depend only on the shards, and on a CPU
-it uses one thread, so captions do not depend on the number of processes.
+Every sample is checked before the model runs. The batches of the model depend only on the shards, and on a
+CPU it uses one thread, so captions do not depend on the number of processes.
 """
 
 from __future__ import annotations

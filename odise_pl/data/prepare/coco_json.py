@@ -145,9 +145,7 @@ def objects_by_image(file: SourceFile, content: Any, classes: FileClasses) -> Ob
 
 def _instance(item: Any, where: str, classes: FileClasses, faults: _Faults) -> InstanceRecord:
     """Read an object without checking its segmentation."""
-    if (
-        isinstance(item, Mapping) and "bbox" in item
-    ):  # unused, but an invalid one shows that the entry is damaged
+    if isinstance(item, Mapping) and "bbox" in item:  # unused, but shows a damaged entry
         faults.read(None, fields.box, item, "bbox")
     return InstanceRecord(
         category=_category(item, classes, faults),

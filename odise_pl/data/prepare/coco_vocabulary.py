@@ -1,6 +1,6 @@
-"""Which classes the category ids of a COCO annotation file stand for. Imports no torch.
+"""Map the category ids of a COCO annotation file to classes. Imports no torch.
 
-Every annotation file numbers its categories by its own list: ids of one file say nothing in another.
+Every annotation file has its own list of categories; the same id can mean another category in another file.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _OWN_NAMES = (
 
 @dataclass(frozen=True)
 class FileClasses:
-    """What the category ids of an annotation file stand for.
+    """The categories of an annotation file and their classes.
 
     Attributes:
         path: the annotation file.
         listed: its categories.
-        vocabulary: the classes that the data set is packed with.
-        index: class index of each id.
-        reasons: why other ids have none.
+        vocabulary: the classes of the packed data set.
+        index: class index of each category id.
+        reasons: why other ids have no class.
         notes: for the user.
     """
 
@@ -51,7 +51,7 @@ class FileClasses:
 
 
 def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool = False) -> FileClasses:
-    """The vocabulary for the category list of an annotation file.
+    """Choose the vocabulary for the category list of an annotation file.
 
     Args:
         data: content of the annotation file.
@@ -59,8 +59,8 @@ def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool =
         choice: ``auto``: the packaged COCO classes if the file lists exactly those, or exactly the things
             among them, else the file's own; ``annotation``: the file's own; anything else: a packaged name or
             a vocabulary file, which must know every category of the file.
-        name: of a vocabulary of the file's own categories.
-        things: the file is in the instance format, which has no stuff and need not say ``isthing``.
+        name: of the vocabulary, if it has the file's own categories.
+        things: the file is in the instance format, which has no stuff and may omit ``isthing``.
 
     Raises:
         DataError: the file's categories are unusable, or the chosen vocabulary disagrees with them.
@@ -69,9 +69,9 @@ def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool =
     stuff = [category for category in listed if things and not category.isthing]
     if stuff:
         raise DataError(
-            f"{path}: category {stuff[0].id} '{stuff[0].name}' has isthing 0, but this format is of objects, "
-            f"and mask AP cannot be measured on stuff: remove the category, or set isthing to 1; "
-            f"odise prepare coco packs stuff, from the panoptic format"
+            f"{path}: category {stuff[0].id} '{stuff[0].name}' has isthing 0, but the instance format has "
+            f"no stuff: remove the category, or set isthing to 1; to pack stuff, use odise prepare coco with "
+            f"annotations in the panoptic format"
         )
     try:
         vocabulary, notes = _choose(data, listed, path, choice, name)
@@ -82,8 +82,9 @@ def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool =
 
 
 def match_classes(data: Any, path: Path, known: FileClasses) -> FileClasses:
-    """The classes of an instance file beside a panoptic file: categories are matched by name, and by id where
-    several have the name.
+    """Match the categories of an instance file with those of its panoptic file by name.
+
+    If several categories have the name, the id decides.
 
     Raises:
         DataError: the file's categories are unusable.
@@ -101,7 +102,7 @@ def match_classes(data: Any, path: Path, known: FileClasses) -> FileClasses:
         if len(same) != 1:
             reasons[category.id] = f"{called} {'has several times' if same else 'has no category of'}"
         elif not same[0].isthing:
-            reasons[category.id] = f"{called} has as stuff, and stuff has no objects"
+            reasons[category.id] = f"{called} has as stuff, which has no objects"
         elif known.index[same[0].id] in index.values():
             raise DataError(f"{path}: two categories have the name '{category.name}'")
         else:
@@ -128,7 +129,7 @@ def _category(item: Any, things: bool) -> Category:
         shown = item.get("name", item.get("id")) if isinstance(item, Mapping) else item
         colon = "" if isinstance(error, DataError) else ":"
         raise DataError(
-            f"category {shortened(shown)}{colon} {error}; data/README.md says what categories need"
+            f"category {shortened(shown)}{colon} {error}; see data/README.md for the fields of a category"
         ) from error
 
 
@@ -139,7 +140,7 @@ def _choose(
     if choice not in ("auto", "annotation"):
         chosen = load_vocabulary(choice)
         if reason := _find_disagreement(chosen, listed):
-            hint = "use --vocabulary annotation to take the file's own categories"
+            hint = "use --vocabulary annotation for the file's own categories"
             raise DataError(f"{path}: {reason}; {hint}")
         return chosen, ()
     official = load_vocabulary("coco_panoptic")
@@ -151,7 +152,7 @@ def _choose(
 
 
 def _own_vocabulary(data: Any, listed: Sequence[Category], name: str) -> tuple[Vocabulary, tuple[str, ...]]:
-    """The file's own classes; those of one name get their supercategory before it."""
+    """The file's own classes; a supercategory is prepended to duplicate names."""
     times = Counter(normalise_name(category.name) for category in listed)
     named = tuple(
         _add_supercategory(category, item.get("supercategory"))
@@ -160,7 +161,7 @@ def _own_vocabulary(data: Any, listed: Sequence[Category], name: str) -> tuple[V
         for item, category in zip(data["categories"], listed, strict=True)
     )
     renamed = [new.name for old, new in zip(listed, named, strict=True) if old != new]
-    note = f"categories of one name have their supercategory before it: {', '.join(renamed)}"
+    note = f"the supercategory was prepended to duplicate category names: {', '.join(renamed)}"
     try:
         return Vocabulary(name, named), (note,) if renamed else ()
     except VocabularyError as error:
@@ -175,7 +176,7 @@ def _add_supercategory(category: Category, supercategory: Any) -> Category:
 
 
 def _find_disagreement(vocabulary: Vocabulary, listed: Sequence[Category]) -> str | None:
-    """Why a vocabulary does not name the categories of a file."""
+    """How a vocabulary disagrees with the categories of a file, if it does."""
     known = {category.id: category for category in vocabulary.categories}
     for category in listed:
         ours = known.get(category.id)

@@ -1,4 +1,4 @@
-"""``odise prepare`` packs a data set into shards, ``odise captions`` writes captions into shards."""
+"""``odise prepare`` packs a data set into shards, ``odise captions`` adds captions to shards."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _Root = Annotated[
     list[Path],
     typer.Option(
         help="Folder with the data set, unpacked or in its archives (zip, tar, tar.gz), or an archive. "
-        "Repeat the option to search several as one."
+        "Repeat the option to search several."
     ),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder of the shard set.")]
-_Split = Annotated[str, typer.Option(help="train2017, val2017, or the name of one's own.")]
+_Split = Annotated[str, typer.Option(help="train2017, val2017, or another name.")]
 _Vocabulary = Annotated[
     str,
     typer.Option(
         help="auto: the packaged COCO classes if the annotation file lists exactly these, else its own; "
-        "annotation: its own; or a packaged vocabulary or a vocabulary file."
+        "annotation: its own; or the name of a packaged vocabulary or a vocabulary file."
     ),
 ]
 _ShardSize = Annotated[
@@ -45,7 +45,7 @@ _ShardSize = Annotated[
     typer.Option(
         "--max-shard-mb",
         min=0.001,
-        help="Limit of a shard's size in millions of bytes. There should be at least as many shards as "
+        help="Limit of a shard's size in millions of bytes. Use at least as many shards as "
         "devices times loader workers.",
     ),
 ]
@@ -71,7 +71,7 @@ def coco(
     max_shard_mb: _ShardSize = 64,
     skip_bad: _SkipBad = False,
 ) -> None:
-    """COCO panoptic, or a folder of one's own in its layout."""
+    """COCO panoptic, or other data in its layout."""
     from odise_pl.data.prepare.coco import read_coco
 
     _pack(read_coco(root, split, vocabulary), out, workers, max_shard_mb, skip_bad)
@@ -91,7 +91,7 @@ def coco_instances(
     max_shard_mb: _ShardSize = 64,
     skip_bad: _SkipBad = False,
 ) -> None:
-    """COCO's instance format, or a folder of one's own in it."""
+    """COCO's instance format."""
     from odise_pl.data.prepare.coco_instances import read_coco_instances
 
     source = read_coco_instances(root, split, vocabulary, images, annotations)
@@ -133,7 +133,7 @@ def captions(
     ] = None,
     skip_bad: _SkipBad = False,
 ) -> None:
-    """Copy a shard set with a caption by BLIP in each sample."""
+    """Copy a shard set and add a caption by BLIP to each sample."""
     from odise_pl.data.manifest import open_shard_set
 
     shard_set = open_shard_set(shards)

@@ -1,4 +1,4 @@
-"""Files of a data set, loose in folders or inside zip and tar archives. Imports no torch."""
+"""Files of a data set, in folders or in zip and tar archives. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _DAMAGE_ERRORS = (
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path is a file that is named as an archive."""
+    """Whether a path is a file with the suffix of an archive."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES) and not is_of_macos(path.name) and path.is_file()
 
 
 def is_of_macos(name: str) -> bool:
-    """Whether macOS adds a path of this name to folders and archives."""
+    """Whether this is a metadata file that macOS adds to folders and archives."""
     return any(part in _OF_MACOS or part.startswith("._") for part in name.split("/"))
 
 
 def files_below(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every file at and below a folder; symbolic links are followed, but not in a circle."""
+    """All files below a folder; follows symbolic links, but not in cycles."""
     place = os.path.realpath(folder)
     if place in above:
         return
@@ -66,7 +66,7 @@ class SourceFile:
 
     @property
     def display_name(self) -> str:
-        """Its name in messages: relative to a folder, ``ARCHIVE/NAME`` in an archive."""
+        """The name for messages: relative to a folder, ``ARCHIVE/NAME`` in an archive."""
         return f"{self.container.name}/{self.name}" if is_archive(self.container) else self.name
 
     @property
@@ -85,7 +85,7 @@ class SourceFile:
         return self.path.read_bytes()
 
     def read_checked(self) -> bytes:
-        """Its content; DataError with the cause alone if it cannot be read."""
+        """Its content; DataError without its name if it cannot be read."""
         try:
             return self.read()
         except FileNotFoundError as error:
@@ -111,7 +111,7 @@ class Archive:
     """A zip or tar file.
 
     Attributes:
-        names: of all files in it but those of macOS.
+        names: of all files except those of macOS.
 
     Raises:
         OSError: it cannot be read or is damaged.
@@ -148,25 +148,25 @@ class Archive:
                 return file.read()
 
 
-open_archive = cache(Archive)  # reads the list of files once in every process
+open_archive = cache(Archive)  # reads the list of files once per process
 
 
 @contextmanager
 def _name_errors(name: str) -> Iterator[None]:
-    """Turn what a damaged or unusual archive makes its readers raise into an OSError with a name."""
+    """Turn the errors of archive readers into an OSError with a name."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
-        raise OSError(5, f"cannot be unpacked here ({error}), unpack the archive yourself", name) from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by an unsupported method
+        raise OSError(5, f"cannot be unpacked ({error}), unpack the archive yourself", name) from error
     except _DAMAGE_ERRORS as error:
         raise OSError(5, f"is damaged ({error}), download it again", name) from error
 
 
 @cache
 def seekable(archive: Path) -> Path:
-    """The archive in a form in which files can be read in any order: a gzipped tar is decompressed.
+    """The archive in a form that allows random access: a gzipped tar is decompressed.
 
-    The copy lasts as long as this process, which calls this before it starts worker processes.
+    The copy is deleted when this process ends; call this before starting worker processes.
     """
     if not archive.name.lower().endswith(_GZIPPED):
         return archive

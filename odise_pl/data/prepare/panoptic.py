@@ -1,4 +1,4 @@
-"""Checking and packing panoptic samples whose image and PNG are copied as they are. Imports no torch."""
+"""Check and pack panoptic samples; images and PNGs are copied unchanged. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def check_panoptic(sample: SourceSample) -> list[Problem]:
-    """Compare image, PNG and objects of a sample with its annotation; returns every problem."""
+    """Compare image, PNG and objects of a sample with its annotation; returns all problems."""
     (panoptic,) = sample.labels
     faults = [(sample.image, cause) for cause in (*find_image_faults(sample), *encode_instances(sample)[1])]
     faults += [(panoptic, cause) for cause in _find_panoptic_faults(sample)]
@@ -24,7 +24,7 @@ def check_panoptic(sample: SourceSample) -> list[Problem]:
 
 
 def pack_panoptic(sample: SourceSample) -> tuple[Members, int]:
-    """The files of a sample as they are, its record and its objects if it has any; its number of segments."""
+    """The members of a sample, and its number of segments."""
     members = {**image_member(sample), PANOPTIC: sample.labels[0].read(), RECORD: sample.record()}
     if sample.instances is not None:
         members[INSTANCES] = encode_instances(sample)[0]
@@ -37,7 +37,7 @@ def image_member(sample: SourceSample) -> dict[str, bytes]:
 
 
 def encode_instances(sample: SourceSample) -> tuple[bytes, list[str]]:
-    """The content of the member with the valid objects of a sample, and what is wrong with the others."""
+    """The member with the valid objects of a sample, and the faults of the others."""
     items, faults = [], []
     for instance in sample.instances or ():
         try:
@@ -60,14 +60,14 @@ def encode_instances(sample: SourceSample) -> tuple[bytes, list[str]]:
 
 
 def find_image_faults(sample: SourceSample) -> Iterator[str]:
-    """What is wrong with the image file of a sample whose size is annotated."""
+    """Faults of the image file of a sample with an annotated size."""
     try:
         image = open_stored(sample.image.read_checked())
     except DataError as error:
         yield str(error)
         return
     turned = exif_orientation(image)
-    hint = f" (its EXIF orientation {turned} is not applied: annotations are of the stored pixels)"
+    hint = f" (its EXIF orientation {turned} is not applied: annotations refer to the stored pixels)"
     if (image.height, image.width) != sample.size:
         yield _wrong_size("the image", (image.height, image.width), sample.size) + hint * (turned != 1)
 

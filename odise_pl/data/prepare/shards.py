@@ -1,7 +1,7 @@
-"""Writing shards: the same bytes for any number of processes, and after an interruption. Imports no torch.
+"""Write shards reproducibly, with any number of processes and after interruptions. Imports no torch.
 
-The sizes of the samples alone decide which of them go into a shard. A shard gets its name when it is
-complete, so an interrupted run continues with the first shard that is missing.
+The distribution of samples to shards depends only on their sizes. A shard gets its final name when it is
+complete, so a resumed run only writes the missing shards.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from odise_pl.data.prepare.source import Members
 from odise_pl.data.records import DataError
 from odise_pl.files import atomic_write, write_bytes, write_text
 
-_WORK = ".prepare"  # folder of unfinished shards
-_FINGERPRINT = f"{_WORK}/made_from"  # digest of what the finished ones are made from
+_WORK = ".prepare"  # folder for incomplete shards
+_FINGERPRINT = f"{_WORK}/made_from"  # digest of the source and options of complete shards
 _LOCK = ".prepare.lock"
 _T = TypeVar("_T")
 
-Packed = tuple[str, Members]  # key of a sample, and its members
+Packed = tuple[str, Members]  # key and members of a sample
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to write: its file name, its number of samples, and what reads them; it can be pickled."""
+    """A shard to write: file name, number of samples, and a picklable function that reads them."""
 
     name: str
     samples: int
@@ -43,13 +43,13 @@ class ShardPlan:
 
 
 def sample_bytes(members: Members) -> int:
-    """What a sample takes in a tar file: each member has a header and is padded to a block."""
+    """Size of a sample in a tar file, where each member has a header and is padded to a block."""
     block = tarfile.BLOCKSIZE
     return sum(block + -(-len(content) // block) * block for content in members.values())
 
 
 def group_by_size(samples: Sequence[_T], sizes: Sequence[int], max_bytes: int) -> list[list[_T]]:
-    """Distribute samples to shards in order: none exceeds ``max_bytes`` unless a single sample does."""
+    """Distribute samples to shards in order; only a shard with a single sample may exceed ``max_bytes``."""
     room = max_bytes - tarfile.RECORDSIZE  # the end of a tar file is padded to a record
     groups: list[list[_T]] = []
     filled = 0
@@ -64,13 +64,13 @@ def group_by_size(samples: Sequence[_T], sizes: Sequence[int], max_bytes: int) -
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of a shard set, and keep other runs out of it until the block ends.
+    """Create and lock the folder of a shard set.
 
     Raises:
-        DataError: another run writes there, or it holds tar files of something else.
+        DataError: another run has locked it, or it has other tar files.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; --out names a folder")
+        raise DataError(f"{folder} is a file; --out must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / _LOCK
     try:
@@ -81,39 +81,38 @@ def output_folder(folder: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        raise DataError(f"another run is writing to {folder}; wait for it to end") from error
+        raise DataError(f"another run is writing to {folder}; wait until it has finished") from error
 
 
 def _reject_foreign_shards(folder: Path) -> None:
-    strangers = [] if (folder / _FINGERPRINT).exists() else sorted(folder.glob("*.tar"))
-    if strangers:
+    foreign = [] if (folder / _FINGERPRINT).exists() else sorted(folder.glob("*.tar"))
+    if foreign:
         raise DataError(
-            f"{folder} holds {strangers[0].name}, which this command has not written; use an empty folder "
-            f"for --out"
+            f"{folder} has {foreign[0].name}, which this command did not write; use an empty folder for --out"
         )
 
 
 def write_shards(
     plans: Sequence[ShardPlan], folder: Path, fingerprint: object, workers: int
 ) -> tuple[Shard, ...]:
-    """Write the shards that are missing.
+    """Write the missing shards.
 
     Args:
         plans: all shards in order.
         folder: the shard set.
-        made_from: its ``repr`` identifies source and options, so that a run continues its own shards alone.
-        workers: processes.
+        fingerprint: its ``repr`` identifies source and options; a run with another one cannot be resumed.
+        workers: number of processes.
 
     Raises:
-        DataError: the folder holds shards of an interrupted run with another source or options, or a source
-            file cannot be read any more.
+        DataError: the folder has shards of an interrupted run with another source or options, or a source
+            file can no longer be read.
     """
     digest = hashlib.sha256(repr(fingerprint).encode()).hexdigest()
     note = folder / _FINGERPRINT
     if note.exists() and note.read_text() != digest:
         raise DataError(
-            f"{folder} holds shards of an interrupted run with other options, another source, or source "
-            f"files that have changed since; repeat its command, delete the folder, or use another --out"
+            f"{folder} has shards of an interrupted run with other options, another source, or source "
+            f"files that have changed; repeat its command, delete the folder, or use another --out"
         )
     note.parent.mkdir(exist_ok=True)
     write_text(note, digest)
@@ -140,13 +139,13 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
 
 def _add(tar: tarfile.TarFile, key: str, members: Members) -> None:
     for suffix, content in members.items():
-        info = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time stay zero
+        info = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time are zero
         info.size, info.mode = len(content), 0o644
         tar.addfile(info, io.BytesIO(content))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Manifest:
-    """Write ``dataset.json``, which makes the shard set complete."""
+    """Write ``dataset.json``, which completes the shard set."""
     write_bytes(folder / FILE_NAME, manifest.to_bytes())
     shutil.rmtree(folder / _WORK)
     return manifest

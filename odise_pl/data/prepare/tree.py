@@ -1,4 +1,4 @@
-"""Finding the parts of a data set under its roots, unpacked or packed. Imports no torch."""
+"""Find the parts of a data set under its roots, in folders or archives. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odise_pl.data.prepare.files import (
 )
 from odise_pl.data.records import DataError
 
-_DEPTH = 3  # levels of folders above a part: archives unpack to a folder of their own, and people add another
+_DEPTH = 3  # levels of folders to search: archives often unpack into one or two extra folders
 _OTHER_ARCHIVES = (".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".rar")
 _Place = TypeVar("_Place", "Folder", SourceFile)
 
@@ -29,7 +29,7 @@ class Folder:
 
     Attributes:
         container: see :class:`SourceFile`.
-        prefix: path of the folder in the container with a slash at its end, or nothing.
+        prefix: path of the folder in the container with a final slash, or empty.
     """
 
     container: Path
@@ -41,11 +41,11 @@ class Folder:
         return self.container / self.prefix
 
     def file(self, name: str) -> SourceFile:
-        """The file of this name, which may be missing."""
+        """A file of the folder, which may be missing."""
         return SourceFile(self.container, self.prefix + name)
 
     def names(self) -> list[str]:
-        """All files at and below the folder but those of macOS, relative to it, sorted."""
+        """Relative paths of all files below the folder except those of macOS, sorted."""
         if is_archive(self.container):
             found = [name for name in open_archive(self.container).names if name.startswith(self.prefix)]
             return sorted(name.removeprefix(self.prefix) for name in found)
@@ -54,17 +54,17 @@ class Folder:
 
 
 class Tree:
-    """What lies under some roots: folders with files and archives in them, or archives.
+    """The files under one or more roots: folders, which may contain archives, or archives.
 
-    An archive stands for its content at the place where it lies; an unpacked file or folder takes precedence.
-    A part of a data set may lie a few folders deeper than it should.
+    An archive counts as a folder with its content, but unpacked files and folders take precedence. A part of
+    a data set may be a few folders deeper than expected.
 
     Args:
         roots: folders and archives.
-        hint: where the data set comes from, for messages.
+        hint: where to download the data set, for messages.
 
     Raises:
-        DataError: a root is neither.
+        DataError: a root is neither a folder nor an archive.
     """
 
     def __init__(self, roots: Path | Sequence[Path], hint: str) -> None:
@@ -74,7 +74,7 @@ class Tree:
         for root in self.roots:
             if not root.is_dir() and not is_archive(root):
                 raise DataError(
-                    f"{root}, named by --root, is neither a folder nor a zip, tar or tar.gz archive: {hint}"
+                    f"{root} (--root) is neither a folder nor a zip, tar or tar.gz archive: {hint}"
                 )
 
     def folder(self, path: str) -> Folder | None:
@@ -91,18 +91,18 @@ class Tree:
         return bool(self._files(path))
 
     def beside(self, file: SourceFile, name: str) -> SourceFile | None:
-        """The file ``name`` in the folder of another that :meth:`file` found; an archive may hold it."""
+        """The file ``name`` in the folder of another file; it may be in an archive."""
         parent = "" if file.container.is_dir() else self._archives[file.container]
         place = _join(parent, file.name).removesuffix(file.path.name) + name
         loose = [SourceFile(root, place) for root in self.roots if (root / place).is_file()]
         return _require_single(name, loose or self._packed_files(place, exact=True))
 
     def need_folder(self, path: str, archive: str) -> Folder:
-        """As :meth:`folder`; DataError if it is missing, with the ``archive`` that it comes from."""
+        """Like :meth:`folder`, but DataError if missing, which names the ``archive`` to download."""
         return self._needed(self.folder(path), path, archive)
 
     def need_file(self, path: str, archive: str) -> SourceFile:
-        """As :meth:`file`; DataError if it is missing, with the ``archive`` that it comes from."""
+        """Like :meth:`file`, but DataError if missing, which names the ``archive`` to download."""
         return self._needed(self.file(path), path, archive)
 
     def _needed(self, part: _Place | None, path: str, archive: str) -> _Place:
@@ -113,7 +113,7 @@ class Tree:
         raise DataError(f"{places} is missing{unreadable}; it comes from {archive}: {self._hint}")
 
     def _loose(self, path: str) -> Iterator[tuple[Path, str]]:
-        """Existing paths on disk that end in ``path``: root, and path below it, of the least depth."""
+        """Existing paths on disk that end in ``path``, as root and relative path, at the smallest depth."""
         for root in self.roots:
             for depth in range(_DEPTH):
                 above = sorted(root.glob("*/" * depth)) if depth else [root]
@@ -128,7 +128,7 @@ class Tree:
         return loose or self._packed_files(path)
 
     def _packed_files(self, path: str, exact: bool = False) -> list[SourceFile]:
-        """Files in archives whose path ends in ``path``, or is exactly that."""
+        """Files in archives whose path ends in ``path`` or, if ``exact``, equals it."""
         places = (
             (SourceFile(archive, name), f"/{_join(parent, name)}")
             for archive, parent in self._archives.items()
@@ -152,7 +152,7 @@ class Tree:
 
     @cached_property
     def _archives(self) -> dict[Path, str]:
-        """The archives that can be read, each with the folder that it lies in, relative to its root."""
+        """The readable archives, each with its folder relative to its root."""
         found = {}
         for root in self.roots:
             paths = [root] if root.is_file() else sorted([*root.glob("*"), *root.glob("*/*")])
@@ -163,8 +163,8 @@ class Tree:
                         parent = path.relative_to(root).parent.as_posix()
                         found[readable] = "" if parent == "." else parent
                     elif path.name.lower().endswith(_OTHER_ARCHIVES) and path.is_file():
-                        self._unreadable[path] = "is an archive of a kind that is not read, unpack it"
-                except OSError as error:  # others may hold what is looked for
+                        self._unreadable[path] = "is an unsupported kind of archive, unpack it"
+                except OSError as error:  # other archives may have the part
                     self._unreadable[path] = error.strerror or str(error)
         return found
 
@@ -172,7 +172,7 @@ class Tree:
 def _require_single(path: str, found: Sequence[_Place]) -> _Place | None:
     if len(found) > 1:
         places = ", ".join(str(place.path) for place in found)
-        raise DataError(f"{path} is there more than once ({places}): name the right ones with --root")
+        raise DataError(f"found {path} more than once ({places}); choose one with --root")
     return found[0] if found else None
 
 
