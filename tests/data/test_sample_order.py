@@ -28,7 +28,7 @@ def epoch(plan: TrainPlan, number: int, workers: int) -> list[tuple[int, int]]:
 
 
 @given(SIZES, SMALL, SMALL, SMALL, st.integers(0, 3), st.integers(0, 5))
-def test_an_epoch_of_one_pass_deals_no_sample_twice(
+def test_one_pass_has_no_duplicates(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int, number: int, buffer: int
 ) -> None:
     plan = TrainPlan(sizes, batch, ranks, seed=3, buffer=buffer)
@@ -40,7 +40,7 @@ def test_an_epoch_of_one_pass_deals_no_sample_twice(
 
 
 @given(SIZES, SMALL, SMALL, SMALL, st.integers(9, 40), st.integers(1, 5))
-def test_epochs_of_any_length_use_every_sample_before_they_repeat_one(
+def test_all_samples_are_used_before_any_repeats(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int, length: int, epochs: int
 ) -> None:
     plan = TrainPlan(sizes, batch, ranks, epoch_length=length)
@@ -59,7 +59,7 @@ def test_order_depends_on_seed_and_epoch() -> None:
     assert len(set(orders)) == 4
 
 
-def test_every_pass_deals_a_shard_differently_to_workers() -> None:
+def test_passes_distribute_a_shard_differently() -> None:
     plan = TrainPlan((12,), 2)
     shares = {frozenset(refs(plan.piece(number, 0, 0, 2))) for number in range(4)}
     assert len(shares) > 1
@@ -72,7 +72,7 @@ def test_each_worker_opens_few_shards() -> None:
 
 
 @given(SIZES, SMALL, SMALL, SMALL)
-def test_evaluation_uses_every_sample_once(
+def test_evaluation_covers_every_sample_once(
     sizes: tuple[int, ...], batch: int, ranks: int, workers: int
 ) -> None:
     plan = EvalPlan(sizes, batch, ranks)
@@ -96,7 +96,7 @@ def test_finished_batches_are_skipped(sizes: tuple[int, ...], batch: int, ranks:
 
 
 @given(st.integers(0, 60), st.integers(0, 20), st.integers(0, 9))
-def test_shuffle_buffer_reads_no_further_ahead_than_its_size(length: int, buffer: int, seed: int) -> None:
+def test_shuffle_buffer_limits_read_ahead(length: int, buffer: int, seed: int) -> None:
     order = buffered_order(length, buffer, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(length))
     assert (order < np.arange(length) + max(buffer, 1)).all()
@@ -107,7 +107,7 @@ def test_shuffle_buffer_shuffles() -> None:
     assert np.abs(order - np.arange(1000)).mean() > 50
 
 
-def test_limited_takes_the_first_samples() -> None:
+def test_limit_sizes() -> None:
     assert limit_sizes((3, 4, 5), None) == (3, 4, 5)
     assert limit_sizes((3, 4, 5), 5) == (3, 2, 0)
     assert limit_sizes((3, 4, 5), 99) == (3, 4, 5)
@@ -121,6 +121,6 @@ def test_limited_takes_the_first_samples() -> None:
         {"sizes": (0,), "batch_size": 1, "epoch_length": 3},
     ],
 )
-def test_an_epoch_without_batches_is_refused(plan: dict) -> None:
+def test_epoch_without_batches_is_rejected(plan: dict) -> None:
     with pytest.raises(DataError, match=r"data\.epoch_length .* data\.batch_size"):
         TrainPlan(**plan)

@@ -1,4 +1,4 @@
-"""What batches hold, in which order, for which rank and worker."""
+"""Batches: content, order, and distribution to ranks and workers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_training_batches(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_gives_every_sample_once_with_its_truth(shards: Path, workers: int) -> None:
+def test_evaluation_batches(shards: Path, workers: int) -> None:
     module = data(shards, num_workers=workers, eval_batch_size=2, words=8)
     batches = evaluated(module)
     assert len(batches) == len(module.val_dataloader()) == 12  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def test_evaluation_gives_every_sample_once_with_its_truth(shards: Path, workers
         assert not any(batch.words)
 
 
-def test_evaluation_truth_is_that_of_the_png(tmp_path: Path) -> None:
+def test_evaluation_truth_equals_png(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 2)
     pack(coco.root, tmp_path / "out")
     truth = evaluated(data(tmp_path / "out"))[0].truths[0]
@@ -108,7 +108,7 @@ def test_evaluation_truth_is_that_of_the_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(truth.panoptic.ids.numpy(), pixels @ (1, 256, 65536))
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees(shards: Path) -> None:
+def test_training_without_augmentation_equals_evaluation(shards: Path) -> None:
     module = data(shards, batch_size=1, augment="none", shuffle_buffer=0)
     seen = {batch.keys[0]: batch for batch in evaluated(module)}
     for batch in train(module):
@@ -131,7 +131,7 @@ def test_words_do_not_change_augmentation(shards: Path) -> None:
         assert torch.equal(batch.images, other.images)
 
 
-def test_loading_leaves_the_global_random_state_alone(shards: Path) -> None:
+def test_loading_keeps_global_random_state(shards: Path) -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     before, state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -140,7 +140,7 @@ def test_loading_leaves_the_global_random_state_alone(shards: Path) -> None:
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
 
 
-def test_resuming_opens_only_the_shards_that_are_left(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_opens_only_remaining_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     original = reading.gopen
     monkeypatch.setattr(reading, "gopen", lambda url: (opened.append(url), original(url))[1])
@@ -153,7 +153,7 @@ def test_resuming_opens_only_the_shards_that_are_left(shards: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (2, 1), (3, 2), (4, 3)])
-def test_ranks_share_the_samples_without_overlap(
+def test_ranks_share_samples_without_overlap(
     shards: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, workers: int
 ) -> None:
     found = open_shard_set(shards)
@@ -172,7 +172,7 @@ def test_ranks_share_the_samples_without_overlap(
     assert sorted(scored) == KEYS
 
 
-def test_ranks_take_equally_many_evaluation_steps(shards: Path) -> None:
+def test_ranks_take_same_number_of_evaluation_steps(shards: Path) -> None:
     module = data(shards, eval_batch_size=8)  # three batches
     loaders = [module.eval_loader("val", (rank, 2)) for rank in range(2)]
     assert [len(loader) for loader in loaders] == [2, 2]
@@ -181,16 +181,7 @@ def test_ranks_take_equally_many_evaluation_steps(shards: Path) -> None:
     assert [(batch.number, len(batch)) for batch in nothing] == [(-1, 0)]
 
 
-def test_a_long_epoch_repeats_few_samples(shards: Path) -> None:
-    module = data(shards, limit_samples=4, epoch_length=40, num_workers=2)
-    used = keys(train(module))
-    assert sorted(used) == sorted(10 * KEYS[:4])
-    for start in range(0, 20, 4):
-        assert len(set(used[start * 2 : start * 2 + 2])) == 2
-    assert sorted(keys(evaluated(module))) == KEYS[:4]
-
-
-def test_unlabelled_images_train_without_targets_and_are_not_evaluated(tmp_path: Path) -> None:
+def test_unlabelled_images_are_only_trained_on(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 2)
     pack(coco.root, tmp_path / "out")
     (shard,) = (tmp_path / "out").glob("*.tar")
@@ -219,14 +210,14 @@ def server(shards: Path) -> Iterator[str]:
 
 
 @needs_curl
-def test_http(shards: Path, server: str) -> None:
+def test_http_url(shards: Path, server: str) -> None:
     expected = fingerprints(evaluated(data(shards)))
     for name in ("", "/dataset.json"):
         assert fingerprints(evaluated(data(server + name))) == expected
 
 
 @needs_curl
-def test_http_without_a_shard_is_reported(server: str) -> None:
+def test_missing_http_shard_is_skipped(server: str) -> None:
     found = open_shard_set(server)
     urls = (f"{server}/gone.tar", *found.urls[1:])
     batches = list(EvalStream(urls, EvalPlan(found.sizes), EvalResize(32, 32)))
@@ -235,5 +226,5 @@ def test_http_without_a_shard_is_reported(server: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["pipe:cat {}/dataset.json", "file://{}"])
-def test_commands_and_file_urls(shards: Path, url: str) -> None:
+def test_pipe_and_file_urls(shards: Path, url: str) -> None:
     assert fingerprints(train(data(url.format(shards)))) == fingerprints(train(data(shards)))

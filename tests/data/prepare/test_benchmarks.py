@@ -1,4 +1,4 @@
-"""Every benchmark's official layout in miniature: what the label files say is what the shards hold."""
+"""Benchmarks in miniature copies of their official layouts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def with_other_images(root: Path) -> dict[int, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_shards_hold_what_the_files_say(name: str, tmp_path: Path) -> None:
+def test_shards_equal_label_files(name: str, tmp_path: Path) -> None:
     made = MAKE[name](tmp_path / "root")
     pixels = with_other_images(tmp_path / "root")
     manifest, found = pack(name, tmp_path / "root", tmp_path / "out"), samples(tmp_path / "out")
@@ -104,7 +104,7 @@ def test_objects_of_ade_cover_stuff(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
-def test_list_of_classes_beside_ade_is_compared(tmp_path: Path, mark: str) -> None:
+def test_ade_class_list_is_checked(tmp_path: Path, mark: str) -> None:
     mini.ade150(tmp_path / "root")
     path = tmp_path / "root/ADEChallengeData2016/objectInfo150.txt"
     text = (
@@ -156,7 +156,7 @@ PARTS: dict[str, list[tuple[str, str, Pack]]] = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_archives_as_downloaded(name: str, tmp_path: Path) -> None:
+def test_archives_give_same_shards_as_folders(name: str, tmp_path: Path) -> None:
     MAKE[name](tmp_path / "root")
     loose = pack(name, tmp_path / "root", tmp_path / "loose")
     (tmp_path / "download").mkdir()
@@ -197,17 +197,13 @@ def other_mode(path: Path) -> None:
 
 FAULTS = [
     ("ade150", "annotations/validation/*2.png", cut, "cannot be decoded"),
-    ("ade150", "annotations/validation/*2.png", Path.unlink, "is missing"),
-    ("ade150", "annotations/validation/*2.png", unknown, "values that the data set does not define: 200"),
+    ("ade150", "annotations/validation/*2.png", unknown, "does not define: 200"),
     ("ade150", "annotations_instance/validation/*2.png", wrong_size, "pixels, "),
-    ("ade150", "annotations_instance/validation/*2.png", unknown, "does not define: 200"),
     ("ade150", "annotations_instance/validation/*2.png", Path.unlink, "is missing"),
-    ("ade847", "ADE/validation/*/*/*2_seg.png", cut, "cannot be decoded"),
     ("ade847", "ADE/validation/*/*/*2.jpg", cut, "cannot be decoded"),
     ("ade847", "ADE/validation/*/*/*2_seg.png", other_mode, "channels"),
-    ("pc459", "trainval/2008*.mat", cut, "is no MATLAB file with a LabelMap"),
+    ("pc459", "trainval/2008*.mat", cut, "is not a MATLAB file with a LabelMap"),
     ("pc59", "VOC2010/JPEGImages/2008*.jpg", Path.unlink, "is missing"),
-    ("pas21", "SegmentationClass/2008*.png", unknown, "does not define: 200"),
     ("pas21", "SegmentationClass/2008*.png", other_mode, "channels"),
     ("pas21", "SegmentationClass/2008*.png", wrong_size, "pixels, its image"),
 ]
@@ -230,14 +226,13 @@ def test_label_file_without_image_is_a_problem(tmp_path: Path) -> None:
     mini.ade150(tmp_path / "root")
     (tmp_path / "root/ADEChallengeData2016/images/validation/ADE_val_00000003.jpg").unlink()
     problems = read_benchmark("ade150", tmp_path / "root").problems
-    assert [problem.cause[:32] for problem in problems] == ["there is no image of this name i"] * 2
+    assert ["has no image of this name" in problem.cause for problem in problems] == [True, True]
 
 
-def test_image_ids_are_the_numbers_of_the_names_or_places() -> None:
+def test_image_ids() -> None:
     assert image_ids(["a/ADE_val_00000012", "ADE_val_00000003"]) == [12, 3]
     assert image_ids(["2007_000033"]) == [2007000033]
     assert image_ids(["1_23", "12_3"]) == [1, 2]
-    assert image_ids(["x", "7"]) == [1, 2]
     assert image_ids(["img²_5", "①_7"]) == [5, 7]
     assert image_ids(["①", "7"]) == [1, 2]
     assert image_ids(["9" * 30, "7"]) == [1, 2]
@@ -249,25 +244,16 @@ def rename(root: Path, stem: str, new: bytes) -> None:
         path.rename(path.with_name(os.fsdecode(new) + path.suffix))
 
 
-def test_keys_are_plain_file_names(tmp_path: Path) -> None:
-    made = mini.ade150(tmp_path / "root")
-    rename(tmp_path / "root", "ADE_val_00000002", b"a\\b.c_2")
-    pack("ade150", tmp_path / "root", tmp_path / "out")
-    found = samples(tmp_path / "out")
-    assert found.keys() == made.classes.keys()
-    assert found[2].key == "a_b_c_2"
-
-
 @pytest.mark.parametrize("name", [b"\xff_2", b"a\n_2"])
-def test_name_that_no_shard_can_hold_is_a_problem(tmp_path: Path, name: bytes) -> None:
+def test_invalid_file_name_is_a_problem(tmp_path: Path, name: bytes) -> None:
     mini.ade150(tmp_path / "root")
     rename(tmp_path / "root", "ADE_val_00000002", name)
     assert pack("ade150", tmp_path / "root", tmp_path / "out", skip_bad=True).counts.samples == 2
     (problem,) = json.loads((tmp_path / "out" / PROBLEMS).read_text())["problems"]
-    assert "its name is no path" in problem["cause"]
+    assert "its name is not a path" in problem["cause"]
 
 
-def test_images_of_one_name_are_both_named(tmp_path: Path) -> None:
+def test_duplicate_image_names_are_listed(tmp_path: Path) -> None:
     mini.ade847(tmp_path / "root")
     jpeg = next((tmp_path / "root").rglob("*.jpg"))
     for path in (jpeg, jpeg.with_name(f"{jpeg.stem}_seg.png")):
@@ -280,16 +266,7 @@ def test_images_of_one_name_are_both_named(tmp_path: Path) -> None:
     assert f"other/{jpeg.name}" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pas21", "ade847"])
-def test_links_to_images_are_followed(name: str, tmp_path: Path) -> None:
-    made = MAKE[name](tmp_path / "root")
-    folder = next((tmp_path / "root").rglob("*.jpg")).parent
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
-    assert pack(name, tmp_path / "root", tmp_path / "out").counts.samples == len(made.classes)
-
-
-def test_lists_of_windows_editors_are_read_and_lead_nowhere_else(tmp_path: Path) -> None:
+def test_image_list_of_windows_editor_and_unsafe_entry(tmp_path: Path) -> None:
     mini.voc(tmp_path / "root")
     (path,) = (tmp_path / "root").rglob("val.txt")
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""Captions of a generated model in shards: content, interruptions, damage."""
+"""Captions by a tiny BLIP: content, resuming, damage."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def all_members(folder: Path) -> dict[str, dict[str, bytes]]:
     return {path.name: members(path) for path in sorted(folder.glob("*.tar"))}
 
 
-def test_every_record_gets_a_caption_and_all_else_stays(shards: Path, captioned: Path) -> None:
+def test_only_captions_are_added(shards: Path, captioned: Path) -> None:
     before, after = all_members(shards), all_members(captioned)
     assert len(before) > 2
     for shard, some in before.items():
@@ -73,7 +73,7 @@ def test_every_record_gets_a_caption_and_all_else_stays(shards: Path, captioned:
                 assert after[shard][name] == content
 
 
-def test_captions_are_what_the_model_says_of_the_whole_image(captioned: Path, blip: Path) -> None:
+def test_captions_equal_model_output(captioned: Path, blip: Path) -> None:
     model = load_blip(str(blip), max_tokens=5)
     said = set()
     for some in all_members(captioned).values():
@@ -85,7 +85,7 @@ def test_captions_are_what_the_model_says_of_the_whole_image(captioned: Path, bl
     assert len(said) > 1
 
 
-def test_png_images_are_captioned_and_streamed(tmp_path: Path, blip: Path) -> None:
+def test_png_images_are_captioned(tmp_path: Path, blip: Path) -> None:
     coco = make_coco(tmp_path / "coco", 2)
     pixels = {}
     for image in coco.annotation["images"]:
@@ -124,7 +124,7 @@ def test_manifest_names_the_model(shards: Path, captioned: Path, blip: Path) -> 
     assert {path.suffix for path in captioned.iterdir()} == {".tar", ".json"}
 
 
-def test_streams_carry_captions_to_batches(shards: Path, captioned: Path) -> None:
+def test_batches_have_captions(shards: Path, captioned: Path) -> None:
     shard_set = open_shard_set(captioned)
     expected = {
         record["image_id"]: record["generated_caption"]
@@ -142,9 +142,7 @@ def test_streams_carry_captions_to_batches(shards: Path, captioned: Path) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes_as_one(
-    shards: Path, captioned: Path, blip: Path, tmp_path: Path
-) -> None:
+def test_shards_do_not_depend_on_workers(shards: Path, captioned: Path, blip: Path, tmp_path: Path) -> None:
     write_captions(shards, tmp_path / "out", blip, workers=2)
     assert contents(tmp_path / "out") == contents(captioned)
 
@@ -185,9 +183,7 @@ def test_interrupted_run_keeps_complete_shards(
     assert contents(out) == contents(captioned)
 
 
-def test_finished_set_is_kept_and_not_overwritten(
-    shards: Path, captioned: Path, blip: Path, tmp_path: Path
-) -> None:
+def test_finished_set_is_not_overwritten(shards: Path, captioned: Path, blip: Path, tmp_path: Path) -> None:
     out = shutil.copytree(captioned, tmp_path / "out")
     write_captions(shards, out, blip)
     assert contents(out) == contents(captioned)
@@ -201,7 +197,7 @@ def test_finished_set_is_kept_and_not_overwritten(
         write_captions(shards, out, blip)
 
 
-def test_damage_stops_it_before_the_model_runs_and_can_be_skipped(
+def test_damaged_sample_stops_before_the_model_runs_or_is_skipped(
     shards: Path, blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = shutil.copytree(shards, tmp_path / "source")
@@ -231,7 +227,7 @@ def test_damage_stops_it_before_the_model_runs_and_can_be_skipped(
     assert second.name not in {shard.name for shard in manifest.shards}
 
 
-def test_command_captions(shards: Path, blip: Path, captioned: Path, tmp_path: Path) -> None:
+def test_captions_command(shards: Path, blip: Path, captioned: Path, tmp_path: Path) -> None:
     options = ["captions", "--shards", str(shards), "--out", str(tmp_path / "out"), "--workers", "1"]
     options += ["--device", "cpu", "--max-tokens", "5"]
     result = CliRunner().invoke(app, [*options, "--weights", str(blip)], catch_exceptions=False)

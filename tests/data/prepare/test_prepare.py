@@ -1,4 +1,4 @@
-"""From a source to a shard set: content, interruptions, problems, occupied folders, the command."""
+"""Packing a source: content, resuming, problems, other files in the folder, the command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_samples_are_packed_verbatim_with_contiguous_classes(tmp_path: Path) -> None:
+def test_files_are_packed_unchanged_with_contiguous_classes(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 3)
     pack(coco.root, tmp_path / "out")
     packed = members(tmp_path / "out" / "train2017-000000.tar")
@@ -74,7 +74,7 @@ def test_manifest_describes_the_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_run_keeps_complete_shards_and_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
+def test_resume_of_killed_run_gives_same_bytes(tmp_path: Path, workers: int) -> None:
     coco = make_coco(tmp_path / "coco", 20)
     pack(coco.root, tmp_path / "whole", max_shard_bytes=SHARD_BYTES)
     out = tmp_path / "killed"
@@ -85,7 +85,7 @@ def test_killed_run_keeps_complete_shards_and_gives_the_same_bytes(tmp_path: Pat
         pack(coco.root, out, max_shard_bytes=50_000)
     image = coco.images / "000000000007.jpg"
     image.write_bytes((before := image.read_bytes()) + b"\0")
-    with pytest.raises(DataError, match="files that have changed since"):
+    with pytest.raises(DataError, match="files that have changed"):
         pack(coco.root, out, max_shard_bytes=SHARD_BYTES)
     image.write_bytes(before)
     pack(coco.root, out, workers=workers, max_shard_bytes=SHARD_BYTES)
@@ -107,7 +107,7 @@ def kill_after_first_shard(root: Path, out: Path, workers: int) -> None:
     assert not alive, "worker processes outlived the run"
 
 
-def test_finished_set_is_kept_and_not_overwritten(tmp_path: Path) -> None:
+def test_finished_set_is_not_overwritten(tmp_path: Path) -> None:
     coco, out = make_coco(tmp_path / "coco", 3), tmp_path / "out"
     pack(coco.root, out)
     before = contents(out)
@@ -126,7 +126,7 @@ def test_finished_set_is_kept_and_not_overwritten(tmp_path: Path) -> None:
         pack(coco.root, out)
 
 
-def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     with pytest.raises(DataError, match="is a file"):
         pack(coco.root, coco.json)
@@ -136,7 +136,7 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         pack(coco.root, out)
     (out / "other.tar").touch()
     (out / shards._WORK).mkdir()
-    with pytest.raises(DataError, match=r"holds other\.tar"):
+    with pytest.raises(DataError, match=r"has other\.tar"):
         pack(coco.root, out)
     assert sorted(path.name for path in out.iterdir()) == [shards._WORK, "other.tar"]
 
@@ -150,7 +150,7 @@ def test_skip_bad_writes_the_rest_and_counts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"3 problems in 2 entries .*{out / PROBLEMS}.*--skip-bad"):
         pack(coco.root, out)
     assert [path.name for path in out.iterdir()] == [PROBLEMS]
-    mended = shutil.copytree(out, tmp_path / "mended")
+    fixed = shutil.copytree(out, tmp_path / "fixed")
     counts = pack(coco.root, out, skip_bad=True).counts
     assert (counts.samples, counts.left_out, counts.problems) == (3, 2, 3)
     keys = {name.split(".")[0] for name in members(out / "train2017-000000.tar")}
@@ -159,21 +159,21 @@ def test_skip_bad_writes_the_rest_and_counts(tmp_path: Path) -> None:
     assert (problems["left_out"], len(problems["problems"])) == (2, 3)
     for path, content in before.items():
         path.write_bytes(content)
-    for folder in (mended, tmp_path / "clean"):
+    for folder in (fixed, tmp_path / "clean"):
         pack(coco.root, folder)
-    assert contents(mended) == contents(tmp_path / "clean")
+    assert contents(fixed) == contents(tmp_path / "clean")
 
 
-def test_nothing_left_to_pack(tmp_path: Path) -> None:
+def test_source_without_usable_sample_is_rejected(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 2)
     for image in coco.images.iterdir():
         image.write_bytes(b"")
-    with pytest.raises(DataError, match="no sample is left"):
+    with pytest.raises(DataError, match="no usable sample"):
         pack(coco.root, tmp_path / "out", skip_bad=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_the_order_of_tasks(workers: int) -> None:
+def test_results_have_the_order_of_tasks(workers: int) -> None:
     assert list(processes.run(operator.neg, [5, 6, 7], workers)) == [-5, -6, -7]
 
 
@@ -182,7 +182,7 @@ def test_killed_worker_is_one_clear_error() -> None:
         list(processes.run(os._exit, [1, 1, 1], 2))
 
 
-def test_command_prepares(tmp_path: Path) -> None:
+def test_prepare_command(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 12)
     (coco.images / "000000000002.jpg").unlink()
     beside = coco.root / "x" / "annotations"
@@ -203,7 +203,7 @@ def test_command_prepares(tmp_path: Path) -> None:
     assert open_shard_set(tmp_path / "out").manifest.max_shard_bytes == 30_000
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_has_no_heavy_imports() -> None:
     code = (
         "import sys; from odise_pl.data.prepare import command\n"
         "sys.exit(' '.join({'numpy', 'PIL', 'torch', 'rich.progress'} & sys.modules.keys()))"
