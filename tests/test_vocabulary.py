@@ -29,12 +29,9 @@ def vocabulary(*names: str) -> Vocabulary:
     return Vocabulary("test", tuple(Category(10 * i, name) for i, name in enumerate(names)))
 
 
-def test_packaged_vocabularies_are_listed() -> None:
-    assert packaged_vocabularies() == tuple(sorted(PACKAGED))
-
-
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_vocabulary(name: str, tmp_path: Path) -> None:
+    assert packaged_vocabularies() == tuple(sorted(PACKAGED))
     loaded = load_vocabulary(name)
     assert loaded.name == name
     assert (len(loaded), sum(loaded.isthing)) == PACKAGED[name]
@@ -51,7 +48,7 @@ def test_packaged_vocabulary(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_coco_names_are_english_and_keep_the_official_spelling() -> None:
+def test_coco_names_are_english_with_official_spelling() -> None:
     coco = load_vocabulary("coco_panoptic")
     wall = coco.categories[coco.index_of(199)]
     assert (wall.name, wall.official, wall.isthing) == ("wall", "wall-other-merged", False)
@@ -62,7 +59,7 @@ def test_coco_names_are_english_and_keep_the_official_spelling() -> None:
     assert coco.index_of(200) == 132
 
 
-def test_ade_entries_are_split_into_synonyms() -> None:
+def test_ade_names_are_split_into_synonyms() -> None:
     small, full = load_vocabulary("ade20k_150"), load_vocabulary("ade20k_847")
     assert small.labels[small.index_of(6)] == ("road", "route")
     assert small.names[8] == "window"
@@ -74,11 +71,13 @@ def test_ade_entries_are_split_into_synonyms() -> None:
     assert bags["handbag"] == {"bag", "handbag", "pocketbook", "purse"}
 
 
-def test_overlap_compares_all_names_without_case_and_spacing() -> None:
-    training = Vocabulary("training", (Category(1, "couch", ("sofa",)), Category(2, "Dog")))
-    test = load_vocabulary(["settee, Sofa ", "dog", "dogs", "hot dog"])
-    assert test.overlap(training) == (True, True, False, False)
-    assert training.overlap(test) == (True, True)
+def test_overlap_compares_all_names() -> None:
+    training = Vocabulary(
+        "training", (Category(1, "couch", ("sofa",)), Category(2, "Dog"), Category(3, "caf\u00e9"))
+    )
+    test = load_vocabulary(["settee, Sofa ", "dog", "dogs", "hot\xa0dog", "cafe\u0301"])
+    assert test.overlap(training) == (True, True, False, False, True)
+    assert training.overlap(test) == (True, True, True)
 
 
 def test_overlap_counts_the_official_spelling() -> None:
@@ -88,7 +87,7 @@ def test_overlap_counts_the_official_spelling() -> None:
     assert sum(coco.overlap(raw)) == 1
 
 
-def test_overlap_of_the_benchmarks_with_coco() -> None:
+def test_overlap_of_benchmarks_with_coco() -> None:
     coco = load_vocabulary("coco_panoptic")
     assert all(coco.overlap(coco))
     assert all(load_vocabulary("pascal_voc_21").overlap(coco)), "every class of VOC occurs in COCO"
@@ -97,37 +96,23 @@ def test_overlap_of_the_benchmarks_with_coco() -> None:
     assert [known[name] for name in ("sofa", "sidewalk", "chandelier")] == [True, True, False]
 
 
-def test_a_list_of_names() -> None:
-    loaded = load_vocabulary(["dog,puppy", ["park bench", "bench"], "grass:stuff"])
+def test_list_of_names() -> None:
+    loaded = load_vocabulary(["dog,puppy", ["park bench", "bench", "pet"], "cat,pet", "grass: STUFF"])
+    assert loaded == load_vocabulary('[[dog, puppy], ["park bench", bench, pet], [cat, pet], grass:stuff]')
+    assert loaded == load_vocabulary(loaded)
     assert loaded.name == "custom"
-    assert loaded.labels == (("dog", "puppy"), ("park bench", "bench"), ("grass",))
-    assert loaded.isthing == (True, True, False)
-    assert [category.id for category in loaded.categories] == [0, 1, 2]
-
-
-def test_a_list_as_typed_by_a_user() -> None:
-    assert load_vocabulary('[dog, "park bench", [sky:stuff], [cat, kitten]]', name="mine") == load_vocabulary(
-        ["dog", "park bench", "sky:stuff", "cat,kitten"], name="mine"
-    )
-
-
-def test_the_kind_of_a_class_is_read_in_any_case() -> None:
-    loaded = load_vocabulary(["grass:Stuff", "sky: STUFF", "Dog:Thing", "7 up"])
-    assert loaded.names == ("grass", "sky", "Dog", "7 up")
-    assert loaded.isthing == (False, False, True, True)
-
-
-def test_classes_may_share_a_synonym_or_have_another_class_as_one() -> None:
-    labels = (("dog", "puppy"), ("Puppy", "pet"), ("cat", "pet"))
-    assert load_vocabulary(["dog,puppy", " Puppy,pet", "cat,pet"]).labels == labels
+    assert loaded.labels == (("dog", "puppy"), ("park bench", "bench", "pet"), ("cat", "pet"), ("grass",))
+    assert loaded.isthing == (True, True, True, False)
+    assert [category.id for category in loaded.categories] == [0, 1, 2, 3]
 
 
 FARM = "cow,cattle\nhay bale\nmeadow:stuff\n"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x85"])
-def test_text_of_any_editor_is_read(tmp_path: Path, encoding: str, end: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8-sig", "\r\n"), ("utf-16", "\n"), ("utf-32", "\r"), ("utf-16-le", "\x85")]
+)
+def test_text_file_of_any_encoding_and_line_ending(tmp_path: Path, encoding: str, end: str) -> None:
     file = tmp_path / "farm.txt"
     file.write_bytes(FARM.replace("\n", end).encode(encoding))
     loaded = load_vocabulary(file)
@@ -135,41 +120,24 @@ def test_text_of_any_editor_is_read(tmp_path: Path, encoding: str, end: str) -> 
     assert load_vocabulary(str(file)) == loaded
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
-def test_json_of_any_editor_is_read(tmp_path: Path, encoding: str) -> None:
-    file = tmp_path / "list.JSON"
-    file.write_bytes(json.dumps({"categories": [{"id": 1, "name": "\ufeffd\u00f6g\u200b"}]}).encode(encoding))
-    assert load_vocabulary(file).names == ("d\u00f6g",)
-
-
 @pytest.mark.parametrize(
     "line",
     [
         "\ufeffdog",
         "\xa0dog\u3000",
-        "\u200bdog\u200b , puppy",
-        "dog,",
+        "\u200bdo\u200bg\u200b , puppy",
         "dog,puppy,,,",
         "\tdog\t,\tpuppy",
-        "do\u200bg",
         "dog:thing,,",
-        "dog, :thing",
-        "\u200edog\u200f",
         "dog\x1a",
     ],
 )
-def test_what_cannot_be_seen_is_no_part_of_a_name(tmp_path: Path, line: str) -> None:
+def test_invisible_characters_are_removed(tmp_path: Path, line: str) -> None:
     file = tmp_path / "list.txt"
     file.write_text(f"\n,,,\n \t\n{line}\n\u200b\n\n", encoding="utf-8", newline="")
     (names,) = load_vocabulary(file).labels
     assert names in (("dog",), ("dog", "puppy"))
     assert load_vocabulary([line]).labels == (names,)
-
-
-def test_a_name_is_one_name_in_both_forms_of_unicode() -> None:
-    one, other = load_vocabulary(["caf\u00e9"]), load_vocabulary(["cafe\u0301"])
-    assert one.overlap(other) == (True,)
-    assert load_vocabulary(["park\xa0bench"]).names == ("park bench",)
 
 
 @pytest.mark.parametrize(
@@ -183,29 +151,22 @@ def test_a_name_is_one_name_in_both_forms_of_unicode() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["list.txt", "list.json"])
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, content: bytes, name: str) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(VocabularyError, match=name):
         load_vocabulary(tmp_path / name)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize(
-    "text", [FARM, f"\ufeff{FARM}", "3:cow,cattle\n\n5:meadow:stuff", "[cow,\n meadow:stuff]"]
-)
-def test_the_text_of_a_file_means_what_the_file_means(tmp_path: Path, text: str, end: str) -> None:
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("text", [FARM, "3:cow,cattle\n\n5:meadow:stuff", "[cow,\n meadow:stuff]"])
+def test_text_of_a_file_equals_the_file(tmp_path: Path, text: str, end: str) -> None:
     file = tmp_path / "custom.txt"
     file.write_text(text.replace("\n", end), encoding="utf-8", newline="")
     typed = text.rstrip("\n").replace("\n", end)  # as $(cat FILE) has it
     assert load_vocabulary(typed) == load_vocabulary(file)
 
 
-def test_text_with_bytes_that_are_no_utf8_is_refused() -> None:
-    with pytest.raises(VocabularyError, match="UTF-8"):
-        load_vocabulary(b"caf\xe9\ndog".decode(errors="surrogateescape"))
-
-
-def test_a_line_is_several_classes() -> None:
+def test_one_line_has_several_classes() -> None:
     expected = (("dog",), ("park bench",), ("grass",))
     for line in (
         "dog,park bench,grass:stuff",
@@ -219,7 +180,7 @@ def test_a_line_is_several_classes() -> None:
     assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300
 
 
-def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
+def test_unusual_file_names(tmp_path: Path) -> None:
     for name in ("a,b.txt", "[x]", "münchen.txt"):
         (tmp_path / name).write_text("dog,puppy", encoding="utf-8")
         assert load_vocabulary(str(tmp_path / name)).labels == (("dog", "puppy"),)
@@ -246,27 +207,19 @@ def test_coco_annotation_file(tmp_path: Path) -> None:
     assert loaded.labels == (("gear",), ("oil", "grease"))
     assert loaded.isthing == (True, False)
     assert loaded.index_of(7) == 1
+    with pytest.raises(VocabularyError, match="id 8"):
+        loaded.index_of(8)
 
 
-def test_the_description_of_a_shard_set(tmp_path: Path) -> None:
+def test_manifest_of_shard_set(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     own = Vocabulary("mine", (Category(3, "dog", ("puppy",)), Category(5, "grass", (), False)))
     path.write_text(json.dumps({"format": 1, "name": "a set", "vocabulary": own.to_json()}))
     assert load_vocabulary(path) == own
 
 
-def test_a_vocabulary_is_returned_as_it_is() -> None:
-    given = vocabulary("dog")
-    assert load_vocabulary(given) is given
-
-
-def test_unknown_id() -> None:
-    with pytest.raises(VocabularyError, match="vocabulary 'test' has no class with id 3"):
-        vocabulary("dog", "cat").index_of(3)
-
-
 @pytest.mark.parametrize("lines", [["grass", "Dog"], ["5:lawn", "3:hound"]])
-def test_rename_refuses_another_order(lines: list[str]) -> None:
+def test_rename_rejects_other_order(lines: list[str]) -> None:
     own = Vocabulary("mine", (Category(3, "dog"), Category(5, "grass", (), False)))
     with pytest.raises(VocabularyError, match=r"'custom' .* 'mine' in another order"):
         rename(own, lines)
@@ -281,7 +234,7 @@ def test_rename_refuses_another_order(lines: list[str]) -> None:
         ((Category(1, "dog"), Category(1, "cat")), r"'dog' \(id 1\) and 'cat' \(id 1\).* same id"),
         ((Category(1, " "),), r"class 0 \(id 1"),
         ((Category(1, "dog", ("",)),), r"class 0 .*'dog'.* synonyms"),
-        ((Category(-1, "dog"),), "id -1.* negative"),
+        ((Category(-1, "dog"),), "id -1.* id"),
     ],
 )
 def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> None:
@@ -296,22 +249,19 @@ def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> N
         ("dog", "'dog'"),
         ("missing.json", "'missing.json'"),
         ([], "'custom'"),
-        (["dog", "dog"], "'dog'"),
         ("dog,cat,dog", "'dog'"),
         (["1:dog", "1:cat"], "'dog' .* 'cat' .*same id"),
         (["1:dog", "cat"], "1 of 2 classes have an id"),
-        (["dog", ""], "''"),
         (["dog,,puppy"], "'dog,,puppy'"),
-        (["dog", 3], "3 is neither a name"),
         (["dog", []], r"\[\] is neither a name"),
+        (b"caf\xe9\ndog".decode(errors="surrogateescape"), "UTF-8"),
         ("[dog, on]", "True is neither a name.*quote"),
         ("[dog", r"\[dog"),
         (["grass:stuf"], "'grass:stuf'.*:stuff"),
-        (["grass:stuff,lawn"], "'grass:stuff,lawn'"),
         (["dog\tpuppy"], "dog.*comma"),
     ],
 )
-def test_unreadable_source(source: str | list[object], name: str) -> None:
+def test_invalid_source_is_named(source: str | list[object], name: str) -> None:
     with pytest.raises(VocabularyError, match=name):
         load_vocabulary(source)
 
@@ -338,6 +288,6 @@ def test_invalid_json_names_the_file(tmp_path: Path, text: str, message: str) ->
         load_vocabulary(file)
 
 
-def test_vocabularies_do_not_need_torch() -> None:
+def test_vocabulary_imports_no_torch() -> None:
     code = "import sys, odise_pl.vocabulary; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

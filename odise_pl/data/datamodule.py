@@ -85,15 +85,21 @@ class PanopticDataModule(LightningDataModule):
             raise DataError(f"data.augment is {augment!r}; choose {' or '.join(AUGMENTATIONS)}")
         if not 0 <= color_jitter <= 1:
             raise DataError(f"data.color_jitter is {color_jitter}; give 0 (none, as published) to 1")
-        at_least_1: dict[str, Any] = {"eval_batch_size": eval_batch_size, "image_size": image_size}
-        at_least_1 |= {"eval_short_side": eval_short_side, "eval_long_side": eval_long_side}
-        optional = {"batch_size": batch_size, "epoch_length": epoch_length, "limit_samples": limit_samples}
-        at_least_1 |= {name: value for name, value in optional.items() if value not in (None, "auto")}
-        for name, value in at_least_1.items():
-            check_number(f"data.{name}", value, 1)
-        at_least_0 = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer, "words": words}
-        for name, value in at_least_0.items():
-            check_number(f"data.{name}", value)
+        numbers = {  # value and minimum
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "image_size": (image_size, 1),
+            "eval_short_side": (eval_short_side, 1),
+            "eval_long_side": (eval_long_side, 1),
+            "epoch_length": (epoch_length, 1),
+            "limit_samples": (limit_samples, 1),
+            "num_workers": (num_workers, 0),
+            "shuffle_buffer": (shuffle_buffer, 0),
+            "words": (words, 0),
+        }
+        for name, (value, minimum) in numbers.items():
+            if value not in (None, "auto") or name not in ("batch_size", "epoch_length", "limit_samples"):
+                check_number(f"data.{name}", value, minimum)
         if (
             not isinstance(scale_range, Sequence)
             or len(scale_range) != 2

@@ -17,7 +17,7 @@ from odise_pl.data.instances import Objects, read_objects
 from odise_pl.data.label_maps import decode_ids, decode_semantic, unique_ids
 from odise_pl.data.manifest import FILE_NAME
 from odise_pl.data.reading import Damage, Item, RawSample
-from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
+from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError, prefix_errors
 from odise_pl.structures import Segment, Size
 
 _T = TypeVar("_T")
@@ -79,12 +79,10 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
     Raises:
         DataError: a member is damaged or the members disagree; the message names the sample.
     """
-    try:
+    with prefix_errors(f"{raw.name}:"):
         sample = _decode(raw)
         if isthing is not None:
             _check_classes(sample, isthing)
-    except DataError as error:
-        raise DataError(f"{raw.name}: {error}") from error
     return sample
 
 
@@ -110,10 +108,8 @@ def _decode(raw: RawSample) -> DecodedSample:
 def _decode_member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:
     if suffix not in raw.members:
         raise DataError(f"member {suffix} is missing")
-    try:
+    with prefix_errors(f"member {suffix}"):
         return read(raw.members[suffix])
-    except DataError as error:
-        raise DataError(f"member {suffix} {error}") from error
 
 
 def _record(data: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ def worker_position() -> tuple[int, int]:
     return (0, 1) if info is None else (info.id, info.num_workers)
 
 
+@dataclass(eq=False)
 class TrainStream(IterableDataset[Batch]):
     """The batches of an epoch from number ``first`` on.
 
@@ -38,31 +40,25 @@ class TrainStream(IterableDataset[Batch]):
     turn. A random sample of a random shard replaces a damaged one, so the number of batches and the positions
     of all other samples stay the same.
 
-    Args:
+    Attributes:
         urls: the shards.
         plan: the order of samples.
         transform: augmentation.
-        rank: which rank's batches.
-        epoch: which epoch.
+        rank: rank that uses the batches.
+        epoch: number of the epoch.
         first: batches to skip.
         words: number of noun phrases drawn from a random caption of each image.
         isthing: one flag per class, see :func:`~odise_pl.data.decoding.decode`.
     """
 
-    def __init__(
-        self,
-        urls: tuple[str, ...],
-        plan: TrainPlan,
-        transform: Transform,
-        rank: int = 0,
-        epoch: int = 0,
-        first: int = 0,
-        words: int = 0,
-        isthing: Sequence[bool] | None = None,
-    ) -> None:
-        self.urls, self.plan, self.transform = urls, plan, transform
-        self.rank, self.epoch, self.first, self.words = rank, epoch, first, words
-        self.isthing = isthing
+    urls: tuple[str, ...]
+    plan: TrainPlan
+    transform: Transform
+    rank: int = 0
+    epoch: int = 0
+    first: int = 0
+    words: int = 0
+    isthing: Sequence[bool] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         number, workers = worker_position()
@@ -92,26 +88,23 @@ class TrainStream(IterableDataset[Batch]):
         return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
 
 
+@dataclass
 class Reserve:
     """Readable samples of one shard, read when the first substitute is needed.
 
     The choice depends only on ``random``, so a resumed run has the same reserve.
 
-    Args:
+    Attributes:
         urls: the shards.
         sizes: samples per shard.
         random: chooses the shard and its samples.
         isthing: see :func:`~odise_pl.data.decoding.decode`.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        sizes: Sequence[int],
-        random: np.random.Generator,
-        isthing: Sequence[bool] | None = None,
-    ) -> None:
-        self._urls, self._sizes, self._random, self._isthing = urls, sizes, random, isthing
+    urls: Sequence[str]
+    sizes: Sequence[int]
+    random: np.random.Generator
+    isthing: Sequence[bool] | None = None
 
     def draw(self, random: np.random.Generator) -> DecodedSample:
         """A sample of the reserve.
@@ -124,20 +117,21 @@ class Reserve:
     @cached_property
     def _samples(self) -> list[RawSample]:
         cause = ""
-        for shard in self._random.permutation(np.flatnonzero(self._sizes)):
-            chosen = self._random.permutation(self._sizes[shard])[:_RESERVE_SIZE]
+        for shard in self.random.permutation(np.flatnonzero(self.sizes)):
+            chosen = self.random.permutation(self.sizes[shard])[:_RESERVE_SIZE]
             good = []
-            for item in read_shard(self._urls[shard], np.sort(chosen).tolist()):
-                decoded = try_decode(item, self._isthing)
+            for item in read_shard(self.urls[shard], np.sort(chosen).tolist()):
+                decoded = try_decode(item, self.isthing)
                 if isinstance(decoded, Damage):
                     cause = decoded.text
                 elif isinstance(item, RawSample):
                     good.append(item)
             if good:
                 return good
-        raise DataError(f"no sample of {len(self._urls)} shards can be read: {cause}")
+        raise DataError(f"no sample of {len(self.urls)} shards can be read: {cause}")
 
 
+@dataclass(eq=False)
 class EvalStream(IterableDataset[Batch]):
     """Every sample of a rank once, in order, with its truth; damaged and unlabelled samples are only counted.
 
@@ -145,15 +139,11 @@ class EvalStream(IterableDataset[Batch]):
     :attr:`Sample.truth` at the original size.
     """
 
-    def __init__(
-        self,
-        urls: tuple[str, ...],
-        plan: EvalPlan,
-        resize: EvalResize,
-        rank: int = 0,
-        isthing: Sequence[bool] | None = None,
-    ) -> None:
-        self.urls, self.plan, self.resize, self.rank, self.isthing = urls, plan, resize, rank, isthing
+    urls: tuple[str, ...]
+    plan: EvalPlan
+    resize: EvalResize
+    rank: int = 0
+    isthing: Sequence[bool] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         place = (self.rank, *worker_position())

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.records import DataError
+from odise_pl.errors import UserError
 from odise_pl.structures import Batch
 
 BATCHES = 11  # 23 samples in pairs
@@ -149,7 +150,7 @@ def test_loader_lengths(shards: Path) -> None:
     ],
 )
 def test_invalid_option_is_named(shards: Path, options: dict[str, Any], named: str) -> None:
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(UserError, match=named):
         module(shards, **options)
 
 

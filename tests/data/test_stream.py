@@ -162,7 +162,7 @@ def test_ranks_share_samples_without_overlap(
     for rank in range(ranks):
         own: list[str] = []
         for worker in range(workers):
-            monkeypatch.setattr(stream, "worker_place", lambda place=(worker, workers): place)
+            monkeypatch.setattr(stream, "worker_position", lambda place=(worker, workers): place)
             own += keys(TrainStream(found.urls, training, LargeScaleJitter(32), rank))
             scored += keys(EvalStream(found.urls, evaluation, EvalResize(32, 32), rank))
         lengths.append(len(own))

@@ -201,9 +201,7 @@ OTHER_IMAGE = {"id": 1, "file_name": "000000000002.jpg", "height": 9, "width": 9
         ("captions", {"images": [OTHER_IMAGE]}, r"images\[0\] has id 1 .*000000000001\.jpg"),
     ],
 )
-def test_unusable_optional_file(
-    tmp_path: Path, name: str, content: dict[str, Any], message: str
-) -> None:
+def test_unusable_optional_file(tmp_path: Path, name: str, content: dict[str, Any], message: str) -> None:
     coco = make_coco(tmp_path / "coco", 2)
     path = beside(coco, name, **({"categories": DISC} | content))
     with pytest.raises(DataError, match=f"{path}.*{message}"):
