@@ -21,10 +21,10 @@ SIZES = ((40, 56), (52, 44), (48, 48))
 
 @dataclass
 class Mini:
-    """A data set on disk and, by image id, what its label files say.
+    """A data set on disk and the content of its label files by image id.
 
     Attributes:
-        root: where the data set lies.
+        root: folder of the data set.
         classes: class index of each pixel, -1 for none.
         things: ADE20K's objects: (class index, number) of each pixel, 0 for none.
     """
@@ -35,7 +35,7 @@ class Mini:
 
 
 def blocks(random: np.random.Generator, size: tuple[int, int], values: list[int]) -> np.ndarray:
-    """A map of rectangles, each value at least once."""
+    """A map of rectangles that has every value."""
     rows, columns = (np.arange(side) * 3 // side for side in size)
     chosen = random.permutation([*values, *random.choice(values, 9)][:9] if len(values) < 9 else values[:9])
     return np.asarray(chosen)[rows[:, None] * 3 + columns]
@@ -55,7 +55,7 @@ def png(pixels: np.ndarray, path: Path, palette: bool = False) -> None:
 
 
 def ade150(root: Path, split: str = "validation", seed: int = 0) -> Mini:
-    """``ADEChallengeData2016`` and ``annotations_instance``: walls and skies with windows and beds."""
+    """``ADEChallengeData2016`` and ``annotations_instance``: label maps, and objects."""
     random, mini = np.random.default_rng(seed), Mini(root)
     things = [i for i, thing in enumerate(load_vocabulary("ade20k_150").isthing) if thing]
     for number, size in enumerate(SIZES, start=1):
@@ -75,7 +75,7 @@ def ade150(root: Path, split: str = "validation", seed: int = 0) -> Mini:
 
 
 def ade847(root: Path, split: str = "validation", seed: int = 0, scale: int = 1) -> Mini:
-    """``ADE20K_2021_17_01``, by scenes; one class is none of the 847."""
+    """``ADE20K_2021_17_01``, in folders of scenes; one class is not among the 847."""
     random, mini = np.random.default_rng(seed), Mini(root)
     vocabulary = load_vocabulary("ade20k_847")
     ids = [vocabulary.categories[i].id for i in (0, 300, 846)]
@@ -99,7 +99,7 @@ VOC_NAMES = ("2007_000033", "2008_000009", "2010_000005")
 
 
 def context(root: Path, split: str = "val", seed: int = 0) -> Mini:
-    """VOC 2010 and PASCAL-Context's ``trainval/*.mat``; classes as of the 459."""
+    """VOC 2010 and PASCAL-Context's ``trainval/*.mat``; with the 459 classes."""
     random, mini = np.random.default_rng(seed), Mini(root)
     folder = root / "VOCdevkit" / "VOC2010"
     for name, size in zip(VOC_NAMES, SIZES, strict=True):
@@ -123,7 +123,7 @@ def voc(root: Path, split: str = "val", seed: int = 0) -> Mini:
         jpeg(random, size, folder / "JPEGImages" / f"{name}.jpg")
         png(values, folder / "SegmentationClass" / f"{name}.png", palette=True)
         mini.classes[int(name.replace("_", ""))] = np.where(values == 255, -1, values)
-    jpeg(random, (30, 30), folder / "JPEGImages" / "2009_000001.jpg")  # of another task
+    jpeg(random, (30, 30), folder / "JPEGImages" / "2009_000001.jpg")  # for another task
     listing(folder / "ImageSets" / "Segmentation" / f"{split}.txt")
     return mini
 

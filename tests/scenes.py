@@ -35,7 +35,7 @@ def make_scenes(
 ) -> Path:
     """Sky over a field with two balls and a box, ``size`` pixels square, annotated; returns ``root``.
 
-    ``captions`` are those of the first image, the second, ...; images beyond have none.
+    ``captions[i]`` are the captions of image ``i``; other images have none.
     """
     random = np.random.default_rng(seed)
     folders = [root / split, root / "annotations" / f"panoptic_{split}"]
@@ -74,7 +74,7 @@ def _scene(random: np.random.Generator, size: int) -> tuple[Image.Image, np.ndar
     horizon = int(size * random.uniform(0.35, 0.6))
     draw(90, "rectangle", (0, 0, size, horizon))
     draw(91, "rectangle", (0, horizon, size, size))
-    # a third each for ball, box, ball, so that nothing is hidden
+    # ball, box and ball in a third of the width each, so that they do not overlap
     for column, (category, shape) in enumerate([(1, "ellipse"), (3, "rectangle"), (1, "ellipse")]):
         side = int(size * random.uniform(0.2, 0.3))
         left = size * column // 3 + int(random.integers(0, max(1, size // 3 - side)))

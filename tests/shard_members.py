@@ -1,4 +1,4 @@
-"""Changing what lies in a shard."""
+"""Read and change the members of a shard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rewrite(shard: Path, change: Callable[[str, bytes], bytes | None]) -> None:
 
 
 def unlabel(shard: Path, ending: str) -> None:
-    """Take the labels from the samples whose key ends so."""
+    """Remove the labels of samples whose key has this ending."""
 
     def change(name: str, content: bytes) -> bytes | None:
         key, _, member = name.partition(".")

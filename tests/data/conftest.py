@@ -9,7 +9,7 @@ from mini_coco import make_coco, pack
 
 @pytest.fixture(scope="session")
 def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes a shard set of so many samples, a few in each shard."""
+    """Makes a shard set with this number of samples, a few per shard."""
 
     def make(count: int, megabytes: float = 0.03) -> Path:
         folder = tmp_path_factory.mktemp("set")
@@ -22,5 +22,5 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def shards(make_shards: Callable[..., Path]) -> Path:
-    """23 samples in several shards; not to be changed."""
+    """23 samples in several shards; tests must not change them."""
     return make_shards(23)

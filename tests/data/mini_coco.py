@@ -48,12 +48,12 @@ class MiniCoco:
 
 
 def colours(ids: np.ndarray) -> Image.Image:
-    """An id map in COCO's coding."""
+    """An id map as an RGB image, in COCO's encoding."""
     return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
 
 
 def make_coco(root: Path, count: int = 6, split: str = "train2017", seed: int = 0) -> MiniCoco:
-    """``count`` images of noise over a square, a crowd of discs, ground, and a strip of void."""
+    """``count`` images of noise, annotated with a square, a crowd of discs, ground, and a strip of void."""
     random = np.random.default_rng(seed)
     coco = MiniCoco(
         root, split, {"images": [], "annotations": [], "categories": CATEGORIES}, {"annotations": []}

@@ -1,4 +1,4 @@
-"""Prepares a data set on a slow disk, so that a test can kill it on its way: ROOT OUT WORKERS."""
+"""Prepare a data set slowly, so that a test can kill the run: ROOT OUT WORKERS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pack_slowly(sample: SourceSample) -> tuple[Members, int]:
 
 
 if __name__ == "__main__":
-    from slow_prepare import pack_slowly  # worker processes find it under this name
+    from slow_prepare import pack_slowly  # worker processes import it by this name
 
     source = replace(read_coco(Path(sys.argv[1]), "train2017"), pack=pack_slowly)
     prepare(source, Path(sys.argv[2]), int(sys.argv[3]), SHARD_BYTES)

@@ -137,7 +137,7 @@ def truncate(shard: Path) -> None:
 
 
 def cut_at_a_member(shard: Path) -> None:
-    # A tar file that ends between two members looks whole to a tar reader.
+    # A tar file that ends between two members looks complete.
     with tarfile.open(shard) as tar:
         second = [info for info in tar if info.name.endswith(".jpg")][1]
     shard.write_bytes(shard.read_bytes()[: second.offset])
@@ -204,7 +204,7 @@ def test_timeout_is_one_clear_error(shards: Path) -> None:
 
 
 def test_killed_loader_process_is_one_clear_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # PyTorch notices at once or, after Lightning has replaced its signal handler, when the time is over
+    # PyTorch notices immediately or, after Lightning has replaced its signal handler, at the timeout
     module = data(shards, num_workers=1, timeout=2)
     monkeypatch.setattr(TrainStream, "_sample", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match=r"killed .*data\.num_workers"):

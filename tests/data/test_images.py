@@ -29,7 +29,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
 def deep_png(values: np.ndarray) -> bytes:
-    """Colours of 16 bits a channel, which Pillow cannot write."""
+    """A PNG with colours of 16 bits per channel, which Pillow cannot write."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
@@ -44,7 +44,7 @@ def png(*parts: tuple[bytes, bytes]) -> bytes:
 
 
 def deep_tiff(values: np.ndarray, **changes: int) -> bytes:
-    """An uncompressed little-endian TIFF, as Pillow cannot write it; ``changes`` are ``t`` and a tag."""
+    """An uncompressed little-endian TIFF that Pillow cannot write; ``changes`` sets tags, as ``t258=16``."""
     height, width, channels = values.shape
     bits = values.dtype.itemsize * 8
     numbers = {256: width, 257: height, 258: bits, 259: 1, 262: 2, 273: 256, 277: channels, 278: height}

@@ -13,7 +13,7 @@ from odise_pl.structures import Segment
 
 
 def scene(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
-    """Blocks of 8 x 8 pixels; the id of a block is 1 + its grey value, so image and map show the same."""
+    """Blocks of 8 x 8 pixels; the id of a block is its grey value + 1."""
     rows, columns = np.arange(height) // 8, np.arange(width) // 8
     grey = (rows[:, None] * 37 + columns * 11) % 60 * 4
     return Image.fromarray(np.repeat(grey[..., None], 3, -1).astype(np.uint8)), (grey + 1).astype(np.int32)

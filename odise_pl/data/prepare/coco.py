@@ -147,9 +147,9 @@ class _Matcher:
         by_image: dict[int | None, list[AnnotationEntry]] = defaultdict(list)
         for annotation in annotations:
             by_image[annotation.image_id].append(annotation)
-        repeated = Duplicates(images)
+        duplicates = Duplicates(images)
         for image in images:
-            self._match_image(image, by_image.get(image.image_id, []), repeated)
+            self._match_image(image, by_image.get(image.image_id, []), duplicates)
         for annotation in annotations:
             if annotation.image_id not in self.images:
                 self._report_orphan(annotation)
@@ -161,10 +161,10 @@ class _Matcher:
         self.problems += find_unlisted(self.layout.panoptic, names, f"annotations in {where}")
 
     def _match_image(
-        self, image: ImageEntry, annotations: list[AnnotationEntry], repeated: Duplicates
+        self, image: ImageEntry, annotations: list[AnnotationEntry], duplicates: Duplicates
     ) -> None:
         name = f"{self.layout.split}/{image.file_name}" if image.file_name else image.where
-        causes = repeated.causes(image)
+        causes = duplicates.causes(image)
         if image.image_id is not None and len(annotations) != 1:
             found = f"{len(annotations) or 'no'} annotation{'s have' if annotations else ' has'}"
             causes.append(f"{found} image_id {image.image_id} ({image.file_name})")

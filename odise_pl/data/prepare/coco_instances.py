@@ -70,10 +70,10 @@ def _match(
     folder: Folder, objects: ObjectsByImage, items: list[Any]
 ) -> tuple[list[SourceSample], list[Problem]]:
     images, samples, problems = image_entries(items), [], []
-    repeated, file = Duplicates(images), objects.file
+    duplicates, file = Duplicates(images), objects.file
     for image in images:
         name = folder.file(image.file_name).display_name if image.file_name else image.where
-        causes = [*repeated.causes(image), *objects.faults.get(image.image_id, ())]
+        causes = [*duplicates.causes(image), *objects.faults.get(image.image_id, ())]
         problems += [Problem(name, file.display_name, cause) for cause in causes]
         if not causes:
             assert image.image_id is not None  # an image without id has a fault

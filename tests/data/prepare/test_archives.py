@@ -56,7 +56,7 @@ def hashes(folder: Path) -> list[str]:
 
 
 def macos(root: Path) -> None:
-    """Add what macOS puts beside every file of a folder."""
+    """Add the metadata files of macOS to a folder."""
     for path in [path for path in root.rglob("*") if path.is_file()]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
         path.with_name(".DS_Store").write_bytes(b"\0\0\0\1Bud1")
@@ -92,7 +92,7 @@ def test_problems_name_archive_and_file(tmp_path: Path) -> None:
 
 
 def flagged(archive: bytes, encrypted: int, method: int) -> bytes:
-    """A zip whose members say that they are encrypted, or compressed by another method."""
+    """A zip whose members are marked as encrypted or compressed by another method."""
     content = bytearray(archive)
     for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         start = content.find(mark)
@@ -156,7 +156,7 @@ def test_unsupported_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    (tmp_path / "root.zip" / "images").mkdir(parents=True)  # a folder may be called as an archive
+    (tmp_path / "root.zip" / "images").mkdir(parents=True)  # a folder with the name of an archive
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "1.jpg").touch()
     (tmp_path / "root.zip" / "images" / "scene").symlink_to(tmp_path / "elsewhere")

@@ -40,7 +40,7 @@ def pack(name: str, root: Path, out: Path, **options: Any) -> Manifest:
 
 
 def classes_of(sample: DecodedSample) -> np.ndarray:
-    """The class map that the segments give."""
+    """The class map of the segments."""
     classes = np.full(sample.ids.shape, -1)
     for segment in sample.segments:
         assert not segment.iscrowd
@@ -57,7 +57,7 @@ def expected(name: str, made: mini.Mini) -> dict[int, np.ndarray]:
 
 
 def with_other_images(root: Path) -> dict[int, np.ndarray]:
-    """Save the images in other formats; their pixels by id."""
+    """Save the images in other formats; returns their pixels by id."""
     pixels = {}
     for jpeg, suffix in zip(sorted(root.rglob("*.jpg")), (".png", ".tif", ".JPG", ".png"), strict=False):
         Image.open(jpeg).save(jpeg.with_suffix(suffix))
@@ -140,7 +140,6 @@ def test_large_photographs_are_scaled_to_512(tmp_path: Path) -> None:
         height, width = made.classes[image].shape
         assert min(sample.size) == 512
         assert max(sample.size) == round(max(height, width) * 512 / min(height, width))
-        # blocks much larger than a pixel stay what they are
         assert set(np.unique(classes_of(sample))) == set(np.unique(made.classes[image]))
 
 

@@ -44,7 +44,7 @@ def write_captions(shards: Path, out: Path, blip: Path, max_tokens: int = 5, **o
 
 @pytest.fixture(scope="module")
 def captioned(shards: Path, blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 23 samples with captions; not to be changed."""
+    """The 23 samples with captions; tests must not change them."""
     out = tmp_path_factory.mktemp("captioned") / "out"
     write_captions(shards, out, blip)
     return out
@@ -148,7 +148,7 @@ def test_shards_do_not_depend_on_workers(shards: Path, captioned: Path, blip: Pa
 
 
 class Counter:
-    """Counts the images that the model reads, and stops at one of its batches."""
+    """Counts the images that the model reads, and interrupts one of its batches."""
 
     def __init__(self, patch: pytest.MonkeyPatch, stop_at: int | None = None) -> None:
         self.images, self.calls, self.stop_at = 0, 0, stop_at

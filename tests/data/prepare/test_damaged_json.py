@@ -1,4 +1,4 @@
-"""Annotation files with random changes are packed, or refused with the name of a file."""
+"""Annotation files with random changes are packed, or rejected with the name of a file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(document: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
-    """The document with one value removed, repeated, or replaced by another."""
+    """The document with one value removed, duplicated or replaced."""
     if not path:
         return value
     document = copy.deepcopy(document)
@@ -57,7 +57,7 @@ def changed(document: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
 
 
 def objects(root: Path) -> None:
-    """An instance file beside the panoptic one, with other ids of categories."""
+    """An instance file next to the panoptic one, with other category ids."""
     square = {"segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]], "bbox": [10, 8, 20, 12], "area": 240}
     one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0}
     images = [{"id": 1, "file_name": f"{1:012d}.jpg", "height": 40, "width": 40}]
@@ -91,7 +91,7 @@ def check(read: Read, out: Path, skip_bad: bool) -> None:
         prepare(read(), out, 1, 10**6, skip_bad)
     except UserError as error:
         if not re.search(r"\.(json|jpg|png)", str(error)):
-            raise AssertionError("it names no file") from error
+            raise AssertionError("the message names no file") from error
         return
     mini.samples(out)
 
