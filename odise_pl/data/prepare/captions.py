@@ -21,8 +21,8 @@ import torch
 
 from odise_pl.data.decoding import decode
 from odise_pl.data.images import decode_rgb
-from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, is_local, open_shard_set
-from odise_pl.data.prepare.packing import complete_manifest, count_entries, report_problems
+from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, ShardSet, is_local
+from odise_pl.data.prepare.packing import count_entries, read_finished, report_problems
 from odise_pl.data.prepare.processes import run_with_progress
 from odise_pl.data.prepare.shards import Packed, ShardPlan, output_folder, write_manifest, write_shards
 from odise_pl.data.prepare.source import Problem, to_json
@@ -122,7 +122,8 @@ def prepare_captions(
     shards_digest = hashlib.sha256(sums.encode()).hexdigest()
     captioning = Captioning(model.name, model.digest(), model.max_tokens, shards_digest)
     if (folder / FILE_NAME).exists():
-        return _reuse_finished(shard_set, captioning, folder)
+        expected = (captioning, shard_set.manifest.source)
+        return read_finished(folder, lambda m: (m.captioning, m.source) == expected)
     with output_folder(folder):
         checked = _check(shard_set, workers)
         found = [problem for one in checked for problem in one.problems]
@@ -134,16 +135,6 @@ def prepare_captions(
         shards = write_shards(plans, folder, fingerprint, workers)
         manifest = _with_counts(shard_set.manifest, checked, problems)
         return write_manifest(replace(manifest, shards=shards, captioning=captioning), folder)
-
-
-def _reuse_finished(shard_set: ShardSet, captioning: Captioning, folder: Path) -> Manifest:
-    before = open_shard_set(folder)
-    if before.manifest.captioning != captioning or before.manifest.source != shard_set.manifest.source:
-        raise DataError(
-            f"{folder} already holds the shard set '{before.manifest.name}', not this set with captions "
-            f"by {captioning.model}; delete the folder or use another --out"
-        )
-    return complete_manifest(before, folder)
 
 
 def _with_counts(manifest: Manifest, checked: Sequence[_Checked], problems: Sequence[Problem]) -> Manifest:

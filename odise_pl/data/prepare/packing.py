@@ -17,7 +17,6 @@ from odise_pl.data.manifest import (
     Manifest,
     Origin,
     Shard,
-    ShardSet,
     find_missing_shards,
     open_shard_set,
 )
@@ -60,7 +59,8 @@ def prepare(
         DataError: there are problems (``problems.json`` lists them), or the folder has other files.
     """
     if (folder / FILE_NAME).exists():
-        return _reuse_finished(source, folder, max_shard_bytes)
+        expected = (_origin(source), source.vocabulary, max_shard_bytes)
+        return read_finished(folder, lambda m: (m.source, m.vocabulary, m.max_shard_bytes) == expected)
     with output_folder(folder):
         checked = _check(source, workers)
         found = (problem for one in checked for problem in one.problems)
@@ -76,20 +76,18 @@ def prepare(
         return write_manifest(_manifest(source, good, problems, shards, max_shard_bytes), folder)
 
 
-def _reuse_finished(source: Source, folder: Path, max_shard_bytes: int) -> Manifest:
+def read_finished(folder: Path, matches: Callable[[Manifest], bool]) -> Manifest:
+    """The manifest of a finished set.
+
+    Raises:
+        DataError: it is another set, or shards are missing or damaged.
+    """
     shard_set = open_shard_set(folder)
-    manifest = shard_set.manifest
-    fingerprint = (manifest.source, manifest.vocabulary, manifest.max_shard_bytes)
-    if fingerprint != (_origin(source), source.vocabulary, max_shard_bytes):
+    if not matches(shard_set.manifest):
         raise DataError(
-            f"{folder} already holds the shard set '{manifest.name}', made from another annotation file or "
-            f"with other options; delete the folder or use another --out"
+            f"{folder} already holds the shard set '{shard_set.manifest.name}', made from another source or with "
+            f"other options; delete the folder or use another --out"
         )
-    return complete_manifest(shard_set, folder)
-
-
-def complete_manifest(shard_set: ShardSet, folder: Path) -> Manifest:
-    """The manifest of a finished set; DataError if shards are missing or damaged."""
     if missing := find_missing_shards(shard_set):
         raise DataError(
             f"{missing[0]}: is missing or damaged ({len(missing)} such shards); delete {folder} and prepare "
