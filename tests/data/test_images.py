@@ -149,8 +149,7 @@ def test_image_suffixes_match_formats() -> None:
     assert set(IMAGE_SUFFIXES) == known
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("colour", [0, 3])
+@pytest.mark.parametrize(("bits", "colour"), [(2, 0), (4, 0), (4, 3), (8, 3)])
 def test_label_values_are_decoded_as_stored(bits: int, colour: int) -> None:
     values = np.array([[0, 1, 2, 3]])
     row = {2: b"\x1b", 4: b"\x01\x23", 8: b"\0\1\2\3"}[bits]
@@ -214,7 +213,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("which", MALFORMED)
 def test_malformed_exif_is_ignored(kind: str, which: str) -> None:
     block, turned = MALFORMED[which]

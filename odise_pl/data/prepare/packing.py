@@ -85,8 +85,8 @@ def read_finished(folder: Path, matches: Callable[[Manifest], bool]) -> Manifest
     shard_set = open_shard_set(folder)
     if not matches(shard_set.manifest):
         raise DataError(
-            f"{folder} already holds the shard set '{shard_set.manifest.name}', made from another source or with "
-            f"other options; delete the folder or use another --out"
+            f"{folder} already holds the shard set '{shard_set.manifest.name}', made from another source or "
+            f"with other options; delete the folder or use another --out"
         )
     if missing := find_missing_shards(shard_set):
         raise DataError(

@@ -172,9 +172,8 @@ def test_source_without_usable_sample_is_rejected(tmp_path: Path) -> None:
         pack(coco.root, tmp_path / "out", skip_bad=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_have_the_order_of_tasks(workers: int) -> None:
-    assert list(processes.run(operator.neg, [5, 6, 7], workers)) == [-5, -6, -7]
+def test_results_have_the_order_of_tasks() -> None:
+    assert list(processes.run(operator.neg, [5, 6, 7], 2)) == [-5, -6, -7]
 
 
 def test_killed_worker_is_one_clear_error() -> None:
