@@ -1,4 +1,4 @@
-"""What the console shows: this project's lines alone."""
+"""Keep the console free of other libraries' output."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ _LIBRARIES = r"(lightning|torch|transformers|diffusers|open_clip|huggingface_hub
 
 
 def quiet_libraries() -> None:
-    """Hide libraries' advertisements, deprecation notes and progress bars; their errors stay."""
+    """Hide advertisements, deprecation warnings and progress bars of libraries, but not their errors."""
     import diffusers
-    import lightning.pytorch  # noqa: F401 (it sets the levels of its loggers)
+    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
     import transformers
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print the same lines
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)  # a rank that died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(
+        logging.INFO
+    )  # reports ranks that died
     warnings.filterwarnings("ignore", module=_LIBRARIES)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in (transformers, diffusers):

@@ -159,12 +159,12 @@ def test_two_stopped_ranks_resume_with_the_same_command(
         assert process.wait(60) == 128 + number, (tmp_path / "output.txt").read_text()
         wait_for_end(process.pid)
     output = (tmp_path / "output.txt").read_text()
-    assert f"stopped by {number.name}: what is done is saved" in output
+    assert f"stopped by {number.name}: progress is saved" in output
     assert "Traceback" not in output
     assert not results(tmp_path).keys() >= set(some), "it was stopped before the end"
     done = run(tmp_path, *arguments, script="evaluate.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "batches are done, resuming" in done.stdout or "is finished: taken from" in done.stdout
+    assert "batches are done, resuming" in done.stdout or "is finished: skipped" in done.stdout
     assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
 
 
@@ -210,7 +210,7 @@ def test_other_predictions_are_refused_before_anything_is_predicted(
     taken.mkdir(parents=True)
     (taken / "panoptic.json").write_text("{}")
     overrides = options(checkpoint, benchmark_shards, "data=[coco,pas21]", f"save_predictions={taken.parent}")
-    with pytest.raises(PredictionError, match="predictions/pas21 holds predictions"):
+    with pytest.raises(PredictionError, match="predictions/pas21 already contains predictions"):
         evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
     assert not (taken.parent / "coco").exists()
 

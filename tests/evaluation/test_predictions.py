@@ -422,13 +422,13 @@ def test_facts_change_with_every_file(folder: Path, vocabulary: Vocabulary) -> N
 def test_other_predictions_are_not_overwritten(folder: Path, vocabulary: Vocabulary) -> None:
     writer = PredictionWriter(folder, vocabulary, "digest")
     for name in ("panoptic.json", "instances.json"):
-        with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+        with pytest.raises(PredictionError, match=f"{folder} already contains"):
             writer.start()
         (folder / name).unlink()
     shutil.rmtree(folder)
     writer.start()
     writer.start()
-    with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+    with pytest.raises(PredictionError, match=f"{folder} already contains"):
         PredictionWriter(folder, vocabulary, "another").start()
 
 

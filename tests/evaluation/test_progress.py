@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from odise_pl.evaluation.progress import Progress, forget
+from odise_pl.evaluation.progress import Progress
 from odise_pl.metrics.report import as_dict
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Truth
@@ -55,7 +55,7 @@ def test_every_batch_counts_once_however_runs_are_killed(seed: int, tmp_path: Pa
             own = left[rank::world_size]
             for batch in own if last else own[: int(random.integers(0, 3))]:
                 scored(metrics, batch)
-                progress.note(batch, metrics, rank)
+                progress.add(batch, metrics, rank)
             if random.random() < 0.5 and not last:
                 progress.save(metrics, rank)
     whole = fresh()
@@ -71,7 +71,7 @@ def test_progress_of_another_evaluation_is_ignored(tmp_path: Path) -> None:
     metrics = fresh()
     scored(metrics, 0)
     progress = Progress(tmp_path, "one", every=0)
-    progress.note(0, metrics, 0)
+    progress.add(0, metrics, 0)
     assert Progress(tmp_path, "one").restore(fresh(), 0, 1) == {0}
     assert Progress(tmp_path, "other").restore(fresh(), 0, 1) == set()
     summary = as_dict(metrics.compute(), "x")
@@ -79,15 +79,12 @@ def test_progress_of_another_evaluation_is_ignored(tmp_path: Path) -> None:
     assert Progress(tmp_path, "one").summary() == json.loads(json.dumps(summary))
     assert Progress(tmp_path, "other").summary() is None
     assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
-    forget(tmp_path)
-    assert not tmp_path.exists()
-    assert Progress(tmp_path, "one").summary() is None
 
 
 def test_damaged_files_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics, progress = fresh(), Progress(tmp_path, "digest")
     scored(metrics, 0)
-    progress.note(0, metrics, 0)
+    progress.add(0, metrics, 0)
     progress.save(metrics, 0)
     path = tmp_path / "rank0.json"
     path.write_bytes(path.read_bytes()[:100])

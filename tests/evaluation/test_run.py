@@ -145,7 +145,7 @@ def test_evaluations_of_something_else_neither_resume_nor_overwrite(
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, 5)
-    with pytest.raises(PredictionError, match=f"{tmp_path}/kept/coco holds predictions"):
+    with pytest.raises(PredictionError, match=f"{tmp_path}/kept/coco already contains"):
         evaluate(benchmark_shards, tmp_path, asked, digest="other")
     evaluate(benchmark_shards, tmp_path, asked, digest="other", predictions=None)
     assert len(asked) == 5 + 9

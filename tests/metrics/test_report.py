@@ -72,7 +72,7 @@ def test_notes_say_which_classes_miou_counts() -> None:
     table = result_table([summary])
     for text in (table.markdown(), shown(table, 160)):
         assert "mIoU is averaged over 2 of 4 classes" in text
-        assert "mean over the classes that the truth has" in text
+        assert "mean over the classes in the truth" in text
         assert "absent from the truth (2)" in text
         assert "25.00" in text
         assert text.count("[red]pc459") == 3, "names are no markup"

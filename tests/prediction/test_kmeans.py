@@ -13,7 +13,7 @@ from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import encode_prompts
 from odise_pl.models.build import BackboneSettings
-from odise_pl.prediction.kmeans import TAPS, FeatureReader, beside_clusters, cluster, draw_clusters
+from odise_pl.prediction.kmeans import TAPS, FeatureReader, cluster, draw_beside, draw_clusters
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "size": 64}
 
@@ -38,7 +38,7 @@ def test_cells_that_are_alike_come_together() -> None:
 
 @pytest.mark.parametrize("clusters", [0, 13])
 def test_impossible_numbers_of_clusters_are_refused(clusters: int) -> None:
-    with pytest.raises(SettingError, match=rf"--clusters {clusters} must lie in 1\.\.12"):
+    with pytest.raises(SettingError, match=rf"--clusters {clusters} must be in 1\.\.12"):
         cluster(torch.rand(2, 3, 4), clusters)
 
 
@@ -70,7 +70,7 @@ def test_the_text_is_the_empty_one() -> None:
 
 def test_the_image_stands_beside_its_clusters() -> None:
     image = Image.new("RGB", (20, 10), (1, 2, 3))
-    picture = beside_clusters(image, np.array([[0, 1]], np.int32))
+    picture = draw_beside(image, np.array([[0, 1]], np.int32))
     assert picture.shape == (10, 48, 3)
     assert (picture[:, :20] == (1, 2, 3)).all()
     left, right = picture[:, 28:38].reshape(-1, 3), picture[:, 38:].reshape(-1, 3)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import Network
 from odise_pl.data.manifest import FILE_NAME, Captioning, check_shards
-from odise_pl.errors import SettingError, report_user_errors, user_error
+from odise_pl.errors import SettingError, find_user_error, report_user_errors
 from odise_pl.runs.checks import check_evaluation, check_network, check_training, unwritable
 from odise_pl.runs.conf import compose_config
 from odise_pl.runs.resume import checkpoint_path
@@ -62,7 +62,7 @@ def test_all_that_is_missing_is_listed_at_once(config, tmp_path: Path) -> None:
         ("captioner.learnable_time=maybe", "captioner.learnable_time"),
         ("+captioner.on_the_fly=maybe", "captioner.on_the_fly"),
         ("vocabulary.eval=nofile.txt", "vocabulary.eval"),
-        ("captioner=blip", "holds no generated captions"),
+        ("captioner=blip", "has no generated captions"),
         *(
             (f"backbone.timesteps={steps}", "backbone.timesteps")
             for steps in ("[1000]", "[]", "[0,0]", "5", "x")
@@ -104,9 +104,9 @@ def test_precomputed_captions_are_needed_and_then_no_model(
     text = problems(config(*blip, f"data.val={{a: {bare}}}"))
     assert f"odise captions --shards {bare}" in text
     assert "data.train" not in text
-    assert "not all by one model" in problems(config(*blip, f"data.val={sets['other']}"))
+    assert "captions differ" in problems(config(*blip, f"data.val={sets['other']}"))
     lacking = config(*blip, f"data.val={bare}")
-    with pytest.raises(SettingError, match="holds no generated captions"):
+    with pytest.raises(SettingError, match="has no generated captions"):
         check_network(Network.of_config(lacking), lacking.paths, lacking)
 
 
@@ -131,8 +131,8 @@ def test_another_runs_checkpoint_does_not_replace_this_runs(config, tmp_path: Pa
     last.parent.mkdir(parents=True)
     last.touch()
     other.touch()
-    assert "checkpoints of its own" in problems(config(f"ckpt={other}"))
-    assert "give one of them" in problems(
+    assert "already has checkpoints" in problems(config(f"ckpt={other}"))
+    assert "give only one" in problems(
         config(f"ckpt={other}", f"init_from={other}", f"run_dir={tmp_path}")
     )
 
@@ -142,7 +142,7 @@ def test_folders_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert unwritable(tmp_path / "new" / "folder") is None
     assert "is a file" in str(unwritable(tmp_path / "file" / "below"))
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "cannot be written" in str(unwritable(tmp_path))
+    assert "not writable" in str(unwritable(tmp_path))
 
 
 def test_user_errors_end_in_one_message() -> None:
@@ -158,7 +158,7 @@ def test_user_errors_end_in_one_message() -> None:
         _ = 1 / 0
     one, other = OSError("disk full"), ValueError("not logged")
     one.__context__, other.__context__ = other, one  # a circle
-    assert user_error(other) is None
+    assert find_user_error(other) is None
 
 
 def test_options_that_the_trainer_refuses_end_in_one_message() -> None:
@@ -196,4 +196,4 @@ def test_numbers_are_checked_where_they_are_taken(config, override: str) -> None
 
     with pytest.raises(Exception, match=re.escape(override.partition("=")[0].split(".")[-1])) as error:
         start()
-    assert user_error(error.value) is not None
+    assert find_user_error(error.value) is not None

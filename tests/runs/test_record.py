@@ -100,7 +100,7 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
     assert is_finished(tmp_path / "a", settings(name="a"))
     assert not is_finished(tmp_path / "a", settings(name="b"))
     assert not is_finished(tmp_path / "c", settings())
-    with pytest.raises(RunError, match="holds no finished run"):
+    with pytest.raises(RunError, match="no finished run"):
         find_runs(tmp_path / "c")
 
 

@@ -197,7 +197,7 @@ def test_one_checkpoint_evaluates_with_every_classifier(
 def test_a_finished_run_of_other_settings_is_refused(swept: Path, shards: Path, programs: Programs) -> None:
     code, shown = programs.sweep(shards, swept, *GRID, "captioner=empty", "optimizer.lr=0.5")
     assert code == 1
-    assert "holds a finished run with other settings; name another with run=NAME" in shown
+    assert "finished run with other settings; start another with run=NAME" in shown
 
 
 def test_a_sweep_is_refused_before_its_first_run(shards: Path, tmp_path: Path, programs: Programs) -> None:

@@ -66,7 +66,7 @@ def test_existing_sets_are_kept_and_others_refused(tmp_path: Path) -> None:
     before = (out / "dataset.json").stat().st_mtime_ns
     make(toy_sets(val=3)[1], tmp_path)
     assert (out / "dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"toy_val holds 3 pictures, .* instead of 5"):
+    with pytest.raises(DataError, match=r"toy_val contains 3 pictures, .* instead of 5"):
         make(toy_sets(val=5)[1], tmp_path)
     with pytest.raises(DataError, match=r"toy_val .*seed 0, instead of .* seed 1"):
         make(toy_sets(val=3)[1], tmp_path, seed=1)
