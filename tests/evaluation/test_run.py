@@ -1,4 +1,4 @@
-"""Several sets one after the other: interrupted and continued, with samples that cannot be read."""
+"""Evaluation of several sets: interrupted, resumed, and with damaged samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETS = {"coco": "coco_val2017", "ade150": "ade150_val", "pas21": "pas21_val"}
 
 
 class Predictor(nn.Module):
-    """Moves the truth a little; raises when it has been asked so many times."""
+    """Moves the truth a little; raises after ``limit`` images."""
 
     def __init__(self, asked: list[str], limit: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed evaluation."""
+    """An uninterrupted evaluation."""
     folder = tmp_path_factory.mktemp("whole")
     asked: list[str] = []
     scores = evaluate(benchmark_shards, folder, asked)
@@ -81,11 +81,11 @@ def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.parametrize(("limit", "every"), [(0, 1e9), (2, 0.0), (3, 1e9), (8, 0.0)])
+@pytest.mark.parametrize(("limit", "every"), [(2, 0.0), (3, 1e9), (8, 0.0)])
 def test_interrupted_evaluations_resume(
     limit: int, every: float, whole: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    """Interrupted within a set or between two; what is written at the end is byte for byte the same."""
+    """After an interruption within or between sets, all files are byte for byte the same."""
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, limit, save_every=every)
@@ -96,7 +96,7 @@ def test_interrupted_evaluations_resume(
 
 
 def test_unsaved_batches_are_repeated(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
-    """A process that is killed outright saves nothing more."""
+    """A killed process saves nothing."""
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, 5)
@@ -107,10 +107,10 @@ def test_unsaved_batches_are_repeated(whole: Path, benchmark_shards: Path, tmp_p
 
 
 @pytest.mark.parametrize("limit", [2, 5])
-def test_missing_predictions_are_made_again(
+def test_missing_predictions_restart_the_set(
     limit: int, whole: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    """In the middle of the first set, and after it."""
+    """Within the first set, and after it."""
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, [], limit)
     shutil.rmtree(tmp_path / "kept")
@@ -120,7 +120,7 @@ def test_missing_predictions_are_made_again(
     assert files(tmp_path) == files(whole)
 
 
-def test_signals_while_predictions_are_put_together_lose_nothing(
+def test_signal_while_parts_are_joined_loses_nothing(
     whole: Path, benchmark_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = PredictionWriter.finish
@@ -139,9 +139,7 @@ def test_signals_while_predictions_are_put_together_lose_nothing(
     assert files(tmp_path) == files(whole)
 
 
-def test_evaluations_of_something_else_neither_resume_nor_overwrite(
-    benchmark_shards: Path, tmp_path: Path
-) -> None:
+def test_other_evaluation_neither_resumes_nor_overwrites(benchmark_shards: Path, tmp_path: Path) -> None:
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, 5)
@@ -152,7 +150,7 @@ def test_evaluations_of_something_else_neither_resume_nor_overwrite(
 
 
 @pytest.mark.parametrize(("signum", "scoring"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_signals_stop_between_batches_with_their_exit_code(
+def test_signal_stops_between_batches_with_its_exit_status(
     signum: int,
     scoring: bool,
     whole: Path,
@@ -161,7 +159,7 @@ def test_signals_stop_between_batches_with_their_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While a batch is scored or predicted; nothing that was scored is done again."""
+    """A signal during prediction or scoring; scored batches are not repeated."""
     kind, name = (SegmentationMetrics, "update") if scoring else (Predictor, "forward")
     original, calls = getattr(kind, name), []
 
@@ -185,7 +183,7 @@ def test_signals_stop_between_batches_with_their_exit_code(
     assert files(tmp_path) == files(whole)
 
 
-def test_damaged_samples_are_counted_and_sets_of_nothing_else_refused(
+def test_damaged_samples_are_counted_and_sets_without_others_refused(
     benchmark_shards: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
@@ -203,7 +201,7 @@ def test_damaged_samples_are_counted_and_sets_of_nothing_else_refused(
         evaluate(shards, tmp_path / "none", [], predictions=None)
 
 
-def test_the_progress_bar_names_the_set(benchmark_shards: Path, tmp_path: Path) -> None:
+def test_progress_bar_shows_the_set(benchmark_shards: Path, tmp_path: Path) -> None:
     data = PanopticDataModule(val={"coco": str(benchmark_shards / "coco_val2017")}, num_workers=0)
     seen: list[str] = []
 
