@@ -48,11 +48,10 @@ def _parse(item: Any) -> Category:
 
 
 def _match(category: Category, says_thing: bool, sets: Sequence[Vocabulary]) -> int | str:
-    same = _find_by_name(category.name, sets)
-    if len(same) > 1:
-        same = [index for index in same if sets[0].categories[index].id == category.id]
+    named = _find_by_name(category.name, sets)
+    same = [i for i in named if len(named) == 1 or sets[0].categories[i].id == category.id]
     if len(same) != 1:
-        return f"{category.name!r}, which is {'ambiguous' if same else 'no class'} in the data set"
+        return f"{category.name!r}, which is {'ambiguous' if named else 'no class'} in the data set"
     if says_thing and category.isthing != sets[0].isthing[same[0]]:
         kinds = ("stuff", "a thing")
         theirs, ours = kinds[category.isthing], kinds[not category.isthing]

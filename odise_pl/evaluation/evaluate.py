@@ -120,15 +120,15 @@ def score_predictions(config: DictConfig) -> Scores:
     trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # images are not used
     training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
     benchmarks: list[Benchmark] = []
-    facts: list[str] = []
+    fingerprints: list[str] = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
         predictor, measures = find_predictions(
             root, name, data.eval_names, classes, data.measures(name), data.vocabulary(name)
         )
         benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
-        facts += predictor.facts()
-    settings = _settings(config, predictions=facts)
+        fingerprints.append(predictor.fingerprint())
+    settings = _settings(config, predictions=fingerprints)
     about = {"predictions": str(root)}
     folder = evaluation_folder(Path(config.run_dir), ["predictions", root.resolve().name], settings)
     if trainer.is_global_zero:

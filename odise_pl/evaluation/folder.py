@@ -100,8 +100,8 @@ class FolderPredictor(nn.Module):
                 *(self.folder, _INSTANCES_JSON, len(duplicates), len(results), duplicates[0]),
             )
 
-    def facts(self) -> tuple[str, ...]:
-        """A fingerprint of the predictions: content of the JSON files; name, size and time of the maps."""
+    def fingerprint(self) -> str:
+        """A digest of the content of the JSON files, and of name, size and time of the maps."""
         digest = hashlib.sha256()
         for name in (_PANOPTIC_JSON, _INSTANCES_JSON):
             if (self.folder / name).exists():
@@ -110,7 +110,7 @@ class FolderPredictor(nn.Module):
             path for kind in (PANOPTIC, SEMANTIC) for path in (self.folder / kind).glob("*.png")
         ):
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-        return (digest.hexdigest(),)
+        return digest.hexdigest()
 
     @property
     def measures(self) -> tuple[str, ...]:

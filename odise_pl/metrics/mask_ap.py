@@ -70,11 +70,12 @@ def image_objects(
         [class, code, crowd, area] and ``detections`` of [class, code, score].
 
     Raises:
-        ValueError: sizes or lengths differ, a class is not a thing, or a score is non-finite.
+        ValueError: sizes differ, a class is not a thing, or a score is non-finite.
     """
     objects = _objects(truth, image)
-    _check_instances(found, image)
     check_same_size(found.masks, objects.masks, image)
+    if not found.scores.isfinite().all():
+        raise ValueError(f"the instances of {image} have a non-finite score")
     _check_classes([*found.labels.tolist(), *objects.labels.tolist()], isthing, image)
     labels, codes = objects.labels.tolist(), encode_masks(objects.masks)
     facts = zip(labels, codes, objects.crowd.int().tolist(), objects.areas.tolist(), strict=True)
@@ -143,20 +144,6 @@ def _objects(truth: PanopticSegmentation | TrueInstances, image: str) -> TrueIns
         crowd=torch.tensor([s.iscrowd for s in things], dtype=torch.bool, device=device),
         areas=masks.flatten(1).sum(1).double(),
     )
-
-
-def _check_instances(found: Instances, image: str) -> None:
-    count = len(found.masks)
-    if found.masks.dim() != 3 or found.labels.shape != (count,) or found.scores.shape != (count,):
-        shapes = [list(t.shape) for t in (found.labels, found.scores, found.masks)]
-        raise ValueError(
-            f"the instances of {image}: labels, scores and masks must be [M], [M] and [M, H, W], "
-            f"found {', '.join(map(str, shapes))}"
-        )
-    if found.masks.dtype != torch.bool:
-        raise ValueError(f"the instances of {image}: masks must be bool, found {found.masks.dtype}")
-    if not found.scores.isfinite().all():
-        raise ValueError(f"the instances of {image} have a non-finite score")
 
 
 def _check_classes(labels: Sequence[int], isthing: Sequence[bool], image: str) -> None:

@@ -97,9 +97,6 @@ class SegmentationMetrics:
         names: name of each class.
         seen: see :class:`EvaluationResult`.
         measures: what is measured, of :data:`MEASURES`.
-
-    Raises:
-        ValueError: there are no classes, or the lengths differ.
     """
 
     def __init__(
@@ -109,10 +106,6 @@ class SegmentationMetrics:
         seen: Sequence[bool] | None = None,
         measures: Sequence[str] = MEASURES,
     ) -> None:
-        if not isthing or len(isthing) != len(names):
-            raise ValueError(
-                f"{len(names)} class names for {len(isthing)} thing flags: give one of each per class"
-            )
         self.isthing, self.names = tuple(bool(flag) for flag in isthing), tuple(names)
         self.seen = None if seen is None else tuple(seen)
         self.measures = tuple(measures)
@@ -135,9 +128,6 @@ class SegmentationMetrics:
             ValueError: lengths differ, or from :func:`match`, :func:`image_objects` or
                 :func:`count_class_pixels`.
         """
-        if not len(predictions) == len(truths) == len(image_ids):
-            counts = f"{len(predictions)} predictions, {len(truths)} truths and {len(image_ids)} image ids"
-            raise ValueError(f"an update needs one of each per image, found {counts}")
         images = list(zip(predictions, truths, image_ids, strict=True))
         panoptic = [self._match(*image) for image in images] if "panoptic" in self.measures else []
         objects = [self._list_objects(*image) for image in images] if "instances" in self.measures else []

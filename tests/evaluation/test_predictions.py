@@ -397,15 +397,15 @@ def test_several_sets_need_folders_of_their_names(folder: Path, vocabulary: Voca
 
 
 def test_fingerprint_changes_with_every_file(folder: Path, vocabulary: Vocabulary) -> None:
-    facts = [FolderPredictor(folder, vocabulary).facts()]
+    found = [FolderPredictor(folder, vocabulary).fingerprint()]
     for name in (PANOPTIC_2, SEMANTIC_2):
         (folder / name).write_bytes(b"another")
-        facts.append(FolderPredictor(folder, vocabulary).facts())
+        found.append(FolderPredictor(folder, vocabulary).fingerprint())
     change(folder, "instances.json", lambda c: c.pop())
-    facts.append(FolderPredictor(folder, vocabulary).facts())
-    assert len(set(facts)) == 4
+    found.append(FolderPredictor(folder, vocabulary).fingerprint())
+    assert len(set(found)) == 4
     copied = shutil.copytree(folder, folder.with_name("copy"))
-    assert FolderPredictor(Path(copied), vocabulary).facts() == facts[-1], "independent of the folder"
+    assert FolderPredictor(Path(copied), vocabulary).fingerprint() == found[-1], "independent of the folder"
 
 
 def test_other_predictions_are_not_overwritten(folder: Path, vocabulary: Vocabulary) -> None:

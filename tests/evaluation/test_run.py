@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning
 import pytest
@@ -17,6 +18,8 @@ from torch import nn
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.evaluation.module import EvaluationModule
+from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.run import (
     Benchmark,
     EvaluationProgress,
@@ -201,24 +204,8 @@ def test_damaged_samples_are_counted_and_sets_without_others_refused(
         evaluate(shards, tmp_path / "none", [], predictions=None)
 
 
-def test_progress_bar_shows_the_set(benchmark_shards: Path, tmp_path: Path) -> None:
-    data = PanopticDataModule(val={"coco": str(benchmark_shards / "coco_val2017")}, num_workers=0)
-    seen: list[str] = []
-
-    class Watch(EvaluationProgress):
-        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-            seen.append(self.validation_description)
-            super().on_validation_end(trainer, pl_module)
-
-    benchmark = Benchmark(
-        "coco", data.vocabulary("coco"), data.measures("coco"), Predictor([], 99), data.loader_of("coco")
-    )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_model_summary=False,
-        callbacks=[SaveOnInterruption(), Watch()],
-        default_root_dir=tmp_path,
-    )
-    evaluate_all([benchmark], trainer, Output(tmp_path, "d", {}))
-    assert seen == ["coco"]
+def test_progress_bar_shows_the_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metrics, progress = SegmentationMetrics((True,), ("ball",)), Progress(tmp_path, "d")
+    module = EvaluationModule("coco", Predictor([], 0), metrics, Mock(), progress)
+    monkeypatch.setattr(EvaluationProgress, "trainer", Mock(lightning_module=module))
+    assert EvaluationProgress().validation_description == "coco"

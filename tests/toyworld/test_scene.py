@@ -17,18 +17,13 @@ def scenes(style: Style, count: int, seed: int = 0, world: World | None = None) 
     return [paint_scene(random, style, world) for _ in range(count)]
 
 
-def test_world_has_enough_categories_of_unique_names() -> None:
-    assert len(THINGS) >= 24
-    assert len(STUFF) >= 10
-    assert sum(thing.novel for thing in THINGS) >= 8
-    assert sum(stuff.novel for stuff in STUFF) >= 3
+def test_category_names_are_unique() -> None:
     names = [name for kind in (*THINGS, *STUFF) for name in (kind.name, *kind.synonyms)]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.name)
-def test_drawings_stay_in_their_frame(thing: object) -> None:
-    for shape, paint, numbers in thing.parts:  # type: ignore[attr-defined]
+def test_drawings_stay_in_their_frame() -> None:
+    for shape, paint, numbers in (part for thing in THINGS for part in thing.parts):
         assert np.abs(outline(shape, numbers)).max() <= 1.1
         assert isinstance(paint, float) or paint in COLOURS
 
