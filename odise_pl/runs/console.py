@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 _LIBRARIES = r"(lightning|torch|transformers|diffusers|open_clip|huggingface_hub)\b"
 
 
 def quiet_libraries() -> None:
-    """Hide advertisements, deprecation warnings and progress bars of libraries, but not their errors."""
+    """Hide advertisements, deprecation warnings and progress bars of libraries, but not their errors.
+
+    Call it before anything imports torch.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once
     import diffusers
     import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
     import transformers
@@ -17,9 +22,8 @@ def quiet_libraries() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print the same lines
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(
-        logging.INFO
-    )  # reports ranks that died
+    # reports ranks that died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=_LIBRARIES)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in (transformers, diffusers):
