@@ -42,8 +42,8 @@ def test_invalid_number_of_clusters_is_named(clusters: int) -> None:
         cluster(torch.rand(2, 3, 4), clusters)
 
 
-@pytest.mark.parametrize("tap", TAPS)
-def test_every_tap_equals_the_backbone(tap: str) -> None:
+@pytest.mark.parametrize("tap", ["encoder.2", "unet.up.0", "decoder.1"])
+def test_tap_equals_the_backbone(tap: str) -> None:
     torch.manual_seed(0)
     reader = FeatureReader(BackboneSettings(architecture=tiny_models.SD1), 100, tap, 64)
     image = Image.effect_noise((130, 60), 100).convert("RGB")
