@@ -99,7 +99,7 @@ def test_command_writes_and_prints_segments(checkpoint: Path, photos: list[Path]
         ({"checkpoint": "nothing.ckpt"}, "nothing.ckpt"),
         ({"pictures": "nothing.jpg", "checkpoint": "nothing.ckpt"}, "nothing.jpg"),
         ({"pictures": str(Path(__file__).parent)}, "no picture"),
-        ({"words": "ball,,box"}, "comma"),
+        ({"words": "ball,,box"}, "vocabulary 'custom'"),
         ({"words": "nonsense.txt"}, "nonsense.txt"),
         ({"out": __file__}, "--out"),
         ({"setting": "model=odise_label"}, "model: not a setting"),
