@@ -1,6 +1,6 @@
-"""``odise COMMAND``: every command of the project.
+"""``odise COMMAND``: all commands of the project.
 
-The commands lie in their rooms, in modules named ``command`` that import nothing heavy: ``--help`` is quick.
+Each folder defines its own in a module ``command``, which imports nothing heavy so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ app.add_typer(toyworld.app, name="toyworld")
 
 
 def main() -> None:
-    """Run the command; an error that its user can fix ends with its message alone."""
+    """Run the command; report errors that the user can fix as one message."""
     with report_user_errors():
         app()

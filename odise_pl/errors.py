@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and how a program ends with one."""
+"""Errors that a user can fix, and how a program reports them."""
 
 from __future__ import annotations
 
@@ -6,59 +6,55 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Raised by libraries for options that cannot be, which are not imported here: they would bring torch along.
-_OF_LIBRARIES = ("MisconfigurationException", "MissingMandatoryValue")
+# Raised by libraries for invalid options. Known by name, because importing the classes would load torch.
+_LIBRARY_ERRORS = ("MisconfigurationException", "MissingMandatoryValue")
 
 
 class UserError(Exception):
-    """Its message says what is wrong and the way out; no traceback is needed to act on it."""
+    """An error whose message says what is wrong and how to fix it; shown without a traceback."""
 
 
 class SettingError(UserError, ValueError):
-    """A configuration value is out of range; the message names the option."""
+    """An option has a value that cannot be used; the message names the option."""
 
 
 def check_number(name: str, value: object, least: float = 0, whole: bool = True) -> None:
-    """Raise SettingError unless a setting is a number of ``least`` or more.
+    """Raise SettingError unless ``value`` is a number, or with ``whole`` an integer, of at least ``least``.
 
-    Args:
-        name: the setting as on the command line.
-        value: what it was set to.
-        least: the least allowed value.
-        whole: whether it has to be an integer.
+    ``name`` is the setting as on the command line.
     """
     wanted = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted) or value < least:
-        raise SettingError(f"{name}={value} must be a {'whole ' if whole else ''}number, {least} or more")
+        raise SettingError(
+            f"{name}={value} must be {'an integer' if whole else 'a number'} of at least {least}"
+        )
 
 
-def user_error(error: BaseException | None) -> BaseException | None:
-    """The user error in a chain of causes; libraries wrap what our constructors raise."""
-    seen: set[int] = set()  # an error raised while another is handled may close a circle
+def find_user_error(error: BaseException | None) -> BaseException | None:
+    """The first user error in a chain of causes: libraries wrap what our constructors raise."""
+    seen: set[int] = set()  # chains may be circular
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, UserError) or type(error).__name__ in _OF_LIBRARIES:
+        if isinstance(error, UserError) or type(error).__name__ in _LIBRARY_ERRORS:
             return error
         if type(error).__name__ == "InstantiationException" and "unexpected keyword argument" in str(error):
-            return error  # a setting that this version does not know; the message names it and its place
+            return error  # an unknown setting; the message names it and its place
         error = error.__cause__ or error.__context__
     return None
 
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """End the program with ``error: MESSAGE`` and status 1 when the user can fix it; 130 after Ctrl-C."""
+    """Exit with ``error: MESSAGE`` and status 1 after an error that the user can fix; 130 after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except OSError as error:
-        if user_error(error) is None and error.filename is None:
-            raise
-        raise SystemExit(f"error: {user_error(error) or error}") from error
     except Exception as error:
-        known = user_error(error)
+        known = find_user_error(error)
+        if known is None and isinstance(error, OSError) and error.filename is not None:
+            known = error  # its message names the file
         if known is None:
             raise
         raise SystemExit(f"error: {known}") from error

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names that stay in their folder."""
+"""Atomic writing of files, and safe file names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _NOT_PLAIN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether what a file gives as a name is that of a file in a folder, and of nothing outside of it."""
+    """Whether a name read from a file is a plain file name, which cannot point outside its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not _NOT_PLAIN.search(name)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes ``path`` when the block ends, flushed to disk; an error leaves no trace.
+    """Open a temporary binary file that replaces ``path`` at the end of the block, flushed to disk.
 
     Raises:
-        OSError: the folder is missing, cannot be written or is full; a file that was there is as it was.
+        OSError: the folder is missing, not writable or full. After any error ``path`` is unchanged.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,4 +1,4 @@
-"""The command line: what it offers, and that help is quick."""
+"""The command line: fast help, unknown options, user errors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_help_imports_nothing_heavy(command: str | None) -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_unknown_options_are_refused() -> None:
+def test_unknown_option_is_named() -> None:
     done = CliRunner().invoke(app, ["predict", "net.ckpt", "a.jpg", "--words", "dog", "--nonsense"])
     assert done.exit_code == 2
     assert "--nonsense" in done.output
 
 
-def test_user_errors_end_with_their_message_alone() -> None:
+def test_user_error_has_no_traceback() -> None:
     command = [sys.executable, "-m", "odise_pl", "report", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

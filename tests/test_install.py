@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, used from an empty folder."""
+"""The wheel, installed into a fresh environment and used in an empty folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def odise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed command; libraries are those of the tests, without this package."""
+    """The installed command, with the libraries of the tests."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True)
@@ -33,7 +33,7 @@ def odise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "env" / "bin" / "odise"
 
 
-def test_an_installed_package_works_in_an_empty_folder(odise: Path, tmp_path: Path) -> None:
+def test_installed_package_works_in_an_empty_folder(odise: Path, tmp_path: Path) -> None:
     make_scenes(tmp_path / "coco", 8)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -44,7 +44,7 @@ def test_an_installed_package_works_in_an_empty_folder(odise: Path, tmp_path: Pa
             [odise, *arguments], cwd=empty, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{ROOT}/odise_pl" not in done.stderr, "something of the repository was used"
+        assert f"{ROOT}/odise_pl" not in done.stderr, "the repository was used"
 
     run("prepare", "coco", "--root", "../coco", "--split", "train2017", "--out", "shards", "--workers", "1")
     data = ["data.train=shards", "data.val=shards", "data.num_workers=0", "data.limit_samples=2"]

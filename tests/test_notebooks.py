@@ -1,4 +1,4 @@
-"""Every notebook runs, on a network of the demo with random weights."""
+"""Every notebook runs on a demo network with random weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_notebook_runs(path: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_kept_with_its_outputs(path: Path) -> None:
+def test_notebook_has_outputs(path: Path) -> None:
     assert _count_pictures(nbformat.read(path, as_version=4)) >= 4
     assert path.stat().st_size <= MOST_BYTES
 

@@ -1,4 +1,4 @@
-"""What has to hold of the repository as a whole."""
+"""Properties of the repository as a whole."""
 
 import os
 import re
@@ -25,7 +25,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, socket, sys
 
 def refuse(*args, **kwargs):
-    raise AssertionError(f"the network was asked for at import: {args[1:]}")
+    raise AssertionError(f"network access at import: {args[1:]}")
 
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 import odise_pl
@@ -33,13 +33,13 @@ for module in pkgutil.walk_packages(odise_pl.__path__, "odise_pl."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 import torch
-assert not torch.cuda.is_initialized(), "the GPU was taken at import"
+assert not torch.cuda.is_initialized(), "CUDA was initialised at import"
 """
 
 
 def tracked_files() -> list[Path]:
     if not (ROOT / ".git").exists():
-        pytest.skip("not a checkout: nothing says which files are tracked")
+        pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
@@ -48,7 +48,7 @@ def pins() -> dict[str, Version]:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     exact = [re.fullmatch(r"([A-Za-z0-9._-]+)==([^\s;]+)", line) for line in lines]
     assert lines
-    assert all(exact), "the lock holds nothing but exact pins"
+    assert all(exact), "the lock has only exact pins"
     return {canonicalize_name(match[1]): Version(match[2]) for match in exact if match}
 
 
@@ -59,7 +59,7 @@ def requirements() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_no_tracked_file_knows_a_machine(what: str) -> None:
+def test_tracked_files_name_no_machine(what: str) -> None:
     pattern = re.compile(FORBIDDEN[what])
     found = []
     for path in tracked_files():
@@ -68,8 +68,7 @@ def test_no_tracked_file_knows_a_machine(what: str) -> None:
     assert not found, f"{what}: {found}"
 
 
-def test_nothing_lies_about() -> None:
-    """A test or a tool that wrote into the checkout has been committed with it before."""
+def test_top_level_has_no_stray_files() -> None:
     top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
     folders = {"odise_pl", "conf", "data", "docs", "notebooks", "scripts", "tests", ".ci"}
     files = {"train.py", "evaluate.py", "environment.yml", "requirements.lock", "pyproject.toml"}
@@ -77,12 +76,12 @@ def test_nothing_lies_about() -> None:
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
-def test_the_lock_satisfies_the_ranges(requirement: Requirement) -> None:
+def test_lock_satisfies_the_ranges(requirement: Requirement) -> None:
     version = pins()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version), f"{version} is not {requirement.specifier}"
 
 
-def test_the_conda_environment_is_the_lock() -> None:
+def test_conda_environment_uses_the_lock() -> None:
     environment = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yml"))
     assert isinstance(environment, dict)
     *conda, pip = environment["dependencies"]
@@ -90,7 +89,7 @@ def test_the_conda_environment_is_the_lock() -> None:
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
 
 
-def test_the_pipeline_runs_lint_and_tests() -> None:
+def test_pipeline_runs_lint_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert {"set -euo pipefail", "make lint", "make test COVERAGE=85"} <= set(
@@ -98,10 +97,10 @@ def test_the_pipeline_runs_lint_and_tests() -> None:
     )
 
 
-def test_every_module_imports_without_network() -> None:
+def test_modules_import_without_network() -> None:
     subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, check=True)
 
 
-def test_the_package_itself_does_not_import_torch() -> None:
+def test_package_does_not_import_torch() -> None:
     code = "import sys, odise_pl; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odise_pl.errors import SettingError, user_error
+from odise_pl.errors import SettingError, find_user_error
 
 _ROOT = "odise_pl.models.build.build_odise"
 TARGETS = frozenset(
@@ -112,7 +112,7 @@ class Network:
         except Exception as error:
             cause = error.__cause__ or error
             damage = isinstance(cause, TypeError | AttributeError | OmegaConfBaseException)
-            if (known := user_error(error)) is not None:
+            if (known := find_user_error(error)) is not None:
                 raise known from error
             if not damage:
                 raise

@@ -1,4 +1,4 @@
-"""What the category ids of a prediction file stand for, by the list that the file itself has."""
+"""Match the categories that a prediction file lists to the classes of a data set."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from odise_pl.vocabulary import Category, Vocabulary, VocabularyError, normalise
 
 
 def match_listed(listed: Any, sets: Sequence[Vocabulary]) -> dict[int, int | str]:
-    """The class index of each id that a file's ``categories`` list, or the reason why it has none.
+    """The class index of each category id, or the reason why no class matches.
 
-    Classes are matched by name: ids of one list say nothing in another. Where several classes have the name,
-    the one of the same id is meant.
+    Categories are matched by name, because every list may number them in its own way. If several classes have
+    the name, the id decides.
 
     Args:
         listed: ``categories`` of the file.
-        sets: the classes of the data set, under each of the names that they may be called by.
+        sets: the classes of the data set, under each of their sets of names.
 
     Raises:
-        DataError: the list is damaged or has an id twice.
+        DataError: the list is damaged or has a duplicate id.
     """
     if not isinstance(listed, list):
-        raise DataError("categories is no list")
+        raise DataError("categories is not a list")
     found: dict[int, int | str] = {}
     for item in listed:
-        category = _parsed(item)
+        category = _parse(item)
         if category.id in found:
-            raise DataError(f"categories has the id {category.id} twice")
+            raise DataError(f"categories has the duplicate id {category.id}")
         match = _match(category, "isthing" in item, sets)
         if isinstance(match, int) and match in found.values():
-            match = f"{category.name!r}, whose class another category of this file has"
+            match = f"{category.name!r}, and another category of the file has the same class"
         found[category.id] = match
     return found
 
 
-def _parsed(item: Any) -> Category:
+def _parse(item: Any) -> Category:
     try:
         fields.integer(item, "id")
         fields.flag(item, "isthing", True)
@@ -48,19 +48,19 @@ def _parsed(item: Any) -> Category:
 
 
 def _match(category: Category, says_thing: bool, sets: Sequence[Vocabulary]) -> int | str:
-    same = _called(category.name, sets)
-    if len(same) > 1:
-        same = [index for index in same if sets[0].categories[index].id == category.id]
+    named = _find_by_name(category.name, sets)
+    same = [i for i in named if len(named) == 1 or sets[0].categories[i].id == category.id]
     if len(same) != 1:
-        return f"{category.name!r}, which names no one class of the data set"
+        return f"{category.name!r}, which is {'ambiguous' if named else 'no class'} in the data set"
     if says_thing and category.isthing != sets[0].isthing[same[0]]:
         kinds = ("stuff", "a thing")
-        return f"{category.name!r}, {kinds[category.isthing]} here and {kinds[not category.isthing]} there"
+        theirs, ours = kinds[category.isthing], kinds[not category.isthing]
+        return f"{category.name!r}, which is {theirs} in the file and {ours} in the data set"
     return same[0]
 
 
-def _called(name: str, sets: Sequence[Vocabulary]) -> list[int]:
-    """The classes of a name; their synonyms count where no main name does."""
+def _find_by_name(name: str, sets: Sequence[Vocabulary]) -> list[int]:
+    """Classes with this name, or if there are none, with this synonym."""
     every = list(zip(*(vocabulary.categories for vocabulary in sets), strict=True))
     main = [{normalise_name(x) for c in one for x in (c.name, c.official)} for one in every]
     synonyms = [{normalise_name(x) for c in one for x in c.synonyms} for one in every]

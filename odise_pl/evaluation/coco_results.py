@@ -1,7 +1,7 @@
 """COCO's result formats: panoptic JSON and PNGs, and instance results.
 
-https://cocodataset.org/#format-results. What is written here, panopticapi and pycocotools read. Semantic
-maps, for which COCO has no such format, are grey PNGs of class indices.
+https://cocodataset.org/#format-results. panopticapi and pycocotools read these files. COCO has no format for
+semantic maps: they are grey PNGs of class indices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from odise_pl.data.label_maps import encode_semantic
 from odise_pl.data.segments import describe_segments
 from odise_pl.errors import UserError
 from odise_pl.structures import Instances, PanopticSegmentation
@@ -22,13 +21,13 @@ PANOPTIC, INSTANCES, SEMANTIC = "panoptic", "instances", "semantic"  # PANOPTIC.
 
 
 class PredictionError(UserError, ValueError):
-    """Predictions in a folder are missing, damaged or do not fit the data."""
+    """Predictions in a folder are missing or damaged, or do not match the data set."""
 
 
 def panoptic_annotation(
     panoptic: PanopticSegmentation, vocabulary: Vocabulary, image_id: int, file_name: str
 ) -> tuple[dict[str, Any], NDArray[np.int32]]:
-    """The annotation of a map and the map of its ids, int32 [H, W]."""
+    """The annotation of a panoptic map, and its ids, int32 [H, W]."""
     ids = panoptic.ids.cpu().numpy().astype(np.int32, copy=False)
     scores = {segment.id: segment.score for segment in panoptic.segments}
     categories = {segment.id: segment.category for segment in panoptic.segments}
@@ -48,8 +47,8 @@ def panoptic_annotation(
 
 
 def instance_results(instances: Instances, vocabulary: Vocabulary, image_id: int) -> list[dict[str, Any]]:
-    """The scored objects of an image, with compressed run-length codes."""
-    # one at a time: all of a large image are gigabytes
+    """The scored objects of an image, their masks as compressed run-length codes."""
+    # one at a time: all masks of a large image take gigabytes
     codes = [mask_api.encode(np.asfortranarray(mask.byte().cpu().numpy())) for mask in instances.masks]
     facts = zip(instances.labels.tolist(), instances.scores.double().tolist(), codes, strict=True)
     return [
@@ -61,8 +60,3 @@ def instance_results(instances: Instances, vocabulary: Vocabulary, image_id: int
         }
         for label, score, code in facts
     ]
-
-
-def semantic_png(classes: Any) -> bytes:
-    """A class map [H, W], -1 for none, as a grey PNG of 16 bits."""
-    return encode_semantic(classes.cpu().numpy())

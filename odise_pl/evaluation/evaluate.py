@@ -1,4 +1,4 @@
-"""Evaluation as a program: ``odise evaluate``, ``python evaluate.py``."""
+"""The program behind ``odise evaluate`` and ``python evaluate.py``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Scores = dict[str, dict[str, float]]
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Check first, then evaluate."""
+    """Check the settings, then evaluate a checkpoint or a folder of predictions."""
     watch_first_process()
     with report_errors():
         check_evaluation(config)
@@ -56,10 +56,10 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
 
     Args:
         config: composed from ``conf/evaluate.yaml``.
-        overrides: the command line: settings of the network that it names win over the checkpoint's.
+        overrides: the command line; network settings in it replace the checkpoint's.
 
     Returns:
-        fractions by set and metric; in a sweep, nothing if this very evaluation is finished.
+        fractions by set and metric; empty if a sweep skips this evaluation because it is finished.
     """
     from odise_pl.checkpoints.io import load_weights
     from odise_pl.checkpoints.reading import describe
@@ -80,7 +80,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     model = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
     subject = {"network": model, **_sides(network), "weights": described.digest, "step": described.step}
     settings = _settings(config, **subject)
-    folder = evaluation_folder(Path(config.run_dir), _words(config, about), settings)
+    folder = evaluation_folder(Path(config.run_dir), _folder_words(config, about), settings)
     if in_sweep() and is_finished(folder, settings):
         _log.info("%s is finished: skipped", folder)
         return {}
@@ -107,24 +107,28 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
 
 
 def score_predictions(config: DictConfig) -> Scores:
-    """Score a folder of predictions of any model on every evaluation set; returns as :func:`evaluate`."""
+    """Score a folder of predictions of any model on every evaluation set.
+
+    Returns:
+        fractions by set and metric.
+    """
     from odise_pl.evaluation.folder import find_predictions
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
     from odise_pl.vocabulary import load_vocabulary
 
     root = Path(config.predictions)
-    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # images are not looked at
+    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # images are not used
     training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
     benchmarks: list[Benchmark] = []
-    facts: list[str] = []
+    fingerprints: list[str] = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
         predictor, measures = find_predictions(
             root, name, data.eval_names, classes, data.measures(name), data.vocabulary(name)
         )
         benchmarks.append(Benchmark(name, classes, measures, predictor, data.loader_of(name), training))
-        facts += predictor.facts()
-    settings = _settings(config, predictions=facts)
+        fingerprints.append(predictor.fingerprint())
+    settings = _settings(config, predictions=fingerprints)
     about = {"predictions": str(root)}
     folder = evaluation_folder(Path(config.run_dir), ["predictions", root.resolve().name], settings)
     if trainer.is_global_zero:
@@ -137,19 +141,19 @@ def score_predictions(config: DictConfig) -> Scores:
 def _network(
     config: DictConfig, record: Mapping[str, Any] | None, overrides: Sequence[str], source: str
 ) -> Network:
-    """The network of a checkpoint's description, changed by what the command line names."""
-    own = Network.of_config(config)
+    """The network that a checkpoint describes, with the settings of the command line."""
+    composed = Network.of_config(config)
     if record is None:
-        return own
+        return composed
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
     if "model" in named:
-        return own
+        return composed
     changes = {
-        key: OmegaConf.select(OmegaConf.create(dict(own.model)), place)
+        key: OmegaConf.select(OmegaConf.create(dict(composed.model)), place)
         for key in named
         if (place := model_key(key)) is not None
     }
-    changes |= {f"data.{name}": config.data[name] for name in _sides(own) if f"data.{name}" in named}
+    changes |= {f"data.{name}": config.data[name] for name in _sides(composed) if f"data.{name}" in named}
     return read_record(record, source, named).changed(changes)
 
 
@@ -158,17 +162,15 @@ def _sides(network: Network) -> dict[str, int]:
 
 
 def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
-    """All that the scores depend on."""
-    plain: Any = OmegaConf.to_container(config.data, resolve=True)
-    data = {key: value for key, value in plain.items() if key not in ("train", *_sides(Network({}, (0, 0))))}
-    precision, vocabulary = config.trainer.precision, OmegaConf.to_container(config.vocabulary, resolve=True)
-    kept = config.save_predictions
+    """Everything that the scores depend on."""
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    network = ("train", "eval_short_side", "eval_long_side")  # unused, and given by the network
     return {
         **subject,
-        "data": data,
-        "vocabulary": vocabulary,
-        "precision": precision,
-        "save_predictions": kept,
+        "data": {key: value for key, value in data.items() if key not in network},
+        "vocabulary": OmegaConf.to_container(config.vocabulary, resolve=True),
+        "precision": config.trainer.precision,
+        "save_predictions": config.save_predictions,
     }
 
 
@@ -176,8 +178,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _words(config: DictConfig, about: Mapping[str, Any]) -> list[str]:
-    """What the folder of an evaluation is called after: sets, classifier, step."""
+def _folder_words(config: DictConfig, about: Mapping[str, Any]) -> list[str]:
+    """The parts of an evaluation's folder name: sets, classifier, step."""
     sets = parse_eval_sets(config.data.val)
     unnamed = isinstance(config.data.val, str)
     names = [Path(source).name if unnamed else name for name, source in sets.items()]
@@ -192,7 +194,7 @@ def _trainer(config: DictConfig) -> lightning.Trainer:
     from odise_pl.evaluation.run import SaveOnInterruption
 
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        # sums depend on the number of threads: Lightning would give several ranks fewer of them than one rank
+        # sums depend on the number of threads, and Lightning gives each of several ranks fewer of them
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -31,7 +31,6 @@ from odise_pl.vocabulary import Vocabulary, VocabularyError
 
 _log = logging.getLogger(__name__)
 _PANOPTIC_JSON, _INSTANCES_JSON = f"{PANOPTIC}.json", f"{INSTANCES}.json"
-# What a folder has to hold for each measure.
 _EXPECTED = {
     "panoptic": f"{_PANOPTIC_JSON} with {PANOPTIC}/*.png",
     "instances": _INSTANCES_JSON,
@@ -40,15 +39,15 @@ _EXPECTED = {
 
 
 class FolderPredictor(nn.Module):
-    """Predictions that lie in a folder.
+    """Reads predictions from a folder.
 
     Args:
-        folder: holds some of ``panoptic.json`` with ``panoptic/*.png``, ``instances.json`` and
+        folder: contains some of ``panoptic.json`` with ``panoptic/*.png``, ``instances.json`` and
             ``semantic/KEY.png`` (grey, class indices), as
             :class:`~odise_pl.evaluation.writer.PredictionWriter` writes them.
-        vocabulary: classes of the data set; the files carry its ids, unless ``panoptic.json`` has
-            ``categories`` of its own, which are matched by name.
-        own: the same classes under the data set's own names, where ``vocabulary`` has others.
+        vocabulary: classes of the data set. The files use its category ids, unless ``panoptic.json`` lists
+            ``categories``, which are matched by name.
+        own: the same classes under the data set's own names, if ``vocabulary`` has others.
 
     Raises:
         PredictionError: a JSON file is damaged.
@@ -57,10 +56,10 @@ class FolderPredictor(nn.Module):
     def __init__(self, folder: Path, vocabulary: Vocabulary, own: Vocabulary | None = None) -> None:
         super().__init__()
         self.folder, self.vocabulary = folder, vocabulary
-        # what the ids of panoptic.json mean, if it says so itself
+        # classes by category id, if panoptic.json lists categories
         self._listed: dict[int, int | str] | None = None
         self._panoptic: dict[int, Any] | None = None
-        # with their places in the file
+        # results with their positions in the file, by image
         self._instances: dict[int, list[tuple[int, Any]]] | None = None
         with self._reading(_PANOPTIC_JSON):
             if (content := self._json(_PANOPTIC_JSON)) is not None:
@@ -72,7 +71,7 @@ class FolderPredictor(nn.Module):
                 self._instances = self._results_by_image(content)
 
     def _json(self, name: str) -> Any:
-        """The content of a file; None if there is none."""
+        """The content of a file; None if it does not exist."""
         path = self.folder / name
         return fields.parse_json(path.read_bytes()) if path.exists() else None
 
@@ -86,7 +85,7 @@ class FolderPredictor(nn.Module):
         return found
 
     def _report_duplicates(self, results: Sequence[Any]) -> None:
-        """COCO's format allows duplicate results, and its rules count them as wrong."""
+        """Warn of duplicate results, which COCO's format allows and its rules count as false."""
         seen: set[str] = set()
         duplicates = []
         for number, result in enumerate(results):
@@ -96,13 +95,13 @@ class FolderPredictor(nn.Module):
             seen.add(fact)
         if duplicates:
             _log.warning(
-                "%s/%s: %d of %d results are duplicates (same image, category, mask and score), entry %d the "
-                "first; by COCO's rules they count as false: were two lists joined?",
+                "%s/%s: %d of %d results are duplicates (same image, category, mask and score), first entry "
+                "%d; by COCO's rules they count as false: remove them if two lists were joined by mistake",
                 *(self.folder, _INSTANCES_JSON, len(duplicates), len(results), duplicates[0]),
             )
 
-    def facts(self) -> tuple[str, ...]:
-        """What tells these predictions from others: content of JSON files; name, size and time of maps."""
+    def fingerprint(self) -> str:
+        """A digest of the content of the JSON files, and of name, size and time of the maps."""
         digest = hashlib.sha256()
         for name in (_PANOPTIC_JSON, _INSTANCES_JSON):
             if (self.folder / name).exists():
@@ -111,11 +110,11 @@ class FolderPredictor(nn.Module):
             path for kind in (PANOPTIC, SEMANTIC) for path in (self.folder / kind).glob("*.png")
         ):
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-        return (digest.hexdigest(),)
+        return digest.hexdigest()
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What the folder has predictions for, of :data:`~odise_pl.vocabulary.MEASURES`."""
+        """The :data:`~odise_pl.vocabulary.MEASURES` that the folder has predictions for."""
         found = {
             "panoptic": self._panoptic is not None,
             "instances": self._instances is not None,
@@ -124,29 +123,27 @@ class FolderPredictor(nn.Module):
         return tuple(name for name, there in found.items() if there)
 
     def check_images(self, result: EvaluationResult) -> None:
-        """Refuse predictions of images that the data set does not have: they are of another set.
-
-        As many as the set has samples that cannot be read may be theirs.
+        """Refuse predictions of another data set.
 
         Args:
-            result: of the whole set.
+            result: of the whole set. Its skipped samples may have predictions.
 
         Raises:
-            PredictionError: there are more.
+            PredictionError: more images than that are not in the data set.
         """
         for name, found in ((_PANOPTIC_JSON, self._panoptic), (_INSTANCES_JSON, self._instances)):
             unknown = sorted(set(found or ()) - result.image_ids)
             if len(unknown) > result.left_out:
                 raise self._error(
                     name,
-                    f"{len(unknown)} images are not in the data set, image_id {unknown[0]} the first",
+                    f"{len(unknown)} images are not in the data set, first image_id {unknown[0]}",
                 )
 
     def forward(self, batch: Batch) -> list[Prediction]:
         """Read the predictions of a batch.
 
         Raises:
-            PredictionError: one is missing, damaged, or has a category that the vocabulary lacks.
+            PredictionError: one is missing or damaged, or has an unknown category.
         """
         images = zip(batch.keys, batch.image_ids, batch.original_sizes, strict=True)
         return [
@@ -176,14 +173,14 @@ class FolderPredictor(nn.Module):
         return Segment(fields.integer(info, "id"), category, self.vocabulary.isthing[category])
 
     def _category(self, category_id: int) -> int:
-        """The class of an id in panoptic.json."""
+        """The class of a category id in panoptic.json."""
         if self._listed is None:
             return self.vocabulary.index_of(category_id)
         found = self._listed.get(category_id, "not in the file's categories")
         if isinstance(found, str):
             raise DataError(
-                f"category_id {category_id} is {found}; use the data set's names, or remove categories from "
-                "the file if its ids are the data set's"
+                f"category_id {category_id} is {found}: use the data set's names, or remove categories from "
+                "the file if it uses the data set's ids"
             )
         return found
 
@@ -203,9 +200,9 @@ class FolderPredictor(nn.Module):
         )
 
     def _category_of_instance(self, category_id: int) -> int:
-        """The class of an id in instances.json, which lists no categories.
+        """The class of a category id in instances.json, which lists no categories.
 
-        An id that panoptic.json reads otherwise may be meant either way.
+        An id with another meaning in panoptic.json is ambiguous.
         """
         index = self.vocabulary.index_of(category_id)
         if self._listed is not None and self._listed.get(category_id, index) != index:
@@ -230,7 +227,7 @@ class FolderPredictor(nn.Module):
 
     @contextmanager
     def _reading(self, where: str) -> Iterator[None]:
-        """Errors of reading a file name the folder and the place in it."""
+        """Let errors name the folder, file and entry that is read."""
         try:
             yield
         except FileNotFoundError as error:
@@ -268,20 +265,19 @@ def find_predictions(
     measures: Sequence[str],
     own: Vocabulary | None = None,
 ) -> tuple[FolderPredictor, tuple[str, ...]]:
-    """The predictions of an evaluation set, and what can be measured on them.
+    """The predictions of an evaluation set, and the measures that can be computed from them.
 
     Args:
-        root: holds a folder ``name``, or the predictions themselves if there is one set only.
+        root: contains a folder ``name``, or for a single set the predictions themselves.
         name: of the set.
         sets: names of all sets.
-        vocabulary: classes of the set.
-        measures: what the truth is complete for.
-        own: see :class:`FolderPredictor`.
+        vocabulary, own: see :class:`FolderPredictor`.
+        measures: those that the ground truth allows.
 
     Raises:
-        PredictionError: there are none of the right kind.
+        PredictionError: there are none for any measure.
     """
-    # the folder of a set called panoptic or semantic is none if it holds only maps
+    # a folder that contains only maps is not that of a set called panoptic or semantic
     entries = (_PANOPTIC_JSON, _INSTANCES_JSON, SEMANTIC)
     nested = len(sets) > 1 or any((root / name / entry).exists() for entry in entries)
     folder = root / name if nested else root
@@ -292,5 +288,5 @@ def find_predictions(
         raise PredictionError(f"{folder} has no predictions for {name}: expected {expected}")
     missing = [measure for measure in measures if measure not in possible]
     if missing:
-        _log.info("%s: %s not measured, %s has no predictions for it", name, " and ".join(missing), folder)
+        _log.info("%s: %s skipped, because %s has no predictions", name, " and ".join(missing), folder)
     return predictor, possible

@@ -1,4 +1,4 @@
-"""The evaluation of one set: predict, score, keep progress."""
+"""The evaluation of one set: predict, score, save progress."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
 _log = logging.getLogger(__name__)
-# The loader of a rank: rank, number of ranks, batches that are done.
+# Makes the loader of a rank from (rank, number of ranks) and the finished batches.
 MakeLoader = Callable[[tuple[int, int], frozenset[int]], EvalLoader]
 
 
 class EvaluationModule(lightning.LightningModule):
-    """What the trainer validates; afterwards :attr:`result` is the same on every rank.
+    """Validated by the trainer; afterwards :attr:`result` is the same on every rank.
 
     Args:
         name: of the set.
         predictor: predicts every image of a batch at its original size.
         metrics: of the set.
         loader: makes the loader of a rank.
-        progress: what earlier runs have done, and where this one saves what it does.
-        writer: keeps the predictions; None: they are only scored.
+        progress: of this evaluation and its interrupted runs.
+        writer: saves the predictions; None: they are only scored.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class EvaluationModule(lightning.LightningModule):
         self._interruption = Interruption()
 
     def configure_model(self) -> None:
-        """Give the network the weights that this process holds."""
+        """Place the network, sharded if the strategy shards it."""
         place_all(self.predictor, self.trainer)
 
     def val_dataloader(self) -> EvalLoader:
-        """What is left for this rank; called when all ranks are there."""
+        """The unfinished batches of this rank; every rank must call this."""
         place = (self.trainer.global_rank, self.trainer.world_size)
         self._discard_lost()
         done = self._progress.restore(self.metrics, *place)
@@ -64,33 +64,33 @@ class EvaluationModule(lightning.LightningModule):
         return self._loader(place, done)
 
     def _discard_lost(self) -> None:
-        """Start the set again if predictions were to be kept and are missing."""
+        """Restart the set if saved predictions are missing."""
         if self.writer is None:
             return
         done = self._progress.done()
         missing = self.writer.missing(done)
-        self.trainer.strategy.barrier()  # every rank has seen the same before one changes it
+        self.trainer.strategy.barrier()  # every rank has looked before one changes anything
         if missing is not None:
-            _log.warning("%s of the interrupted evaluation is missing: %s starts again", missing, self.name)
+            _log.warning("%s of the interrupted evaluation is missing: %s restarts", missing, self.name)
         if self.trainer.is_global_zero and (missing is not None or not done):
             self._progress.discard()
             self.writer.start()
         self.trainer.strategy.barrier()
 
     def on_validation_start(self) -> None:
-        """From now on there is something to save."""
+        """Save progress on signals from now on."""
         self._interruption.listen(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and score a batch; predictions are on disk before the batch counts as done."""
-        predictions = self.predictor(batch)  # of none, too: other ranks may wait for it
+        predictions = self.predictor(batch)  # even if the batch is empty: other ranks may wait
         if batch.number < 0:
             return
         if self.writer is not None:
             self.writer.write(batch, predictions)
         with self._interruption.held():
             self._score(batch, predictions)
-            self._progress.note(batch.number, self.metrics, self.global_rank)
+            self._progress.add(batch.number, self.metrics, self.global_rank)
 
     def _score(self, batch: Batch, predictions: list[Prediction]) -> None:
         truths = [truth for truth in batch.truths if truth is not None]
@@ -102,19 +102,19 @@ class EvaluationModule(lightning.LightningModule):
         self.metrics.skip(batch.left_out)
 
     def on_validation_epoch_end(self) -> None:
-        """The result over all ranks and runs."""
+        """Compute the result over all ranks and interrupted runs."""
         result = self.metrics.compute()
         if result.left_out and not result.num_images:
-            raise DataError("no sample can be read: all shards are damaged or without labels")
+            raise DataError(f"{self.name}: no sample can be read: all are damaged or without labels")
         if isinstance(self.predictor, FolderPredictor):
             self.predictor.check_images(result)
         if self.writer is not None:
             self.trainer.strategy.barrier()
             if self.trainer.is_global_zero:
                 self.writer.finish(result.num_images)
-        self.result = result  # from here on there is nothing left to save
+        self.result = result  # nothing left to save
 
     def save(self) -> None:
-        """Save what was done."""
+        """Save progress, unless the set is finished."""
         if self.result is None:
             self._progress.save(self.metrics, self.global_rank)

@@ -1,4 +1,4 @@
-"""Predictions of the network; those that lie in a folder are in :mod:`odise_pl.evaluation.folder`."""
+"""Predictions of the network; :mod:`odise_pl.evaluation.folder` reads those in files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NetworkPredictor(nn.Module):
 
     Args:
         model: the network.
-        vocabulary: classes that are asked for.
+        vocabulary: classes to predict.
         training: classes that the network was trained on.
     """
 
@@ -26,7 +26,7 @@ class NetworkPredictor(nn.Module):
         self._classes: InferenceClasses | None = None
 
     def forward(self, batch: Batch) -> list[NetworkPrediction]:
-        """Predict; the vocabulary is embedded on the device of the first batch, which may have no image."""
+        """Predict; the first batch, which may be empty, embeds the vocabulary on its device."""
         if self._classes is None:
             self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)
         if not len(batch):

@@ -1,10 +1,9 @@
-"""What an interrupted evaluation has done, so that the next run resumes it."""
+"""Progress of an evaluation, from which an interrupted one resumes."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +17,17 @@ _SUMMARY = "done.json"
 
 
 class Progress:
-    """The progress of one evaluation set, in a folder that all ranks see.
+    """The progress of one evaluation set, in a folder that all ranks share.
 
-    Every rank keeps one file: the batches it has scored, by their number in the set, and the state of its
-    metrics. A resumed evaluation deals the files among its ranks, whatever their number was before. A rank
-    always takes over the file that it is going to overwrite, so the batches of two files are disjoint, or
-    those of one are all in the other and it is out of date.
+    Every rank writes one file: the numbers of the batches it has scored, and the state of its metrics. A
+    resumed evaluation distributes the files over its ranks, whose number may have changed. Each rank takes
+    over the file that it will overwrite. So the batches of two files are either disjoint, or all batches of
+    the older file are in the newer one.
 
     Args:
-        folder: made when there is something to write.
-        digest: of all that the results depend on; files with another digest are ignored.
-        every: seconds between savings.
+        folder: created when something is written.
+        digest: of everything that the results depend on; files with another digest are ignored.
+        every: seconds between saves.
     """
 
     def __init__(self, folder: Path, digest: str, every: float = 60.0) -> None:
@@ -42,13 +41,16 @@ class Progress:
         return None if content is None else content["summary"]
 
     def done(self) -> frozenset[int]:
-        """The batches that all ranks of earlier runs together have done."""
+        """The batches that all ranks of earlier runs have scored."""
         return frozenset().union(*(content["batches"] for content in self._files().values()))
 
     def restore(self, metrics: SegmentationMetrics, rank: int, world_size: int) -> frozenset[int]:
-        """Add what this rank takes over to the metrics; the batches that all ranks together have done.
+        """Add the state that this rank takes over to its metrics.
 
-        No rank may save before all have returned from here.
+        No rank may save before this has returned on all ranks.
+
+        Returns:
+            the batches that all ranks of earlier runs have scored.
         """
         done: set[int] = set()
         for number, content in self._files().items():
@@ -60,11 +62,11 @@ class Progress:
                 metrics.add(content["metrics"])
                 self._batches += content["batches"]
         if done and rank == 0:
-            _log.info("%s: %d batches are done, resuming with the others", self.folder.name, len(done))
+            _log.info("%s: %d batches are done, resuming", self.folder.name, len(done))
         return frozenset(done)
 
     def _files(self) -> dict[int, dict[str, Any]]:
-        """Content of the files of this very evaluation by rank, those with more batches first."""
+        """The files of this evaluation by rank, those with more batches first."""
         paths = sorted(self.folder.glob("rank*.json"))
         found = {int(path.stem.removeprefix("rank")): self._read(path) for path in paths}
         own = {rank: content for rank, content in found.items() if content is not None}
@@ -85,19 +87,19 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / name, json.dumps({"digest": self.digest, **content}))
 
-    def note(self, batch: int, metrics: SegmentationMetrics, rank: int) -> None:
-        """A batch is scored; from time to time everything is saved."""
+    def add(self, batch: int, metrics: SegmentationMetrics, rank: int) -> None:
+        """Count a batch as scored, and save if it is time."""
         self._batches.append(batch)
         if time.monotonic() - self._saved >= self.every:
             self.save(metrics, rank)
 
     def save(self, metrics: SegmentationMetrics, rank: int) -> None:
-        """Write what this rank has done."""
+        """Write the file of this rank."""
         self._write(f"rank{rank}.json", batches=self._batches, metrics=metrics.state())
         self._saved = time.monotonic()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The set is finished: its result takes the place of the files of the ranks."""
+        """Replace the files of the ranks by the result of the set."""
         self._write(_SUMMARY, summary=dict(summary))
         self.discard()
 
@@ -105,8 +107,3 @@ class Progress:
         """Remove the files of the ranks."""
         for path in self.folder.glob("rank*"):
             path.unlink()
-
-
-def forget(folder: Path) -> None:
-    """Remove the progress of all sets of a finished evaluation."""
-    shutil.rmtree(folder, ignore_errors=True)

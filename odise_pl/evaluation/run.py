@@ -1,8 +1,9 @@
-"""The evaluation of several sets, one after the other, to one table."""
+"""The evaluation of several sets, with one table of results."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from odise_pl.distributed.shutdown import Preempted
 from odise_pl.evaluation.module import EvaluationModule, MakeLoader
-from odise_pl.evaluation.progress import Progress, forget
+from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.report import as_dict, write_summary, write_table
 from odise_pl.metrics.suite import SegmentationMetrics
@@ -34,10 +35,10 @@ class Benchmark:
     Attributes:
         name: in tables and folders.
         vocabulary: its classes.
-        measures: what is measured on it.
+        measures: what is measured, of :data:`~odise_pl.vocabulary.MEASURES`.
         predictor: predicts every image of a batch at its original size.
         loader: see :class:`EvaluationModule`.
-        training: classes that the model was trained on, if they are known.
+        training: classes that the model was trained on; None if unknown.
     """
 
     name: str
@@ -48,22 +49,22 @@ class Benchmark:
     training: Vocabulary | None = None
 
     def metrics(self) -> SegmentationMetrics:
-        """Its metrics, before any image."""
+        """New metrics for the set."""
         seen = None if self.training is None else self.vocabulary.overlap(self.training)
         return SegmentationMetrics(self.vocabulary.isthing, self.vocabulary.names, seen, self.measures)
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go and what is kept beside them.
+    """Where results are written, and what else is.
 
     Attributes:
-        folder: ``results.json``, ``.md`` and ``.csv`` of all sets, and a folder for each set.
-        digest: of all that the results depend on; progress of another evaluation is not resumed.
+        folder: for ``results.json``, ``.md`` and ``.csv`` of all sets, and a folder for each set.
+        digest: of everything that the results depend on; progress with another digest is not resumed.
         about: what was evaluated and how.
-        published: numbers to stand beside the results.
+        published: numbers to show beside the results.
         predictions: folder for predictions; None: they are only scored.
-        save_every: seconds between savings of the progress.
+        save_every: seconds between saves of the progress.
     """
 
     folder: Path
@@ -74,22 +75,22 @@ class Output:
     save_every: float = 60.0
 
     def progress(self, name: str) -> Progress:
-        """Of the set ``name``."""
+        """The progress of a set."""
         return Progress(self.folder / _PROGRESS / name, self.digest, self.save_every)
 
     def writer(self, benchmark: Benchmark) -> PredictionWriter | None:
-        """Of a set, if predictions are kept."""
+        """The writer of a set's predictions; None if they are not saved."""
         if self.predictions is None:
             return None
         return PredictionWriter(self.predictions / benchmark.name, benchmark.vocabulary, self.digest)
 
 
 class EvaluationProgress(RichProgressBar):
-    """A bar with the name of the set."""
+    """A progress bar with the name of the set."""
 
     @property
     def validation_description(self) -> str:
-        """The set's name."""
+        """The name of the set."""
         module = self.trainer.lightning_module
         return module.name if isinstance(module, EvaluationModule) else super().validation_description
 
@@ -100,29 +101,29 @@ class SaveOnInterruption(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save what is done."""
+        """Save the progress of this rank."""
         assert isinstance(pl_module, EvaluationModule)
         pl_module.save()
         if isinstance(exception, Preempted) and trainer.is_global_zero:
             _log.warning(
-                "stopped by %s: what is done is saved; run the command again to resume", exception.signal
+                "stopped by %s: progress is saved; run the command again to resume", exception.signal
             )
 
 
 def evaluate_all(
     benchmarks: Sequence[Benchmark], trainer: lightning.Trainer, output: Output
 ) -> dict[str, dict[str, float]]:
-    """Evaluate every set, print the table and write it; what an interrupted run has finished is not repeated.
+    """Evaluate every set, then print and write the table; sets that an interrupted run finished are skipped.
 
     Args:
         benchmarks: the sets.
-        trainer: with :class:`SaveOnInterruption` among its callbacks.
-        output: where results go.
+        trainer: with the callback :class:`SaveOnInterruption`.
+        output: where results are written.
 
     Returns:
         fractions by set and score, on every rank.
     """
-    # asked before anything runs, so that all ranks agree
+    # read before anything is written, so that all ranks agree
     finished = {benchmark.name: _finished(benchmark, output) for benchmark in benchmarks}
     summaries = []
     for benchmark in benchmarks:
@@ -130,14 +131,14 @@ def evaluate_all(
         if summary is None:
             summary = _evaluate(benchmark, trainer, output)
         elif trainer.is_global_zero:
-            _log.info("%s is finished: taken from the interrupted evaluation", benchmark.name)
+            _log.info("%s is finished: skipped", benchmark.name)
         summaries.append(summary)
     if trainer.is_global_zero:
         _report(summaries, output)
         for benchmark in benchmarks:
             if (writer := output.writer(benchmark)) is not None:
                 writer.clean()
-        forget(output.folder / _PROGRESS)
+        shutil.rmtree(output.folder / _PROGRESS, ignore_errors=True)
     return {summary["data"]: summary["scores"] for summary in summaries}
 
 
@@ -145,7 +146,7 @@ def _finished(benchmark: Benchmark, output: Output) -> dict[str, Any] | None:
     """The result of a set that an interrupted run has finished.
 
     Raises:
-        PredictionError: predictions are to go where others are.
+        PredictionError: other predictions would be overwritten.
     """
     summary, writer = output.progress(benchmark.name).summary(), output.writer(benchmark)
     if writer is None or (summary is not None and writer.is_complete()):
@@ -161,7 +162,7 @@ def _evaluate(benchmark: Benchmark, trainer: lightning.Trainer, output: Output) 
     )
     try:
         trainer.validate(module, verbose=False)
-    except SIGTERMException as error:  # of Lightning's own handler, before there is anything to save
+    except SIGTERMException as error:  # raised by Lightning's handler before the first batch
         raise Preempted from error
     assert module.result is not None
     summary = as_dict(module.result, benchmark.name)

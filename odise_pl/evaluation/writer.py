@@ -1,4 +1,4 @@
-"""Predictions as files for the official tools."""
+"""Write predictions as files that the official tools read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from odise_pl.data.label_maps import encode_ids
+from odise_pl.data.label_maps import encode_ids, encode_semantic
 from odise_pl.evaluation.coco_results import (
     INSTANCES,
     PANOPTIC,
@@ -16,7 +16,6 @@ from odise_pl.evaluation.coco_results import (
     PredictionError,
     instance_results,
     panoptic_annotation,
-    semantic_png,
 )
 from odise_pl.files import write_bytes, write_text
 from odise_pl.structures import Batch, Prediction
@@ -31,13 +30,13 @@ _NAMES = (_PARTS, PANOPTIC, SEMANTIC, *_FILES)
 class PredictionWriter:
     """Writes the predictions of one evaluation set.
 
-    PNGs are written at once, and what goes into the JSON files as one part for each batch. The parts are put
-    together at the end, in the order of the set, whichever ranks made them and in however many runs. They
-    stay until the whole evaluation is finished, since they say whose predictions these are.
+    Each batch writes its PNGs and one part of the JSON files. At the end the parts are joined in the order of
+    the set, independent of the ranks and runs that wrote them. They are removed when all sets are finished:
+    until then, they identify the evaluation.
 
     Args:
-        folder: ``panoptic.json``, ``panoptic/KEY.png``, ``instances.json`` and ``semantic/KEY.png`` go here.
-        vocabulary: classes of the set; files carry its ids.
+        folder: for ``panoptic.json``, ``panoptic/KEY.png``, ``instances.json`` and ``semantic/KEY.png``.
+        vocabulary: classes of the set, whose category ids are written.
         digest: of the evaluation; predictions of another one are neither resumed nor overwritten.
     """
 
@@ -45,19 +44,19 @@ class PredictionWriter:
         self.folder, self.vocabulary, self.digest = folder, vocabulary, digest
 
     def check_folder(self) -> None:
-        """Raises PredictionError if the folder holds predictions that are not this evaluation's."""
+        """Raise PredictionError if the folder contains predictions of another evaluation."""
         taken = [name for name in _NAMES if (self.folder / name).exists()]
         owner = self.folder / _OWNER
         if taken and not (owner.is_file() and owner.read_text(encoding="utf-8") == self.digest):
             raise PredictionError(
-                f"{self.folder} holds predictions already ({taken[0]}): name another folder, or delete it"
+                f"{self.folder} already contains predictions ({taken[0]}); choose another, or delete it"
             )
 
     def start(self) -> None:
-        """Remove what this evaluation has written before; to be called by the first rank alone.
+        """Remove what this evaluation has written; only the first rank may call this.
 
         Raises:
-            PredictionError: the folder holds other predictions.
+            PredictionError: the folder contains other predictions.
         """
         self.check_folder()
         for name in (PANOPTIC, SEMANTIC, _PARTS):
@@ -68,7 +67,7 @@ class PredictionWriter:
         write_text(self.folder / _OWNER, self.digest)
 
     def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
-        """Write the predictions of a batch; those of an earlier run are overwritten."""
+        """Write the predictions of a batch, over those of an interrupted run."""
         for name in (PANOPTIC, SEMANTIC, _PARTS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         part: dict[str, list[Any]] = {"images": [], "annotations": [], "results": []}
@@ -77,7 +76,9 @@ class PredictionWriter:
             file_name = f"{key}.png"
             annotation, ids = panoptic_annotation(prediction.panoptic, self.vocabulary, image_id, file_name)
             write_bytes(self.folder / PANOPTIC / file_name, encode_ids(ids))
-            write_bytes(self.folder / SEMANTIC / file_name, semantic_png(prediction.semantic))
+            write_bytes(
+                self.folder / SEMANTIC / file_name, encode_semantic(prediction.semantic.cpu().numpy())
+            )
             size = {"height": ids.shape[0], "width": ids.shape[1]}
             part["images"].append({"id": image_id, "file_name": f"{key}.{suffix}", **size})
             part["annotations"].append(annotation)
@@ -89,17 +90,17 @@ class PredictionWriter:
         return next((path for path in map(self._part, batches) if not path.is_file()), None)
 
     def is_complete(self) -> bool:
-        """Whether the predictions of the whole set have been put together."""
+        """Whether the parts have been joined."""
         return all((self.folder / name).is_file() for name in _FILES)
 
     def finish(self, images: int) -> None:
-        """Put the parts together when all ranks have written theirs.
+        """Join the parts after all ranks have written theirs.
 
         Args:
-            images: that were scored.
+            images: number of scored images.
 
         Raises:
-            PredictionError: the predictions of some are missing.
+            PredictionError: the predictions of some images are missing.
         """
         paths = sorted((self.folder / _PARTS).glob("*.json"))
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
@@ -109,8 +110,8 @@ class PredictionWriter:
         found = len(panoptic["images"])
         if found != images:
             raise PredictionError(
-                f"{self.folder} holds predictions of {found} of {images} images: something else has changed "
-                "files while the evaluation ran; delete the folder and repeat"
+                f"{self.folder} contains predictions of {found} of {images} images: files were changed "
+                "during the evaluation; delete the folder and run the command again"
             )
         panoptic["categories"] = [
             {"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)}
@@ -122,7 +123,7 @@ class PredictionWriter:
             write_text(self.folder / name, json.dumps(content))
 
     def clean(self) -> None:
-        """Remove the parts, when the evaluation is finished."""
+        """Remove the parts."""
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
 
     def _part(self, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Checks that the metrics share."""
+"""Checks of maps and sizes that all metrics share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_label_map(labels: Tensor, where: str) -> None:
-    """ValueError unless ``labels`` is an integer tensor [H, W]."""
+    """Raise ValueError unless ``labels`` is an integer tensor [H, W]."""
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.dim() != 2 or not integral:
         raise ValueError(
@@ -16,7 +16,7 @@ def check_label_map(labels: Tensor, where: str) -> None:
 
 
 def check_same_size(prediction: Tensor, truth: Tensor, image: str) -> None:
-    """ValueError unless the last two dimensions (height, width) are equal."""
+    """Raise ValueError unless the last two dimensions (height, width) are equal."""
     size, true_size = tuple(prediction.shape[-2:]), tuple(truth.shape[-2:])
     if size != true_size:
         raise ValueError(

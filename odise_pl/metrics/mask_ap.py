@@ -16,25 +16,25 @@ from torch import Tensor
 from odise_pl.metrics.images import check_label_map, check_same_size
 from odise_pl.structures import Instances, PanopticSegmentation, TrueInstances
 
-MAX_DETECTIONS = 100  # per image and class, as COCO has it
-# The objects of one image as plain values that JSON knows, see :func:`image_objects`.
+MAX_DETECTIONS = 100  # per image and class, as in COCO
+# The objects of one image as JSON values, see :func:`image_objects`.
 ImageObjects = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class MaskAPResult:
-    """Average precision of masks, each in 0..1; 0 where no class has a true object.
+    """Average precision of masks, each in 0..1; 0 if there is no true object.
 
     Attributes:
-        ap: mean over IoU thresholds 0.50:0.05:0.95 and over the classes that the truth has.
+        ap: mean over IoU thresholds 0.50:0.05:0.95 and over the classes in the truth.
         ap50: at IoU threshold 0.50.
         ap75: at IoU threshold 0.75.
         ap_small: of objects below 32**2 pixels.
         ap_medium: of objects from 32**2 to 96**2 pixels.
         ap_large: of objects above 96**2 pixels.
-        per_class: ``ap`` of each class, float64 [K]; NaN for stuff and for classes that the truth lacks.
-        num_classes: number of classes that were averaged.
-        num_annotated: images whose truth were annotated objects; of the others it was the panoptic map.
+        per_class: ``ap`` of each class, float64 [K]; NaN for stuff and for classes not in the truth.
+        num_classes: number of averaged classes.
+        num_annotated: number of images with annotated objects; the others were scored against panoptic maps.
     """
 
     ap: float
@@ -55,27 +55,27 @@ def image_objects(
     isthing: Sequence[bool],
     image: str = "image",
 ) -> ImageObjects:
-    """What mask AP needs of one image, with run-length encoded masks.
+    """The objects of one image, with run-length encoded masks, for :func:`mask_ap`.
 
     Args:
         found: scored instances.
-        truth: annotated objects, which may overlap, or a panoptic map, whose things are the objects. Crowds
-            are regions that detections may overlap freely.
+        truth: annotated objects, which may overlap, or a panoptic map, whose things are the objects.
+            Detections on crowds are ignored.
         image_id: unique in the data set.
         isthing: per class, whether it is a thing (scored) or stuff.
-        image: how messages name the image.
+        image: name in messages.
 
     Returns:
         ``id``, ``size`` [height, width], ``annotated``; and the lists ``truths`` of
         [class, code, crowd, area] and ``detections`` of [class, code, score].
 
     Raises:
-        ValueError: masks of another size than the truth, fields of unequal length, a class that is not one of
-            the things, or a non-finite score.
+        ValueError: sizes differ, a class is not a thing, or a score is non-finite.
     """
     objects = _objects(truth, image)
-    _check_instances(found, image)
     check_same_size(found.masks, objects.masks, image)
+    if not found.scores.isfinite().all():
+        raise ValueError(f"the instances of {image} have a non-finite score")
     _check_classes([*found.labels.tolist(), *objects.labels.tolist()], isthing, image)
     labels, codes = objects.labels.tolist(), encode_masks(objects.masks)
     facts = zip(labels, codes, objects.crowd.int().tolist(), objects.areas.tolist(), strict=True)
@@ -91,17 +91,17 @@ def image_objects(
 
 
 def mask_ap(images: Sequence[ImageObjects], isthing: Sequence[bool]) -> MaskAPResult:
-    """The precision over images in any order.
+    """Average precision over images in any order.
 
     Args:
-        images: from :func:`image_objects`, each once.
+        images: from :func:`image_objects`.
         isthing: per class, whether it is a thing.
     """
     things = np.flatnonzero(isthing)
     precision = np.full((10, 1, len(things), 4), -1.0)
     if len(images) and len(things):
         precision = _coco_precision(images, things.tolist())
-    # A class has all its entries or, when the truth lacks it, none.
+    # classes not in the truth have no entries
     occurs = precision[0, 0, :, 0] > -1
     per_class = np.full(len(isthing), np.nan)
     per_class[things[occurs]] = precision[:, :, occurs, 0].mean(axis=(0, 1))
@@ -119,10 +119,10 @@ def mask_ap(images: Sequence[ImageObjects], isthing: Sequence[bool]) -> MaskAPRe
 
 
 def encode_masks(masks: Tensor) -> list[str]:
-    """Run-length code of each of the masks, bool [M, H, W] on any device, in COCO's compressed form.
+    """COCO's compressed run-length codes of the transposed masks, bool [M, H, W] on any device.
 
-    COCO runs down the columns. These codes run along the rows, which is how a tensor lies in memory: they are
-    COCO's codes of the transposed masks. Areas and overlaps, all that AP needs, are the same.
+    COCO's runs follow columns. Those of the transposed masks follow rows, the memory layout of a tensor.
+    Areas and overlaps, all that AP needs, are the same.
     """
     if len(masks) == 0:
         return []
@@ -144,20 +144,6 @@ def _objects(truth: PanopticSegmentation | TrueInstances, image: str) -> TrueIns
         crowd=torch.tensor([s.iscrowd for s in things], dtype=torch.bool, device=device),
         areas=masks.flatten(1).sum(1).double(),
     )
-
-
-def _check_instances(found: Instances, image: str) -> None:
-    count = len(found.masks)
-    if found.masks.dim() != 3 or found.labels.shape != (count,) or found.scores.shape != (count,):
-        shapes = [list(t.shape) for t in (found.labels, found.scores, found.masks)]
-        raise ValueError(
-            f"the instances of {image}: labels, scores and masks must be [M], [M] and [M, H, W], "
-            f"found {', '.join(map(str, shapes))}"
-        )
-    if found.masks.dtype != torch.bool:
-        raise ValueError(f"the instances of {image}: masks must be bool, found {found.masks.dtype}")
-    if not found.scores.isfinite().all():
-        raise ValueError(f"the instances of {image} have a non-finite score")
 
 
 def _check_classes(labels: Sequence[int], isthing: Sequence[bool], image: str) -> None:

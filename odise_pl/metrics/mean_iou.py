@@ -17,17 +17,17 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class MeanIoUResult:
-    """Semantic quality, each number in 0..1; 0 when the truth has no labelled pixel.
+    """Semantic quality, each number in 0..1; 0 if the truth has no labelled pixel.
 
     Attributes:
-        miou: mean IoU over the classes that the truth has.
-        miou_published: the same sum over the classes that truth or prediction has. So Detectron2's evaluator
-            counted at the time of the paper, whose numbers are compared with this one.
-        frequency_weighted_iou: their IoUs weighted by their share of the true pixels.
+        miou: mean IoU over the classes in the truth.
+        miou_published: mean IoU over the classes in truth or prediction, for comparison with the paper:
+            Detectron2's evaluator counted them so at the time.
+        frequency_weighted_iou: IoUs weighted by the classes' shares of the true pixels.
         pixel_accuracy: share of the true pixels whose class is right.
-        per_class: IoU of each class, float64 [K]; NaN for classes that the truth lacks.
-        num_classes: number of classes that the truth has.
-        num_only_predicted: number of classes that the prediction alone has.
+        per_class: IoU of each class, float64 [K]; NaN for classes not in the truth.
+        num_classes: number of classes in the truth.
+        num_only_predicted: number of classes only in the prediction.
     """
 
     miou: float
@@ -42,23 +42,22 @@ class MeanIoUResult:
 def count_class_pixels(
     prediction: Tensor, truth: PanopticSegmentation | Tensor, num_classes: int, image: str = "image"
 ) -> Tensor:
-    """What decides the mean IoU of one image: diagonal and margins of its confusion matrix.
+    """The diagonal and the margins of the confusion matrix of one image, which determine its mean IoU.
 
-    The true class of a pixel is that of its segment. Void pixels (id 0) do not count at all. Crowd segments
-    count with their class, as in the semantic maps that COCO makes of panoptic ones.
+    The true class of a pixel is that of its segment. Void pixels (id 0) are ignored. Crowd segments count, as
+    in the semantic maps that COCO derives from panoptic ones.
 
     Args:
-        prediction: class map, integer [H, W]; -1 is no class, which is wrong everywhere.
-        truth: panoptic, or a class map in which -1 is void; on the same device.
+        prediction: class map, integer [H, W]; -1 is no class, which is always wrong.
+        truth: a panoptic map, or a class map in which -1 is void; on the same device.
         num_classes: K.
-        image: how messages name the image.
+        image: name in messages.
 
     Returns:
-        int64 [3, K] in main memory: right, true and predicted pixels of each class.
+        int64 [3, K] on the CPU: correct, true and predicted pixels of each class.
 
     Raises:
-        ValueError: different sizes, a class that is not in -1..K-1, or a pixel of the truth whose id its
-            segments do not list.
+        ValueError: sizes differ, a class is not in -1..K-1, or a true segment id is not listed.
     """
     ids, values, classes = _coded(truth)
     check_label_map(prediction, f"the prediction of {image}")
@@ -77,14 +76,14 @@ def count_class_pixels(
         if label is not None:
             valid = f"0..{num_classes - 1}"
             raise ValueError(f"the {where} of {image}: the map has pixels of class {label}, not in {valid}")
-    confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)  # the last column is no class
+    confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)  # the last column: no class
     np.add.at(confusion, np.array(classes, dtype=np.int64), overlaps[1:-1, :-1])
     margins = (confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0))
     return torch.from_numpy(np.stack(margins))
 
 
 def _coded(truth: PanopticSegmentation | Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """A truth as a map, its values with that of void first, and the classes of the other values."""
+    """The map of a truth, its values with void first, and the class of each other value."""
     if isinstance(truth, PanopticSegmentation):
         segments = truth.segments
         return truth.ids, [0, *(s.id for s in segments)], [s.category for s in segments]
@@ -93,15 +92,13 @@ def _coded(truth: PanopticSegmentation | Tensor) -> tuple[Tensor, list[int], lis
 
 
 def mean_iou(pixels: Tensor) -> MeanIoUResult:
-    """The mean IoU of the images whose :func:`count_class_pixels` were added.
+    """The mean IoU of images, over the classes in their truth.
 
-    A class enters the mean when the truth has pixels of it, the usual definition of semantic evaluation: one
-    that is only predicted lowers the IoU of the classes it was mistaken for and has none itself. Published
-    numbers count it as 0, which matters where the validation set lacks many of the names, as PASCAL-Context's
-    of 459.
+    A class that is only predicted has no IoU and lowers those of the classes it was mistaken for. Published
+    numbers count it as 0. That matters if the validation set lacks many classes, as PASCAL-Context 459 does.
 
     Args:
-        pixels: int64 [3, K].
+        pixels: int64 [3, K], the sum of the images' :func:`count_class_pixels`.
     """
     hits, true_pixels, predicted_pixels = pixels.double()
     occurs, total = true_pixels > 0, float(true_pixels.sum())

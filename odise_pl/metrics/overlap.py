@@ -1,4 +1,4 @@
-"""Count the pixels in which two label maps agree on a pair of values."""
+"""Count the pixels of each pair of values of two label maps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ IntArray = NDArray[np.int64]
 def count_overlaps(
     first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
 ) -> IntArray:
-    """Contingency table of two label maps of one size.
+    """Contingency table of two label maps of the same size.
 
     Args:
         first: integer [H, W] on any device.
         second: integer [H, W] on the same device.
-        first_values: the F distinct values that ``first`` may hold, in any order.
-        second_values: the S distinct values that ``second`` may hold, in any order.
+        first_values: F distinct values.
+        second_values: S distinct values.
 
     Returns:
-        int64 [F + 1, S + 1] in main memory: entry (i, j) counts the pixels with ``first_values[i]`` in the
-        first and ``second_values[j]`` in the second map; the last row and column count all other values.
+        int64 [F + 1, S + 1] on the CPU: entry (i, j) counts the pixels with ``first_values[i]`` in the first
+        and ``second_values[j]`` in the second map; the last row and column count all other values.
     """
     if first.device.type == "cpu":
         return _count_runs(first, second, first_values, second_values)
@@ -33,7 +33,7 @@ def count_overlaps(
 
 
 def unlisted_value(labels: Tensor, values: Sequence[int]) -> int | None:
-    """The smallest value of an integer map that is not among ``values``, if there is one."""
+    """The smallest value of an integer map that is not in ``values``; None if all are."""
     found = torch.unique(labels)
     others = found[~torch.isin(found, torch.tensor(values, device=labels.device))]
     return int(others[0]) if len(others) else None
@@ -42,8 +42,8 @@ def unlisted_value(labels: Tensor, values: Sequence[int]) -> int | None:
 def _count_runs(
     first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
 ) -> IntArray:
-    # Label maps consist of long runs along their rows: two comparisons per pixel find the runs (fifty
-    # times fewer than pixels), and everything dearer is done once per run.
+    # Label maps consist of long runs along their rows. Two comparisons per pixel find the runs, fifty times
+    # fewer than pixels; everything more expensive is done once per run.
     a, b = first.reshape(-1).numpy(), second.reshape(-1).numpy()
     changed = np.ones(a.size, dtype=bool)
     np.not_equal(a[1:], a[:-1], out=changed[1:])
@@ -57,7 +57,7 @@ def _count_runs(
 
 
 def _positions(labels: NDArray[np.integer], values: Sequence[int]) -> IntArray:
-    """Index in ``values`` of each label [N]; ``len(values)`` for a label that is not there."""
+    """Index in ``values`` of each label [N]; ``len(values)`` for other labels."""
     table = np.asarray(values, dtype=np.int64)
     order = np.argsort(table)
     slots = np.minimum(np.searchsorted(table, labels.astype(np.int64), sorter=order), len(table) - 1)
@@ -74,7 +74,7 @@ def _count_pixels(
 
 
 def _pixel_positions(labels: Tensor, values: Sequence[int]) -> Tensor:
-    """The same as :func:`_positions`, pixel by pixel on the map's device."""
+    """:func:`_positions` of every pixel, on the map's device."""
     table, order = torch.tensor(values, dtype=torch.int64, device=labels.device).sort()
     flat = labels.reshape(-1).to(torch.int64)
     slots = torch.searchsorted(table, flat).clamp_(max=len(table) - 1)

@@ -14,21 +14,21 @@ from odise_pl.metrics.images import check_label_map, check_same_size
 from odise_pl.metrics.overlap import IntArray, count_overlaps, unlisted_value
 from odise_pl.structures import PanopticSegmentation, Segment
 
-# IoUs are summed as integers in units of 2^-36. An integer sum does not depend on its order, so any
-# number of ranks gives the very same result; the rounding is below 1e-11 per match, and maps of 2^27
-# pixels and 2^27 matches per class fit into 64 bits.
+# IoUs are summed as integers in units of 2^-36, because integer sums do not depend on their order: any number
+# of ranks gives the same result. The rounding error is below 1e-11 per match. Maps of 2^27 pixels and 2^27
+# matches per class fit into 64 bits.
 IOU_BITS = 36
 
 
 @dataclass(frozen=True)
 class PanopticStats:
-    """What decides the panoptic quality, per class; all int64 [K] in main memory.
+    """The counts that determine the panoptic quality, per class; all int64 [K] on the CPU.
 
     Attributes:
         iou_units: sum of the IoUs of the matched pairs, in units of 2**-36.
         tp: matched pairs of a predicted and a true segment.
-        fp: predicted segments that are wrong.
-        fn: true segments that were missed.
+        fp: wrong predicted segments.
+        fn: missed true segments.
     """
 
     iou_units: Tensor
@@ -38,7 +38,7 @@ class PanopticStats:
 
     @classmethod
     def zeros(cls, num_classes: int) -> PanopticStats:
-        """The stats of no image."""
+        """The counts of no image."""
         return cls(*(torch.zeros(num_classes, dtype=torch.int64) for _ in fields(cls)))
 
     def __add__(self, other: PanopticStats) -> PanopticStats:
@@ -55,21 +55,20 @@ def match(
 ) -> PanopticStats:
     """Match the segments of one image by the rules of COCO's panoptic task.
 
-    A predicted and a true segment of one class match when their IoU exceeds 0.5; pixels of the predicted
-    segment that are void in the truth do not count towards the union. Crowd segments of the truth are
-    neither matched nor missed. An unmatched predicted segment is no error when more than half of it lies
-    on void or on the crowd segment of its class; of several such crowd segments the last listed counts,
-    as in COCO's own script. True segments without pixels are missed.
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5; void pixels of the truth
+    do not count towards the union. True crowd segments are neither matched nor missed. An unmatched predicted
+    segment is ignored if more than half of it is on void or on the crowd segment of its class; the last
+    listed one if there are several, as in COCO's own script. True segments without pixels are missed.
 
     Args:
-        prediction: the predicted map on any device; ids of any size, 0 for void.
-        truth: the true map, on the same device.
-        num_classes: K; every category is below it.
-        image: how messages name the image.
+        prediction: on any device; ids of any size, 0 for void.
+        truth: on the same device.
+        num_classes: K.
+        image: name in messages.
 
     Raises:
-        ValueError: maps of different sizes or of non-integers; a pixel whose id is not listed, a listed
-            id that is 0, repeated or (in the prediction) without pixels; a category outside 0..K-1.
+        ValueError: sizes differ, a map is not integer, a pixel's id is not listed, a listed id is 0,
+            duplicate or (in the prediction) without pixels, or a category is not in 0..K-1.
     """
     check_label_map(prediction.ids, f"the prediction of {image}")
     check_label_map(truth.ids, f"the truth of {image}")
@@ -87,7 +86,7 @@ def match(
 
 
 def _segment_ids(segmentation: PanopticSegmentation, num_classes: int, where: str) -> list[int]:
-    """0 for void, then the id of each segment, all distinct."""
+    """0 for void, then the distinct ids of the segments."""
     ids = [0]
     for segment in segmentation.segments:
         if not 0 <= segment.category < num_classes:
@@ -98,15 +97,15 @@ def _segment_ids(segmentation: PanopticSegmentation, num_classes: int, where: st
         ids.append(segment.id)
     if len(set(ids)) < len(ids):
         repeated = next(i for position, i in enumerate(ids) if i in ids[:position])
-        reason = "is that of void and no segment's" if repeated == 0 else "is listed more than once"
+        reason = "is reserved for void" if repeated == 0 else "is a duplicate"
         raise ValueError(f"{where}: the segment id {repeated} {reason}")
     return ids
 
 
 def _raise_unlisted(ids: Tensor, listed: list[int], where: str) -> NoReturn:
     raise ValueError(
-        f"{where}: the map has pixels of segment id {unlisted_value(ids, listed)}, which its segments "
-        "do not list; list it, or set these pixels to 0 (void)"
+        f"{where}: the map has pixels of the unlisted segment id {unlisted_value(ids, listed)}; list it, or "
+        "set these pixels to 0 (void)"
     )
 
 
@@ -114,15 +113,15 @@ def _check_areas(areas: IntArray, ids: list[int], image: str) -> None:
     empty = [i for i, area in zip(ids[1:], areas[1:], strict=True) if area == 0]
     if empty:
         raise ValueError(
-            f"the prediction of {image}: its segments list id {empty[0]}, which no pixel of the map has; "
-            "list only segments that have pixels"
+            f"the prediction of {image}: the listed segment id {empty[0]} has no pixels; list only segments "
+            "that have pixels"
         )
 
 
 def _match_overlaps(
     overlaps: IntArray, truth: Sequence[Segment], prediction: Sequence[Segment], num_classes: int
 ) -> PanopticStats:
-    """Apply the rules to the table of overlaps [T + 1, P + 1], whose first row and column are void."""
+    """Match by the table of overlaps [T + 1, P + 1], in which the first row and column are void."""
     true_areas, areas = overlaps.sum(axis=1)[1:], overlaps.sum(axis=0)[1:]
     void, inside = overlaps[0, 1:], overlaps[1:, 1:]
     true_classes, classes = _classes(truth), _classes(prediction)

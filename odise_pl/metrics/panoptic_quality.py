@@ -16,13 +16,13 @@ from odise_pl.structures import PanopticSegmentation
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over the ``num_classes`` classes that occur, each in 0..1; 0 when none occurs.
+    """Means over the classes that occur in truth or prediction, each in 0..1; 0 if none occurs.
 
     Attributes:
         pq: panoptic quality.
         sq: segmentation quality, the mean IoU of matched segments.
         rq: recognition quality, the F1 score of segments.
-        num_classes: number of classes that occur (in truth or prediction) and were averaged.
+        num_classes: number of these classes.
     """
 
     pq: float
@@ -36,11 +36,11 @@ class PanopticQualityResult:
     """Panoptic quality of a set of images.
 
     Attributes:
-        all: means over all classes that occur.
-        things: means over the things among them.
-        stuff: means over the stuff among them.
-        pq, sq, rq: per class, float64 [K]; NaN for a class that does not occur.
-        stats: the counts behind them.
+        all: means over all classes.
+        things: means over things.
+        stuff: means over stuff.
+        pq, sq, rq: per class, float64 [K]; NaN for classes that do not occur.
+        stats: the underlying counts.
     """
 
     all: Quality
@@ -53,9 +53,9 @@ class PanopticQualityResult:
 
 
 class PanopticQuality(Metric):
-    """Panoptic quality as a metric of torchmetrics, over :func:`match` and :func:`panoptic_quality`.
+    """A torchmetrics metric over :func:`match` and :func:`panoptic_quality`.
 
-    Its state is integers, so that the result does not depend on how images are split over ranks.
+    Its state is integers, so the result does not depend on how images are split over ranks.
 
     Args:
         isthing: per class, whether it is a thing (True) or stuff.
@@ -76,20 +76,20 @@ class PanopticQuality(Metric):
 
     @property
     def stats(self) -> PanopticStats:
-        """What was counted."""
+        """The counts so far."""
         return PanopticStats(self.iou_units, self.tp, self.fp, self.fn)
 
     def update(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
-        """Score an image, see :func:`match`."""
+        """Score an image; errors as in :func:`match`."""
         self.add(match(prediction, truth, len(self.isthing)))
 
     def add(self, stats: PanopticStats) -> None:
-        """Add what was counted elsewhere."""
+        """Add counts of other images."""
         for name, counts in vars(self.stats + stats).items():
             setattr(self, name, counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """``pq``, ``sq``, ``rq``, ``pq_things`` and ``pq_stuff`` of all images; more is in :attr:`result`."""
+        """``pq``, ``sq``, ``rq``, ``pq_things`` and ``pq_stuff`` of all ranks."""
         found = self.result
         values = {"pq": found.all.pq, "sq": found.all.sq, "rq": found.all.rq}
         values |= {"pq_things": found.things.pq, "pq_stuff": found.stuff.pq}
@@ -97,15 +97,15 @@ class PanopticQuality(Metric):
 
     @property
     def result(self) -> PanopticQualityResult:
-        """The qualities of the images of this rank, with those of each class."""
+        """The full result of this rank's images."""
         return panoptic_quality(self.stats, self.isthing)
 
 
 def panoptic_quality(stats: PanopticStats, isthing: Sequence[bool]) -> PanopticQualityResult:
-    """The qualities of images, of which :func:`~odise_pl.metrics.panoptic_matching.match` made the stats.
+    """The panoptic quality of images.
 
     Args:
-        stats: of K classes.
+        stats: the sum of the images' :func:`~odise_pl.metrics.panoptic_matching.match`.
         isthing: per class, whether it is a thing (True) or stuff.
     """
     occurs = stats.tp + stats.fp + stats.fn > 0

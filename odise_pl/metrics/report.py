@@ -20,9 +20,7 @@ AP_NOTE_OBJECTS = "mAP and AP50 are of masks, against the annotated objects, whi
 
 
 def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
-    """Everything measured as values that JSON knows: fractions, null for classes that do not occur and for
-    what was not measured.
-    """
+    """A result as JSON values: fractions, with null for absent classes and for what was not measured."""
     return {
         "data": name,
         "images": result.num_images,
@@ -37,12 +35,12 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
 
 
 def write_summary(summary: Summary, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write ``results.json`` and ``results.md`` of one data set, in place of those of an earlier measurement.
+    """Write ``results.json`` and ``results.md`` of one data set.
 
     Args:
         summary: from :func:`as_dict`.
-        folder: made when missing.
-        about: what was evaluated and how, kept in the JSON.
+        folder: created if missing; existing results are overwritten.
+        about: what was evaluated and how, for the JSON file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -63,7 +61,7 @@ def write_table(
     Args:
         results: from :func:`as_dict`.
         folder, about: as for :func:`write_summary`.
-        published: what stands beside the results, in percent.
+        published: numbers to show beside the results, in percent.
     """
     table = result_table(results, published)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The metrics of a segmentation benchmark as one."""
+"""All metrics of a segmentation benchmark together."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class EvaluationResult:
         semantic: mean IoU of class maps; None if it was not measured.
         names: name of each class.
         isthing: per class, whether it is a thing.
-        image_ids: images that were scored.
+        image_ids: of the scored images.
         seen: per class, whether the model was trained on a class of that name; None if unknown.
-        left_out: samples that were skipped, because they are damaged or without labels.
+        left_out: number of skipped samples, which are damaged or without labels.
     """
 
     panoptic: PanopticQualityResult | None
@@ -46,14 +46,13 @@ class EvaluationResult:
 
     @property
     def num_images(self) -> int:
-        """Images that were scored."""
+        """Number of scored images."""
         return len(self.image_ids)
 
     def scalars(self) -> dict[str, float]:
-        """The headline numbers as fractions, by the names that logs carry; of what was measured.
+        """The measured headline numbers as fractions, by their names in logs.
 
-        If some classes were seen in training and others not, means over the two groups have the endings
-        ``_base`` and ``_novel``.
+        The means of :meth:`groups` have the suffixes ``_base`` and ``_novel``.
         """
         values: dict[str, float] = {}
         if self.panoptic is not None:
@@ -68,9 +67,9 @@ class EvaluationResult:
         return values | {f"{name}_{group}": v for group, part in groups.items() for name, v in part.items()}
 
     def groups(self) -> dict[str, dict[str, float]]:
-        """``pq``, ``map`` and ``miou`` of base and novel classes, as far as classes of both occur.
+        """``pq``, ``map`` and ``miou`` of base classes (seen in training) and novel classes.
 
-        Empty if all classes were seen in training, or none, or if that is unknown.
+        Empty if all classes were seen, or none, or if that is unknown.
         """
         if self.seen is None or all(self.seen) or not any(self.seen):
             return {}
@@ -90,17 +89,14 @@ class EvaluationResult:
 class SegmentationMetrics:
     """Panoptic quality, mask AP and mean IoU of one data set, or some of them.
 
-    Everything counted is in main memory, and its sum does not depend on the order of the images: however they
-    are split over ranks and runs, the result is the same to the last digit.
+    The counts are on the CPU, and their sum does not depend on the order of the images: the result is exactly
+    the same however images are split over ranks and runs.
 
     Args:
         isthing: per class, whether it is a thing.
         names: name of each class.
-        seen: per class, whether the model was trained on it; results are split by it.
+        seen: see :class:`EvaluationResult`.
         measures: what is measured, of :data:`MEASURES`.
-
-    Raises:
-        ValueError: no classes, or lists of different lengths.
     """
 
     def __init__(
@@ -110,17 +106,13 @@ class SegmentationMetrics:
         seen: Sequence[bool] | None = None,
         measures: Sequence[str] = MEASURES,
     ) -> None:
-        if not isthing or len(isthing) != len(names):
-            raise ValueError(
-                f"{len(names)} class names for {len(isthing)} thing flags: give one of each for every class"
-            )
         self.isthing, self.names = tuple(bool(flag) for flag in isthing), tuple(names)
         self.seen = None if seen is None else tuple(seen)
         self.measures = tuple(measures)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all counts."""
         self._image_ids: list[int] = []
         self._skipped = 0
         self._panoptic = PanopticQuality(self.isthing, sync_on_compute=False)
@@ -130,15 +122,12 @@ class SegmentationMetrics:
     def update(
         self, predictions: Sequence[Prediction], truths: Sequence[Truth], image_ids: Sequence[int]
     ) -> None:
-        """Score images against truth of the same size; after an error nothing of them is counted.
+        """Score images against truth of the same size; after an error none of them is counted.
 
         Raises:
-            ValueError: different counts, or an image that :func:`match`, :func:`image_objects` or
-                :func:`count_class_pixels` refuses.
+            ValueError: lengths differ, or from :func:`match`, :func:`image_objects` or
+                :func:`count_class_pixels`.
         """
-        if not len(predictions) == len(truths) == len(image_ids):
-            counts = f"{len(predictions)} predictions, {len(truths)} truths and {len(image_ids)} image ids"
-            raise ValueError(f"an update needs one of each per image, found {counts}")
         images = list(zip(predictions, truths, image_ids, strict=True))
         panoptic = [self._match(*image) for image in images] if "panoptic" in self.measures else []
         objects = [self._list_objects(*image) for image in images] if "instances" in self.measures else []
@@ -164,7 +153,7 @@ class SegmentationMetrics:
         self._skipped += samples
 
     def state(self) -> dict[str, Any]:
-        """Everything counted so far on this rank, as values that JSON knows."""
+        """The counts of this rank as JSON values."""
         return {
             "image_ids": list(self._image_ids),
             "skipped": self._skipped,
@@ -183,7 +172,7 @@ class SegmentationMetrics:
         self._pixels = self._pixels + torch.tensor(state["pixels"])
 
     def compute(self) -> EvaluationResult:
-        """The result over everything counted since the last reset on all ranks, each of which must call this.
+        """The result over all ranks, each of which must call this.
 
         Raises:
             ValueError: an image was scored more than once.
@@ -197,8 +186,7 @@ class SegmentationMetrics:
         repeated = [image_id for image_id, count in Counter(self._image_ids).items() if count > 1]
         if repeated:
             raise ValueError(
-                f"image {min(repeated)} was scored more than once: image ids must be unique in a data set, "
-                "and a distributed sampler must not repeat images to even out the ranks"
+                f"image {min(repeated)} was scored more than once: image ids must be unique in a data set"
             )
         measured = self.measures
         return EvaluationResult(

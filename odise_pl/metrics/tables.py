@@ -33,13 +33,13 @@ Published = Mapping[str, Mapping[str, float]]  # percentages by data set and sco
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header, all of one length; cells are text as shown, :data:`NONE` where there is no value.
+    """A table of text cells, :data:`NONE` for missing values.
 
     Attributes:
         title: of the table.
-        header: the columns; the first one names the row.
-        rows: the cells.
-        notes: what the numbers rest on.
+        header: names of the columns; the first column names the rows.
+        rows: cells, as long as the header.
+        notes: lines below the table.
         headline: first words of the columns that a narrow terminal shows; empty: all.
     """
 
@@ -50,7 +50,7 @@ class Table:
     headline: Collection[str] = ()
 
     def terminal(self, width: int | None = None) -> rich_table.Table:
-        """For ``rich`` to print; the headline columns alone if not all fit into ``width`` characters."""
+        """A table for ``rich``, with only the headline columns if not all fit into ``width`` characters."""
         lines = [self.header, *self.rows]
         needed = sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) + 1
         fits = width is None or needed <= width or not self.headline
@@ -64,13 +64,13 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """The rows, and the notes below them."""
+        """The table and its notes in Markdown."""
         lines = [_markdown_row(self.header), "|---|" + "---:|" * (len(self.header) - 1)]
         lines += [_markdown_row(row) for row in self.rows]
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes]) + "\n"
 
     def csv(self) -> str:
-        """Numbers that are not there are empty."""
+        """The table in CSV; missing values are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.header)
@@ -83,11 +83,11 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def result_table(results: Sequence[Summary], published: Published | None = None) -> Table:
-    """One row for each data set, and two more where classes were seen in training and others not; in percent.
+    """Scores in percent: a row for each data set, and rows for its base and novel classes if it has both.
 
     Args:
         results: from :func:`~odise_pl.metrics.report.as_dict`.
-        published: what stands beside them.
+        published: numbers to show beside them, in percent.
     """
     names = [result["data"] for result in results]
     beside = {name: scores for name, scores in (published or {}).items() if name in names}
@@ -114,7 +114,7 @@ def _cell(scores: Mapping[str, float], key: str, factor: float = 100, digits: in
 
 
 def _notes(results: Sequence[Summary]) -> list[str]:
-    """On how many images and classes the numbers rest, and what AP is measured against."""
+    """The numbers of images and classes behind the scores, and the rules of mIoU and AP."""
     notes = [
         f"{r['data']}: {r['images']} images, {r['left_out']} skipped (damaged or without labels); "
         + "; ".join(_averaged(r))
@@ -122,15 +122,15 @@ def _notes(results: Sequence[Summary]) -> list[str]:
         for r in results
     ]
     if any(r["groups"] for r in results):
-        notes.append("Base are the classes that share a name with a class of training, novel the others.")
+        notes.append("Base classes share a name with a training class; novel classes do not.")
     rules = dict.fromkeys(r["instances"]["note"] for r in results if r["instances"])
     return ["In percent.", *notes, *_miou_rule(results), *rules]
 
 
 def _miou_rule(results: Sequence[Summary]) -> list[str]:
-    """Which classes mIoU is the mean of, and what it is by the rule of published numbers if that differs."""
+    """The classes that mIoU averages, and its value by the rule of published numbers if that differs."""
     measured = [r for r in results if r["semantic"]]
-    rule = "mIoU is the mean over the classes that the truth has."
+    rule = "mIoU is the mean over the classes in the truth."
     return ([rule] if measured else []) + [
         f"{r['data']}: if classes that are predicted but absent from the truth ({number}) count as 0, as in "
         f"published numbers, mIoU is {_cell(r['semantic'], 'miou_published')}."
@@ -140,7 +140,7 @@ def _miou_rule(results: Sequence[Summary]) -> list[str]:
 
 
 def _averaged(result: Summary) -> list[str]:
-    """Each mean is over the classes that occur."""
+    """How many classes each score averages."""
     parts = {
         "PQ": result["panoptic"] and result["panoptic"]["all"],
         "mAP": result["instances"],

@@ -10,16 +10,18 @@ import typer
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="of a run, or an official release", metavar="CKPT")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="checkpoint of a run, or an official release", metavar="CKPT")
+    ],
     pictures: Annotated[
-        list[str], typer.Argument(help="files, folders, or patterns such as '*.jpg'", metavar="PICTURE...")
+        list[str], typer.Argument(help="files, folders or patterns such as '*.jpg'", metavar="PICTURE...")
     ],
     words: Annotated[
         str,
         typer.Option(
-            help="what to look for: names with commas between, ':stuff' after those of uncounted regions "
-            "(dog,grass:stuff); a list with synonyms ('[\"dog,puppy\", grass:stuff]'); a file with a class a "
-            "line; a packaged vocabulary (coco_panoptic)"
+            help="what to look for: names separated by commas, with ':stuff' after uncountable regions "
+            "(dog,grass:stuff); a list with synonyms ('[\"dog,puppy\", grass:stuff]'); a file with one class "
+            "per line; or a packaged vocabulary (coco_panoptic)"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("predictions"),
@@ -27,14 +29,14 @@ def predict(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="of the network, e.g. clip.weights=FILE; may be repeated"
+            "--set", metavar="KEY=VALUE", help="setting of the network, e.g. clip.weights=FILE; repeatable"
         ),
     ] = None,
 ) -> None:
     """Segment pictures in your own words.
 
-    Writes for each NAME_segments.png (to look at), NAME_ids.png (COCO's panoptic PNG) and NAME.json. The exit
-    status is 1 if a picture could not be read; the others have their results.
+    Writes NAME_segments.png (to look at), NAME_ids.png (COCO's panoptic PNG) and NAME.json for each picture.
+    Skips pictures that cannot be read, with exit status 1.
     """
     from omegaconf import OmegaConf
 
@@ -60,13 +62,15 @@ def kmeans(
     ] = "unet.up.2",
     timestep: Annotated[int, typer.Option(help="diffusion step, 0..999")] = 0,
     clusters: Annotated[int, typer.Option(help="number of clusters")] = 8,
-    backbone: Annotated[str, typer.Option(help="choice of conf/backbone")] = "stable_diffusion_v1",
+    backbone: Annotated[str, typer.Option(help="name in conf/backbone")] = "stable_diffusion_v1",
     weights: Annotated[str | None, typer.Option(help="file, diffusers folder, hub id or random")] = None,
-    size: Annotated[int | None, typer.Option(help="shorter side that the diffusion model sees")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="shorter side of the diffusion model's input (default: the backbone's)")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of k-means and of random weights")] = 0,
     out: Annotated[Path | None, typer.Option(help="a .png or a folder (default: beside the image)")] = None,
 ) -> None:
-    """Draw clusters of frozen diffusion features beside images."""
+    """Draw k-means clusters of frozen diffusion features beside images."""
     from odise_pl.prediction.kmeans import draw_clusters
 
     for path in draw_clusters(images, out, tap, timestep, clusters, backbone, weights, size, seed):

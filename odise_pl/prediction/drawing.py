@@ -13,9 +13,9 @@ from torch import Tensor
 from odise_pl.structures import PanopticSegmentation, Segment
 
 Picture = NDArray[np.uint8]
-# successive hues a golden ratio apart never come close to each other
+# steps of the golden ratio keep successive hues apart
 _HUE_STEP = 0.61803398875
-_PIXELS = 1 << 20  # that are looked at at once
+_PIXELS = 1 << 20  # processed at once
 
 
 def segment_color(segment: Segment) -> tuple[int, int, int]:
@@ -29,10 +29,10 @@ def segment_color(segment: Segment) -> tuple[int, int, int]:
 def overlay(
     image: Tensor, result: PanopticSegmentation, names: Sequence[str], opacity: float = 0.6
 ) -> Picture:
-    """Segments over the image, outlined and named; void stays as it is.
+    """Draw segments over an image, outlined and named; void pixels stay unchanged.
 
     Args:
-        image: [3, H, W] in 0..1, of any size; it is resized to the map.
+        image: [3, H, W] in 0..1; it is resized to the map.
         result: map and segments.
         names: one per class.
         opacity: of the colours, 0..1.
@@ -50,14 +50,14 @@ def overlay(
 def paint(
     picture: Image.Image, result: PanopticSegmentation, names: Sequence[str], opacity: float = 0.6
 ) -> None:
-    """The same on an RGB picture of the map's size, in place."""
+    """:func:`overlay` in place, on an RGB picture of the map's size."""
     ids = result.ids.cpu().numpy()
     height, width = ids.shape
     tints = _tints(result.segments, opacity)
     step = max(1, _PIXELS // width)
     for top in range(0, height, step):
         box = (0, top, width, min(top + step, height))
-        above = max(0, top - 1)  # a row more tells where segments end
+        above = max(0, top - 1)  # one more row, to find the borders of the first
         borders = _borders(ids[above : box[3]])[top - above :]
         pixels, codes = np.array(picture.crop(box)), 256 * _numbers(ids[top : box[3]], result.segments)
         for channel in range(3):
@@ -68,7 +68,7 @@ def paint(
 
 
 def _tints(segments: Sequence[Segment], opacity: float) -> Picture:
-    """What becomes of every value of every channel [segments + 1, 3, 256]; the first is for void."""
+    """Lookup tables [segments + 1, 3, 256] of each segment, channel and value; the first is for void."""
     values = np.arange(256, dtype=np.float32)
     tints = [np.stack([values] * 3)]
     for segment in segments:
@@ -87,7 +87,7 @@ def _numbers(ids: NDArray[np.int32], segments: Sequence[Segment]) -> NDArray[np.
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
-    """Pictures of one height in a row on white."""
+    """Pictures of equal height in a row on white."""
     space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
     row: list[Picture] = [pictures[0]]
     for picture in pictures[1:]:
@@ -106,7 +106,7 @@ def _write_names(
     picture: Image.Image, ids: NDArray[np.int32], segments: Sequence[Segment], names: Sequence[str]
 ) -> None:
     draw = ImageDraw.Draw(picture)
-    stride = max(1, round((ids.size / _PIXELS) ** 0.5))  # of a large map, some pixels tell enough
+    stride = max(1, round((ids.size / _PIXELS) ** 0.5))  # a sample of a large map is enough
     sample = ids[::stride, ::stride]
     for segment in segments:
         rows, columns = np.nonzero(sample == segment.id)

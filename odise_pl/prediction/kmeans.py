@@ -1,4 +1,4 @@
-"""Clusters of what the frozen diffusion model sees, beside the image."""
+"""k-means clusters of frozen diffusion features, drawn beside the image."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ TAPS = ("encoder.2", "encoder.3", *(f"unet.up.{i}" for i in range(4)), "decoder.
 
 
 class FeatureReader:
-    """One tap of a diffusion model at one step, under the empty text.
+    """Reads one feature map of a diffusion model at one step, with the empty prompt.
 
     Args:
-        settings: the diffusion model.
+        settings: of the diffusion model.
         timestep: in 0..999.
         tap: one of :data:`TAPS`.
-        size: wanted shorter side of the diffusion model's input in pixels.
+        size: shorter side of the diffusion model's input in pixels.
 
     Raises:
-        SettingError: an unknown tap or step, or a size that is not positive.
+        SettingError: a value is out of range.
         WeightsError: weights are missing or damaged.
     """
 
@@ -47,7 +47,7 @@ class FeatureReader:
         if tap not in TAPS:
             raise SettingError(f"--tap {tap}: choose one of {', '.join(TAPS)}")
         if not 0 <= timestep < STEPS:
-            raise SettingError(f"--timestep {timestep} must lie in 0..{STEPS - 1}")
+            raise SettingError(f"--timestep {timestep} must be in 0..{STEPS - 1}")
         if size < 1:
             raise SettingError(f"--size {size} must be positive")
         models = load_diffusion(settings.weights, settings.architecture)
@@ -58,7 +58,7 @@ class FeatureReader:
 
     @torch.no_grad()
     def read(self, image: Image.Image) -> Tensor:
-        """Features [channels, height, width] of an RGB image, which is resized to whole cells."""
+        """Features [channels, height, width] of an RGB image, after resizing it to whole cells."""
         width, height = (self._whole(side, min(image.size)) for side in image.size)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -70,12 +70,12 @@ class FeatureReader:
 
 
 def cluster(features: Tensor, clusters: int, seed: int = 0) -> NDArray[np.int32]:
-    """k-means of the cells of a feature map.
+    """Cluster the cells of a feature map by k-means.
 
     Args:
         features: [channels, height, width].
-        clusters: how many.
-        seed: of the first centres.
+        clusters: their number.
+        seed: of the initial centres.
 
     Returns:
         [height, width], 0 to ``clusters - 1``, the largest cluster first.
@@ -86,7 +86,7 @@ def cluster(features: Tensor, clusters: int, seed: int = 0) -> NDArray[np.int32]
     height, width = features.shape[1:]
     if not 1 <= clusters <= height * width:
         raise SettingError(
-            f"--clusters {clusters} must lie in 1..{height * width}, the cells of this tap at this --size"
+            f"--clusters {clusters} must be in 1..{height * width}, the cells of this tap at this --size"
         )
     cells = features.flatten(1).T.double().cpu().numpy()
     _, labels = kmeans2(cells, clusters, minit="++", rng=np.random.default_rng(seed), missing="warn")
@@ -94,8 +94,8 @@ def cluster(features: Tensor, clusters: int, seed: int = 0) -> NDArray[np.int32]
     return np.argsort(order)[labels].reshape(height, width).astype(np.int32)
 
 
-def beside_clusters(image: Image.Image, labels: NDArray[np.int32]) -> Picture:
-    """The image, and beside it its clusters at the image's size: uint8 [H, 2 W + gap, 3]."""
+def draw_beside(image: Image.Image, labels: NDArray[np.int32]) -> Picture:
+    """The image and its clusters, enlarged to the same size, side by side: uint8 [H, 2 W + gap, 3]."""
     count = int(labels.max()) + 1
     palette = [colorsys.hsv_to_rgb(i / count, 0.65, 0.95) for i in range(count)]
     colors = (255 * np.array(palette)).round().astype(np.uint8)
@@ -114,15 +114,16 @@ def draw_clusters(
     size: int | None = None,
     seed: int = 0,
 ) -> list[Path]:
-    """Write one picture for each image; returns their paths.
+    """Write one picture for each image and return their paths.
 
     Args:
         images: files.
         out: a ``.png`` for one image, or a folder; None: beside the image.
-        tap, timestep, size: see :class:`FeatureReader`; None: the input size of the backbone.
+        tap, timestep: see :class:`FeatureReader`.
         clusters: see :func:`cluster`.
-        backbone: choice of ``conf/backbone``.
-        weights: instead of the backbone's own.
+        backbone: name in ``conf/backbone``.
+        weights: to replace the backbone's.
+        size: see :class:`FeatureReader`; None: the input size of the backbone.
         seed: of k-means and of random weights.
     """
     pictures, targets = [read_image(path) for path in images], _targets(images, out)
@@ -135,18 +136,18 @@ def draw_clusters(
     for image, target in zip(pictures, targets, strict=True):
         labels = cluster(reader.read(image), clusters, seed)
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(beside_clusters(image, labels)).save(target)
+        Image.fromarray(draw_beside(image, labels)).save(target)
     return targets
 
 
 def _targets(images: Sequence[Path], out: Path | None) -> list[Path]:
     if out is not None and out.suffix.lower() == ".png":
         if len(images) > 1:
-            raise SettingError(f"--out {out} is one file for {len(images)} images; name a folder")
+            raise SettingError(f"--out {out} is a file, but there are {len(images)} images: choose a folder")
         return [out]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
     if len(set(targets)) < len(targets):
         raise SettingError(
-            "two images have one name, so their pictures would overwrite each other; run them one by one"
+            "images of the same name would overwrite each other's pictures: run them one by one"
         )
     return targets

@@ -1,4 +1,4 @@
-"""The pictures that a command line names: files, folders and patterns. Imports no torch."""
+"""Find pictures by files, folders and patterns. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ _RESULTS = ("_segments", "_ids")
 
 
 def find_images(names: Sequence[str | Path]) -> dict[Path, Path]:
-    """The pictures, in order, by the relative path of their results, which has no ending.
+    """Pictures in order, by the relative path of their results without suffix.
 
-    Results have the name of their picture, with its ending where two pictures differ by that alone; those of
-    a folder's pictures keep their place in the folder. A picture that is named twice counts once.
-    Sub-folders are searched; what is hidden in a folder, and what the command has written, is skipped.
+    Results are named after their picture, including its suffix if another picture differs only in that. The
+    sub-folders of a folder are kept. Duplicates, hidden files and earlier results in folders are skipped.
 
     Args:
-        names: each a file, a folder or, if there is no such path, a pattern (``**`` is any folders).
+        names: files, folders (searched with their sub-folders), or glob patterns if no such path exists.
 
     Raises:
-        DataError: there is nothing of a name, or two pictures would have the same results.
+        DataError: a name matches nothing, or two pictures would have the same results.
     """
     named = {Path(path).absolute(): (path, result) for name in names for path, result in _named(name)}
     times = Counter(result for _, result in named.values())
@@ -36,8 +35,8 @@ def find_images(names: Sequence[str | Path]) -> dict[Path, Path]:
         place = result if times[result] == 1 else result.with_name(path.name)
         if place in found:
             raise DataError(
-                f"the results of {found[place]} and {path} would overwrite each other: name the folder "
-                "above both, or run two commands, each with its own --out"
+                f"the results of {found[place]} and {path} would overwrite each other: give the parent "
+                "folder of both, or run the command twice with different --out"
             )
         found[place] = path
     return found
@@ -55,7 +54,7 @@ def _named(name: str | Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """As a shell does it, but that folders which are there may have brackets in their names."""
+    """The paths that match a pattern; existing folders in it are taken literally, even with brackets."""
     root = next((folder for folder in pattern.parents if folder.is_dir()), None)
     if root is None:
         return []
@@ -64,19 +63,19 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Everything in a folder whose ending is that of a picture, sorted; links are followed."""
+    """All pictures in a folder, sorted; links are followed."""
     files = [path for path in _files(folder) if not _is_result(path)]
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not pictures:
-        raise DataError(f"{folder}: no picture in this folder or the folders in it")
+        raise DataError(f"{folder}: no picture in this folder or its sub-folders")
     others = sorted({path.suffix or path.name for path in set(files) - set(pictures)})
     if others:
-        _log.warning("%s: skipped files that are no pictures (%s)", folder, ", ".join(others))
+        _log.warning("%s: skipped files that are not pictures (%s)", folder, ", ".join(others))
     return pictures
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()  # links may lead in a circle
+    seen: set[str] = set()  # links may be circular
     for place, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(place))
         shown = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
@@ -85,7 +84,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether the command has written a file: a picture beside its JSON file, or that."""
+    """Whether a file is a result of an earlier prediction."""
     base = next((path.stem.removesuffix(end) for end in _RESULTS if path.stem.endswith(end)), path.stem)
     written = {path.with_name(f"{base}{end}") for end in ("_ids.png", ".json")}
     return (base != path.stem or path.suffix == ".json") and all(file.is_file() for file in written)

@@ -1,4 +1,4 @@
-"""Pictures in, files of segments out."""
+"""Segment pictures and write the results to files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Segment pictures, write the results and print what each picture shows.
+    """Segment pictures, write the results and print the segments of each picture.
 
     Args:
         checkpoint, settings, device: see :func:`load_segmenter`.
@@ -44,14 +44,14 @@ def predict(
         out: folder of the results.
 
     Returns:
-        why pictures could not be read; the others have their results.
+        an error message for each skipped picture.
 
     Raises:
-        UserError: something is wrong that concerns all pictures; found before the network loads, if possible.
+        UserError: an argument is wrong.
     """
-    # large pictures are what users have; far larger ones Pillow refuses
+    # Pillow warns of large pictures and refuses very large ones
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    for stream in (sys.stdout, sys.stderr):  # the terminal may lack characters of a name
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     images = find_images(pictures)
@@ -59,7 +59,7 @@ def predict(
         raise SettingError(f"--out {out}: {refused}")
     vocabulary = load_vocabulary(words, one_word=True)
     segmenter = load_segmenter(checkpoint, settings, device)
-    unread: list[str] = []  # not the errors, which hold what was read
+    unread: list[str] = []  # messages, because the errors would keep the images in memory
     for result, path in images.items():
         try:
             print(f"{path}: {_segment_file(segmenter, path, vocabulary, out / result)}", flush=True)
@@ -73,7 +73,7 @@ def predict(
 
 
 def _segment_file(segmenter: Segmenter, path: Path, vocabulary: Vocabulary, result: Path) -> str:
-    """What an image shows, in words; ``result`` is the path of the results but for their endings."""
+    """Write the results of an image to ``result`` plus suffixes; returns its segments in words."""
     image = read_image(path)
     prediction = segmenter.segment(image, vocabulary)
     content = write_prediction(image, prediction, vocabulary, result.parent, result.name)
@@ -92,16 +92,16 @@ def write_prediction(
 
     Args:
         image: RGB, of the size of the prediction.
-        prediction: of it.
-        vocabulary: that it was made with.
-        folder: made if it is not there.
+        prediction: of the image.
+        vocabulary: of the prediction.
+        folder: created if missing.
         name: of the files.
 
     Returns:
-        what the JSON holds: the segments with their class names, scores, areas and boxes.
+        the content of the JSON file: segments with class names, scores, areas and boxes.
 
     Raises:
-        OSError: the folder cannot be written; every file is there whole, or as it was.
+        OSError: the folder cannot be written.
     """
     annotation, ids = panoptic_annotation(prediction.panoptic, vocabulary, 0, f"{name}_ids.png")
     names = {category.id: category.name for category in vocabulary.categories}
@@ -111,7 +111,7 @@ def write_prediction(
     picture = image.copy()
     paint(picture, prediction.panoptic, vocabulary.names)
     shown = io.BytesIO()
-    # a photo's PNG gets hardly smaller in six times as long
+    # stronger compression takes six times as long and saves little
     picture.save(shown, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     write_bytes(folder / f"{name}_segments.png", shown.getvalue())
     write_bytes(folder / f"{name}_ids.png", encode_ids(ids))

@@ -23,7 +23,7 @@ from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-_TRAINING = "coco_panoptic"  # of checkpoints that do not say what they were trained on
+_TRAINING = "coco_panoptic"  # of checkpoints without a training vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Segmenter:
 
     Attributes:
         model: the network, in eval mode.
-        training: classes that it was trained on; CLIP has less of a say about them.
-        resize: brings images to the size that the network was evaluated at.
+        training: classes that it was trained on, for which CLIP has less weight.
+        resize: resizes images as in evaluation.
     """
 
     model: Odise
@@ -44,36 +44,35 @@ class Segmenter:
     )
 
     def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> NetworkPrediction:
-        """Panoptic map, instances and class map at the size of the image as viewers show it.
+        """Panoptic map, instances and class map at the size of the upright image, computed on access.
 
-        They are computed when they are read. Of a large image, instances take the most memory: a byte for
-        each pixel of each.
+        Instances take the most memory: one byte per pixel and instance.
 
         Args:
-            image: see :func:`~odise_pl.data.images.to_upright_rgb`; with 16 bits per channel,
-                pass it as ``Image.open`` returns it: Pillow drops 8 of them when it reads the pixels.
-            vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. Its names are
-                embedded when it differs from that of the call before.
+            image: see :func:`~odise_pl.data.images.to_upright_rgb`. Pass images with 16 bits per channel as
+                ``Image.open`` returns them, because Pillow drops eight bits when it reads the pixels.
+            vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. The embeddings of
+                the last one are cached.
 
         Raises:
-            VocabularyError: it is empty, or a name is a duplicate.
-            TypeError: the image is no Pillow image.
-            DataError: it cannot be read as RGB.
+            VocabularyError: it is empty or has duplicate names.
+            TypeError: the image is not a Pillow image.
+            DataError: the image cannot be read as RGB.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(
-                f"image is of {type(image).__name__}, not of PIL.Image: Image.open(PATH) reads one, "
-                f"Image.fromarray(ARRAY) makes one of uint8 [H, W, 3]"
+                f"image is {type(image).__name__}, expected PIL.Image: use Image.open(PATH), or "
+                "Image.fromarray(ARRAY) for uint8 [H, W, 3]"
             )
         device = self.model.clip.mean.device
-        classes = self._embedded(load_vocabulary(vocabulary, one_word=True), device)
+        classes = self._embed(load_vocabulary(vocabulary, one_word=True), device)
         image = to_upright_rgb(image)
         images, valid = pad_images([image_tensor(self.resize.image(image))])
         sizes = (valid, [(image.height, image.width)])
         (prediction,) = self.model.predict(images.to(device), *sizes, classes)
         return prediction.to("cpu")
 
-    def _embedded(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
+    def _embed(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
         key = (vocabulary, device)
         if key not in self._classes:
             self._classes.clear()
@@ -84,19 +83,21 @@ class Segmenter:
 def load_segmenter(
     checkpoint: Path | str, settings: Mapping[str, Any] | None = None, device: str = "auto"
 ) -> Segmenter:
-    """The network of a checkpoint.
+    """Load the network of a checkpoint.
 
     Args:
         checkpoint: of a run, or an official release.
-        settings: of the network, to replace the checkpoint's: ``{"clip.weights": FILE}``,
-            ``{"model.inference.object_threshold": 0.1}``, ``{"paths.weights": DIR}``.
+        settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
+            ``{"model.inference.object_threshold": 0.1}``.
         device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:
-        UserError: something is missing or does not fit together.
+        UserError: a file is missing, or a setting is unknown or invalid.
     """
     if not Path(checkpoint).is_file():
-        raise SettingError(f"{checkpoint} does not exist; name the checkpoint of a run")
+        raise SettingError(
+            f"{checkpoint} does not exist; give the checkpoint of a run or an official release"
+        )
     changes = dict(settings or {})
     _refuse_unknown(changes)
     described = describe(checkpoint)
@@ -108,14 +109,14 @@ def load_segmenter(
     network = network.changed(changes)
     if not network.model["captioner"].get("on_the_fly", True):
         raise SettingError(
-            "captioner=blip reads captions from shards, which images do not have: set "
-            "captioner.on_the_fly=true to caption them here"
+            "captioner=blip reads captions from shards, which single images lack: set "
+            "captioner.on_the_fly=true to generate them"
         )
     paths = _paths() | {
         key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
     }
     check_network(network, paths)
-    torch.manual_seed(0)  # an untrained backbone is drawn as in training
+    torch.manual_seed(0)  # so that random frozen weights are those of training
     model: Odise = network.build(paths)
     load_weights(model, checkpoint)
     training = described.vocabulary or load_vocabulary(_TRAINING)
@@ -131,9 +132,9 @@ def _paths() -> dict[str, Any]:
 def _refuse_unknown(changes: Mapping[str, Any]) -> None:
     for key in changes:
         known = model_key(key) is not None or key.startswith(("paths.", "data.eval_"))
-        if not known or ("." not in key):
+        if not known or "." not in key:
             raise SettingError(
-                f"{key}: not a setting of the network; such are clip.weights, classifier.mode, "
+                f"{key}: not a setting of the network; examples are clip.weights, classifier.mode, "
                 "model.inference.object_threshold, paths.weights"
             )
 
@@ -143,5 +144,5 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if available else "cpu"
     if name.startswith("cuda") and not available:
-        raise SettingError(f"device {name}: no GPU that this PyTorch can use; choose cpu")
+        raise SettingError(f"device {name}: PyTorch finds no GPU; choose cpu")
     return name

@@ -1,6 +1,6 @@
-"""What is checked before torch loads: a run that lacks data or weights ends in a second or two.
+"""Checks before torch loads, so that a run without data or weights fails within seconds.
 
-Ranges of numbers are not checked here; the classes that take them do that.
+The classes that take numbers check their ranges.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from odise_pl.vocabulary import load_vocabulary
 
 
 def check_training(config: DictConfig, checkpoint: Path | None) -> None:
-    """Everything that training reads is there, and no other run's checkpoints are overwritten.
+    """Check the settings, that all files exist, and that no other run's checkpoints are overwritten.
 
     Args:
         config: composed.
-        checkpoint: to resume from.
+        checkpoint: to resume from, if any.
 
     Raises:
-        SettingError: lists all problems, each with the way out.
+        SettingError: lists all problems, each with a way out.
     """
     problems = training_problems(config)
     if checkpoint is not None and not checkpoint.exists():
         problems.append(f"ckpt={config.ckpt}: {checkpoint} does not exist; remove ckpt to start a new run")
-    own = checkpoint_folder(config.run_dir)
-    if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
+    folder = checkpoint_folder(config.run_dir)
+    if checkpoint is not None and checkpoint.resolve().parent != folder.resolve():
         if last_checkpoint(config.run_dir) is not None:
             problems.append(
-                f"run {config.run} has checkpoints of its own: add run=NAME to continue {checkpoint}"
+                f"run {config.run} already has checkpoints: add run=NAME to resume {checkpoint} in another"
             )
         if config.init_from is not None:
-            problems.append("init_from starts a new run and ckpt resumes one: give one of them")
+            problems.append("init_from starts a new run, ckpt resumes one: give only one of them")
     if config.init_from is not None and not Path(config.init_from).is_file():
         problems.append(f"init_from={config.init_from} does not exist")
     raise_problems(problems)
 
 
 def training_problems(config: DictConfig) -> list[str]:
-    """What is wrong with a configuration itself or missing of what it reads, wherever the run lies."""
+    """Invalid settings and missing files of a training configuration, independent of its run folder."""
     return [
         *_bad_settings(config),
         *_bad_vocabularies(config),
@@ -62,7 +62,11 @@ def training_problems(config: DictConfig) -> list[str]:
 
 
 def check_evaluation(config: DictConfig) -> None:
-    """What is evaluated and the evaluation sets are there; errors as :func:`check_training`."""
+    """Check the settings of an evaluation and its files.
+
+    Raises:
+        SettingError: lists all problems, each with a way out.
+    """
     problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
     for option in ("run_dir", "save_predictions"):
         place = config[option]
@@ -71,16 +75,20 @@ def check_evaluation(config: DictConfig) -> None:
     if (config.ckpt is None) == (config.predictions is None):
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
-        problems.append(f"predictions={config.predictions}: there is no such folder")
+        problems.append(f"predictions={config.predictions}: no such folder")
     elif config.ckpt is not None and not checkpoint_path(config.ckpt, config.run_dir).exists():
         problems.append(f"ckpt={config.ckpt}: {checkpoint_path(config.ckpt, config.run_dir)} does not exist")
     elif config.predictions is not None and config.save_predictions is not None:
-        problems.append("save_predictions: predictions=DIR exist already; remove one of the two")
+        problems.append("save_predictions cannot be combined with predictions=DIR: remove one of them")
     raise_problems(problems)
 
 
 def check_network(network: Network, paths: Mapping[str, Any], config: DictConfig | None = None) -> None:
-    """Weights of a network are there, and captions in the shards if it reads them; errors as above."""
+    """Check that a network's weights exist, and with ``config`` the captions that it reads from shards.
+
+    Raises:
+        SettingError: lists all problems, each with a way out.
+    """
     captions = [] if config is None else missing_captions(config, ("val",), network.model["captioner"])
     raise_problems([*missing_weights(network, paths), *captions])
 
@@ -92,17 +100,17 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be written or made; None if it can."""
+    """Why a folder cannot be created or written; None if it can."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
         return f"{place} is a file, not a folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"
 
 
 def _bad_settings(config: DictConfig) -> Iterator[str]:
-    """Settings that end a run only after minutes, or would be misunderstood."""
+    """Settings that would fail only after minutes, or silently do something else."""
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
         try:
             check_number(name, OmegaConf.select(config, name), least)
@@ -112,15 +120,15 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
         check_timesteps(config.backbone.timesteps)
     except SettingError as error:
         yield str(error)
-    for name in ("learnable_time", "on_the_fly"):  # any word would switch them on
+    for name in ("learnable_time", "on_the_fly"):  # any other value would count as true
         value = config.captioner.get(name, False)
         if not isinstance(value, bool):
             yield f"captioner.{name}={value}: choose true or false"
     strategy = OmegaConf.select(config, "trainer.strategy._target_")
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
-        yield f"trainer.precision={config.trainer.precision}: trainer=fsdp takes bf16-mixed or 32-true"
+        yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
     if config.grounding is not None and config.data.words < 1:
-        yield f"data.words={config.data.words}: captions supervise by their words; 8 are published"
+        yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
 
 
 def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
@@ -135,22 +143,20 @@ def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
 
 
 def missing_weights(network: Network, paths: Mapping[str, Any]) -> Iterator[str]:
-    """Files of frozen weights that do not exist, each with the way to get it."""
+    """Missing files of frozen weights, each with the command that downloads it."""
     model = network.resolved(paths)
     for part, name in network.weights().items():
         path = model[part].weights
         if is_file_name(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
-            fetch = f"get it with: {command}\n    or " if (command := _fetching(part, name, paths)) else ""
-            other = (
-                "choose another captioner"
-                if part == "captioner"
-                else f"set {part}.weights to another file, or to random to try things without"
-            )
-            yield f"{part}.weights={path} does not exist; {fetch}{other}"
+            command = _download_command(part, name, paths)
+            download = f"get it with: {command}\n    or " if command else ""
+            other = f"set {part}.weights to another file, or to random for a trial"
+            other = "choose another captioner" if part == "captioner" else other
+            yield f"{part}.weights={path} does not exist; {download}{other}"
 
 
-def _fetching(part: str, weights: str, paths: Mapping[str, Any]) -> str | None:
-    """The command in ``conf/`` that fetches a file."""
+def _download_command(part: str, weights: str, paths: Mapping[str, Any]) -> str | None:
+    """The command in ``conf/`` that downloads a file."""
     for path in (CONF / part).glob("*.yaml"):
         plain: Any = OmegaConf.to_container(OmegaConf.load(path))
         if plain.get("weights") == weights and "source" in plain:
@@ -160,7 +166,7 @@ def _fetching(part: str, weights: str, paths: Mapping[str, Any]) -> str | None:
 
 def _missing_shards(config: DictConfig, needed: str, *others: str) -> Iterator[str]:
     if config.data[needed] is None:
-        yield f"data.{needed} names no shard set: add data.{needed}=DIR, or choose a data set, data=coco"
+        yield f"data.{needed} is not set: add data.{needed}=DIR, or choose a data set with data=coco"
     for name in (needed, *others):
         for source in parse_eval_sets(config.data[name]).values():
             try:
@@ -170,13 +176,13 @@ def _missing_shards(config: DictConfig, needed: str, *others: str) -> Iterator[s
 
 
 def missing_captions(config: DictConfig, names: Sequence[str], captioner: Any = None) -> Iterator[str]:
-    """What a captioner that reads captions from the shards would not find there."""
+    """Missing or mixed captions in the shards, if the captioner reads them there."""
     if (captioner or config.captioner).get("on_the_fly", True):
         return
     models = {}
     for name in names:
         for source in parse_eval_sets(config.data[name]).values():
-            with suppress(UserError):  # a set that does not exist is another problem
+            with suppress(UserError):  # missing sets are reported elsewhere
                 captioning = open_shard_set(source).manifest.captioning
                 if captioning is None:
                     yield f"data.{name}: {_caption_first(source)}"
@@ -184,13 +190,13 @@ def missing_captions(config: DictConfig, names: Sequence[str], captioner: Any = 
                     models[captioning.model, captioning.sha256, captioning.max_tokens] = source
     if len(models) > 1:
         sets = " and ".join(f"{shards} by {model}" for (model, *_), shards in models.items())
-        yield f"data: captions are not all by one model with the same settings: {sets}"
+        yield f"data: captions differ in their model or its settings: {sets}"
 
 
 def _caption_first(shards: str) -> str:
     copy = f"{shards.rstrip('/')}_captioned"
     return (
-        f"{shards} holds no generated captions for captioner=blip; make a copy that does with: "
-        f"odise captions --shards {shards} --out {copy}\n    and name it, or caption every window with "
+        f"{shards} has no generated captions for captioner=blip; make a copy with captions: "
+        f"odise captions --shards {shards} --out {copy}\n    and use it, or caption every window with "
         "captioner.on_the_fly=true"
     )

@@ -9,10 +9,12 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="finished runs at any depth, e.g. runs/NAME", metavar="DIR")],
+    folder: Annotated[
+        Path, typer.Argument(help="folder with finished runs at any depth, e.g. runs/NAME", metavar="DIR")
+    ],
     out: Annotated[Path | None, typer.Option(help="folder for the tables (default: DIR/report)")] = None,
 ) -> None:
-    """Write tables of finished runs beside the paper's ablations: Markdown, CSV and a plot."""
+    """Compare finished runs with the paper's ablations: tables in Markdown and CSV, and a plot."""
     from odise_pl.runs.record import find_runs
     from odise_pl.runs.report import write
 

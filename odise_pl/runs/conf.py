@@ -1,4 +1,4 @@
-"""Where the configuration lies, in the repository and in an installed package, and how it is composed."""
+"""The folder of the configuration, in the repository or the installed package, and its composition."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "conf"
 CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "conf"
 
-# In conf/, ${package:NAME} is a file or folder of this package; ${choice:GROUP} is the choice of a group, or
-# "several", as in data=[coco,ade150].
+# In conf/, ${package:NAME} is the path of a file of this package, and ${choice:GROUP} the choice of a group,
+# or "several" as for data=[coco,ade150].
 OmegaConf.register_new_resolver("package", lambda name: str(_PACKAGE / name), replace=True)
 OmegaConf.register_new_resolver(
     "choice", lambda group: HydraConfig.get().runtime.choices.get(group, "several"), replace=True
@@ -25,10 +25,10 @@ OmegaConf.register_new_resolver(
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """``conf/NAME.yaml`` composed outside of a program of Hydra's; set ``run_dir`` among the overrides.
+    """Compose ``conf/NAME.yaml`` outside of a Hydra program; the overrides have to set ``run_dir``.
 
     Raises:
-        SettingError: Hydra cannot read the overrides, or knows no such choice.
+        SettingError: an override is malformed or its choice does not exist.
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""What the console shows: this project's lines alone."""
+"""Keep the console free of other libraries' output."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ _LIBRARIES = r"(lightning|torch|transformers|diffusers|open_clip|huggingface_hub
 
 
 def quiet_libraries() -> None:
-    """Hide libraries' advertisements, deprecation notes and progress bars; their errors stay.
+    """Hide advertisements, deprecation warnings and progress bars of libraries, but not their errors.
 
     Call it before anything imports torch.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once
     import diffusers
-    import lightning.pytorch  # noqa: F401 (it sets the levels of its loggers)
+    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
     import transformers
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print the same lines
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)  # a rank that died
+    # reports ranks that died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=_LIBRARIES)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in (transformers, diffusers):

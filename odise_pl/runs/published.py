@@ -1,4 +1,4 @@
-"""Results of the paper (arXiv 2303.04803), in percent: benchmarks, and ablations of the caption model."""
+"""Results of the paper (arXiv 2303.04803) in percent: benchmarks, and ablations of the caption model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Ablation:
     """One table of the paper.
 
     Attributes:
-        name: what varies; also the name of the table's files.
-        field: the attribute of :class:`~odise_pl.runs.record.RunSettings` that varies.
-        rows: by the values of the attribute, in the paper's order.
+        name: of the setting that varies, also used for files.
+        field: its attribute of :class:`~odise_pl.runs.record.RunSettings`.
+        rows: by value of the attribute, in the paper's order.
     """
 
     name: str
@@ -80,5 +80,5 @@ BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
         "pas21": {"miou": 82.7},
     },
 }
-# What stands still while something else varies.
+# The fixed settings of each ablation.
 STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}

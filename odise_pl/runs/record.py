@@ -1,7 +1,7 @@
 """The record of a run or an evaluation: its settings in ``config.yaml``, its scores in ``finished.json``.
 
-A run is identified by its settings. They are written once, resolved, when it starts, and compared when its
-folder is named again: the same settings resume or skip it, others are refused. Imports no torch.
+A run is identified by its resolved settings, which are written when it starts. Starting a run in the same
+folder compares them: equal settings resume or skip it, others are refused. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from odise_pl.files import write_text
 
 SETTINGS = "config.yaml"
 FINISHED = "finished.json"
-EVALUATIONS = "evaluation"  # evaluations of a run lie side by side in this folder of it
-_LONGEST = 80  # characters of a folder's name
-# Where a run lies, how it was started, and how fast it is change nothing of what it computes.
-_ELSEWHERE = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths", "save_every")
-_HOW = {
+EVALUATIONS = "evaluation"  # folder of a run's evaluations
+_LONGEST = 80  # characters of each word in a folder name
+# Settings that do not change what a run computes, in whole sections and within others.
+_IGNORED = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths", "save_every")
+_IGNORED_IN = {
     "trainer": (
         *("accelerator", "devices", "num_nodes", "strategy"),
         *("log_every_n_steps", "enable_progress_bar"),
@@ -40,20 +40,20 @@ _HOW = {
 
 
 class RunError(UserError, ValueError):
-    """A folder does not hold what a run leaves."""
+    """The record of a run is missing or damaged."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the ablations of the paper vary, in words.
+    """The settings that the paper's ablations vary.
 
     Attributes:
         model: ``label`` or ``caption``.
-        timesteps: ``0``, ``0+100+200``, ``learnable``.
+        timesteps: such as ``0``, ``0+100+200`` or ``learnable``.
         learnable_time: whether the time embedding is learned.
-        captioner: ``implicit``, ``empty``, ``heuristic``, ``blip`` (of whole images, precomputed, as
-            published), ``blip_on_the_fly`` (of windows), or the name of another function.
-        classifier: ``both``, ``diffusion``, ``discriminative``.
+        captioner: ``implicit``, ``empty``, ``heuristic``, ``blip`` (precomputed for whole images, as
+            published), ``blip_on_the_fly`` (for windows), or the name of another function.
+        classifier: ``both``, ``diffusion`` or ``discriminative``.
     """
 
     model: str
@@ -65,12 +65,12 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is finished.
+    """A finished run.
 
     Attributes:
         folder: of the run.
-        settings: what it was.
-        scores: of each evaluation set by metric (``pq``, ``map``, ``miou``), as fractions.
+        settings: of the run.
+        scores: fractions by evaluation set and metric (``pq``, ``map``, ``miou``).
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class FinishedRun:
 
 
 def settings_of(model: Mapping[str, Any]) -> RunSettings:
-    """The settings of a network, from the arguments that build it."""
+    """The ablation settings of a network, from the arguments that build it."""
     steps, captioner = model["backbone"]["timesteps"], model["captioner"]
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
     kind = captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
@@ -89,23 +89,23 @@ def settings_of(model: Mapping[str, Any]) -> RunSettings:
 
 
 def in_sweep() -> bool:
-    """Whether this run is one of several that Hydra makes."""
+    """Whether this run is part of a Hydra sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def computed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change what a run computes."""
     return {
-        name: {k: v for k, v in value.items() if k not in _HOW.get(name, ())}
+        name: {k: v for k, v in value.items() if k not in _IGNORED_IN.get(name, ())}
         if isinstance(value, Mapping)
         else value
         for name, value in settings.items()
-        if name not in _ELSEWHERE
+        if name not in _IGNORED
     }
 
 
 def resolved(config: DictConfig, **more: Any) -> dict[str, Any]:
-    """A composed configuration as plain values, and whatever else a run depends on."""
+    """A composed configuration as plain values, plus other settings of the run."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return {name: value for name, value in plain.items() if name != "hydra"} | more
 
@@ -117,12 +117,12 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that the folder's run was last started with; None if it holds none.
+    """The settings of the run in a folder; None if there are none.
 
     Raises:
         RunError: the file is damaged.
     """
-    # earlier versions numbered the configurations of a run, and did not resolve them
+    # earlier versions numbered the configurations and did not resolve them
     number = lambda path: int(path.stem.partition("_")[2] or 0)  # noqa: E731
     paths = sorted(folder.glob("config*.yaml"), key=number)
     if not paths:
@@ -130,46 +130,36 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     try:
         kept = OmegaConf.create(current_names(OmegaConf.to_container(OmegaConf.load(paths[-1]))))
         assert isinstance(kept, DictConfig)
-        own = OmegaConf.masked_copy(kept, list(({*map(str, kept)} - {*_ELSEWHERE}) | {"paths"}))
-        plain: Any = OmegaConf.to_container(own, resolve=True)
+        relevant = OmegaConf.masked_copy(kept, list(({*map(str, kept)} - {*_IGNORED}) | {"paths"}))
+        plain: Any = OmegaConf.to_container(relevant, resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{paths[-1]} cannot be read ({error}); delete it, or choose another run") from error
+        raise RunError(f"{paths[-1]} is damaged ({error}); delete it, or choose another run") from error
     return plain
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs in what is computed, as ``KEY OLD -> NEW``."""
-    old, new = dict(_flat(computed(before))), dict(_flat(computed(now)))
-    keys = sorted({*old, *new})
-    return [
-        f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in keys
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
+    """Changed settings that affect the results, as ``KEY OLD -> NEW``."""
+    old, new = dict(_flatten(_relevant(before))), dict(_flatten(_relevant(now)))
+    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in sorted({*old, *new})}
+    return [f"{key} {was} -> {is_now}" for key, (was, is_now) in pairs.items() if was != is_now]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def mark_finished(folder: Path, settings: RunSettings, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Write ``finished.json``, the last thing that a run does.
-
-    Args:
-        folder: of the run.
-        settings: for reports.
-        scores: of each evaluation set by metric, as fractions.
-    """
+    """Write ``finished.json``, as the last step of a run; arguments as in :class:`FinishedRun`."""
     known = {name: {k: v for k, v in by.items() if math.isfinite(v)} for name, by in scores.items()}
     write_text(folder / FINISHED, json.dumps({"settings": vars(settings), "scores": known}, indent=1) + "\n")
 
 
 def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings is finished in its folder."""
+    """Whether the folder contains a finished run with these settings."""
     if not (folder / FINISHED).exists():
         return False
     kept = read_settings(folder)
@@ -177,10 +167,10 @@ def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """What a finished run says of itself.
+    """Read ``finished.json``.
 
     Raises:
-        RunError: there is no marker, or it is damaged.
+        RunError: it is missing or damaged.
     """
     path = folder / FINISHED
     try:
@@ -192,42 +182,39 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def find_runs(folder: Path) -> list[FinishedRun]:
-    """All finished runs at or below a folder, by path, each with the newest scores of every set.
+    """All finished runs in a folder at any depth, sorted by path, each with the newest scores of every set.
 
-    A network that training and evaluations beside it have measured is one run. An evaluation with another
-    classifier is a run of its own.
+    A training and its evaluations count as one run, except evaluations with another classifier.
 
     Raises:
-        RunError: there is none, or a marker is damaged.
+        RunError: there is none, or a ``finished.json`` is damaged.
     """
     paths = sorted(folder.rglob(FINISHED), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
-        raise RunError(
-            f"{folder} holds no finished run (no {FINISHED} at any depth); a run writes it at its end"
-        )
+        raise RunError(f"{folder} contains no finished run ({FINISHED} at any depth): choose another folder")
     merged: dict[tuple[Path, RunSettings], FinishedRun] = {}
     for run in (read_run(path.parent) for path in paths):
-        key = _home(run), run.settings
+        key = _training_folder(run), run.settings
         older = merged[key].scores if key in merged else {}
         merged[key] = replace(run, folder=key[0], scores={**older, **run.scores})
     return sorted(merged.values(), key=lambda run: run.folder)
 
 
-def _home(run: FinishedRun) -> Path:
-    """The folder of the network: that of its training, which evaluations lie in."""
+def _training_folder(run: FinishedRun) -> Path:
+    """The folder of a training, or of the training that an evaluation belongs to."""
     return run.folder.parent.parent if run.folder.parent.name == EVALUATIONS else run.folder
 
 
 def evaluation_folder(run_dir: Path, words: Sequence[str], settings: Mapping[str, Any]) -> Path:
-    """Where an evaluation goes: in the place of one with the same settings, never in that of another.
+    """The folder of an evaluation; the same for the same settings.
 
     Args:
         run_dir: folder of the run.
-        words: what the folder is called after: sets, classifier, step.
+        words: parts of the name: sets, classifier, step.
         settings: of the evaluation.
 
     Returns:
-        ``evaluation/WORDS`` in the run's folder, with a number behind it where that name is taken.
+        ``evaluation/WORDS`` in the run's folder, with a number if another evaluation has that name.
     """
     name = "-".join(re.sub(r"[^\w.+-]+", "_", word)[:_LONGEST] for word in words)
     place, number = run_dir / EVALUATIONS / name, 2

@@ -1,4 +1,4 @@
-"""Tables of finished runs beside the paper's. Imports no torch."""
+"""Tables that compare finished runs with the paper's. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
 
 
 def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
-    """Percentages by evaluation set and metric, the mean over the runs that measured them."""
+    """Percentages by evaluation set and metric, averaged over the runs that measured them."""
     values: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for data, scores in run.scores.items():
@@ -32,13 +32,13 @@ def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of an ablation that differ in nothing it knows of.
+    """Runs of an ablation with the same settings.
 
     Attributes:
-        value: of what varies.
-        model, learned: ``label`` or ``caption``, and whether the time embedding is learned; empty if nothing
-            was run.
-        runs: whose scores are averaged.
+        value: of the setting that varies.
+        model: ``label`` or ``caption``; :data:`NONE` without runs.
+        learned: ``yes`` if the time embedding is learned, else ``no``; :data:`NONE` without runs.
+        runs: to average.
     """
 
     value: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
-    """The paper's rows and those of other values, where everything else is as in the paper's table."""
+    """The paper's rows and those of other values; runs that differ in another setting are skipped."""
     fixed = {name: value for name, value in STANDARD.items() if name != ablation.field}
     groups: dict[str, dict[tuple[str, str], list[FinishedRun]]] = {value: {} for value in ablation.rows}
     for run in runs:
@@ -64,7 +64,7 @@ def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
 
 
 def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
-    """The paper's table with our columns beside it, a dash where there is nothing."""
+    """The paper's table with our scores beside it."""
     found = rows_of(ablation, runs)
     columns = _columns([run for row in found for run in row.runs])
     paper = ("paper: ADE20K PQ", "paper: COCO PQ")
@@ -79,7 +79,7 @@ def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
 
 
 def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
-    """Every combination of settings that was run; runs that differ in nothing else are averaged."""
+    """A row for each combination of settings, averaged over its runs."""
     groups: dict[RunSettings, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
@@ -107,7 +107,7 @@ def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], 
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-    """The values, and what tells rows of one value apart."""
+    """The values; rows of the same value also show their other settings."""
     often = Counter(row.value for row in rows)
     return [
         f"{row.value}\n{row.model}{', time learned' if row.learned == 'yes' else ''}"
@@ -118,7 +118,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def draw(runs: Sequence[FinishedRun], path: Path) -> None:
-    """PQ of every ablation as bars, the paper's and ours side by side, as a PNG."""
+    """Draw the PQ of every ablation as bars, the paper's and ours side by side, to a PNG."""
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, ablation in zip(figure.subplots(1, len(ABLATIONS)), ABLATIONS, strict=True):
@@ -144,8 +144,8 @@ def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
     tables = [*(ablation_table(ablation, runs) for ablation in ABLATIONS), all_runs_table(runs)]
     folder.mkdir(parents=True, exist_ok=True)
     notes = (
-        "In percent. The paper's numbers are those of its caption model, trained at full scale on COCO. In "
-        "the first three tables what does not vary is step 0, the implicit captioner and both classifiers.\n"
+        "In percent. The paper's numbers are those of its caption model, trained at full scale on COCO. The "
+        "fixed settings of the first three tables are step 0, the implicit captioner and both classifiers.\n"
     )
     paths = [folder / "ablations.md"]
     write_text(paths[0], "\n".join([notes, *(f"## {t.title}\n\n{t.markdown()}" for t in tables)]))

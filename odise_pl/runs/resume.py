@@ -1,4 +1,4 @@
-"""Whether a training run starts, resumes or is finished. Imports no torch."""
+"""Decide whether a training run starts or resumes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from odise_pl.runs.record import FINISHED, changes, in_sweep, read_settings
 
 _log = logging.getLogger(__name__)
 _SHOWN = 6  # changed settings in a message
-_OPTIMISATION = ("optimizer.", "global_batch ")  # what a checkpoint's optimiser state depends on
+_OPTIMISATION = ("optimizer.", "global_batch ")  # settings that the optimizer state depends on
 
 
 def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a training run resumes from; None: it starts.
+    """The checkpoint that a training run resumes from; None to start.
 
-    Without ``ckpt`` the settings decide: a run with the same settings resumes, one with others is refused.
+    Without ``ckpt``, a run with the same settings as before resumes, and one with other settings is refused.
 
     Args:
         config: composed.
-        settings: the same, resolved.
+        settings: the resolved settings of ``config``.
 
     Raises:
-        SettingError: another run lies in its folder, or a resumed optimiser would get other settings.
+        SettingError: the folder contains another run, or the optimizer settings of a resumed run differ.
     """
     folder = Path(config.run_dir)
     if (folder / FINISHED).exists() and (config.ckpt is None or in_sweep()):
         raise SettingError(
-            f"{folder} holds a finished run with other settings; name another with run=NAME, or delete it"
+            f"{folder} contains a finished run with other settings; start another with run=NAME, or delete it"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)
-        _refuse_other_optimiser(config, settings, path)
+        _check_optimizer(config, settings, path)
         return path
     last = last_checkpoint(folder)
     if last is not None:
-        _refuse_other_settings(config, settings, last)
+        _check_settings(config, settings, last)
         _log.info("%s: resuming from %s", folder, last.name)
     return last
 
 
 def checkpoint_path(ckpt: str, run_dir: str | Path) -> Path:
-    """The file that ``ckpt`` names; ``last`` is the newest of this run."""
+    """The file of a ``ckpt`` setting; ``last`` is the newest checkpoint of the run."""
     if ckpt != "last":
         return Path(ckpt)
     return last_checkpoint(run_dir) or checkpoint_folder(run_dir) / LAST
 
 
-def _refuse_other_settings(config: DictConfig, settings: Mapping[str, Any], last: Path) -> None:
+def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path) -> None:
     kept = read_settings(Path(config.run_dir))
     found = [] if kept is None else changes(kept, settings)
     if found:
@@ -63,14 +63,13 @@ def _refuse_other_settings(config: DictConfig, settings: Mapping[str, Any], last
         )
 
 
-def _refuse_other_optimiser(config: DictConfig, settings: Mapping[str, Any], path: Path) -> None:
-    """A resumed run keeps its optimiser, whose state is in the checkpoint."""
+def _check_optimizer(config: DictConfig, settings: Mapping[str, Any], path: Path) -> None:
     kept = read_settings(path.absolute().parent.parent)
     found = [] if kept is None else [c for c in changes(kept, settings) if c.startswith(_OPTIMISATION)]
     if found:
         raise SettingError(
-            f"ckpt={config.ckpt}: a resumed run keeps its optimiser ({_some(found)}); leave these options as "
-            f"they were, or start a new run from the weights with init_from={path}"
+            f"ckpt={config.ckpt}: a resumed run keeps its optimizer settings ({_some(found)}); restore these "
+            f"options, or start a new run from the weights with init_from={path}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of Hydra before the first run: check its folder, name the runs of a sweep, check their settings.
+"""Hydra callbacks that check the run folder, name the runs of a sweep and check them before the first starts.
 
 Imports no torch.
 """
@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from odise_pl.errors import report_user_errors, user_error
+from odise_pl.errors import find_user_error, report_user_errors
 from odise_pl.runs.checks import training_problems, unwritable
 from odise_pl.runs.record import in_sweep
 
@@ -32,7 +32,7 @@ _SHOWN = 3
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """:func:`report_user_errors`; in a sweep, an error ends one run alone, and the sweep ends with it."""
+    """:func:`report_user_errors`; in a sweep, the other runs continue, and the sweep fails at the end."""
     if not in_sweep():
         with report_user_errors():
             yield
@@ -40,17 +40,17 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = user_error(error)
+        known = find_user_error(error)
         if known is None:
             raise
         print(f"error: {known}", file=sys.stderr)
-        # of this kind, Hydra shows the message alone when the sweep is finished
+        # Hydra raises this at the end of the sweep, without a traceback
         raise CompactHydraException(f"error: {known}") from None
 
 
 @contextmanager
 def hydra_settings(config: DictConfig) -> Iterator[DictConfig]:
-    """A copy of a configuration whose references to Hydra's own settings are resolved by itself."""
+    """A copy of a configuration that resolves ``${hydra:...}`` to its own Hydra settings."""
     instance = HydraConfig.instance()
     before, own = instance.cfg, deepcopy(config)  # set_config makes it read-only
     try:
@@ -61,14 +61,14 @@ def hydra_settings(config: DictConfig) -> Iterator[DictConfig]:
 
 
 class CheckRunFolder(Callback):
-    """Says in one line that the folder of a run cannot be made, which Hydra does before anything else."""
+    """Check the run folder with a clear message, before Hydra creates it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the program unless the folder can be written."""
+        """Exit unless the run folder is writable."""
         self._check(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """The same for the folder of a sweep."""
+        """Exit unless the sweep folder is writable."""
         self._check(config, "sweep")
 
     def _check(self, config: DictConfig, mode: str) -> None:
@@ -76,37 +76,37 @@ class CheckRunFolder(Callback):
             with hydra_settings(config) as own:
                 folder = own.hydra[mode].dir
         except OmegaConfBaseException:
-            return  # such as the name of a run that is itself swept: Hydra says what is wrong
+            return  # such as a swept run name, which Hydra reports
         problem = unwritable(Path(folder))
         if problem is not None:
-            # Hydra turns every other exception of a callback into a warning
+            # Hydra turns other exceptions of callbacks into warnings
             sys.exit(f"error: run folder {folder}: {problem}; choose another with run=NAME")
 
 
 class NameRuns(Callback):
-    """A run of a sweep is named by what is swept, not by what all its runs share."""
+    """Name the runs of a sweep by the settings that vary."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Leave out of ``hydra.job.override_dirname`` what does not vary."""
+        """Remove fixed settings from ``hydra.job.override_dirname``."""
         shared = [o.key_or_group for o in _overrides(config) if not o.is_sweep_override()]
         keys = sorted({*config.hydra.job.config.override_dirname.exclude_keys, *shared})
         listed = ",".join(f"'{key}'" for key in keys)
-        with read_write(config):  # the runs' configurations are composed from these lists
+        with read_write(config):  # Hydra composes the runs from this list
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{listed}]")
 
 
 class CheckSweep(Callback):
-    """Looks at every combination of settings before the first one runs."""
+    """Check all runs of a sweep before the first one starts."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the program if a run of the sweep could not start, with what is wrong in which runs."""
+        """Exit with the problems of all runs, if there are any."""
         found: dict[str, list[str]] = {}
         for name, combination in _combinations(config):
             for problem in training_problems(combination):
                 found.setdefault(problem, []).append(name)
         if found:
             lines = [f"{problem} (in {_some(names)})" for problem, names in found.items()]
-            # Hydra turns every other exception of a callback into a warning
+            # Hydra turns other exceptions of callbacks into warnings
             sys.exit("\n  - ".join(["error: cannot start the sweep:", *lines]))
 
 
@@ -121,7 +121,7 @@ def _loader() -> ConfigLoader:
 
 
 def _overrides(config: DictConfig) -> list[Override]:
-    """What is set on the command line and swept by an experiment; nothing that another sweeper decides."""
+    """The overrides of the command line and of Hydra's basic sweeper; empty for other sweepers."""
     sweeper = config.hydra.sweeper
     if not str(sweeper["_target_"]).endswith(BasicSweeper.__name__):
         return []
@@ -132,7 +132,7 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 
 def _combinations(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """What is swept in each run, and its configuration; nothing for what Hydra itself will refuse."""
+    """The swept settings and the configuration of each run, up to one that Hydra itself will refuse."""
     overrides = _overrides(config)
     swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
     try:

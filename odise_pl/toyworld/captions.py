@@ -1,4 +1,4 @@
-"""Captions of scenes, as people write them: some of what is visible, in many phrasings."""
+"""Captions of scenes: they name some of the visible categories, in many phrasings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ON = {"sea": "in", "sky": "in", "brick wall": "in front of", "tiles": "in front
 
 
 def write_captions(scene: Scene, random: np.random.Generator, count: int) -> tuple[str, ...]:
-    """``count`` captions of a scene, not necessarily different."""
+    """``count`` captions of a scene, possibly with duplicates."""
     return tuple(write_caption(scene, random) for _ in range(count))
 
 
@@ -35,7 +35,7 @@ def write_caption(scene: Scene, random: np.random.Generator) -> str:
 
 
 def write_names(stuff: Stuff, random: np.random.Generator, count: int) -> tuple[str, ...]:
-    """``count`` captions of nothing but one kind of stuff."""
+    """``count`` captions of a single kind of stuff."""
     return tuple(_finish(_stuff_name(stuff, random), random) for _ in range(count))
 
 
@@ -72,7 +72,7 @@ def _with_article(text: str) -> str:
 
 
 def _listing(things: Sequence[Placed], random: np.random.Generator) -> str:
-    """Things in random order, equal ones counted: "two cats, a red ball and a house"."""
+    """Things in random order, with counts: "two cats, a red ball and a house"."""
     counts = Counter(placed.thing.name for placed in things)
     phrases, seen = [], set()
     for index in random.permutation(len(things)):

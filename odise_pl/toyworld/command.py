@@ -14,14 +14,14 @@ app = typer.Typer(help="The small world: paint its data sets, train and grade it
 
 
 class Supervision(StrEnum):
-    """What a network learns names from."""
+    """What training learns class names from."""
 
     label = "label"
     caption = "caption"
 
 
 class Device(StrEnum):
-    """What trains."""
+    """Device of training."""
 
     cpu = "cpu"
     gpu = "gpu"
@@ -37,25 +37,25 @@ class Model(StrEnum):
 
 def demo(
     supervision: Annotated[
-        Supervision, typer.Argument(help="what names are learned from")
+        Supervision, typer.Argument(help="what training learns class names from")
     ] = Supervision.label,
     out: Annotated[
         Path | None, typer.Option(help="folder of the run (default: runs/demo or runs/demo_caption)")
     ] = None,
     shards: Annotated[Path, typer.Option(help="folder of the painted data sets")] = Path("data/shards"),
-    device: Annotated[Device, typer.Option(help="what trains")] = Device.cpu,
+    device: Annotated[Device, typer.Option(help="device of training")] = Device.cpu,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="setting of training, e.g. trainer.max_steps=100; may be repeated",
+            help="setting of training, e.g. trainer.max_steps=100; repeatable",
         ),
     ] = None,
 ) -> None:
-    """Paint a small world, train on it, evaluate and draw pictures: minutes on a laptop, offline.
+    """Paint a small world, train on it, evaluate and draw pictures, in minutes on a laptop, offline.
 
-    Run it again to resume after an interruption.
+    If interrupted, run it again to resume.
     """
     import logging
 
@@ -75,9 +75,9 @@ def make(
     val: Annotated[int, typer.Option(min=1, help="pictures of toy_val")] = 200,
     open_: Annotated[int, typer.Option("--open", min=1, help="pictures of toy_open")] = 200,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="number of processes")] = 2,
 ) -> None:
-    """Paint toy_train, toy_val and toy_open: the same pictures for the same seed."""
+    """Paint the data sets toy_train, toy_val and toy_open, reproducibly for each seed."""
     from odise_pl.toyworld.make import make, toy_sets
 
     for toy_set in toy_sets(train, val, open_):
@@ -91,17 +91,14 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="folder of checkpoints and logs")] = Path("runs/pretrain"),
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="optimiser steps (default: about as many as the packaged weights took)"),
+        typer.Option(min=1, help="optimizer steps (default: as for the packaged weights)"),
     ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(help="32-true, bf16-mixed or 16-mixed"),
-    ] = "32-true",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
 ) -> None:
-    """Train a frozen model from scratch: hours on a laptop.
+    """Train a frozen model from scratch, in hours on a laptop.
 
-    Run it again to resume from --work; delete that folder to start over.
+    If interrupted, run it again to resume from --work; delete that folder to restart.
     """
     import logging
     from dataclasses import replace
@@ -117,14 +114,14 @@ def pretrain(
 
 @app.command()
 def grade(
-    models: Annotated[list[Model] | None, typer.Argument(help="which ones (default: all)")] = None,
+    models: Annotated[list[Model] | None, typer.Argument(help="models to grade (default: all)")] = None,
     weights: Annotated[
         Path, typer.Option(help="folder of the models", show_default="those in the package")
     ] = WEIGHTS,
     count: Annotated[int, typer.Option(min=1, help="held-out crops and pictures")] = 500,
     sheet: Annotated[Path | None, typer.Option(help="PNG for samples of the UNet")] = None,
 ) -> None:
-    """Measure how good frozen models are, on held-out pictures."""
+    """Measure the quality of frozen models on held-out pictures."""
     from odise_pl.toyworld.grade import grade
 
     for line in grade(models or list(Model), weights, count, sheet=sheet):

@@ -1,4 +1,4 @@
-"""The whole project in minutes, offline: paint, train, evaluate, draw."""
+"""A demo of the whole project: paint data sets, train, evaluate, draw pictures."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def run_demo(
         rows: of the sheet of pictures.
 
     Raises:
-        UserError: a folder holds something else, or a setting is wrong.
-        SystemExit: the process was asked to stop; the run resumes next time.
+        UserError: a folder has other content, or a setting is wrong.
+        SystemExit: a signal stopped the run, which can be resumed.
     """
     for toy_set in toy_sets(*counts):
         make(toy_set, shards, workers=2)
@@ -57,7 +57,7 @@ def run_demo(
     finished = (folder / FINISHED).exists()
     run.main(config)
     table = _results(folder)
-    if finished:  # otherwise, training has shown them
+    if finished:  # otherwise, training has printed it
         console = Console()
         console.print(table.terminal(console.width))
     write_text(folder / "results.md", table.markdown())
@@ -69,7 +69,7 @@ def run_demo(
 
 
 def _results(folder: Path) -> Table:
-    """What was measured at the end of a run.
+    """The scores at the end of a run.
 
     Raises:
         UserError: a file of results is missing or damaged.
@@ -82,12 +82,12 @@ def _results(folder: Path) -> Table:
 
 
 def draw_pictures(network: Path, shards: Path, rows: int) -> Image.Image:
-    """The first images of a data set, their truth and what a network predicts, with names.
+    """Draw the first images of a data set, each in a row with its truth and the prediction.
 
     Args:
         network: checkpoint.
-        shards: the data set.
-        rows: images, one below the other.
+        shards: folder of the data set.
+        rows: number of images.
     """
     segmenter = load_segmenter(network)
     data = PanopticDataModule(

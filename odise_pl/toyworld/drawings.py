@@ -1,8 +1,8 @@
-"""What the things of the small world look like, as plain data.
+"""Drawings of the things of the small world, as plain data.
 
-A drawing is a list of parts from back to front. Coordinates run from -1 to 1, y downwards. A part is
-``(shape, paint, numbers)``; the shapes are those of :func:`odise_pl.toyworld.shapes.outline`. A paint is a
-factor for the thing's own colour, or the name of a fixed colour.
+A drawing is a sequence of parts ``(shape, paint, numbers)`` from back to front. Shapes are those of
+:func:`odise_pl.toyworld.shapes.outline`, in coordinates from -1 to 1, y downwards. A paint is the name of a
+fixed colour, or a factor for the thing's colour.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""How good the small world's frozen models are, on held-out pictures.
+"""The quality of the small world's frozen models on held-out pictures.
 
-* ``clip``: how often it names the thing in a crop, among all categories; and, as masked CLIP, what a true
-  mask shows;
-* ``vae``: peak signal-to-noise ratio of restored pictures, in decibels;
-* ``unet``: how often CLIP recognises the thing that a prompt asked for.
+* ``clip``: accuracy on crops of things, among all categories; and of masked CLIP on true masks;
+* ``vae``: peak signal-to-noise ratio of reconstructions, in decibels;
+* ``unet``: how often CLIP recognises the prompted thing.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
 from odise_pl.toyworld.things import THINGS, Thing
 
-_SEED = 1234  # of pictures that are used nowhere else
+_SEED = 1234  # of the held-out pictures
 _PROMPT = "a photo of a {}"
 _MARGIN = 0.1  # around a thing in a crop, relative to its size
 _OTHERS = 0.4  # largest share of a crop that other things may cover
-_GUIDANCE = 7.5  # as is usual for Stable Diffusion
+_GUIDANCE = 7.5  # the default of Stable Diffusion
 _COLOURS = 128  # of a sheet
 _COLUMNS = 13
 NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
@@ -58,11 +57,11 @@ def grade(
 
     Args:
         models: of ``clip``, ``vae`` and ``unet``.
-        weights: folder of the models; only those that are needed are loaded.
+        weights: folder of the models.
         count: held-out crops, and pictures.
-        each: samples of each thing, for the UNet.
+        each: samples of the UNet for each thing.
         steps: of sampling.
-        sheet: PNG for two of these samples of each thing.
+        sheet: PNG for two samples of each thing.
 
     Raises:
         WeightsError: weights are missing or damaged.
@@ -103,7 +102,7 @@ def crops(count: int) -> Iterator[tuple[NDArray[np.uint8], Thing]]:
 
 
 def _is_clear(scene: Scene, placed: Placed) -> bool:
-    """Whether other things cover little of the box."""
+    """Whether other things cover only a little of the box."""
     left, top, right, bottom = (round(max(0, side)) for side in placed.box)
     inside = scene.ids[top:bottom, left:right]
     others = [other.id for other in scene.things if other.id != placed.id]
@@ -119,8 +118,8 @@ def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def named(clip: FrozenCLIP, images: Tensor) -> list[str]:
-    """What CLIP calls each image [N, 3, SIDE, SIDE] in 0..1."""
+def classify(clip: FrozenCLIP, images: Tensor) -> list[str]:
+    """CLIP's category of each image [N, 3, SIDE, SIDE] in 0..1."""
     return _nearest(torch.cat([clip.encode_image(part) for part in images.split(64)]), _texts(clip))
 
 
@@ -133,15 +132,15 @@ def _nearest(images: Tensor, texts: Tensor) -> list[str]:
 
 
 def grade_crops(clip: FrozenCLIP, count: int) -> float:
-    """Share of held-out crops whose thing CLIP names, among things and stuff."""
+    """Share of held-out crops that CLIP names correctly, among things and stuff."""
     pictures, things = zip(*crops(count), strict=True)
-    found = named(clip, pixels(list(pictures)))
+    found = classify(clip, pixels(list(pictures)))
     return float(np.mean([name == thing.name for name, thing in zip(found, things, strict=True)]))
 
 
 @torch.no_grad()
 def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
-    """Shares of things and of stuff in ``count`` held-out pictures that masked CLIP names by true masks."""
+    """Shares of things and stuff in ``count`` held-out pictures that masked CLIP names correctly."""
     texts = _texts(clip)
     right: dict[bool, list[bool]] = {True: [], False: []}
     for scene in _scenes(count):
@@ -168,7 +167,7 @@ def grade_vae(vae: Any, count: int) -> float:
 
 
 def _scenes(count: int) -> Iterator[Scene]:
-    """Held-out scenes, every second one in the open set's style."""
+    """Held-out scenes, every second one in the style of the open set."""
     random = np.random.default_rng(_SEED)
     return (paint_scene(random, OPEN if number % 2 else WEB) for number in range(count))
 
@@ -181,13 +180,13 @@ def _square(scene: Scene) -> Tensor:
 def grade_unet(
     models: DiffusionModels, clip: FrozenCLIP, each: int, steps: int
 ) -> tuple[float, list[Tensor]]:
-    """Share of samples whose thing CLIP names; and all samples [3, SIDE, SIDE], ``each`` per thing."""
+    """Share of samples that CLIP names correctly, and all samples [3, SIDE, SIDE], ``each`` per thing."""
     samples: list[Tensor] = []
     right = 0
     for thing in THINGS:
         prompts = [f"a photo of a {thing.colours[i % len(thing.colours)]} {thing.name}" for i in range(each)]
         images = sample(models, prompts, steps)
-        right += named(clip, images).count(thing.name)
+        right += classify(clip, images).count(thing.name)
         samples += images
     return right / len(samples), samples
 
@@ -211,7 +210,7 @@ def sample(models: DiffusionModels, prompts: Sequence[str], steps: int) -> Tenso
 
 
 def draw_sheet(samples: Sequence[Tensor]) -> Image.Image:
-    """Samples in rows, with few colours, so that the file is small."""
+    """Samples in rows, with few colours for a small file."""
     tiles = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for image in samples]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
     rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]

@@ -1,8 +1,7 @@
 """Paint the small world's data sets.
 
-``toy_train`` and ``toy_val`` hold only the base categories; ``toy_open`` holds all of them and looks
-different, as ADE20K does from COCO. They are painted in the panoptic layout of COCO and packed like any such
-data set. Imports no torch.
+``toy_train`` and ``toy_val`` have only the base categories. ``toy_open`` has all of them and looks different,
+as ADE20K does from COCO. They are painted in COCO's panoptic layout and then packed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class ToySet:
 
     Attributes:
         name: without ``toy_``.
-        number: decides its random numbers.
-        count: of pictures.
+        number: part of the seed.
+        count: number of pictures.
         style: of the pictures.
         novel: whether novel categories occur.
     """
@@ -70,7 +69,7 @@ def toy_sets(train: int = 2000, val: int = 200, open_: int = 200) -> tuple[ToySe
 
 
 def vocabulary(novel: bool) -> Vocabulary:
-    """The base categories, or with ``novel`` all of them; ids count from 1, things first."""
+    """The base categories, or all of them with ``novel``; ids start at 1, things first."""
     categories = tuple(
         Category(_IDS[kind.name], kind.name, kind.synonyms, kind in THINGS)
         for kind in KINDS
@@ -80,17 +79,17 @@ def vocabulary(novel: bool) -> Vocabulary:
 
 
 def make(toy_set: ToySet, folder: Path, seed: int = 0, workers: int = 1) -> Path:
-    """Paint one set and pack it into ``folder/toy_NAME``, unless it is there already. Returns its folder.
+    """Paint one set and pack it into ``folder/toy_NAME``, unless it exists. Returns that folder.
 
-    It appears there complete; an interrupted run leaves nothing.
+    An interrupted run leaves no files.
 
     Raises:
-        DataError: the folder holds another or a damaged set, or something else.
+        DataError: the folder contains another set, a damaged one, or other files.
     """
     out, origin = folder / f"toy_{toy_set.name}", f"odise_pl.toyworld, seed {seed}"
     if not (out / FILE_NAME).exists():
         if out.exists():
-            raise DataError(f"{out} exists, but is no data set: delete it, or choose another folder")
+            raise DataError(f"{out} exists, but is not a data set: delete it, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{out.name}_") as name:
             _pack(toy_set, Path(name), origin, seed, workers).rename(out)
@@ -109,12 +108,12 @@ def _pack(toy_set: ToySet, root: Path, origin: str, seed: int, workers: int) -> 
 
 
 def _check(out: Path, count: int, origin: str) -> None:
-    """Raise DataError if a set is not the requested one, or not complete."""
+    """Raise DataError if a set is another one or damaged."""
     shards = open_shard_set(out)
     found = f"{shards.manifest.counts.samples} pictures, made from {shards.manifest.source.annotations}"
     wanted = f"{count} pictures, made from {origin}"
     if found != wanted:
-        raise DataError(f"{out} holds {found}, instead of {wanted}: delete it, or choose another folder")
+        raise DataError(f"{out} contains {found}, instead of {wanted}: delete it, or choose another folder")
     if missing := find_missing_shards(shards):
         raise DataError(f"{missing[0]} is missing or damaged: delete {out} to paint it again")
 

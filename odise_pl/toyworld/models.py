@@ -1,4 +1,4 @@
-"""The small world's frozen models: their architectures, the same as in ``conf``."""
+"""Architectures of the small world's frozen models, the same as in ``conf``."""
 
 from __future__ import annotations
 

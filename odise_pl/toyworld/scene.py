@@ -1,4 +1,4 @@
-"""Scenes of the small world: what is where, the painted picture and its panoptic map."""
+"""Scenes of the small world: layout, painted picture and panoptic map."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Scene:
 
     Attributes:
         image: uint8 [H, W, 3].
-        ids: int32 [H, W], 0 where nothing is labelled (the rest of an almost hidden thing).
+        ids: int32 [H, W], 0 where nothing is labelled (the visible rest of an almost hidden thing).
         things: the visible ones, from back to front.
         stuff: id and category of the visible background regions, from top to bottom.
     """
@@ -111,7 +111,7 @@ def _background(
         upper, lower = edges[number - 1], edges[number]
         top, whole = int(upper.min()), int(np.ceil(upper.max()))
         texture = stuff.texture((size[0] - top, size[1]), random)
-        # down to the bottom, since the next region covers it; slices are much faster than masks
+        # down to the bottom, where the next region covers it: slices are much faster than masks
         image[whole:], ids[whole:] = texture[whole - top :], number
         border = y[top:whole] >= upper
         image[top:whole][border] = texture[: whole - top][border]
@@ -123,7 +123,7 @@ def _background(
 def _layout(
     size: tuple[int, int], random: np.random.Generator, style: Style, world: World
 ) -> tuple[list[Stuff], list[NDArray[np.float64]]]:
-    """Categories from top to bottom, and the row of the border below each but the last in every column."""
+    """Categories from top to bottom, and the row of each border between them in every column."""
 
     def one(place: str) -> Stuff:
         choices = [stuff for stuff in world.stuff if stuff.place == place]
@@ -166,7 +166,7 @@ def _place_things(
         if box is not None:
             boxes.append((thing, box))
     placed = []
-    # things that stand lower in the picture are nearer and hide those behind
+    # things lower in the picture are nearer and hide those behind
     for number, (thing, box) in enumerate(sorted(boxes, key=lambda pair: pair[1][3]), start=len(bands) + 1):
         colour = thing.colours[int(random.integers(len(thing.colours)))]
         _paint_thing(image, ids, number, thing, colour, box, random, style)
@@ -182,13 +182,13 @@ def _free_box(
     taken: Sequence[tuple[float, float, float, float]],
     random: np.random.Generator,
 ) -> tuple[float, float, float, float] | None:
-    """A box for a thing where it hardly covers others; None if none was found."""
+    """A box where a thing covers only a little of others; None if there is none."""
     height, width = size
     first, last = _rows_for(thing, bands, random)
     wide = half * random.uniform(0.85, 1.1)
     for _ in range(_TRIES):
         x = random.uniform(min(wide, width / 2), max(width - wide, width / 2))
-        # things stand on the ground with their foot, and float in the air with their middle
+        # the foot of a standing thing, or the middle of a floating one
         foot = random.uniform(first, last) + (half if thing.place == "air" else 0)
         y = min(max(foot - half, half), max(height - half, half))
         box = (x - wide, y - half, x + wide, y + half)
@@ -237,7 +237,7 @@ def _paint_thing(
     ]
     tile, cover = draw(polygons, size)
     tile = tile * _light(size, random, style)[..., None]
-    # the part of the tile that lies on the picture
+    # the part of the tile inside the picture
     rows, columns = (
         slice(max(0, -start), min(extent, whole - start))
         for start, extent, whole in zip((top, left), size, ids.shape, strict=True)
@@ -249,7 +249,7 @@ def _paint_thing(
 
 
 def _affine(thing: Thing, box: tuple[float, ...], random: np.random.Generator) -> Callable[[Points], Points]:
-    """The map from a drawing's coordinates to pixels: perhaps mirrored, rotated, scaled into the box."""
+    """The map from a drawing's coordinates to pixels: randomly mirrored and rotated, scaled into the box."""
     angle = np.deg2rad(random.uniform(-thing.turn, thing.turn))
     mirror = -1.0 if random.random() < 0.5 else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

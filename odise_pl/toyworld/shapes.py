@@ -1,4 +1,4 @@
-"""Outlines of simple shapes, and their drawing with smooth edges."""
+"""Outlines of simple shapes, and anti-aliased drawing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def draw(
     """
     height, width = size
     big = (width * SUPERSAMPLE, height * SUPERSAMPLE)
-    # the background has the first colour, so that no other bleeds into the edges
+    # fill the background with the first colour, so that no other bleeds into the edges
     picture, cover = Image.new("RGB", big, polygons[0][1]), Image.new("L", big)
     painter, coverer = ImageDraw.Draw(picture), ImageDraw.Draw(cover)
     for points, colour in polygons:

@@ -12,7 +12,7 @@ from PIL import Image
 
 Size = tuple[int, int]
 Picture = NDArray[np.float32]  # [H, W, 3] in 0..1, or [H, W] around 0
-_SHEET = 640  # side of the sheets that noise is cut from
+_SHEET = 640  # side of the noise sheets
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _sheet(period: int) -> Picture:
 
 
 def noise(size: Size, period: int, random: np.random.Generator) -> Picture:
-    """Smooth noise [H, W] of unit variance, ``period`` pixels wide: a random cut of a fixed sheet."""
+    """Smooth noise [H, W] of unit variance, ``period`` pixels wide: a random crop of a fixed sheet."""
     top, left = (int(random.integers(0, _SHEET - side)) for side in size)
     return _sheet(period)[top : top + size[0], left : left + size[1]]
 
@@ -142,7 +142,7 @@ def forest(size: Size, random: np.random.Generator) -> Picture:
 
 
 def carpet(size: Size, random: np.random.Generator) -> Picture:
-    """Two-coloured lozenges."""
+    """Lozenges in two colours."""
     period = int(random.integers(14, 22))
     y, x = np.ogrid[: size[0], : size[1]]
     lozenges = ((x + y) // period + (x - y) // period) % 2

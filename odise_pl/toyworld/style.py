@@ -1,4 +1,4 @@
-"""Looks of the pictures of the small world: sizes, light, colours, noise."""
+"""Styles of pictures of the small world: sizes, light, colours, noise."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Style:
         sides: height and width in pixels, each drawn from this range in steps of 16.
         objects: fewest and most things.
         extent: half the size of a thing, as a share of the shorter side of the picture.
-        close_up: share of pictures of a single big thing, ...
-        close_extent: ... and half its size.
-        indoor: share of pictures of a room.
+        close_up: share of pictures of a single large thing.
+        close_extent: like ``extent``, for close-ups.
+        indoor: share of pictures of rooms.
         light: brightness, 1 as drawn.
         saturation: of colours, 1 as drawn, 0 gray.
-        shade: contrast of the light that falls on things from one side.
+        shade: contrast of the side light on things.
         texture: contrast of the surface of things.
         grain: standard deviation of sensor noise, in a range of 0..1.
     """
@@ -51,7 +51,7 @@ OPEN = Style(
     texture=(0.03, 0.09),
     grain=(0.01, 0.025),
 )
-# For the frozen models, as the web is for Stable Diffusion and CLIP: everything.
+# Pre-training of the frozen models, as on the web: everything.
 WEB = Style(
     sides=(128, 128),
     objects=(1, 5),

@@ -33,8 +33,8 @@ class Thing:
         colours: names of its possible colours.
         synonyms: other names.
         plural: of the name; None adds an s.
-        place: where it is found: ``ground``, ``air``, ``water`` or ``wall`` (a wall or the ground).
-        turn: largest rotation either way, in degrees.
+        place: ``ground``, ``air``, ``water`` or ``wall`` (a wall or the ground).
+        turn: maximum rotation in degrees.
         novel: never labelled in the training set.
     """
 
@@ -48,7 +48,7 @@ class Thing:
 
     @property
     def many(self) -> str:
-        """The name of several."""
+        """The plural of the name."""
         return self.plural or f"{self.name}s"
 
     @property

@@ -1,4 +1,4 @@
-"""Evaluation on the benchmarks of the paper with a network, through the entry point."""
+"""Evaluation of a network on the paper's benchmarks, through the entry point."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
 
 
 def results(run_dir: Path) -> dict[str, Any]:
-    """The JSON of every set of the only evaluation."""
+    """The JSON results of each set of the only evaluation."""
     paths = run_dir.glob("evaluation/*/*/results.json")
     found = {path.parent.name: json.loads(path.read_text()) for path in paths}
     for content in found.values():
@@ -51,7 +51,7 @@ SIX = f"data=[{','.join(BENCHMARKS)}]"
 
 @pytest.fixture(scope="module")
 def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All six in one command; the predictions are kept."""
+    """All six benchmarks in one command, with saved predictions."""
     folder = tmp_path_factory.mktemp("whole")
     overrides = options(checkpoint, benchmark_shards, SIX, f"save_predictions={folder / 'predictions'}")
     scores = evaluate(composed("evaluate", folder, overrides), overrides)
@@ -59,8 +59,8 @@ def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.Tem
     return folder
 
 
-def test_sets_and_folders_of_any_name(checkpoint: Path, scene_shards: Path, tmp_path: Path) -> None:
-    """They are evaluated, their predictions kept under their names, and found there again."""
+def test_sets_and_folders_may_have_any_name(checkpoint: Path, scene_shards: Path, tmp_path: Path) -> None:
+    """They are evaluated, and their saved predictions are found again."""
     names = {"münchen": "münchen", "2024_1": "2024 1", "20241": "20241", "b": "[b]"}
     for folder in names.values():
         (tmp_path / folder).symlink_to(scene_shards)
@@ -105,7 +105,7 @@ def test_six_benchmarks_in_one_command(whole: Path) -> None:
     assert seen == {"sky", "field", "ball", "box"}, "the names of the training classes"
 
 
-def test_one_table_with_published_numbers(whole: Path) -> None:
+def test_table_has_published_numbers(whole: Path) -> None:
     (folder,) = whole.glob("evaluation/*")
     assert folder.name == "coco+ade150+ade847+pc59+pc459+pas21-both-step_4"
     with (folder / "results.csv").open() as file:
@@ -128,17 +128,15 @@ SOME = ("coco", "ade150", "pc59", "pas21")
 
 
 def one_rank(rank: int, port: int, checkpoint: Path, shards: Path, run_dir: Path) -> None:
-    """One of two, as torchrun starts them."""
+    """Run one of two ranks as torchrun does."""
     os.environ |= torchrun(0, rank, 1, 2) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     overrides = options(checkpoint, shards, f"data=[{','.join(SOME)}]", "trainer.devices=2")
     evaluate(composed("evaluate", run_dir, overrides), overrides)
 
 
-def test_two_ranks_give_exactly_the_result_of_one(
-    whole: Path, checkpoint: Path, benchmark_shards: Path, tmp_path: Path
-) -> None:
-    # forked, since importing torch and lightning again takes longer than all the rest
+def test_two_ranks_equal_one(whole: Path, checkpoint: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+    # forked, because importing torch and lightning again is slow
     arguments = (free_port(), checkpoint, benchmark_shards, tmp_path)
     multiprocessing.start_processes(one_rank, arguments, nprocs=2, start_method="fork")
     assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in SOME}
@@ -146,10 +144,10 @@ def test_two_ranks_give_exactly_the_result_of_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_two_stopped_ranks_resume_with_the_same_command(
+def test_two_interrupted_ranks_resume(
     number: signal.Signals, whole: Path, checkpoint: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    """Both save what they have done and are gone; the digits are those of one rank without a break."""
+    """Both save progress and exit; the final result is that of one uninterrupted rank."""
     some = ("coco", "ade150", "pc59")
     more = ["trainer.devices=2", "save_every=0", f"save_predictions={tmp_path / 'predictions'}"]
     arguments = options(checkpoint, benchmark_shards, f"data=[{','.join(some)}]", *more)
@@ -157,37 +155,35 @@ def test_two_stopped_ranks_resume_with_the_same_command(
         wait_for(lambda: any(tmp_path.glob("evaluation/*/.progress/coco/rank*.json")), process)
         process.send_signal(number)
         assert process.wait(60) == 128 + number, (tmp_path / "output.txt").read_text()
-        wait_for_end(process.pid)
+        wait_for_exit(process.pid)
     output = (tmp_path / "output.txt").read_text()
-    assert f"stopped by {number.name}: what is done is saved" in output
+    assert f"stopped by {number.name}: progress is saved" in output
     assert "Traceback" not in output
-    assert not results(tmp_path).keys() >= set(some), "it was stopped before the end"
+    assert not results(tmp_path).keys() >= set(some), "interrupted before the end"
     done = run(tmp_path, *arguments, script="evaluate.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "batches are done, resuming" in done.stdout or "is finished: taken from" in done.stdout
+    assert "batches are done, resuming" in done.stdout or "is finished: skipped" in done.stdout
     assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
 
 
-def wait_for_end(group: int, seconds: float = 20) -> None:
-    """Of all processes of a group."""
+def wait_for_exit(group: int, seconds: float = 20) -> None:
+    """Wait until all processes of a group have exited."""
     limit = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < limit:
             os.killpg(group, 0)
             time.sleep(0.1)
-        pytest.fail("a rank is left")
+        pytest.fail("a rank is still running")
 
 
-def test_every_number_of_ranks_computes_with_the_same_number_of_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sums depend on it; Lightning divides the processors among ranks if the environment is silent."""
+def test_number_of_threads_is_independent_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums depend on it, and Lightning divides the CPUs among ranks by default."""
     monkeypatch.delenv("OMP_NUM_THREADS")
     _trainer(composed("evaluate", tmp_path, ["trainer=cpu", "trainer.devices=2"]))
     assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
 
 
-def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+def test_saved_predictions_have_the_same_scores(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
     overrides = [
         f"predictions={whole / 'predictions'}",
         f"paths.shards={benchmark_shards}",
@@ -197,25 +193,25 @@ def test_saved_predictions_score_the_same(whole: Path, benchmark_shards: Path, t
         SIX,
     ]
     scores = score_predictions(composed("evaluate", tmp_path, overrides))
-    base_and_novel = ("_base", "_novel")  # it is unknown what a folder's model was trained on
+    base_and_novel = ("_base", "_novel")  # unknown for a folder of predictions
     for name, result in results(whole).items():
         expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
         assert scores[name] == expected
 
 
-def test_other_predictions_are_refused_before_anything_is_predicted(
+def test_existing_predictions_are_refused_before_the_first_set(
     checkpoint: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
     taken = tmp_path / "predictions" / "pas21"
     taken.mkdir(parents=True)
     (taken / "panoptic.json").write_text("{}")
     overrides = options(checkpoint, benchmark_shards, "data=[coco,pas21]", f"save_predictions={taken.parent}")
-    with pytest.raises(PredictionError, match="predictions/pas21 holds predictions"):
+    with pytest.raises(PredictionError, match="predictions/pas21 already contains predictions"):
         evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
     assert not (taken.parent / "coco").exists()
 
 
-def test_own_sets_beside_benchmarks_with_classes_of_other_names(
+def test_own_set_with_other_class_names_beside_a_benchmark(
     checkpoint: Path, benchmark_shards: Path, scene_shards: Path, tmp_path: Path
 ) -> None:
     names = tmp_path / "names.txt"
@@ -230,22 +226,19 @@ def test_own_sets_beside_benchmarks_with_classes_of_other_names(
     assert set(found) == {"pas21", scene_shards.name}
     rows = found[scene_shards.name]["per_class"]
     assert [row["class"] for row in rows] == ["ball", "crate", "heavens", "field"]
-    assert all(row["seen"] for row in rows), "they are known by the data set's own names"
+    assert all(row["seen"] for row in rows), "matched by the data set's names"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], r"ckpt=PATH.*predictions=DIR"),
-        (["ckpt=nothing.ckpt"], r"nothing\.ckpt"),
         (["ckpt=a", "data=ade847"], r"ade847_val.*prepare ade847"),
         (["ckpt=a", "data=shards", "data.val=x/my_open"], r"my_open.*prepare"),
         (["ckpt=a", "vocabulary.eval=[dog,dog]"], r"vocabulary\.eval"),
         (["ckpt=a", "captioner=heuristic", "captioner.vocabulary=x.txt"], r"captioner\.vocabulary"),
-        (["ckpt=a", f"save_predictions={__file__}"], r"save_predictions"),
     ],
 )
-def test_settings_are_checked_before_torch_loads(given: list[str], message: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_named(given: list[str], message: str, tmp_path: Path) -> None:
     config = composed("evaluate", tmp_path, [f"paths.shards={tmp_path}", *given])
     with pytest.raises(SettingError, match=message):
         check_evaluation(config)

@@ -1,4 +1,4 @@
-"""Predictions as files: written, read by the official tools and by ourselves, and scored."""
+"""Predictions are written to files, read by this package and the official tools, and scored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(shards: Path, name: str) -> PanopticDataModule:
 
 
 def perfect(truth: Truth, shift: int = 0) -> Prediction:
-    """A prediction that is its truth, moved by ``shift`` columns."""
+    """The truth as a prediction, moved by ``shift`` columns."""
     panoptic, objects = truth.panoptic, truth.instances
     ids = panoptic.ids.roll(shift, 1)
     segments = tuple(replace(s, iscrowd=False) for s in panoptic.segments)
@@ -80,7 +80,7 @@ def predictions_of(batch: Batch, predict: Callable[[Truth], Prediction] = perfec
 
 
 def write(shards: Path, name: str, folder: Path, predict: Callable[[Truth], Prediction] = perfect) -> Path:
-    """Predictions of a set, made of its truth."""
+    """Write predictions of a set, derived from its truth."""
     module = data(shards, name)
     writer = PredictionWriter(folder, module.vocabulary(name), "digest")
     writer.start()
@@ -111,7 +111,7 @@ def vocabulary(benchmark_shards: Path) -> Vocabulary:
     return data(benchmark_shards / "coco_val2017", "coco").vocabulary("coco")
 
 
-def test_perfect_predictions_of_every_benchmark(benchmark_shards: Path, tmp_path: Path) -> None:
+def test_perfect_predictions_score_one_on_every_benchmark(benchmark_shards: Path, tmp_path: Path) -> None:
     for name, (_, _, out) in BENCHMARKS.items():
         write(benchmark_shards / out, name, tmp_path / "predictions" / name)
     found = score(benchmark_shards, tmp_path / "predictions", tmp_path, f"data=[{','.join(BENCHMARKS)}]")
@@ -121,14 +121,12 @@ def test_perfect_predictions_of_every_benchmark(benchmark_shards: Path, tmp_path
     assert {"pq", "map", "miou"} <= set(found["ade150"])
 
 
-def test_empty_predictions(benchmark_shards: Path, tmp_path: Path) -> None:
+def test_empty_predictions_score_zero(benchmark_shards: Path, tmp_path: Path) -> None:
     folder = write(benchmark_shards / "coco_val2017", "coco", tmp_path / "predictions", empty)
     assert set(score(benchmark_shards, folder, tmp_path, "data=coco")["coco"].values()) == {0.0}
 
 
-def test_large_ids_and_the_data_sets_category_ids_are_kept(
-    benchmark_shards: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_files_keep_large_ids_and_category_ids(benchmark_shards: Path, folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "panoptic.json").read_text())
     segments = [segment for a in content["annotations"] for segment in a["segments_info"]]
     assert max(segment["id"] for segment in segments) == 9_000_123
@@ -148,8 +146,8 @@ def test_image_names_have_the_suffix_of_the_image(benchmark_shards: Path, tmp_pa
     assert [image["file_name"] for image in images] == [f"{batch.keys[0]}.jpg", f"{batch.keys[1]}.png"]
 
 
-def test_hotcoco_gives_the_same_panoptic_quality(benchmark_shards: Path, tmp_path: Path) -> None:
-    """It reads our files and the original annotation, and follows panopticapi."""
+def test_panoptic_quality_equals_hotcoco(benchmark_shards: Path, tmp_path: Path) -> None:
+    """hotcoco follows panopticapi; it reads our files and the original annotation."""
     shards = benchmark_shards / "coco_val2017"
     folder = write(shards, "coco", tmp_path / "all" / "coco", partial(perfect, shift=4))
     found = score(benchmark_shards, tmp_path / "all", tmp_path, "data=coco")["coco"]
@@ -162,8 +160,8 @@ def test_hotcoco_gives_the_same_panoptic_quality(benchmark_shards: Path, tmp_pat
         assert found[key] == pytest.approx(expected[part]["pq"], abs=1e-9, rel=0)
 
 
-def test_pycocotools_gives_the_same_average_precision(tmp_path: Path) -> None:
-    """From the original annotation, whose objects overlap, and our instance results."""
+def test_average_precision_equals_pycocotools(tmp_path: Path) -> None:
+    """The objects of the original annotation overlap."""
     mini.coco_instances(tmp_path / "root")
     prepare(read_coco_instances(tmp_path / "root", "val2017"), tmp_path / "shards")
     write(tmp_path / "shards", "mine", tmp_path / "all", partial(perfect, shift=3))
@@ -191,7 +189,7 @@ def test_measures_without_predictions_are_skipped(
         score(benchmark_shards, folder, tmp_path, "data=coco")
 
 
-def test_byte_order_marks_are_read(tmp_path: Path) -> None:
+def test_files_with_byte_order_marks_are_read(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "instances.json").write_bytes("[]".encode(encoding))
         assert FolderPredictor(tmp_path, load_vocabulary(["dog"])).measures == ("instances",)
@@ -204,12 +202,12 @@ def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
 
 
 def in_result(number: int = 0, **values: Any) -> Callable[[Path], None]:
-    """A fault in an entry of instances.json."""
+    """Change an entry of instances.json."""
     return lambda folder: change(folder, "instances.json", lambda c: c[number].update(values))
 
 
 def in_annotation(**values: Any) -> Callable[[Path], None]:
-    """A fault in the second annotation of panoptic.json."""
+    """Change the second annotation of panoptic.json."""
     return lambda folder: change(folder, "panoptic.json", lambda c: c["annotations"][1].update(values))
 
 
@@ -218,7 +216,7 @@ def in_annotations(edit: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
 
 
 def with_counts(counts: Any) -> Callable[[Path], None]:
-    """Run lengths in the mask of an entry; a list in COCO's compressed code, as pycocotools takes it."""
+    """Change the run lengths of an entry's mask; a list is compressed first."""
 
     def edit(content: Any) -> None:
         size = content[4]["segmentation"]["size"]
@@ -231,7 +229,7 @@ def with_counts(counts: Any) -> Callable[[Path], None]:
 
 
 def elsewhere(folder: Path, name: str) -> None:
-    """A map that is there, but not in the folder of maps, or not under its own name."""
+    """Refer to a map by a path that is not a plain file name."""
     in_annotation(file_name=name)(folder)
     if name.strip(".") and "\0" not in name and not name.startswith("/"):
         (folder / "panoptic" / "a").mkdir(exist_ok=True)
@@ -239,7 +237,7 @@ def elsewhere(folder: Path, name: str) -> None:
 
 
 def replaced(name: str, content: bytes | None) -> Callable[[Path], None]:
-    """Another file in place of a file or folder; None: no file."""
+    """Replace a file or folder by another file, or remove it."""
 
     def spoil(folder: Path) -> None:
         path = folder / name
@@ -267,7 +265,6 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
     (r"panoptic\.json: .*", replaced("panoptic.json", b"[]")),
     (r"panoptic\.json: .*image_id 2", in_annotations(lambda a: a.pop(1))),
     (r"panoptic\.json: image_id 2 ", in_annotations(lambda a: a.append(a[1]))),
-    (r"panoptic\.json: .*image_id '2'", in_annotation(image_id="2")),
     (r"panoptic\.json: image_id 2: .*segments_info", in_annotation(segments_info=None)),
     (r"panoptic\.json: 1 images .*image_id 77", in_annotations(lambda a: a.append({**a[1], "image_id": 77}))),
     (r"panoptic\.json: image_id 2: has id 10",
@@ -275,35 +272,29 @@ FAULTS: list[tuple[str, Callable[[Path], None]]] = [
     (r"image 2: .*segment id 9000123", in_annotations(lambda a: a[1]["segments_info"].pop())),
     *(
         (r"panoptic\.json: image_id 2: .*file_name", partial(elsewhere, name=name))
-        for name in ("", ".", "..", "/x.png", "../x.png", "a/../x.png", "./x.png", "..\\x.png", "x\0.png")
+        for name in ("", "..", "../x.png", "x\0.png")
     ),
     (f"{PANOPTIC_2}: is missing", replaced(PANOPTIC_2, None)),
-    (f"{PANOPTIC_2}: cannot be decoded", replaced(PANOPTIC_2, b"x")),
     (f"{PANOPTIC_2}: cannot be decoded.*truncated", partial(cut, name=PANOPTIC_2)),
-    ("panoptic/.*Not a directory", replaced("panoptic", b"")),
     (f"{SEMANTIC_2}: is missing", replaced(SEMANTIC_2, None)),
     (f"{SEMANTIC_2}: has 7x5 pixels", replaced(SEMANTIC_2, png(7, 5))),
-    (f"{SEMANTIC_2}: cannot be decoded.*truncated", partial(cut, name=SEMANTIC_2)),
     ("semantic/.*Not a directory", replaced("semantic", b"")),
     (r"instances\.json: .*list", replaced("instances.json", b"{}")),
     (r"instances\.json: .*JSON", replaced("instances.json", b"[" * 200_000)),
     (r"instances\.json: 1 images .*image_id 77",
      lambda f: change(f, "instances.json", lambda c: c.append({**c[0], "image_id": 77}))),
-    (r"instances\.json: entry 0 .*score", lambda f: change(f, "instances.json", lambda c: c[0].pop("score"))),
     *((r"instances\.json: entry 0 .*score", in_result(score=value))
-      for value in ("high", True, 10**400, float("nan"))),
+      for value in ("high", 10**400, float("nan"))),
     (r"instances\.json: entry 0 .*id 77777", in_result(category_id=77777)),
-    (r"instances\.json: entry 0 .*category_id 4\.5", in_result(category_id=4.5)),
     (r"instances\.json: entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
     (r"instances\.json: entry 0 .*polygon", in_result(segmentation=[[1, 1, 10, float("nan"), 5, 5]])),
     (r"instances\.json: entry 4 \(image_id \d\): .*run lengths", with_counts([3, 5, 7])),
-    (r"instances\.json: entry 4 .*run lengths", with_counts([3, 10**6])),
     (r"instances\.json: entry 4 .*run-length code", with_counts("a b")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "spoil"), FAULTS)
-def test_faults_are_named(
+def test_damaged_files_are_named(
     benchmark_shards: Path, folder: Path, tmp_path: Path, message: str, spoil: Callable[[Path], None]
 ) -> None:
     spoil(folder)
@@ -321,11 +312,11 @@ def test_duplicates_are_reported_and_count_as_false(
     count = len(json.loads((folder / "instances.json").read_text()))
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["map"] < 1
     assert f"instances.json: {count // 2} of {count} results are duplicates" in caplog.text
-    assert f"entry {count // 2} the first" in caplog.text
+    assert f"first entry {count // 2}" in caplog.text
 
 
 def renumber(content: Any) -> None:
-    """Another numbering of the same classes, in which each id is another class's."""
+    """Permute the category ids."""
     ids = [category["id"] for category in content["categories"]]
     new = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
     for entry in content["categories"]:
@@ -342,7 +333,7 @@ def test_categories_of_a_file_are_matched_by_name(
     unused = {"id": 5000, "name": "nothing that the set has", "isthing": 1}
     change(folder, "panoptic.json", lambda c: c["categories"].append(unused))
     assert score(benchmark_shards, folder, tmp_path, "data=coco")["coco"]["pq"] == 1
-    names = tmp_path / "names.txt"  # the set's own names count under any others
+    names = tmp_path / "names.txt"  # the data set's names match too
     names.write_text("".join(f"class number {i}\n" for i in range(133)))
     own = load_vocabulary("coco_panoptic").names
     change(
@@ -352,7 +343,7 @@ def test_categories_of_a_file_are_matched_by_name(
     )
     found = score(benchmark_shards, folder, tmp_path / "again", "data=coco", f"vocabulary.eval={names}")
     assert found["coco"]["pq"] == 1
-    (folder / "kept").rename(folder / "instances.json")  # which says nothing of its own numbering
+    (folder / "kept").rename(folder / "instances.json")  # its ids are now ambiguous
     with pytest.raises(PredictionError, match=r"instances\.json.*category_id .*panoptic\.json"):
         score(benchmark_shards, folder, tmp_path / "both", "data=coco")
 
@@ -364,15 +355,13 @@ def test_categories_of_a_file_are_matched_by_name(
         (lambda c: [x.update(isthing=1 - x["isthing"]) for x in c["categories"]], "category_id .*stuff"),
         (lambda c: c["categories"].clear(), "category_id"),
         (lambda c: [x.update(name=c["categories"][0]["name"]) for x in c["categories"]], "category_id"),
-        (lambda c: c["categories"].append(c["categories"][0]), "id 1 "),
+        (lambda c: c["categories"].append(c["categories"][0]), "id 1"),
         (lambda c: c.update(categories={"a": 1}), "categories"),
-        (lambda c: c["categories"].append("dog"), "categories"),
         (lambda c: c["categories"][0].pop("name"), "categories.*name"),
         (lambda c: c["categories"][0].update(isthing=5), "categories.*isthing"),
-        (lambda c: c["categories"][0].update(id=True), "categories.*id"),
     ],
 )
-def test_categories_that_do_not_fit_are_named(
+def test_invalid_categories_are_named(
     benchmark_shards: Path, folder: Path, tmp_path: Path, edit: Callable[[Any], object], named: str
 ) -> None:
     change(folder, "panoptic.json", edit)
@@ -380,7 +369,7 @@ def test_categories_that_do_not_fit_are_named(
         score(benchmark_shards, folder, tmp_path, "data=coco")
 
 
-def test_classes_of_one_official_name_are_told_apart_by_their_ids() -> None:
+def test_ids_distinguish_classes_of_the_same_name() -> None:
     items = [
         {"id": 3, "name": "animal mouse", "official": "mouse"},
         {"id": 8, "name": "device mouse", "official": "mouse"},
@@ -393,7 +382,7 @@ def test_classes_of_one_official_name_are_told_apart_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["panoptic", "semantic"])
-def test_sets_may_be_called_as_a_folder_of_maps(folder: Path, vocabulary: Vocabulary, name: str) -> None:
+def test_set_may_have_the_name_of_a_map_folder(folder: Path, vocabulary: Vocabulary, name: str) -> None:
     found, measures = find_predictions(folder, name, [name], vocabulary, ["panoptic", "semantic"])
     assert (found.folder, measures) == (folder, ("panoptic", "semantic"))
     folder.rename(folder.with_name(name))
@@ -401,38 +390,38 @@ def test_sets_may_be_called_as_a_folder_of_maps(folder: Path, vocabulary: Vocabu
     assert found.folder == folder.with_name(name)
 
 
-def test_only_a_single_set_may_lie_in_the_folder_itself(folder: Path, vocabulary: Vocabulary) -> None:
+def test_several_sets_need_folders_of_their_names(folder: Path, vocabulary: Vocabulary) -> None:
     assert find_predictions(folder, "coco", ["coco"], vocabulary, ["semantic"])[1] == ("semantic",)
     with pytest.raises(PredictionError, match="predictions/coco has no predictions"):
         find_predictions(folder, "coco", ["coco", "ade150"], vocabulary, ["semantic"])
 
 
-def test_facts_change_with_every_file(folder: Path, vocabulary: Vocabulary) -> None:
-    facts = [FolderPredictor(folder, vocabulary).facts()]
+def test_fingerprint_changes_with_every_file(folder: Path, vocabulary: Vocabulary) -> None:
+    found = [FolderPredictor(folder, vocabulary).fingerprint()]
     for name in (PANOPTIC_2, SEMANTIC_2):
         (folder / name).write_bytes(b"another")
-        facts.append(FolderPredictor(folder, vocabulary).facts())
+        found.append(FolderPredictor(folder, vocabulary).fingerprint())
     change(folder, "instances.json", lambda c: c.pop())
-    facts.append(FolderPredictor(folder, vocabulary).facts())
-    assert len(set(facts)) == 4
+    found.append(FolderPredictor(folder, vocabulary).fingerprint())
+    assert len(set(found)) == 4
     copied = shutil.copytree(folder, folder.with_name("copy"))
-    assert FolderPredictor(Path(copied), vocabulary).facts() == facts[-1], "wherever they lie"
+    assert FolderPredictor(Path(copied), vocabulary).fingerprint() == found[-1], "independent of the folder"
 
 
 def test_other_predictions_are_not_overwritten(folder: Path, vocabulary: Vocabulary) -> None:
     writer = PredictionWriter(folder, vocabulary, "digest")
     for name in ("panoptic.json", "instances.json"):
-        with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+        with pytest.raises(PredictionError, match=f"{folder} already contains"):
             writer.start()
         (folder / name).unlink()
     shutil.rmtree(folder)
     writer.start()
     writer.start()
-    with pytest.raises(PredictionError, match=f"{folder} holds predictions"):
+    with pytest.raises(PredictionError, match=f"{folder} already contains"):
         PredictionWriter(folder, vocabulary, "another").start()
 
 
-def test_parts_of_several_ranks_are_put_together_in_order(
+def test_parts_of_several_ranks_are_joined_in_order(
     benchmark_shards: Path, folder: Path, tmp_path: Path, vocabulary: Vocabulary
 ) -> None:
     writers = [PredictionWriter(tmp_path / "parts", vocabulary, "digest") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""However an evaluation is interrupted and continued, every batch counts once."""
+"""An interrupted and resumed evaluation scores every batch exactly once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from odise_pl.evaluation.progress import Progress, forget
+from odise_pl.evaluation.progress import Progress
 from odise_pl.metrics.report import as_dict
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Truth
@@ -17,8 +17,8 @@ from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Seg
 BATCHES = 23
 
 
-def scored(metrics: SegmentationMetrics, batch: int) -> None:
-    """One image, whose prediction is right here and there."""
+def score(metrics: SegmentationMetrics, batch: int) -> None:
+    """Score an image with a partly correct prediction."""
     random = np.random.default_rng(batch)
     ids, found = (
         torch.from_numpy(np.kron(random.integers(0, 4, (2, 3)), np.ones((4, 5), dtype=int))) for _ in "ab"
@@ -41,8 +41,8 @@ def result(metrics: SegmentationMetrics) -> str:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_batch_counts_once_however_runs_are_killed(seed: int, tmp_path: Path) -> None:
-    """Runs of one to four ranks, of which each saves now and then and all are killed at some time."""
+def test_every_batch_counts_once_after_kills(seed: int, tmp_path: Path) -> None:
+    """Runs of one to four ranks, which save at random and are killed at random."""
     random = np.random.default_rng(seed)
     for number in range(20):
         world_size, last = int(random.integers(1, 5)), number == 19
@@ -54,8 +54,8 @@ def test_every_batch_counts_once_however_runs_are_killed(seed: int, tmp_path: Pa
             progress.every = 0 if random.random() < 0.3 else 1e9
             own = left[rank::world_size]
             for batch in own if last else own[: int(random.integers(0, 3))]:
-                scored(metrics, batch)
-                progress.note(batch, metrics, rank)
+                score(metrics, batch)
+                progress.add(batch, metrics, rank)
             if random.random() < 0.5 and not last:
                 progress.save(metrics, rank)
     whole = fresh()
@@ -63,15 +63,15 @@ def test_every_batch_counts_once_however_runs_are_killed(seed: int, tmp_path: Pa
         whole.add(metrics.state())
     alone = fresh()
     for batch in range(BATCHES):
-        scored(alone, batch)
+        score(alone, batch)
     assert result(whole) == result(alone)
 
 
 def test_progress_of_another_evaluation_is_ignored(tmp_path: Path) -> None:
     metrics = fresh()
-    scored(metrics, 0)
+    score(metrics, 0)
     progress = Progress(tmp_path, "one", every=0)
-    progress.note(0, metrics, 0)
+    progress.add(0, metrics, 0)
     assert Progress(tmp_path, "one").restore(fresh(), 0, 1) == {0}
     assert Progress(tmp_path, "other").restore(fresh(), 0, 1) == set()
     summary = as_dict(metrics.compute(), "x")
@@ -79,15 +79,12 @@ def test_progress_of_another_evaluation_is_ignored(tmp_path: Path) -> None:
     assert Progress(tmp_path, "one").summary() == json.loads(json.dumps(summary))
     assert Progress(tmp_path, "other").summary() is None
     assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
-    forget(tmp_path)
-    assert not tmp_path.exists()
-    assert Progress(tmp_path, "one").summary() is None
 
 
 def test_damaged_files_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics, progress = fresh(), Progress(tmp_path, "digest")
-    scored(metrics, 0)
-    progress.note(0, metrics, 0)
+    score(metrics, 0)
+    progress.add(0, metrics, 0)
     progress.save(metrics, 0)
     path = tmp_path / "rank0.json"
     path.write_bytes(path.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""Several sets one after the other: interrupted and continued, with samples that cannot be read."""
+"""Evaluation of several sets: interrupted, resumed, and with damaged samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning
 import pytest
@@ -17,6 +18,8 @@ from torch import nn
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
 from odise_pl.evaluation.coco_results import PredictionError
+from odise_pl.evaluation.module import EvaluationModule
+from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.run import (
     Benchmark,
     EvaluationProgress,
@@ -32,7 +35,7 @@ SETS = {"coco": "coco_val2017", "ade150": "ade150_val", "pas21": "pas21_val"}
 
 
 class Predictor(nn.Module):
-    """Moves the truth a little; raises when it has been asked so many times."""
+    """Moves the truth a little; raises after ``limit`` images."""
 
     def __init__(self, asked: list[str], limit: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed evaluation."""
+    """An uninterrupted evaluation."""
     folder = tmp_path_factory.mktemp("whole")
     asked: list[str] = []
     scores = evaluate(benchmark_shards, folder, asked)
@@ -81,11 +84,11 @@ def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.parametrize(("limit", "every"), [(0, 1e9), (2, 0.0), (3, 1e9), (8, 0.0)])
+@pytest.mark.parametrize(("limit", "every"), [(2, 0.0), (3, 1e9), (8, 0.0)])
 def test_interrupted_evaluations_resume(
     limit: int, every: float, whole: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    """Interrupted within a set or between two; what is written at the end is byte for byte the same."""
+    """After an interruption within or between sets, all files are byte for byte the same."""
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, limit, save_every=every)
@@ -96,7 +99,7 @@ def test_interrupted_evaluations_resume(
 
 
 def test_unsaved_batches_are_repeated(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
-    """A process that is killed outright saves nothing more."""
+    """A killed process saves nothing."""
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, 5)
@@ -107,10 +110,10 @@ def test_unsaved_batches_are_repeated(whole: Path, benchmark_shards: Path, tmp_p
 
 
 @pytest.mark.parametrize("limit", [2, 5])
-def test_missing_predictions_are_made_again(
+def test_missing_predictions_restart_the_set(
     limit: int, whole: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    """In the middle of the first set, and after it."""
+    """Within the first set, and after it."""
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, [], limit)
     shutil.rmtree(tmp_path / "kept")
@@ -120,7 +123,7 @@ def test_missing_predictions_are_made_again(
     assert files(tmp_path) == files(whole)
 
 
-def test_signals_while_predictions_are_put_together_lose_nothing(
+def test_signal_while_parts_are_joined_loses_nothing(
     whole: Path, benchmark_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = PredictionWriter.finish
@@ -139,20 +142,18 @@ def test_signals_while_predictions_are_put_together_lose_nothing(
     assert files(tmp_path) == files(whole)
 
 
-def test_evaluations_of_something_else_neither_resume_nor_overwrite(
-    benchmark_shards: Path, tmp_path: Path
-) -> None:
+def test_other_evaluation_neither_resumes_nor_overwrites(benchmark_shards: Path, tmp_path: Path) -> None:
     asked: list[str] = []
     with pytest.raises(RuntimeError, match="killed"):
         evaluate(benchmark_shards, tmp_path, asked, 5)
-    with pytest.raises(PredictionError, match=f"{tmp_path}/kept/coco holds predictions"):
+    with pytest.raises(PredictionError, match=f"{tmp_path}/kept/coco already contains"):
         evaluate(benchmark_shards, tmp_path, asked, digest="other")
     evaluate(benchmark_shards, tmp_path, asked, digest="other", predictions=None)
     assert len(asked) == 5 + 9
 
 
 @pytest.mark.parametrize(("signum", "scoring"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_signals_stop_between_batches_with_their_exit_code(
+def test_signal_stops_between_batches_with_its_exit_status(
     signum: int,
     scoring: bool,
     whole: Path,
@@ -161,7 +162,7 @@ def test_signals_stop_between_batches_with_their_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While a batch is scored or predicted; nothing that was scored is done again."""
+    """A signal during prediction or scoring; scored batches are not repeated."""
     kind, name = (SegmentationMetrics, "update") if scoring else (Predictor, "forward")
     original, calls = getattr(kind, name), []
 
@@ -185,7 +186,7 @@ def test_signals_stop_between_batches_with_their_exit_code(
     assert files(tmp_path) == files(whole)
 
 
-def test_damaged_samples_are_counted_and_sets_of_nothing_else_refused(
+def test_damaged_samples_are_counted_and_sets_without_others_refused(
     benchmark_shards: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
@@ -203,24 +204,8 @@ def test_damaged_samples_are_counted_and_sets_of_nothing_else_refused(
         evaluate(shards, tmp_path / "none", [], predictions=None)
 
 
-def test_the_progress_bar_names_the_set(benchmark_shards: Path, tmp_path: Path) -> None:
-    data = PanopticDataModule(val={"coco": str(benchmark_shards / "coco_val2017")}, num_workers=0)
-    seen: list[str] = []
-
-    class Watch(EvaluationProgress):
-        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-            seen.append(self.validation_description)
-            super().on_validation_end(trainer, pl_module)
-
-    benchmark = Benchmark(
-        "coco", data.vocabulary("coco"), data.measures("coco"), Predictor([], 99), data.loader_of("coco")
-    )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_model_summary=False,
-        callbacks=[SaveOnInterruption(), Watch()],
-        default_root_dir=tmp_path,
-    )
-    evaluate_all([benchmark], trainer, Output(tmp_path, "d", {}))
-    assert seen == ["coco"]
+def test_progress_bar_shows_the_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metrics, progress = SegmentationMetrics((True,), ("ball",)), Progress(tmp_path, "d")
+    module = EvaluationModule("coco", Predictor([], 0), metrics, Mock(), progress)
+    monkeypatch.setattr(EvaluationProgress, "trainer", Mock(lightning_module=module))
+    assert EvaluationProgress().validation_description == "coco"

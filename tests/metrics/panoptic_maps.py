@@ -1,4 +1,4 @@
-"""Random panoptic maps, real ones, and predictions made of them."""
+"""Random and real panoptic maps, and predictions derived from them."""
 
 from __future__ import annotations
 
@@ -10,62 +10,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from PIL import Image
 
 from odise_pl.structures import Instances, PanopticSegmentation, Segment
 
 NUM_CLASSES = 5
 ISTHING = (True, True, False, False, True)
-BIG_IDS = st.one_of(st.integers(1, 60), st.integers(2**16, 2**24 + 2**20), st.integers(2**31, 2**40))
 
 
 def segmentation(ids: np.ndarray, segments: list[Segment]) -> PanopticSegmentation:
     return PanopticSegmentation(torch.from_numpy(np.ascontiguousarray(ids)), tuple(segments))
 
 
-@st.composite
-def label_maps(draw: st.DrawFn, height: int, width: int, labels: int) -> np.ndarray:
-    """Rectangles of labels 0..labels painted over void: overlaps, runs, split and hidden segments."""
-    ids = np.zeros((height, width), dtype=np.int64)
-    for _ in range(draw(st.integers(0, 8))):
-        top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
-        bottom, right = draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
-        ids[top:bottom, left:right] = draw(st.integers(0, labels))
-    return ids
+def random_pair(rng: np.random.Generator) -> tuple[PanopticSegmentation, PanopticSegmentation]:
+    """A prediction and its truth, which partly agree; the truth has void and crowds, even of one class."""
+    labels = np.kron(rng.integers(0, 7, (3, 4)), np.ones((3, 5), dtype=np.int64))
+    changed = np.where(rng.random(labels.shape) < 0.2, rng.integers(0, 7, labels.shape), labels)
+    moved = np.roll(changed, tuple(rng.integers(0, 3, 2)), (0, 1))
+    categories = rng.integers(0, NUM_CLASSES, 7)
+    others = np.where(rng.random(7) < 0.3, rng.integers(0, NUM_CLASSES, 7), categories)
+    return _painted(rng, moved, others, crowds=0.0), _painted(rng, labels, categories, crowds=0.35)
 
 
-@st.composite
-def panoptic_pairs(draw: st.DrawFn, crowds: bool = True) -> tuple[PanopticSegmentation, PanopticSegmentation]:
-    """A prediction that resembles its truth: ids of any size, crowds, void, absent classes, empty maps."""
-    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    truth = draw(label_maps(height, width, 6))
-    if draw(st.booleans()):
-        prediction = np.where(
-            draw(label_maps(height, width, 1)) > 0, draw(label_maps(height, width, 6)), truth
-        )
-    else:
-        prediction = draw(label_maps(height, width, 6))
-    categories = draw(st.lists(st.integers(0, NUM_CLASSES - 1), min_size=6, max_size=6))
-    others = draw(st.one_of(st.just(categories), st.lists(st.integers(0, 1), min_size=6, max_size=6)))
-    crowd = draw(st.lists(st.booleans(), min_size=6, max_size=6)) if crowds else [False] * 6
-    return (
-        _with_ids(draw, prediction, others, [False] * 6),
-        _with_ids(draw, truth, categories, crowd),
-    )
-
-
-def _with_ids(
-    draw: st.DrawFn, labels: np.ndarray, categories: list[int], crowd: list[bool]
+def _painted(
+    rng: np.random.Generator, labels: np.ndarray, categories: np.ndarray, crowds: float
 ) -> PanopticSegmentation:
-    ids = draw(st.lists(BIG_IDS, min_size=6, max_size=6, unique=True))
-    table = np.array([0, *ids])
+    ids = np.array([0, *rng.choice(2**24 - 1, 6, replace=False) + 1])
     segments = [
-        Segment(id=ids[i], category=categories[i], isthing=ISTHING[categories[i]], iscrowd=crowd[i])
-        for i in draw(st.permutations(range(6)))
-        if (labels == i + 1).any()
+        Segment(int(ids[k]), int(categories[k]), ISTHING[categories[k]], iscrowd=bool(rng.random() < crowds))
+        for k in rng.permutation(np.arange(1, 7))
+        if (labels == k).any()
     ]
-    return segmentation(table[labels], segments)
+    return segmentation(ids[labels], segments)
 
 
 def semantic_map(truth: PanopticSegmentation, fill: int = 0) -> torch.Tensor:
@@ -77,7 +53,7 @@ def semantic_map(truth: PanopticSegmentation, fill: int = 0) -> torch.Tensor:
 
 
 def perfect_instances(truth: PanopticSegmentation) -> Instances:
-    """Every thing but the crowds, found exactly and with full confidence."""
+    """All things but crowds, with exact masks and full confidence."""
     things = [s for s in truth.segments if s.isthing and not s.iscrowd]
     height, width = truth.ids.shape
     masks = [truth.ids == s.id for s in things]
@@ -89,7 +65,7 @@ def perfect_instances(truth: PanopticSegmentation) -> Instances:
 
 
 def shifted(truth: PanopticSegmentation, rows: int = 4, columns: int = 9) -> PanopticSegmentation:
-    """A plausible wrong prediction: the truth moved, its crowds as plain segments, the hidden ones gone."""
+    """A plausible wrong prediction: the truth moved, without hidden segments, crowds as plain ones."""
     ids = torch.roll(truth.ids, (rows, columns), (0, 1))
     seen = set(np.unique(ids.numpy()).tolist())
     return PanopticSegmentation(ids, tuple(replace(s, iscrowd=False) for s in truth.segments if s.id in seen))

@@ -43,7 +43,7 @@ def annotated(panoptic: PanopticSegmentation) -> TrueInstances:
 
 
 def pycocotools_stats(found: Found, truths: Truths, isthing: tuple[bool, ...]) -> list[float]:
-    """COCO's own numbers, from the pycocotools used directly."""
+    """The six numbers of pycocotools."""
     truth, annotations, results = COCO(), [], []
     for image_id, either in truths.items():
         objects = either if isinstance(either, TrueInstances) else annotated(either)
@@ -84,7 +84,7 @@ def six(result: MaskAPResult) -> list[float]:
 
 
 def random_scene(rng: np.random.Generator, count: int) -> tuple[Truths, Found]:
-    """Truth of blocks with crowds and stuff; detections are blocks moved, doubled, relabelled, missing."""
+    """Blocks with crowds and stuff; detections are moved, duplicate, relabelled or missing blocks."""
     truths, found = {}, {}
     things = [c for c, thing in enumerate(ISTHING) if thing]
     for image_id in rng.choice(10_000, count, replace=False).tolist():
@@ -109,7 +109,7 @@ def random_scene(rng: np.random.Generator, count: int) -> tuple[Truths, Found]:
     return truths, found
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_equals_pycocotools_on_random_scenes(seed: int, objects_overlap: bool) -> None:
     """Against the things of panoptic maps, and against annotated objects with areas of their own."""
@@ -127,7 +127,7 @@ def test_equals_pycocotools_on_random_scenes(seed: int, objects_overlap: bool) -
     assert result.num_annotated == 3 * objects_overlap
 
 
-def test_per_class_averages_to_the_mean_and_marks_absent_classes() -> None:
+def test_mean_of_per_class_is_ap_and_absent_classes_are_nan() -> None:
     truths, found = random_scene(np.random.default_rng(1), 6)
     result = score(found, truths)
     present = {s.category for t in truths.values() for s in t.segments if s.isthing and not s.iscrowd}
@@ -137,7 +137,7 @@ def test_per_class_averages_to_the_mean_and_marks_absent_classes() -> None:
     assert 0 < result.ap < 1
 
 
-def test_order_of_images_does_not_matter() -> None:
+def test_result_is_independent_of_order() -> None:
     truths, found = random_scene(np.random.default_rng(2), 5)
     backwards = score(dict(reversed(found.items())), dict(reversed(truths.items())))
     assert six(backwards) == six(score(found, truths))
@@ -149,7 +149,7 @@ TRUTH = segmentation(
 NONE = Instances(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 2, 3, dtype=torch.bool))
 
 
-def test_perfect_empty_and_nothing() -> None:
+def test_perfect_and_empty_predictions() -> None:
     perfect = score({1: perfect_instances(TRUTH)}, {1: TRUTH})
     assert (perfect.ap, perfect.ap50, perfect.ap75, perfect.ap_small) == (1.0, 1.0, 1.0, 1.0)
     empty = score({1: NONE}, {1: TRUTH})
@@ -161,7 +161,7 @@ def test_perfect_empty_and_nothing() -> None:
     assert score({1: NONE}, {1: replace(TRUTH, segments=())}, (False,)).per_class.isnan().all()
 
 
-def test_detections_on_a_crowd_cost_nothing() -> None:
+def test_detections_on_crowds_are_ignored() -> None:
     crowd = segmentation(np.array([[7, 7, 8, 8]]), [Segment(7, 0, True), Segment(8, 0, True, iscrowd=True)])
     masks = torch.tensor([[[0, 0, 1, 1]], [[1, 1, 0, 0]]], dtype=torch.bool)
     found = Instances(torch.tensor([0, 0]), torch.tensor([0.9, 0.8]), masks)
@@ -170,7 +170,7 @@ def test_detections_on_a_crowd_cost_nothing() -> None:
     assert score({1: found}, {1: plain}).ap < 1.0
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     score({1: perfect_instances(TRUTH)}, {1: TRUTH})
     assert capfd.readouterr().out == ""
 
@@ -184,19 +184,17 @@ def _instances(labels: list[int], scores: list[float], height: int = 2) -> Insta
     ("found", "message"),
     [
         (_instances([0], [0.5], height=4), r"image 17 .*\(4, 3\).*\(2, 3\)"),
-        (_instances([0, 1], [0.5]), r"image 17.*\[2\], \[1\], \[1, 2, 3\]"),
         (_instances([0], [float("nan")]), "image 17 .*score"),
         (_instances([5], [0.5]), "image 17: 5 "),
         (_instances([2], [0.5]), "image 17: class 2 "),
-        (replace(_instances([0], [0.5]), masks=torch.ones(1, 2, 3)), "image 17.*masks.*float32"),
     ],
 )
-def test_bad_input_is_named(found: Instances, message: str) -> None:
+def test_invalid_instances_raise_an_error(found: Instances, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score({17: found}, {17: TRUTH})
 
 
-def test_real_maps_equal_pycocotools() -> None:
+def test_equals_pycocotools_on_real_maps() -> None:
     coco = read_coco_mini(24)
     truths = dict(sorted(coco.truths.items()))
     perfect = score({i: perfect_instances(t) for i, t in truths.items()}, truths, coco.isthing)

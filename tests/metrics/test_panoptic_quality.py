@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from hotcoco.panoptic import PanopticEval
-from hypothesis import given, settings
 from panoptic_maps import (
     ISTHING,
     NUM_CLASSES,
-    panoptic_pairs,
+    random_pair,
     read_coco_mini,
     segmentation,
     shifted,
@@ -34,10 +33,9 @@ def score(pairs: list[Pair], isthing: tuple[bool, ...] = ISTHING) -> PanopticQua
     return metric.result
 
 
-@settings(deadline=None, max_examples=50)
-@given(panoptic_pairs())
-def test_truth_against_itself_is_perfect(pair: Pair) -> None:
-    truth = pair[1]
+@pytest.mark.parametrize("seed", range(10))
+def test_truth_against_itself_is_perfect(seed: int) -> None:
+    _, truth = random_pair(np.random.default_rng(seed))
     prediction = replace(truth, segments=tuple(replace(s, iscrowd=False) for s in truth.segments))
     result = score([(prediction, truth)])
     scored = {s.category for s in truth.segments if not s.iscrowd}
@@ -46,30 +44,8 @@ def test_truth_against_itself_is_perfect(pair: Pair) -> None:
     assert all(result.pq[c] == 1.0 for c in scored if result.stats.fp[c] == 0)
 
 
-def random_pair(rng: np.random.Generator) -> Pair:
-    """Truth with void and crowds, several of one class included, and a prediction that partly agrees."""
-    labels = np.kron(rng.integers(0, 7, (3, 4)), np.ones((3, 5), dtype=np.int64))
-    changed = np.where(rng.random(labels.shape) < 0.2, rng.integers(0, 7, labels.shape), labels)
-    moved = np.roll(changed, tuple(rng.integers(0, 3, 2)), (0, 1))
-    categories = rng.integers(0, len(ISTHING), 7)
-    others = np.where(rng.random(7) < 0.3, rng.integers(0, len(ISTHING), 7), categories)
-    return painted(rng, moved, others, crowds=0.0), painted(rng, labels, categories, crowds=0.35)
-
-
-def painted(
-    rng: np.random.Generator, labels: np.ndarray, categories: np.ndarray, crowds: float
-) -> PanopticSegmentation:
-    ids = np.array([0, *rng.choice(2**24 - 1, 6, replace=False) + 1])
-    segments = [
-        Segment(int(ids[k]), int(categories[k]), ISTHING[categories[k]], iscrowd=bool(rng.random() < crowds))
-        for k in rng.permutation(np.arange(1, 7))
-        if (labels == k).any()
-    ]
-    return segmentation(ids[labels], segments)
-
-
 def write_coco(folder: Path, maps: list[PanopticSegmentation], isthing: tuple[bool, ...]) -> Path:
-    """COCO's panoptic JSON, with the PNG files in the folder of its name."""
+    """Write COCO's panoptic JSON and a folder of PNGs beside it."""
     folder.mkdir()
     annotations = []
     for number, panoptic in enumerate(maps):
@@ -97,7 +73,7 @@ def write_coco(folder: Path, maps: list[PanopticSegmentation], isthing: tuple[bo
 
 
 def assert_equals_hotcoco(pairs: list[Pair], isthing: tuple[bool, ...], folder: Path) -> None:
-    """An independent implementation that follows COCO's own script."""
+    """hotcoco is an independent implementation of COCO's script."""
     result = score(pairs, isthing)
     predictions = write_coco(folder / "predictions", [p for p, _ in pairs], isthing)
     truths = write_coco(folder / "truths", [t for _, t in pairs], isthing)
@@ -109,13 +85,13 @@ def assert_equals_hotcoco(pairs: list[Pair], isthing: tuple[bool, ...], folder: 
         assert found == pytest.approx({key: expected[name][key] for key in found}, abs=1e-9, rel=0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_equals_hotcoco_on_random_maps(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     assert_equals_hotcoco([random_pair(rng) for _ in range(30)], ISTHING, tmp_path)
 
 
-def test_real_maps(tmp_path: Path) -> None:
+def test_equals_hotcoco_on_real_maps(tmp_path: Path) -> None:
     coco = read_coco_mini(24)
     truths = list(coco.truths.values())
     unmoved = [(shifted(t, 0, 0), t) for t in truths if not any(s.iscrowd for s in t.segments)]
@@ -126,7 +102,7 @@ def test_real_maps(tmp_path: Path) -> None:
     assert_equals_hotcoco(moved, coco.isthing, tmp_path)
 
 
-def test_unmatched_segments_on_void_or_the_crowd_of_their_class_are_no_errors() -> None:
+def test_unmatched_segments_on_void_or_crowds_are_ignored() -> None:
     truth = segmentation(
         np.array([[0, 0, 0, 7, 7, 7, 5, 5, 5, 5]]), [Segment(7, 0, True, iscrowd=True), Segment(5, 2, False)]
     )
@@ -134,7 +110,7 @@ def test_unmatched_segments_on_void_or_the_crowd_of_their_class_are_no_errors() 
     excused = match(segmentation(ids, [Segment(3, 0, True)]), truth, 3)
     assert (excused.fp.tolist(), excused.fn.tolist()) == ([0, 0, 0], [0, 0, 1])
     charged = match(segmentation(ids, [Segment(3, 1, True)]), truth, 3)
-    assert charged.fp.tolist() == [0, 1, 0], "only void, three tenths, speaks for class 1"
+    assert charged.fp.tolist() == [0, 1, 0], "void covers only three tenths"
 
 
 def test_void_does_not_count_towards_the_union() -> None:
@@ -147,14 +123,14 @@ def test_void_does_not_count_towards_the_union() -> None:
     assert stats.iou_sum.tolist() == pytest.approx([2 / 3, 0.0], abs=1e-11)
 
 
-def test_an_iou_of_exactly_half_is_no_match() -> None:
+def test_iou_of_exactly_half_does_not_match() -> None:
     truth = segmentation(np.array([[4, 4]]), [Segment(4, 0, True)])
     prediction = segmentation(np.array([[4, 6]]), [Segment(4, 0, True), Segment(6, 1, True)])
     stats = match(prediction, truth, 2)
     assert (stats.tp.tolist(), stats.fp.tolist(), stats.fn.tolist()) == ([0, 0], [1, 1], [1, 0])
 
 
-def test_of_several_crowds_of_a_class_the_last_listed_counts() -> None:
+def test_last_listed_crowd_of_a_class_counts() -> None:
     first, last = Segment(1, 0, True, iscrowd=True), Segment(2, 0, True, iscrowd=True)
     ids = np.array([[1, 1, 1, 2]])
     prediction = segmentation(np.array([[9, 9, 9, 9]]), [Segment(9, 0, True)])
@@ -162,7 +138,7 @@ def test_of_several_crowds_of_a_class_the_last_listed_counts() -> None:
     assert match(prediction, segmentation(ids, [last, first]), 1).fp.tolist() == [0]
 
 
-def test_true_segments_without_pixels_and_empty_predictions_are_missed() -> None:
+def test_true_segments_without_pixels_are_missed() -> None:
     truth = segmentation(np.array([[4, 4]]), [Segment(4, 0, True), Segment(5, 1, True)])
     prediction = segmentation(np.array([[4, 4]]), [Segment(4, 0, True)])
     assert match(prediction, truth, 2).fn.tolist() == [0, 1]
@@ -172,7 +148,7 @@ def test_true_segments_without_pixels_and_empty_predictions_are_missed() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_integer_types_mix_and_views_need_not_be_contiguous(dtype: torch.dtype) -> None:
+def test_integer_types_and_strides_may_differ(dtype: torch.dtype) -> None:
     ids = torch.tensor([[1, 1, 2, 0], [1, 2, 2, 2]])
     segments = (Segment(1, 0, True), Segment(2, 2, False))
     prediction = PanopticSegmentation(ids.to(dtype).t(), segments)
@@ -197,7 +173,7 @@ GOOD = segmentation(np.array([[4, 4, 0]]), [Segment(4, 0, True)])
         (replace(GOOD, ids=-GOOD.ids), GOOD, "segment id -4"),
     ],
 )
-def test_bad_input_is_named(
+def test_invalid_maps_raise_an_error(
     prediction: PanopticSegmentation, truth: PanopticSegmentation, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

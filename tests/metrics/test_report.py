@@ -41,7 +41,7 @@ def shown(table: Table, width: int = 120) -> str:
     return " ".join(console.export_text().split())
 
 
-def test_table_as_markdown_and_in_the_terminal(result: EvaluationResult) -> None:
+def test_table_in_markdown_and_terminal(result: EvaluationResult) -> None:
     table = result_table([as_dict(result, "tiny|world"), as_dict(result, "again")])
     lines = table.markdown().splitlines()
     assert lines[0] == "| data | PQ | SQ | RQ | PQ_th | PQ_st | mAP | AP50 | mIoU |"
@@ -60,7 +60,7 @@ def test_table_as_markdown_and_in_the_terminal(result: EvaluationResult) -> None
         assert note in table.markdown()
 
 
-def test_notes_say_which_classes_miou_counts() -> None:
+def test_notes_explain_miou() -> None:
     metrics = SegmentationMetrics((False,) * 4, NAMES, measures=("semantic",))
     truth = segmentation(np.array([[7, 7, 9, 9]]), [Segment(7, 0, False), Segment(9, 1, False)])
     nothing = segmentation(np.zeros((1, 4), dtype=np.int64), [])
@@ -72,13 +72,13 @@ def test_notes_say_which_classes_miou_counts() -> None:
     table = result_table([summary])
     for text in (table.markdown(), shown(table, 160)):
         assert "mIoU is averaged over 2 of 4 classes" in text
-        assert "mean over the classes that the truth has" in text
+        assert "mean over the classes in the truth" in text
         assert "absent from the truth (2)" in text
         assert "25.00" in text
-        assert text.count("[red]pc459") == 3, "names are no markup"
+        assert text.count("[red]pc459") == 3, "names are not markup"
 
 
-def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult) -> None:
+def test_dict_has_null_for_absent_classes(result: EvaluationResult) -> None:
     content = json.loads(json.dumps(as_dict(result, "tiny"), allow_nan=False))
     assert content["data"] == "tiny"
     assert (content["images"], content["left_out"]) == (1, 3)
@@ -94,7 +94,7 @@ def test_dict_has_every_class_and_null_for_absent_ones(result: EvaluationResult)
     assert (other["class"], other["pq"], other["ap"], other["iou"]) == ("a|b", None, None, None)
 
 
-def test_reports_replace_earlier_ones(result: EvaluationResult, tmp_path: Path) -> None:
+def test_summary_overwrites_earlier_one(result: EvaluationResult, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     for name in ("first", "second"):
         report.write_summary(as_dict(result, name), folder, {"step": 3})
@@ -104,13 +104,13 @@ def test_reports_replace_earlier_ones(result: EvaluationResult, tmp_path: Path) 
     assert (folder / "results.md").read_text() == result_table([as_dict(result, "second")]).markdown()
 
 
-def test_scalars_are_plain_fractions(result: EvaluationResult) -> None:
+def test_scalars_are_fractions(result: EvaluationResult) -> None:
     scalars = result.scalars()
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in scalars.values())
     assert list(scalars) == list(COLUMNS.values())
 
 
-def test_unmeasured_is_a_dash_and_null() -> None:
+def test_missing_measures_are_dashes_and_null() -> None:
     truth = segmentation(np.array([[7, 7, 9, 9]]), [Segment(7, 0, False), Segment(9, 1, False)])
     metrics = SegmentationMetrics((False, False), ("sky", "sea"), measures=("semantic",))
     prediction = Prediction(truth, perfect_instances(truth), semantic_map(truth))
@@ -124,7 +124,7 @@ def test_unmeasured_is_a_dash_and_null() -> None:
     assert table.csv() == ",".join(table.header) + "\npc2,,,,,,,,100.00\n"
 
 
-def test_published_numbers_stand_beside_ours(result: EvaluationResult, tmp_path: Path) -> None:
+def test_table_shows_published_numbers(result: EvaluationResult, tmp_path: Path) -> None:
     published = {"ade150": {"pq": 22.6, "miou": 29.9}, "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2}}
     summaries = [as_dict(result, "ade150"), as_dict(result, "mine")]
     table = result_table(summaries, published)
@@ -140,8 +140,8 @@ def test_published_numbers_stand_beside_ours(result: EvaluationResult, tmp_path:
     assert (tmp_path / "results.csv").read_text().splitlines()[0].startswith("data,PQ,PQ paper,SQ")
 
 
-def test_base_and_novel_classes_have_rows_of_their_own() -> None:
-    """Two classes are known from training: one is found, the other missed; a novel one is half found."""
+def test_base_and_novel_classes_have_rows() -> None:
+    """Of two base classes one is found and one missed; a novel one is half found."""
     ids = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]])
     found = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 3, 3, 3, 0]])
     truth = segmentation(ids, [Segment(i, i - 1, i == 3) for i in (1, 2, 3)])
@@ -161,7 +161,7 @@ def test_base_and_novel_classes_have_rows_of_their_own() -> None:
     assert SegmentationMetrics((True,), ("a",), seen=(True,)).compute().groups() == {}
 
 
-def test_a_narrow_terminal_shows_the_headline(result: EvaluationResult) -> None:
+def test_narrow_terminal_shows_headline_columns(result: EvaluationResult) -> None:
     table = result_table([as_dict(result, "ade150")], {"ade150": {"pq": 22.6}})
     headers = {width: [str(c.header) for c in table.terminal(width).columns] for width in (60, 120)}
     assert headers == {60: ["data", "PQ", "PQ paper", "mAP", "mIoU"], 120: list(table.header)}

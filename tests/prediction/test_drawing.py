@@ -13,7 +13,7 @@ def scene() -> PanopticSegmentation:
     return PanopticSegmentation(ids, (Segment(5, 0, True), Segment(70000, 1, False)))
 
 
-def test_segments_are_tinted_and_void_is_left() -> None:
+def test_segments_are_tinted_and_void_is_unchanged() -> None:
     image = torch.full((3, 20, 30), 0.5)
     picture = overlay(image, scene(), ["cat", "sky"], opacity=1.0)
     assert picture.shape == (40, 60, 3)
@@ -33,7 +33,7 @@ def test_classes_differ_in_colour() -> None:
     assert len(colours) > 120
 
 
-def test_side_by_side() -> None:
+def test_side_by_side_has_a_white_gap() -> None:
     row = side_by_side([np.zeros((4, 3, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], gap=2)
     assert row.shape == (4, 10, 3)
     assert (row[:, 3:5] == 255).all()

@@ -1,4 +1,4 @@
-"""Images segmented in one's own words."""
+"""Segmentation of images by free vocabulary."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from odise_pl.prediction.segmenter import Segmenter, load_segmenter
 from odise_pl.structures import PanopticSegmentation, Segment
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-EVERYTHING = {"model.inference.overlap_threshold": 0.0}  # what little it has learned
+EVERYTHING = {"model.inference.overlap_threshold": 0.0}  # keep all segments
 NAMES = ["ball", "wooden box", "sky:stuff", "field,meadow:stuff", "zebra"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a network that finds something."""
+    """Checkpoint of a network that finds some segments."""
     return train_a_little(scene_shards, tmp_path_factory.mktemp("trained"), 40)
 
 
@@ -51,9 +51,7 @@ def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return sorted(folder.iterdir())
 
 
-def test_words_of_ones_own_give_what_evaluation_gives(
-    checkpoint: Path, scene_shards: Path, photos: list[Path]
-) -> None:
+def test_segmenter_equals_evaluation(checkpoint: Path, scene_shards: Path, photos: list[Path]) -> None:
     segmenter = load_segmenter(checkpoint, EVERYTHING)
     vocabulary = load_vocabulary(NAMES)
     predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
@@ -71,10 +69,10 @@ def test_words_of_ones_own_give_what_evaluation_gives(
         assert torch.equal(prediction.semantic, expected.semantic)
         assert prediction.panoptic.segments == expected.panoptic.segments
         found += len(expected.panoptic.segments)
-    assert found, "a network that finds nothing would agree with anything"
+    assert found, "the network finds something"
 
 
-def test_the_command_writes_what_it_finds(checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_command_writes_and_prints_segments(checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:
     wide = tmp_path / "wide.png"
     Image.open(photos[0]).resize((150, 70)).save(wide)
     options = ["--words", str(NAMES), "--set", "model.inference.overlap_threshold=0.0"]
@@ -93,7 +91,7 @@ def test_the_command_writes_what_it_finds(checkpoint: Path, photos: list[Path], 
             assert segment["area"] == (ids == segment["id"]).sum()
             assert segment["name"] in {"ball", "wooden box", "sky", "field", "zebra"}
             assert f"{segment['name']} ({segment['score']:.2f})" in shown
-        assert content["segments"], "a network that finds nothing shows nothing"
+        assert content["segments"], "the network finds something"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,6 @@ def test_the_command_writes_what_it_finds(checkpoint: Path, photos: list[Path], 
         ({"checkpoint": "nothing.ckpt"}, "nothing.ckpt"),
         ({"pictures": "nothing.jpg", "checkpoint": "nothing.ckpt"}, "nothing.jpg"),
         ({"pictures": str(Path(__file__).parent)}, "no picture"),
-        ({"pictures": ""}, "no such file"),
         ({"words": "ball,,box"}, "vocabulary 'custom'"),
         ({"words": "nonsense.txt"}, "nonsense.txt"),
         ({"out": __file__}, "--out"),
@@ -113,7 +110,7 @@ def test_the_command_writes_what_it_finds(checkpoint: Path, photos: list[Path], 
         ({"device": "cuda"}, "cuda"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_invalid_arguments_are_named(
     checkpoint: Path, photos: list[Path], tmp_path: Path, change: dict[str, str], word: str
 ) -> None:
     given = {"checkpoint": str(checkpoint), "pictures": str(photos[0]), "words": "ball,box"} | change
@@ -125,22 +122,22 @@ def test_what_is_wrong_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_random_frozen_weights_are_the_same_each_time(checkpoint: Path, photos: list[Path]) -> None:
+def test_random_frozen_weights_are_reproducible(checkpoint: Path, photos: list[Path]) -> None:
     image = read_image(photos[0])
     first, second = (load_segmenter(checkpoint, EVERYTHING).segment(image, NAMES) for _ in range(2))
     assert torch.equal(first.semantic, second.semantic)
     assert first.panoptic.segments == second.panoptic.segments
 
 
-def test_an_official_release_says_which_model_it_is(
+def test_official_release_selects_the_published_model(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_official(checkpoint, tmp_path / "official.pth")
-    with pytest.raises(UserError, match=r"sd-v1-3\.ckpt"):  # the published model, whose weights are not here
+    with pytest.raises(UserError, match=r"sd-v1-3\.ckpt"):  # its weights, which are missing here
         load_segmenter(tmp_path / "official.pth")
 
 
-def test_python_turns_a_picture_as_the_command_line_does(
+def test_segmenter_rotates_by_exif_as_the_command_does(
     checkpoint: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     image = Image.open(photos[0]).crop((0, 0, 60, 40))
@@ -154,8 +151,8 @@ def test_python_turns_a_picture_as_the_command_line_does(
     assert torch.equal(one.panoptic.ids, other.panoptic.ids)
 
 
-def names_of(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the names that are embedded from now on."""
+def count_embedded_names(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of names of each embedding."""
     counts: list[int] = []
     encode = type(segmenter.model).encode_classes
 
@@ -167,11 +164,11 @@ def names_of(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return counts
 
 
-def test_names_are_embedded_once_until_they_change(
+def test_name_embeddings_are_cached(
     checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = load_segmenter(checkpoint)
-    image, counts = read_image(photos[0]), names_of(segmenter, monkeypatch)
+    image, counts = read_image(photos[0]), count_embedded_names(segmenter, monkeypatch)
     for _ in range(3):
         segmenter.segment(image, NAMES)
     assert counts == [5, 5], "for the mask embeddings and for masked CLIP"
@@ -183,14 +180,13 @@ def test_names_are_embedded_once_until_they_change(
 
 
 class Fake:
-    """Stands for a network that takes no time: everything is a ball, if anything is found."""
+    """A fast stand-in for a network: everything is a ball if the score is high."""
 
     def __init__(self, score: float = 0.75) -> None:
         self.score, self.most = score, 0
         self._seen: list[weakref.ref[Image.Image]] = []
 
     def segment(self, image: Image.Image, vocabulary: Vocabulary) -> SimpleNamespace:
-        """Nothing but what the command needs."""
         self._seen.append(weakref.ref(image))
         self.most = max(self.most, sum(seen() is not None for seen in self._seen))
         found = self.score > 0.5
@@ -213,19 +209,19 @@ def pictures(folder: Path, *names: str) -> None:
 
 
 def predicted(out: Path, *images: Path | str) -> list[str]:
-    """What could not be read."""
+    """The messages of skipped pictures."""
     return predict(Path("net.ckpt"), list(map(str, images)), "ball", out)
 
 
 def results(out: Path) -> set[str]:
-    """The images that have all three results; nothing else lies there."""
+    """The images with all three results; there are no other files."""
     found = {str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.json")}
     expected = {f"{name}{end}" for name in found for end in (".json", "_ids.png", "_segments.png")}
     assert expected == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     return found
 
 
-def test_a_folder_keeps_its_shape_and_hidden_files_are_none(
+def test_folder_structure_is_kept_and_hidden_files_skipped(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, out = tmp_path / "photos [2024]", tmp_path / "out"
@@ -242,14 +238,14 @@ def test_a_folder_keeps_its_shape_and_hidden_files_are_none(
     assert ".txt" in caplog.text
 
 
-def test_results_in_the_folder_of_the_images_are_no_images(fake: Fake, tmp_path: Path) -> None:
+def test_results_beside_images_are_skipped(fake: Fake, tmp_path: Path) -> None:
     pictures(tmp_path, "a.jpg", "b_ids.jpg")
     for _ in range(2):
         assert predicted(tmp_path, tmp_path) == []
     assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "b_ids.json"}
 
 
-def test_patterns_and_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
+def test_patterns_match_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
     folder = tmp_path / "set [1]"
     pictures(folder, "photo[1].jpg", "photo1.jpg", "photo2.jpg", "deep/photo3.jpg", ".photo4.jpg")
     for number, (pattern, expected) in enumerate(
@@ -266,21 +262,21 @@ def test_patterns_and_names_with_brackets(fake: Fake, tmp_path: Path) -> None:
         predicted(tmp_path / "none", folder / "photo[89].jpg")
 
 
-def test_images_of_one_name_are_not_written_over_each_other(fake: Fake, tmp_path: Path) -> None:
+def test_images_of_the_same_name_are_refused(fake: Fake, tmp_path: Path) -> None:
     pictures(tmp_path, "a/x.jpg", "b/x.jpg")
     with pytest.raises(UserError, match=r"a/x\.jpg and .*b/x\.jpg"):
         predicted(tmp_path / "out", tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
     assert not (tmp_path / "out").exists()
 
 
-def test_endings_tell_images_of_one_name_apart(fake: Fake, tmp_path: Path) -> None:
+def test_suffixes_distinguish_images_of_the_same_name(fake: Fake, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     pictures(folder, "x.jpg", "x.png", "y.jpg")
     assert predicted(tmp_path / "out", folder, folder / "y.jpg", folder / "*.jpg") == []
     assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"x.jpg.json", "x.png.json", "y.json"}
 
 
-def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+def test_names_that_the_terminal_lacks_are_escaped(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures(tmp_path, "狗.jpg", "z.jpg")
@@ -289,7 +285,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(
     assert results(tmp_path / "out") == {"狗", "z"}
 
 
-def test_one_image_that_cannot_be_read_does_not_stop_the_others(
+def test_unreadable_images_are_skipped(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -309,13 +305,13 @@ def test_one_image_that_cannot_be_read_does_not_stop_the_others(
     assert "written" not in done.stdout
 
 
-def test_images_are_not_held_longer_than_they_are_needed(fake: Fake, tmp_path: Path) -> None:
+def test_only_one_image_is_in_memory(fake: Fake, tmp_path: Path) -> None:
     pictures(tmp_path, *(f"{number}.png" for number in range(5)))
     assert predicted(tmp_path / "out", tmp_path) == []
     assert fake.most == 1
 
 
-def test_where_nothing_is_found_the_best_score_is_shown(
+def test_best_score_is_shown_without_segments(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures(tmp_path, "photo.jpg")
@@ -326,10 +322,10 @@ def test_where_nothing_is_found_the_best_score_is_shown(
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_stopped_command_leaves_whole_files(
+def test_interrupted_command_leaves_no_partial_files(
     stopped: BaseException, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second image's map cannot be put in the place of an earlier one."""
+    """Replacing the map of the second image fails."""
     pictures(tmp_path, "a.jpg", "b.jpg")
     out = tmp_path / "out"
     out.mkdir()

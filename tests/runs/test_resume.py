@@ -35,7 +35,7 @@ def resume(folder: Path, **changes: object) -> Path | None:
 
 
 def saved(folder: Path, *steps: int) -> Path:
-    """Checkpoints of these steps, one after the other, and the link to the last."""
+    """Consecutive checkpoints of these steps, and the link to the last."""
     place = folder / "checkpoints"
     place.mkdir(parents=True, exist_ok=True)
     for time, step in enumerate(steps):
@@ -47,51 +47,51 @@ def saved(folder: Path, *steps: int) -> Path:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """The folder of a run that was stopped after step 10."""
+def interrupted(tmp_path: Path) -> Path:
+    """The folder of a run interrupted after step 10."""
     write_settings(tmp_path, resolved(config(tmp_path)))
     saved(tmp_path, 5, 10)
     return tmp_path
 
 
-def test_a_new_run_starts(tmp_path: Path) -> None:
+def test_new_run_starts(tmp_path: Path) -> None:
     assert resume(tmp_path) is None
 
 
-def test_the_same_settings_resume(stopped: Path) -> None:
-    last = stopped / "checkpoints" / "step_10.ckpt"
-    assert resume(stopped) == last
-    assert resume(stopped, trainer={"devices": 8}, data={"num_workers": 0}) == last
+def test_equal_settings_resume(interrupted: Path) -> None:
+    last = interrupted / "checkpoints" / "step_10.ckpt"
+    assert resume(interrupted) == last
+    assert resume(interrupted, trainer={"devices": 8}, data={"num_workers": 0}) == last
 
 
-def test_other_settings_are_refused_and_named(stopped: Path) -> None:
+def test_other_settings_are_refused_and_named(interrupted: Path) -> None:
     other = {"optimizer": {"lr": 0.2}, "data": {"words": 8}}
     with pytest.raises(SettingError) as error:
-        resume(stopped, **other)
+        resume(interrupted, **other)
     for part in ("optimizer.lr 0.1 -> 0.2", "data.words absent -> 8", "run=NAME", "ckpt=last"):
         assert part in str(error.value)
 
 
-def test_a_resumed_run_keeps_its_optimiser(stopped: Path, tmp_path: Path) -> None:
-    assert resume(stopped, ckpt="last", data={"words": 8}) == stopped / "checkpoints" / "step_10.ckpt"
-    named = stopped / "checkpoints" / "step_5.ckpt"
+def test_resume_keeps_optimizer_settings(interrupted: Path, tmp_path: Path) -> None:
+    assert resume(interrupted, ckpt="last", data={"words": 8}) == interrupted / "checkpoints" / "step_10.ckpt"
+    named = interrupted / "checkpoints" / "step_5.ckpt"
     assert resume(tmp_path / "another", ckpt=str(named), data={"words": 8}) == named
     for changed in ({"optimizer": {"lr": 0.2}}, {"global_batch": 8}):
         with pytest.raises(SettingError, match=r"init_from="):
             resume(tmp_path / "another", ckpt=str(named), **changed)
 
 
-def test_a_finished_run_with_other_settings_is_refused(stopped: Path) -> None:
-    mark_finished(stopped, WORDS, {})
+def test_finished_run_with_other_settings_is_refused(interrupted: Path) -> None:
+    mark_finished(interrupted, WORDS, {})
     longer = {"trainer": {"max_steps": 20}}
     with pytest.raises(SettingError, match="finished run"):
-        resume(stopped, **longer)
-    assert resume(stopped, ckpt="last", **longer) is not None
+        resume(interrupted, **longer)
+    assert resume(interrupted, ckpt="last", **longer) is not None
 
 
-def test_the_last_checkpoint_is_found_without_its_link(tmp_path: Path) -> None:
+def test_last_checkpoint_is_found_without_link(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
-    place = saved(tmp_path, 3, 2)  # resumed from an earlier one: the newest counts, not the highest number
+    place = saved(tmp_path, 3, 2)  # the newest counts, not the highest step
     assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
     (place / "last.ckpt").unlink()
     assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
@@ -100,6 +100,6 @@ def test_the_last_checkpoint_is_found_without_its_link(tmp_path: Path) -> None:
     assert [path.name for path in saved_checkpoints(place)] == ["step_2.ckpt", "step_3.ckpt"]
 
 
-def test_a_path_is_shown_as_it_has_to_be_typed() -> None:
+def test_checkpoint_option_is_quoted_for_the_shell() -> None:
     assert as_option(Path("runs/a/step_1.ckpt")) == "ckpt=runs/a/step_1.ckpt"
     assert as_option(Path("runs/seed=1/a.ckpt")) == "\"ckpt='runs/seed=1/a.ckpt'\""

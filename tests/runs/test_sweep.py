@@ -1,4 +1,4 @@
-"""Sweeps with a small model: every setting trains and evaluates, finished runs are skipped, reports."""
+"""Sweeps with a small model: train, evaluate, skip finished runs, report."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ TINY = [
 
 
 class Programs:
-    """Programs of Hydra's in this process."""
+    """Runs Hydra programs in this process."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self.capfd, self.monkeypatch = capfd, monkeypatch
 
     def run(self, main: Callable[[], object], *arguments: str) -> tuple[int, str]:
-        """The exit status and what was printed."""
+        """The exit status and the output."""
         self.monkeypatch.setattr("sys.argv", ["program.py", *arguments])
         self.capfd.readouterr()
         try:
@@ -78,7 +78,7 @@ def programs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def markers(folder: Path) -> dict[str, float]:
-    """When each run of a sweep came to its end."""
+    """The time at which each run of a sweep finished."""
     return {
         path.parent.relative_to(folder).as_posix(): path.stat().st_mtime_ns
         for path in folder.rglob("finished.json")
@@ -92,7 +92,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight scenes with people's captions and a generated one."""
+    """Eight scenes with human and generated captions."""
     folder = tmp_path_factory.mktemp("captioned")
     make_scenes(folder / "coco", 8, captions=[CAPTIONS] * 8)
     prepare(read_coco(folder / "coco", "train2017"), folder / "packed")
@@ -120,7 +120,7 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_setting_leaves_a_finished_run(swept: Path, tmp_path: Path) -> None:
+def test_every_combination_finishes(swept: Path, tmp_path: Path) -> None:
     assert set(markers(swept)) == NAMES
     content = json.loads((swept / "captioner=empty,timesteps=learnable" / "finished.json").read_text())
     assert content["settings"] == {
@@ -140,7 +140,7 @@ def composed(name: str, folder: Path, overrides: list[str]) -> DictConfig:
 
 
 def check_evaluation(run_dir: Path, shards: Path) -> None:
-    """A run's checkpoint gives the scores that the run ended with."""
+    """Evaluating a run's checkpoint gives the scores of its last validation."""
     data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
     overrides = [*data, "trainer=cpu", f"ckpt='{run_dir / 'checkpoints' / 'last.ckpt'}'"]
     (result,) = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides).values()
@@ -148,7 +148,7 @@ def check_evaluation(run_dir: Path, shards: Path) -> None:
     assert result == pytest.approx(trained)
 
 
-def test_a_run_evaluates_from_its_checkpoint(swept: Path, shards: Path) -> None:
+def test_evaluation_of_a_checkpoint_equals_training(swept: Path, shards: Path) -> None:
     check_evaluation(swept / "captioner=blip,timesteps=learnable", shards)
 
 
@@ -169,7 +169,7 @@ def test_other_settings_train_and_evaluate(
 def test_finished_runs_are_skipped_and_others_resume(swept: Path, shards: Path, programs: Programs) -> None:
     before = markers(swept)
     stopped = "captioner=empty,timesteps=[0]"
-    (swept / stopped / "finished.json").unlink()  # as if it had been stopped after its last checkpoint
+    (swept / stopped / "finished.json").unlink()  # as if interrupted after its last checkpoint
     code, shown = programs.sweep(shards, swept, *GRID)
     assert code == 0, shown
     assert shown.count("is finished: skipped") == 3
@@ -177,7 +177,7 @@ def test_finished_runs_are_skipped_and_others_resume(swept: Path, shards: Path, 
     assert {name for name in after if after[name] != before.get(name)} == {stopped}
 
 
-def test_one_checkpoint_evaluates_with_every_classifier(
+def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     swept: Path, shards: Path, tmp_path: Path, programs: Programs
 ) -> None:
     ckpt = swept / "captioner=blip,timesteps=learnable" / "checkpoints" / "last.ckpt"
@@ -194,13 +194,15 @@ def test_one_checkpoint_evaluates_with_every_classifier(
     assert shown.count("is finished: skipped") == 3
 
 
-def test_a_finished_run_of_other_settings_is_refused(swept: Path, shards: Path, programs: Programs) -> None:
+def test_finished_run_with_other_settings_is_refused(swept: Path, shards: Path, programs: Programs) -> None:
     code, shown = programs.sweep(shards, swept, *GRID, "captioner=empty", "optimizer.lr=0.5")
     assert code == 1
-    assert "holds a finished run with other settings; name another with run=NAME" in shown
+    assert "finished run with other settings; start another with run=NAME" in shown
 
 
-def test_a_sweep_is_refused_before_its_first_run(shards: Path, tmp_path: Path, programs: Programs) -> None:
+def test_invalid_sweep_is_refused_before_its_first_run(
+    shards: Path, tmp_path: Path, programs: Programs
+) -> None:
     bad = ["backbone.timesteps=[0],[1000],[]", "captioner=empty,blip", f"data.val={shards.parent / 'packed'}"]
     code, shown = programs.sweep(shards, tmp_path, "experiment=laptop", *bad)
     assert code == 1
@@ -214,20 +216,18 @@ def test_a_sweep_is_refused_before_its_first_run(shards: Path, tmp_path: Path, p
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_one_run_that_fails_does_not_stop_the_others(
-    shards: Path, tmp_path: Path, programs: Programs
-) -> None:
-    # that there are not so many names is found when the network is built
+def test_failed_run_does_not_stop_the_others(shards: Path, tmp_path: Path, programs: Programs) -> None:
+    # found only when the network is built
     swept = ["captioner=heuristic", "captioner.top=500,3", "seed=5"]
     code, shown = programs.sweep(shards, tmp_path, "experiment=laptop", *swept)
     assert code == 1
     assert "captioner.top=500" in shown
-    assert set(markers(tmp_path)) == {"captioner.top_3"}, "named by what is swept"
+    assert set(markers(tmp_path)) == {"captioner.top_3"}, "named by the swept setting"
 
 
 @pytest.mark.slow
-def test_a_sweep_on_slurm_is_one_job_array(shards: Path, tmp_path: Path) -> None:
-    """Through submitit's own files and processes; the commands of Slurm are stand-ins of a few lines."""
+def test_sweep_on_slurm_is_one_job_array(shards: Path, tmp_path: Path) -> None:
+    """With submitit's own files and processes, and stand-ins for Slurm's commands."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     script = fake_slurm.install(tmp_path / "bin")
     options = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=90"]

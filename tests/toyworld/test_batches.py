@@ -1,4 +1,4 @@
-"""What the small world's frozen models learn from."""
+"""Batches of the pre-training of the small world's frozen models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def corpus() -> Corpus:
     return paint_corpus(24, workers=1)
 
 
-def test_captions_of_details_name_what_they_show(corpus: Corpus) -> None:
+def test_captions_of_details_name_their_category(corpus: Corpus) -> None:
     names = {name for kind in KINDS for name in (kind.name, getattr(kind, "many", kind.name), *kind.synonyms)}
     assert len(corpus) == 24
     for detail in (detail for details in corpus.details for detail in details):
@@ -41,14 +41,14 @@ def test_captions_of_details_name_what_they_show(corpus: Corpus) -> None:
         assert all(any(name in caption.lower() for name in names) for caption in detail.captions)
 
 
-def test_a_batch_is_determined_by_its_random_generator(corpus: Corpus) -> None:
+def test_batches_are_reproducible(corpus: Corpus) -> None:
     one, two = (clip_batch(corpus, 10, 4, np.random.default_rng([0, 5]), 5) for _ in range(2))
     assert one["images"].shape == (4, 3, 128, 128)
     assert one["patches"].shape == (4, PATCHES)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_clip_sees_enlarged_things_then_details_then_regions(corpus: Corpus) -> None:
+def test_clip_batches_change_with_each_third(corpus: Corpus) -> None:
     random = np.random.default_rng(0)
     easy, details, parts = (clip_batch(corpus, 12, 80, random, number) for number in (3, 4, 8))
     assert all(len(chosen.unique()) == PATCHES for chosen in easy["patches"]), "patches of a whole image"
@@ -60,7 +60,7 @@ def test_clip_sees_enlarged_things_then_details_then_regions(corpus: Corpus) -> 
     assert len(parts["tokens"]) == parts["captioned"].sum() + seen
 
 
-def test_captions_that_name_a_side_are_never_mirrored() -> None:
+def test_pictures_with_sided_captions_are_not_mirrored() -> None:
     values = torch.stack([torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 4)], dim=1)
     sided = Latents(values, values[..., ::2, ::2], [["a cat to the left of a cup"]])
     free = Latents(values, values[..., ::2, ::2], [["a cat and a cup"]])
@@ -87,7 +87,7 @@ def test_details_are_enlarged_with_their_surroundings(box: tuple[int, int, int, 
     assert shown.mean() / 255 == pytest.approx(share, abs=0.05)
 
 
-def test_views_are_pictures_and_at_most_two_details_of_each(corpus: Corpus) -> None:
+def test_views_are_pictures_and_at_most_two_details(corpus: Corpus) -> None:
     written = [captions for _, captions in views(corpus)]
     assert 2 * len(corpus) < len(written) <= 3 * len(corpus)
     assert all(captions in written for captions in corpus.captions)
@@ -97,7 +97,7 @@ def test_views_are_pictures_and_at_most_two_details_of_each(corpus: Corpus) -> N
     assert [captions for _, captions in views(corpus)] == written
 
 
-def test_views_are_encoded_both_ways_at_half_size_and_some_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_encoded_plain_and_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unet, "_AT_ONCE", 4)
     pictures = paint_corpus(4, workers=1)
     every = list(views(pictures))
@@ -114,7 +114,7 @@ def test_views_are_encoded_both_ways_at_half_size_and_some_whole(monkeypatch: py
         assert (found - expected).std() < 0.001 * expected.std()
 
 
-def test_regions_show_patches_of_what_their_captions_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_patches_are_inside_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((1, 128, 128, 3), np.uint8)
     image[0, 64:96, 32:64] = 255
     one = Corpus(image, [["all"]], [[Detail((32, 64, 64, 96), ["part"], True)]])
@@ -126,14 +126,14 @@ def test_regions_show_patches_of_what_their_captions_name(monkeypatch: pytest.Mo
         ((patches,),) = batch["visible"]
         tiles = batch["images"][0].mean(0).unfold(0, 8, 8).unfold(1, 8, 8).mean((2, 3)).flatten()
         assert patches.any()
-        assert (tiles[patches] > 0).all(), "no patch beside the part"
+        assert (tiles[patches] > 0).all(), "no patch outside the part"
         shares.add(round(float(patches.float().mean()), 2))
         whole = torch.equal(batch["tokens"][0], tokenize(["all"], VOCABULARY, CLIP.text_length)[0])
         assert whole == (tiles.mean().item() == pytest.approx(1 / 16))
     assert min(shares) < 0.05 < 0.2 < max(shares), "in the picture and enlarged"
 
 
-def test_views_of_a_mosaic_are_parts_and_their_parts_move_along() -> None:
+def test_mosaic_keeps_views_and_their_parts() -> None:
     part = (0, 32, 3, 128)
     tiles = [View(torch.full((1, 3, 128, 128), n / 4), f"view {n}", [(part, f"part {n}")]) for n in range(3)]
     whole = mosaic([*tiles, View(torch.ones(1, 3, 128, 128), None, [])])

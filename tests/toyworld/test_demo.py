@@ -32,7 +32,7 @@ def tiny_demo(folder: Path) -> None:
     run_demo("label", folder / "run", folder / "shards", TINY, counts=(16, 2, 2), rows=2)
 
 
-def test_the_demo_leaves_results_and_reuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_reuses_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     tiny_demo(tmp_path)
     assert "| toy_open, novel |" in (run / "results.md").read_text()
@@ -53,7 +53,7 @@ def test_the_demo_leaves_results_and_reuses_them(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_demo_resumes(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_interrupted_demo_resumes(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     settings = [*TINY[:2], "data.num_workers=0", "callbacks.checkpoint.every_n_train_steps=1"]
     many = [sys.executable, "-c", PROGRAM, *settings, "trainer.max_steps=20"]
     first = subprocess.Popen(many, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
@@ -73,7 +73,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.1)
 
 
-def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(demo, "run_demo", lambda *arguments: calls.append(arguments))
     app = command.typer.Typer()

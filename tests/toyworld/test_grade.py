@@ -1,4 +1,4 @@
-"""The models that come with the project, and how they are graded."""
+"""The packaged models and their grades."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odise_pl.toyworld.things import THINGS
 
 
 @pytest.mark.slow
-def test_packaged_models_are_small_and_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_packaged_models_are_small_and_accurate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(grade, "THINGS", THINGS[:4])  # for the UNet
     sheet = tmp_path / "sheet.png"
     lines = list(grade.grade(["clip", "vae", "unet"], WEIGHTS, count=100, each=2, steps=20, sheet=sheet))
@@ -31,7 +31,7 @@ def test_packaged_models_are_small_and_good(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("wrong", [["clpi"], ["--count", "0"]])
-def test_wrong_options_are_named(wrong: list[str]) -> None:
+def test_invalid_options_are_named(wrong: list[str]) -> None:
     result = CliRunner().invoke(app, ["grade", *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output
@@ -55,7 +55,7 @@ def test_crops_show_their_thing() -> None:
     assert len({thing.name for _, thing in cut}) > 10
 
 
-def test_signal_to_noise_of_a_known_error() -> None:
+def test_vae_grade_of_a_known_error() -> None:
     class AlmostPerfect:
         """A VAE that restores everything but a small offset."""
 

@@ -1,4 +1,4 @@
-"""How the small world's frozen models are trained."""
+"""Pre-training of the small world's frozen models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pretrain(model: str, folder: Path, steps: int) -> Path:
 
 
 @pytest.mark.slow
-def test_written_weights_are_loaded_the_usual_way(tmp_path: Path) -> None:
+def test_written_weights_load(tmp_path: Path) -> None:
     for model in ("clip", "vae", "unet"):
         weights = pretrain(model, tmp_path, 2)
     clip = FrozenCLIP(load_clip(str(weights / "clip.safetensors"), CLIP))
@@ -48,7 +48,7 @@ def test_written_weights_are_loaded_the_usual_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_gives_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_SAVE_EVERY", 1)
     file = Path("diffusion", "vae", "diffusion_pytorch_model.safetensors")
     whole = pretrain("vae", tmp_path / "whole", 3) / file
@@ -65,13 +65,13 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, monkeypatch: pytes
     assert (pretrain("vae", tmp_path / "stopped", 3) / file).read_bytes() == whole.read_bytes()
 
 
-def test_the_unet_needs_the_other_weights(tmp_path: Path) -> None:
+def test_unet_needs_the_other_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"clip\.safetensors"):
         pretrain("unet", tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_configuration_has_the_same_sizes() -> None:
+def test_conf_has_the_same_architectures() -> None:
     config = compose_config("train", ["experiment=toy", "run_dir=."])
     assert instantiate(config.clip.architecture) == CLIP
     assert instantiate(config.backbone.architecture, _convert_="all") == replace(
@@ -81,7 +81,7 @@ def test_the_configuration_has_the_same_sizes() -> None:
     )
 
 
-def test_the_learning_rate_falls_to_zero_in_each_cycle() -> None:
+def test_learning_rate_falls_to_zero_in_each_cycle() -> None:
     factors = [Schedule(40, 1.0, cycles=2, warmup=1).factor(step) for step in range(41)]
     assert factors[0] == factors[20] == 1
     assert factors[19] < 0.01
@@ -90,7 +90,7 @@ def test_the_learning_rate_falls_to_zero_in_each_cycle() -> None:
     assert factors[20:40] == pytest.approx(factors[:20])
 
 
-def test_the_text_encoder_is_frozen_in_the_second_third() -> None:
+def test_text_encoder_is_frozen_in_the_second_third() -> None:
     module = ContrastiveModel(build_clip(CLIP), Schedule(6, 1e-3, cycles=3, warmup=1))
     states = []
     watch = LambdaCallback(
@@ -115,7 +115,7 @@ def test_the_text_encoder_is_frozen_in_the_second_third() -> None:
     assert text <= changed[4]
 
 
-def test_a_picture_without_details_has_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picture_without_details_has_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("odise_pl.toyworld.pretraining.regions._MOSAICS", 0.0)
     plain = Corpus(np.zeros((1, 128, 128, 3), np.uint8), [["sky"]], [[]])
     batch = regions_batch(plain, 8, np.random.default_rng(0))
@@ -125,7 +125,7 @@ def test_a_picture_without_details_has_no_regions(monkeypatch: pytest.MonkeyPatc
     assert loss.isfinite()
 
 
-def test_the_diffusion_models_text_encoder_equals_clips() -> None:
+def test_text_encoder_of_diffusion_equals_clip() -> None:
     clip = build_clip(CLIP).eval()
     encoder = text_encoder_of(clip)
     texts = ["a photo of a red pineapple on the grass", "a cat"]

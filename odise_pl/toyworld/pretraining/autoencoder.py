@@ -1,4 +1,4 @@
-"""How the small world's autoencoder learns: the VAE of latent diffusion (arXiv 2112.10752)."""
+"""Pre-training of the small world's autoencoder, the VAE of latent diffusion (arXiv 2112.10752)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from odise_pl.toyworld.pretraining.schedule import Batch, Schedule, pixels
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start
 _KL_WEIGHT = 2e-7
-_SCALE_PICTURES = 200  # from which the scale of the latents is measured
+_SCALE_PICTURES = 200  # to measure the scale of the latents
 
 
 def picture_batch(corpus: Corpus, size: int, random: np.random.Generator, number: int = 0) -> Batch:
     """``images`` [N, 3, S, S] in 0..1, half of them mirrored, and ``noise`` for their latents.
 
     Most batches are ``size`` small crops, which are cheaper and more varied; the others are a quarter as many
-    whole pictures. Does not depend on the number of the batch.
+    whole pictures. The number of the batch is ignored.
     """
     small = random.random() < _SMALL_BATCHES
     side, count = (SIDE // 2, size) if small else (SIDE, max(1, size // 4))
@@ -42,9 +42,9 @@ def _view(corpus: Corpus, side: int, random: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def start_linear(vae: Any) -> Any:
-    """Initialise a VAE so that it learns faster: residual branches add nothing yet, latents are certain.
+    """Initialise a VAE with zero residual branches and a small variance of latents, so that it learns faster.
 
-    With the usual initialisation, the noise of the latents drowns what little they carry at first.
+    With the usual initialisation, noise dominates the latents at first.
     """
     for name, parameter in vae.named_parameters():
         if ".conv2." in name or ".to_out.0." in name:
@@ -70,7 +70,7 @@ class Autoencoder(lightning.LightningModule):
         self.model, self.schedule = vae, schedule
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Squared error of pixels in -1..1, and a slight pull of the latents towards normal."""
+        """Squared error of pixels in -1..1, and a small KL divergence of the latents."""
         images = 2 * batch["images"] - 1
         posterior = self.model.encode(images).latent_dist
         restored = self.model.decode(posterior.mean + posterior.std * batch["noise"]).sample

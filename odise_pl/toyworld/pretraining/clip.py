@@ -1,4 +1,4 @@
-"""How the small world's CLIP learns."""
+"""Pre-training of the small world's CLIP."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _DETAILS = 0.7  # share of images that show one thing or kind of stuff
 
 
 def clip_batch(corpus: Corpus, steps: int, size: int, random: np.random.Generator, number: int) -> Batch:
-    """What CLIP learns from in one step. Each third of ``steps`` has its own kind of batch.
+    """The batch of one step. Each third of ``steps`` has its own kind:
 
-    * First, :func:`patches_batch` shows whole pictures and enlarged things, which teaches names quickly;
-    * then it shows mostly things and kinds of stuff, more than half of them in their own size;
-    * last, :func:`regions_batch` shows parts within their pictures, as masked CLIP sees them.
+    * :func:`patches_batch` of whole pictures and enlarged things, which teach names quickly;
+    * :func:`patches_batch` of mostly things and stuff, more than half of them in their own size;
+    * :func:`regions_batch` of parts within their pictures, as masked CLIP sees them.
     """
     third = 3 * number // steps
     if third < 2:

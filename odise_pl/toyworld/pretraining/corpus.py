@@ -1,4 +1,4 @@
-"""Pictures with captions of the whole small world, for pre-training. Imports no torch."""
+"""Captioned pictures of the whole small world for pre-training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CHUNK = 500  # pictures that share a random generator
 _CAPTIONS = 4  # of each picture
 _DETAIL_CAPTIONS = 2  # of each detail
 _SEED = 7
-_TRIES = 12  # random boxes per kind of stuff; ...
-_PURE = 0.85  # ... at least this share of a box has to show it
+_TRIES = 12  # random boxes per kind of stuff
+_PURE = 0.85  # least share of a box that has to show it
 _PART = (16, 96)  # range of the sides of such a box, in pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels
@@ -28,13 +28,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels
 
 @dataclass(frozen=True)
 class Detail:
-    """A thing in a picture, or a part that shows one kind of stuff, with captions that describe only that.
-
-    Attributes:
-        box: its place.
-        captions: one or more.
-        thing: whether it is a thing.
-    """
+    """A thing in a picture, or a box of one kind of stuff, with ``captions`` that describe only it."""
 
     box: Box
     captions: Sequence[str]
@@ -63,7 +57,7 @@ class Corpus:
 
 
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
-    """The first ``count`` pictures of the corpus, which are always the same."""
+    """The first ``count`` pictures of the corpus, which is fixed."""
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     texts: list[Text] = []
     starts = range(0, count, _CHUNK)
@@ -101,7 +95,7 @@ def _details(scene: Scene, random: np.random.Generator) -> list[Detail]:
 
 
 def _part(mask: NDArray[np.bool_], random: np.random.Generator) -> Box | None:
-    """The largest of some random boxes that show hardly anything but the mask."""
+    """The largest of some random boxes that mostly show the mask."""
     boxes = []
     for _ in range(_TRIES):
         width, height = (int(side) for side in random.integers(*_PART, size=2))

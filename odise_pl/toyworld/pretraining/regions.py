@@ -1,4 +1,4 @@
-"""Pictures with captions of some of their parts: grounded captions, as in arXiv 2306.14824."""
+"""Pictures with captions of their parts: grounded captions, as in arXiv 2306.14824."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class View:
 
     Attributes:
         image: [1, 3, SIDE, SIDE] in 0..1.
-        caption: of the whole image, if there is one.
+        caption: of the whole image; None for a mosaic.
         parts: boxes, each with a caption.
     """
 
@@ -42,7 +42,7 @@ class View:
 
 
 def regions_batch(corpus: Corpus, size: int, random: np.random.Generator) -> Batch:
-    """A quarter of ``size`` images, and their parts that have captions.
+    """A quarter of ``size`` images, and their captioned parts.
 
     Returns:
         ``images`` [N, 3, SIDE, SIDE] in 0..1; ``captioned`` bool [N]; ``visible`` bool [N, R, patches],
@@ -98,7 +98,7 @@ def _single(corpus: Corpus, random: np.random.Generator) -> View:
 
 
 def mosaic(views: Sequence[View]) -> View:
-    """Four views in one image (arXiv 2004.10934); each becomes a part, and its parts move along."""
+    """Four views in one image (arXiv 2004.10934); each becomes a part and keeps its own parts."""
     half = SIDE // 2
     small = [F.interpolate(view.image, (half, half), mode="area") for view in views]
     parts: list[tuple[Box, str]] = []
@@ -112,13 +112,13 @@ def mosaic(views: Sequence[View]) -> View:
 
 
 def _is_inside(part: Box, box: Box) -> bool:
-    """Whether the centre of a part lies in a box."""
+    """Whether the centre of a part is in a box."""
     x, y = (part[0] + part[2]) / 2, (part[1] + part[3]) / 2
     return box[0] <= x < box[2] and box[1] <= y < box[3]
 
 
 def _moved(part: Box, box: Box, to: Box) -> Box:
-    """Where a part lies after ``box`` is mapped onto ``to``; at least a pixel wide and high."""
+    """A part after mapping ``box`` to ``to``; at least one pixel wide and high."""
     left, right = _scaled(part[::2], box[::2], to[::2])
     top, bottom = _scaled(part[1::2], box[1::2], to[1::2])
     return left, top, right, bottom

@@ -1,8 +1,7 @@
 """Pre-train the small world's frozen models.
 
-Each is trained from scratch on pictures with captions of the whole world, including novel categories, as CLIP
-and Stable Diffusion are on the web. The moving average of the weights is written in half precision, in the
-formats that the usual loaders read.
+Each is trained from scratch on captioned pictures of the whole world with its novel categories, as CLIP and
+Stable Diffusion are on the web. The moving average of the weights is written in half precision.
 """
 
 from __future__ import annotations
@@ -36,23 +35,14 @@ _SAVE_EVERY = 100  # steps
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained.
+    """Hyperparameters of one model."""
 
-    Attributes:
-        pictures: of the corpus.
-        steps: optimiser steps.
-        batch: pictures per step.
-        lr: highest learning rate.
-        cycles: cosines of the learning rate.
-        decay: of the moving average of the weights.
-    """
-
-    pictures: int
-    steps: int
-    batch: int
-    lr: float
-    cycles: int
-    decay: float
+    pictures: int  # of the corpus
+    steps: int  # optimizer steps
+    batch: int  # pictures per step
+    lr: float  # highest learning rate
+    cycles: int  # of the cosine schedule
+    decay: float  # of the moving average of the weights
 
 
 RECIPES = {
@@ -83,7 +73,7 @@ def pretrain(
         workers: processes that paint the corpus.
 
     Raises:
-        WeightsError: weights that the UNet learns from are missing.
+        WeightsError: weights that the UNet needs are missing.
     """
     if model == "unet":
         require(out, CLIP_FILE, f"{DIFFUSION_FOLDER}/vae")
@@ -97,7 +87,7 @@ def pretrain(
 
 
 def _build(model: str, recipe: Recipe, corpus: Corpus, out: Path) -> tuple[Any, Callable[..., Any]]:
-    """What is trained, and what makes its batches."""
+    """The module to train, and the function that makes its batches."""
     schedule = Schedule(recipe.steps, recipe.lr, recipe.cycles)
     if model == "clip":
         return ContrastiveModel(build_clip(CLIP), schedule), partial(clip_batch, corpus, recipe.steps)

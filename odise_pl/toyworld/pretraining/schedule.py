@@ -1,4 +1,4 @@
-"""What the trainings of the frozen models share: batches in a fixed order, and the optimiser."""
+"""Reproducible batches and the optimizer, for the pre-training of all frozen models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Draws(IterableDataset[Batch]):
     """Endless batches, each determined by the seed and its number, so that a run can resume at any batch.
 
     Args:
-        make: random generator and number to batch.
+        make: makes a batch from a random generator and the number of the batch.
         seed: of all batches.
         first: number of the first batch.
     """
@@ -39,9 +39,9 @@ class Schedule:
     """AdamW with warm-up and cosine decay with restarts (arXiv 1608.03983).
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         lr: highest learning rate.
-        cycles: number of cosines.
+        cycles: number of cosine cycles.
         warmup: steps of linear warm-up.
         weight_decay: of matrices and convolutions.
     """
@@ -58,7 +58,7 @@ class Schedule:
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * done))
 
     def cycle(self, step: int) -> float:
-        """How many cosines are complete at a step."""
+        """The number of cycles before a step, as a fraction."""
         return self.cycles * step / self.steps
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Any:

@@ -1,4 +1,4 @@
-"""How the small world's diffusion model learns: on latents of the finished autoencoder, and texts of CLIP."""
+"""Pre-training of the small world's diffusion model, on latents of its autoencoder and texts of its CLIP."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _SHOWN = 2  # details of a picture, enlarged
 _CLEAR = 32  # least longer side in pixels of a detail that is shown enlarged
 _MARGIN = 0.1  # on each side of it, relative to its longer side
 _AT_ONCE = 50  # views
-_WHOLE = 0.75  # views that are encoded in full size too, per picture: encoding them takes long
+_WHOLE = 0.75  # views per picture that are also encoded in full size, which is slow
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What the diffusion model learns from.
+    """Latents and captions of views.
 
     Attributes:
-        whole: latents [M, 2, C, h, w] of the first M views, as they are and mirrored.
+        whole: latents [M, 2, C, h, w] of the first M views, plain and mirrored.
         half: latents [N, 2, C, h / 2, w / 2] of all views at half the size.
         captions: of all views.
     """
@@ -98,7 +98,7 @@ def _encode_both_ways(vae: Any, images: Tensor) -> Tensor:
 def text_encoder_of(clip: CLIP) -> CLIPTextModel:
     """CLIP's text encoder as Stable Diffusion contains it, frozen (arXiv 2112.10752).
 
-    It takes longer texts than CLIP: further positions, which only padding reaches, repeat CLIP's last one.
+    It takes longer texts than CLIP: additional positions, which only padding uses, repeat CLIP's last one.
     """
     encoder = build_diffusion(DIFFUSION).text_encoder
     positions = encoder.get_parameter("embeddings.position_embedding.weight")
@@ -134,15 +134,15 @@ def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def diffusion_batch(latents: Latents, size: int, random: np.random.Generator, number: int) -> Batch:
-    """``latents``, ``tokens`` of one caption of each or of none, ``noise`` and ``steps`` of diffusion.
+    """``latents``, ``tokens`` of one caption each or of the empty text, ``noise`` and diffusion ``steps``.
 
-    The first batches are of half the size, at a third of the cost: they teach what things look like and are
-    called, as Stable Diffusion first learned at 256 pixels.
+    The first batches have half the size, at a third of the cost, as Stable Diffusion first learned at 256
+    pixels.
     """
     kept = latents.half if number < HALF_SIZE else latents.whole
     indices = random.integers(len(kept), size=size)
     captions = [_caption(latents.captions[index], random) for index in indices]
-    # "to the left of" would be wrong in a mirrored picture
+    # "to the left of" is wrong in a mirrored picture
     sided = torch.tensor([" left of" in text or " right of" in text for text in captions])
     mirrored = torch.from_numpy(random.integers(0, 2, size)) * ~sided
     values = kept[torch.from_numpy(indices), mirrored].float()
