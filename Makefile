@@ -1,4 +1,4 @@
-# The environment is made on the first call of any target that needs it, and again when pyproject.toml or
+# The first target that needs the environment creates it; it is updated when pyproject.toml or
 # requirements.lock change. Override variables on the command line: make test PYTEST_ARGS="-k vocabulary"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -20,7 +20,7 @@ CODE := odise_pl tests scripts $(wildcard *.py)
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## Make the environment in .venv (the other targets do it by themselves)
+install: $(STAMP)  ## Make the environment in .venv (other targets do so if needed)
 
 train: $(STAMP)  ## Run train.py, options in ARGS: make train ARGS="trainer.devices=8"
 	$(BIN)/python train.py $(ARGS)
@@ -37,7 +37,7 @@ lint: $(STAMP)  ## Check style, types and the layers
 	$(BIN)/mypy odise_pl tests/parity $(wildcard *.py)
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## Format the code and fix what can be fixed by itself
+format: $(STAMP)  ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
@@ -57,7 +57,7 @@ clean:  ## Remove caches and build products
 distclean: clean  ## Remove the environment too
 	rm -rf $(VENV)
 
-# The pip of $(PYTHON) installs uv, so that systems whose Python comes without ensurepip need nothing more.
+# The pip of $(PYTHON) installs uv, for systems whose Python has no ensurepip.
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""How many captions per second one core turns into noun phrases; 5,000 are wanted."""
+"""Captions per second that one core turns into noun phrases; the goal is 5,000."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def per_second(repeats: int = 200, rounds: int = 5) -> tuple[float, float]:
 
 if __name__ == "__main__":
     tagged, phrases = per_second()
-    print(f"captions per second and core: {tagged:.0f} tagged, {phrases:.0f} to phrases")
+    print(f"captions per second and core: {tagged:.0f} tagged, {phrases:.0f} turned into phrases")

@@ -1,4 +1,4 @@
-"""How many pictures of the small world one core paints in a second; 200 are wanted."""
+"""Pictures of the small world that one core paints per second; the goal is 200."""
 
 from __future__ import annotations
 

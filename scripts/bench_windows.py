@@ -1,4 +1,4 @@
-"""What an image costs by the number of its windows, in seconds of processor time and in memory.
+"""Processor time and memory of evaluating one image, by its number of windows.
 
 ``python scripts/bench_windows.py`` builds the published label model with random weights and evaluates one
 image of each size on one thread.

@@ -36,16 +36,16 @@ from odise_pl.vocabulary import load_vocabulary
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one training step took and left.
+    """Results and costs of one training step.
 
     Attributes:
         losses: every weighted loss, three per decoder output.
         gradient_norm: of all trainable parameters together, before clipping.
         step_seconds: forward, losses, backward and optimiser.
         built_gib, peak_gib: most memory this process has held (resident set), after building and in the end.
-        frozen_gradients: frozen parameters that hold a gradient; must be 0.
-        missing_gradients: trainable parameters that hold none; must be 0.
-        unmoved: trainable parameters that the optimiser left as they were.
+        frozen_gradients: frozen parameters with a gradient; must be 0.
+        missing_gradients: trainable parameters without a gradient; must be 0.
+        unmoved: trainable parameters that the optimiser did not change.
     """
 
     losses: list[float]
