@@ -15,7 +15,7 @@ from odise_pl.models.classifiers import (
     cosine_logits,
     fuse,
     max_over_synonyms,
-    squash,
+    resize_to_square,
     visible_patches,
     with_no_object,
 )
@@ -115,20 +115,20 @@ def test_text_projection_logits(null: bool) -> None:
 
 
 @pytest.mark.parametrize("view", [(1.0, 1.0), (0.5, 1.0), (0.75, 0.25)])
-def test_squash_resizes_a_part_of_the_map(view: tuple[float, float]) -> None:
+def test_resize_to_square_resizes_a_part_of_the_map(view: tuple[float, float]) -> None:
     maps = randn(2, 3, 16, 16)
     high, wide = int(16 * view[0]), int(16 * view[1])
     # what lies outside continues the edge, so cutting first and resizing then is the same
     maps[:, :, high:] = maps[:, :, high - 1 : high]
     maps[:, :, :, wide:] = maps[:, :, :, wide - 1 : wide]
     part = F.interpolate(maps[:, :, :high, :wide], (12, 12), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(squash(maps, view, 12), part, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(resize_to_square(maps, view, 12), part, atol=1e-5, rtol=1e-5)
 
 
-def test_squash_stays_exact_for_half_precision_maps() -> None:
+def test_resize_to_square_stays_exact_for_half_precision_maps() -> None:
     # read at their centres, alternating columns come back as they are; bfloat16 cannot count to 300
     columns = (torch.arange(300) % 2).expand(1, 1, 4, 300).bfloat16()
-    read = squash(columns, (0.5, 1.0), 300)[0, 0, 0]
+    read = resize_to_square(columns, (0.5, 1.0), 300)[0, 0, 0]
     torch.testing.assert_close(read, columns[0, 0, 0].float(), atol=1e-3, rtol=0)
 
 
