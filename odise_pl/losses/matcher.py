@@ -49,7 +49,7 @@ class HungarianMatcher:
     ) -> None:
         if classification == mask == dice == 0:
             raise SettingError(
-                "matcher.classification, mask and dice are all 0; set at least one to a positive value"
+                "all weights of the matching cost are 0; set one of criterion.weights to a positive value"
             )
         self.classification, self.mask, self.dice = classification, mask, dice
         self.num_points = num_points

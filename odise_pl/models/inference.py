@@ -1,8 +1,8 @@
 """Semantic, panoptic and instance results from class and mask logits: pure functions.
 
 Mask2Former (arXiv 2112.01527), section 3.1 and MaskFormer (arXiv 2107.06278), section 3.4.
-Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W], a
-tensor or :class:`~odise_pl.models.ops.bands.Masks`, which are processed in bands of rows.
+Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W],
+a tensor or :class:`~odise_pl.models.ops.bands.Masks`, which are processed in bands of rows.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
 def panoptic(
     class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> PanopticSegmentation:
-    """Panoptic map: int32 ids from 1 in the order of the queries, 0 for void; stuff of one class is merged."""
+    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged."""
     masks = _as_masks(mask_logits)
     ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
     scores, labels = class_logits.softmax(-1).max(-1)

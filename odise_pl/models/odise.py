@@ -270,7 +270,7 @@ class Odise(nn.Module):
 
 
 def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
-    """Zero-pad images [3, H, W] to one canvas with sides that are multiples of ``multiple``; also their sizes."""
+    """Images [3, H, W] zero-padded to one canvas (sides are multiples of ``multiple``), and their sizes."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     padded = [

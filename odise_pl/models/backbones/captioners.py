@@ -160,7 +160,7 @@ class TextCaptioner(Captioner):
         known = [sentence for sentence in sentences if sentence is not None]
         if len(known) < len(images):
             raise SettingError(
-                f"{len(images) - len(known)} of {len(images)} images have no precomputed caption: add captions "
-                "to the shards with odise prepare captions, or set captioner.on_the_fly=true"
+                f"{len(images) - len(known)} of {len(images)} images have no precomputed caption: write them "
+                "into the shards with odise prepare captions, or set captioner.on_the_fly=true"
             )
         return Conditioning(self.encode(known), self.time(images))

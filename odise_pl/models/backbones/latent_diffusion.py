@@ -1,7 +1,7 @@
 """Features of a frozen latent diffusion model (section 3.2 of the paper).
 
-Each feature ("tap") is the input of a residual block. The forward passes call the diffusers modules one by one
-and stop at the last tap; the rest of the UNet and the expensive half of the VAE decoder do not run.
+Each feature ("tap") is the input of a residual block. The forward passes call the diffusers modules one by
+one and stop at the last tap; the rest of the UNet and the expensive half of the VAE decoder do not run.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
         raise SettingError(
-            f"backbone.timesteps={given} must be a list of different integers in 0..{STEPS - 1}, e.g. [0], or "
-            f"{LEARNABLE}"
+            f"backbone.timesteps={given} must be a list of different integers in 0..{STEPS - 1}, e.g. [0], "
+            f"or {LEARNABLE}"
         )
     return steps

@@ -20,8 +20,8 @@ _BYTES, _SPECIAL = 512, 2  # single bytes, inside and at the end of a word; star
 def tokenizer(vocabulary: int = VOCABULARY) -> SimpleTokenizer:
     """The tokenizer of a model with ``vocabulary`` token embeddings.
 
-    A smaller vocabulary keeps the most frequent merges, so rare words have more tokens. Start and end of a text
-    are always the last two tokens.
+    A smaller vocabulary keeps the most frequent merges, so rare words have more tokens. The last two tokens
+    are always start and end of a text.
 
     Raises:
         ValueError: the vocabulary is too small for single bytes, or larger than CLIP's.

@@ -46,8 +46,8 @@ class Masks:
 class ResizedMasks(Masks):
     """Mask logits of a padded image, resized band by band.
 
-    Equal to ``inference.resize_masks``, which documents the arguments; on CPUs bit for bit, except for maps so
-    small that PyTorch uses another kernel.
+    Equal to ``inference.resize_masks``, which documents the arguments; on CPUs bit for bit, except for maps
+    so small that PyTorch uses another kernel.
     """
 
     def __init__(self, mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> None:
