@@ -71,11 +71,6 @@ class DiffusionArchitecture:
     text_pad: int = END_OF_TEXT
     prediction: str = "epsilon"
 
-    @property
-    def time_dim(self) -> int:
-        """Width of the UNet's time embedding."""
-        return 4 * self.unet_channels[0]
-
 
 @dataclass(frozen=True)
 class DiffusionModels:
