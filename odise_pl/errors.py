@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +19,21 @@ class SettingError(UserError, ValueError):
     """A configuration value is out of range; the message names the option."""
 
 
-def check_number(name: str, value: object, least: float = 0, whole: bool = True) -> None:
-    """Raise SettingError unless a setting is a number of ``least`` or more.
+def check_number(
+    name: str, value: object, least: float = 0, whole: bool = True, most: float = math.inf
+) -> None:
+    """Raise SettingError unless a setting is a number from ``least`` to ``most``.
 
     Args:
         name: the setting as on the command line.
-        value: what it was set to.
-        least: the least allowed value.
+        value: of the setting.
+        least, most: smallest and largest allowed value.
         whole: whether it has to be an integer.
     """
     wanted = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, wanted) or value < least:
-        raise SettingError(f"{name}={value} must be a {'whole ' if whole else ''}number, {least} or more")
+    if isinstance(value, bool) or not isinstance(value, wanted) or not least <= value <= most:
+        limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise SettingError(f"{name}={value} must be a {'whole ' if whole else ''}number, {limits}")
 
 
 def user_error(error: BaseException | None) -> BaseException | None:

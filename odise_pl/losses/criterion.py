@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.losses.point_losses import paired_cross_entropy, paired_dice, sample_masks
@@ -74,10 +74,9 @@ class SetCriterion:
     ) -> None:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
-        ranges = {"num_points": (1, math.inf), "oversample": (1, math.inf), "importance": (0, 1)}
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"criterion.{name}={getattr(self, name)} must lie in {low}..{high}")
+        check_number("criterion.num_points", num_points, 1)
+        check_number("criterion.oversample", oversample, 1, whole=False)
+        check_number("criterion.importance", importance, 0, whole=False, most=1)
 
     def __call__(
         self,

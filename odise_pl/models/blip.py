@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.models.frozen import Frozen
 from odise_pl.models.weights import WeightsError, list_first, require_finite
 
@@ -32,8 +32,7 @@ class BlipSentences(Frozen):
 
     def __init__(self, model: BlipForConditionalGeneration, tokenizer: Any, max_tokens: int = 20) -> None:
         super().__init__()
-        if max_tokens < 1:
-            raise SettingError(f"captioner.max_tokens={max_tokens} must be 1 or more")
+        check_number("captioner.max_tokens", max_tokens, 1)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.models.ops.bands import Masks, ResizedMasks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
 
@@ -40,11 +40,9 @@ class InferenceSettings:
     top_k: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("object_threshold", "overlap_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"inference.{name}={getattr(self, name)} must be in 0..1")
-        if self.top_k < 1:
-            raise SettingError(f"inference.top_k={self.top_k} must be 1 or more")
+        check_number("inference.object_threshold", self.object_threshold, 0, whole=False, most=1)
+        check_number("inference.overlap_threshold", self.overlap_threshold, 0, whole=False, most=1)
+        check_number("inference.top_k", self.top_k, 1)
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
@@ -62,11 +60,6 @@ def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -
     full = F.interpolate(mask_logits[None], canvas, mode="bilinear", align_corners=False)
     cropped = full[..., : valid[0], : valid[1]]
     return F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
-
-
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Sum over queries of class probability times mask probability: [K, H, W]."""
-    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
@@ -55,9 +55,8 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
-        for name in ("seen_share", "unseen_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"classifier.{name}={getattr(self, name)} must be in 0..1")
+        check_number("classifier.seen_share", self.seen_share, 0, whole=False, most=1)
+        check_number("classifier.unseen_share", self.unseen_share, 0, whole=False, most=1)
         for name in ("mask_prompt", "clip_prompt"):
             if "{}" not in getattr(self, name):
                 raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs {{}} for the class name")

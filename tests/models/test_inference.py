@@ -21,10 +21,10 @@ from odise_pl.models.inference import (
     predict,
     resize_masks,
     semantic_map,
-    semantic_scores,
 )
 from odise_pl.models.ops import bands
 from odise_pl.structures import Prediction
+from tests.parity.results import semantic_scores
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from odise_pl.models.inference import (
     panoptic,
     resize_masks,
     semantic_map,
-    semantic_scores,
 )
 from odise_pl.structures import Instances
 from tests.parity.checks import STAGE, Check, Tolerance, compare, compare_maps, equal
@@ -126,3 +125,8 @@ def _pairs(own: Instances, recorded: Instances) -> Tensor:
     rows, columns = linear_sum_assignment(torch.where(same, distance, 1e6).numpy())
     pairs = torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1)
     return pairs[same[pairs[:, 0], pairs[:, 1]]]
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Sum over queries of class probability times mask probability: [K, H, W]."""
+    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())

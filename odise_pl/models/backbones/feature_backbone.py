@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions, Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
@@ -46,8 +46,7 @@ class DiffusionBackbone(nn.Module):
             raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
         if window is not None and (window < STRIDES[-1] or window % STRIDES[-1]):
             raise SettingError(f"backbone.window={window} must be a multiple of {STRIDES[-1]}, or null")
-        if window_batch < 0:
-            raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
+        check_number("backbone.window_batch", window_batch)
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.window, self.window_batch = input_size, window, window_batch
 

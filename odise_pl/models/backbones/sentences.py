@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
 from odise_pl.models.backbones.text_cache import TextCache
@@ -27,8 +27,7 @@ class PromptEncoder(Frozen):
 
     def __init__(self, text_encoder: CLIPTextModel, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
         super().__init__()
-        if capacity < 1:
-            raise SettingError(f"captioner.remember={capacity} must be 1 or more")
+        check_number("captioner.remember", capacity, 1)
         self.text_encoder, self.pad = text_encoder, pad
         self.cache = TextCache(self._encode, capacity)
         self.freeze()
@@ -66,10 +65,7 @@ class NameRanking(Frozen):
         prompt: str = "a photo of a {}.",
     ) -> None:
         super().__init__()
-        if not 1 <= top <= len(names):
-            raise SettingError(
-                f"captioner.top={top} must be in 1..{len(names)}, the size of captioner.vocabulary"
-            )
+        check_number("captioner.top", top, 1, most=len(names))
         for option, value in (("template", template), ("prompt", prompt)):
             if "{}" not in value:
                 raise SettingError(f"captioner.{option}={value!r} needs {{}} for the names")

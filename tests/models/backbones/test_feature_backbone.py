@@ -62,9 +62,7 @@ def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tenso
     return results
 
 
-@pytest.mark.parametrize(
-    ("size", "window", "side"), [((64, 160), 64, 64), ((96, 64), 64, 64), ((96, 128), None, 96)]
-)
+@pytest.mark.parametrize(("size", "window", "side"), [((64, 96), 64, 64), ((96, 128), None, 96)])
 def test_windows_equal_single_windows(size: tuple[int, int], window: int | None, side: int) -> None:
     model, batch = backbone(window=window), images(*size)
     with torch.no_grad():
