@@ -59,7 +59,9 @@ class ShardedStrategy(DDPStrategy):
     """
 
     def __init__(self, across_nodes: bool = False, **options: Any) -> None:
-        super().__init__(**options)
+        # else DDP regroups gradients into buckets after the first step, and a resumed run would sum them in
+        # another order than an undisturbed one
+        super().__init__(find_unused_parameters=True, **options)
         self.across_nodes = across_nodes
 
     @cached_property

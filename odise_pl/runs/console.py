@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 _LIBRARIES = r"(lightning|torch|transformers|diffusers|open_clip|huggingface_hub)\b"
 
 
 def quiet_libraries() -> None:
-    """Hide libraries' advertisements, deprecation notes and progress bars; their errors stay."""
+    """Hide libraries' advertisements, deprecation notes and progress bars; their errors stay.
+
+    Call it before anything imports torch.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once
     import diffusers
     import lightning.pytorch  # noqa: F401 (it sets the levels of its loggers)
     import transformers

@@ -54,6 +54,7 @@ def train(config: DictConfig) -> dict[str, float]:
     settings = resolved(config)
     checkpoint = resolve_resume(config, settings)
     check_training(config, checkpoint)
+    quiet_libraries()
 
     from odise_pl.checkpoints.reading import describe_resumable
     from odise_pl.training.batch_size import fit_to_device
@@ -94,7 +95,6 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
     """
     import lightning
 
-    quiet_libraries()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     logger: dict[str, Any] = dict(config.get("logger") or {})
     if step is not None and "TensorBoard" in str(logger.get("_target_")):
