@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,17 @@ class SettingError(UserError, ValueError):
     """An option has a value that cannot be used; the message names the option."""
 
 
-def check_number(name: str, value: object, least: float = 0, whole: bool = True) -> None:
-    """Raise SettingError unless ``value`` is a number, or with ``whole`` an integer, of at least ``least``.
+def check_number(
+    name: str, value: object, least: float = 0, whole: bool = True, most: float = math.inf
+) -> None:
+    """Raise SettingError unless ``value`` is a number, or with ``whole`` an integer, in ``least``..``most``.
 
     ``name`` is the setting as on the command line.
     """
     wanted = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, wanted) or value < least:
-        raise SettingError(
-            f"{name}={value} must be {'an integer' if whole else 'a number'} of at least {least}"
-        )
+    if isinstance(value, bool) or not isinstance(value, wanted) or not least <= value <= most:
+        limits = f"of at least {least}" if most == math.inf else f"in {least}..{most}"
+        raise SettingError(f"{name}={value} must be {'an integer' if whole else 'a number'} {limits}")
 
 
 def find_user_error(error: BaseException | None) -> BaseException | None:

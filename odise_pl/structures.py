@@ -1,4 +1,4 @@
-"""The dataclasses that cross module borders.
+"""Dataclasses that several packages share.
 
 Sizes are ``(height, width)`` in pixels; categories are contiguous indices into a
 :class:`~odise_pl.vocabulary.Vocabulary`; images are RGB in 0..1.
@@ -51,7 +51,7 @@ class Segment:
         category: contiguous class index.
         isthing: countable object (True) or stuff (False).
         iscrowd: a group that is not split into instances; never scored (COCO panoptic API).
-        score: confidence in 0..1, 1 for truth.
+        score: confidence in 0..1; 1 for ground truth.
     """
 
     id: int
@@ -63,11 +63,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class PanopticSegmentation(TensorStruct):
-    """A panoptic map, truth or prediction.
+    """A panoptic map, ground truth or prediction.
 
     Attributes:
         ids: integer [H, W]; the segment id of each pixel, 0 for void.
-        segments: what the ids mean, each id once.
+        segments: one entry per id.
     """
 
     ids: Tensor
@@ -76,13 +76,13 @@ class PanopticSegmentation(TensorStruct):
 
 @dataclass(frozen=True)
 class TrueInstances(TensorStruct):
-    """Annotated objects of one image, whose masks may overlap.
+    """Annotated objects of one image; masks may overlap.
 
     Attributes:
         labels: int64 [N], contiguous classes.
         masks: bool [N, H, W].
         crowd: bool [N], groups that are not split into objects.
-        areas: float64 [N], pixels as annotated, by which COCO tells small objects from large ones.
+        areas: float64 [N], annotated area in pixels; decides COCO's small, medium and large.
     """
 
     labels: Tensor
@@ -93,12 +93,12 @@ class TrueInstances(TensorStruct):
 
 @dataclass(frozen=True)
 class Truth(TensorStruct):
-    """What predictions of one image are compared with.
+    """Ground truth of one image.
 
     Attributes:
         panoptic: the panoptic map.
-        instances: objects for mask AP; None if they are the things of the panoptic map.
-        semantic: integer [H, W], class of each pixel and -1 for none; None if the panoptic map says it.
+        instances: objects for mask AP; None takes the things of the panoptic map.
+        semantic: integer [H, W], class of each pixel, -1 for none; None takes the panoptic map's classes.
     """
 
     panoptic: PanopticSegmentation
@@ -108,7 +108,7 @@ class Truth(TensorStruct):
 
 @dataclass(frozen=True)
 class Targets(TensorStruct):
-    """Training truth of one image on the batch's canvas; without crowd segments.
+    """Training targets of one image on the batch's canvas; without crowd segments.
 
     Attributes:
         labels: int64 [N], contiguous classes.
@@ -125,17 +125,16 @@ class Sample(TensorStruct):
 
     Attributes:
         image: float32 [3, H, W] in 0..1.
-        targets: training truth at the image's (transformed) size.
+        targets: training targets at the image's (transformed) size.
         image_id: the data set's id.
         key: the sample's key in its shard.
         original_size: size before the transform.
-        captions: every caption the data set has for the image, may be empty.
+        captions: all captions of the image in the data set.
         truth: at the original size; None in training.
-        words: noun phrases of one caption, drawn for the grounding loss; none if not asked for or not there.
-        labelled: False if the image has no annotation: then it says nothing that there is no target.
-        generated_caption: what a captioning model said of the whole image, before any transform; None if
-            none was asked.
-        image_suffix: of the image's name in its shard.
+        words: noun phrases of one randomly chosen caption, for the grounding loss.
+        labelled: False if the image has no annotation; its empty targets then mean "unknown".
+        generated_caption: a captioning model's caption of the whole untransformed image, if there is one.
+        image_suffix: file name suffix of the image in its shard.
     """
 
     image: Tensor
@@ -153,21 +152,19 @@ class Sample(TensorStruct):
 
 @dataclass(frozen=True)
 class Batch(TensorStruct):
-    """Images collated on one zero-padded canvas; the tuples have one entry per image.
+    """Images on one zero-padded canvas; tuples have one entry per image.
 
     Attributes:
         images: float32 [B, 3, H, W] in 0..1, zero right of and below each valid size.
-        valid_sizes: size of each image before it was padded to the canvas.
-        targets: training truth, masks on the canvas.
-        original_sizes: size before the transform: what predictions are resized to.
-        truths: at the original size, None in training.
-        skipped: why samples of the batch were skipped or, in training, replaced: one text each.
-        left_out: how many were.
-        number: place among all batches of an evaluation set, whatever the number of devices; -1 in training.
-        words: noun phrases drawn for each image, see :class:`Sample`; empty stands for none anywhere.
-        labelled: whether the targets say what is in each image; empty stands for all.
-        generated_captions: see :class:`Sample`; empty stands for none anywhere.
-        image_suffixes: of the images' names in their shards; empty stands for "jpg".
+        valid_sizes: size of each image before padding.
+        targets: training targets, masks on the canvas.
+        original_sizes: size before the transform; predictions are resized to it.
+        truths: at the original size; None in training.
+        skipped: one reason for each sample that was skipped or, in training, replaced.
+        left_out: number of skipped samples.
+        number: index among all batches of an evaluation set, on any number of devices; -1 in training.
+        words, labelled, generated_captions, image_suffixes: see :class:`Sample`; empty takes the default
+            for every image.
     """
 
     images: Tensor
@@ -189,7 +186,7 @@ class Batch(TensorStruct):
     def __post_init__(self) -> None:
         defaults = {"words": (), "labelled": True, "generated_captions": None, "image_suffixes": "jpg"}
         for name, value in defaults.items():
-            if not getattr(self, name):  # frozen, so that a default for every image has to be set this way
+            if not getattr(self, name):  # a frozen dataclass has no other way to set a field
                 object.__setattr__(self, name, (value,) * len(self.image_ids))
 
     def __len__(self) -> int:
@@ -198,13 +195,13 @@ class Batch(TensorStruct):
 
 @dataclass(frozen=True)
 class MaskPredictions(TensorStruct):
-    """What one prediction head says of a batch (Q queries, K classes, D text dimensions).
+    """Predictions of one decoder output for a batch (Q queries, K classes, D text dimensions).
 
     Attributes:
         class_logits: [B, Q, K + 1], the last column is "no object".
         mask_logits: [B, Q, h, w] at stride 4 of the padded image.
-        mask_embed: [B, Q, D], to be compared with text embeddings (not normalised).
-        logit_scale: scalar that multiplies cosine similarities.
+        mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
+        logit_scale: scalar factor of cosine similarities.
     """
 
     class_logits: Tensor
@@ -224,12 +221,12 @@ class Instances(TensorStruct):
 
 @dataclass(frozen=True)
 class Prediction(TensorStruct):
-    """Everything that is said of one image at its original size.
+    """Results for one image at its original size.
 
     Attributes:
         panoptic: the panoptic map.
         instances: scored masks of things.
-        semantic: int64 [H, W], the best class of each pixel; -1 is none.
+        semantic: int64 [H, W], the best class of each pixel; -1 for none.
     """
 
     panoptic: PanopticSegmentation

@@ -1,4 +1,4 @@
-"""Diffusion networks under the names of an original Stable Diffusion checkpoint."""
+"""Tensors of diffusion networks by the names of original Stable Diffusion checkpoints."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def vae_tensors(vae: nn.Module) -> dict[str, Tensor]:
     tensors = {}
     for name, value in vae.state_dict().items():
         inner = _ATTENTION if ".attentions." in name else {"conv_shortcut": "nin_shortcut"}
-        # attention was written as 1x1 convolutions
+        # original attention layers are 1x1 convolutions
         conv = inner is _ATTENTION and value.ndim == 2
         tensors[f"first_stage_model.{_renamed(name, fixed, inner)}"] = (
             value[..., None, None] if conv else value

@@ -1,4 +1,4 @@
-"""A BLIP captioning model of a few thousand random weights, in files."""
+"""A tiny BLIP captioning model with random weights, saved to a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *(f"word{i}" for i in rang
 
 
 def save(folder: Path) -> Path:
-    """Write model and tokenizer as ``save_pretrained`` does; returns the folder."""
+    """Save model and tokenizer; returns the folder."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     special = {"bos_token_id": 4, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3}

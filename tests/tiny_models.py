@@ -32,7 +32,7 @@ _SIZES: dict[str, Any] = {
     "text_layers": 1,
     "text_heads": 2,
 }
-# What differs between the generations of Stable Diffusion: heads per level, how transformers are entered.
+# The generations of Stable Diffusion differ in heads per level and projections around transformers.
 SD1 = DiffusionArchitecture(heads=4, **_SIZES)
 SD2 = DiffusionArchitecture(
     heads=(1, 2, 4, 4),
@@ -66,7 +66,7 @@ HEAD = HeadSettings(
 
 
 def stir(module: nn.Module, seed: int = 0, size: float = 0.1) -> nn.Module:
-    """Move every floating parameter, so that nothing that starts at zero or one is left out of a test."""
+    """Add noise to every parameter, so that none keeps an initial value of zero or one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -76,14 +76,14 @@ def stir(module: nn.Module, seed: int = 0, size: float = 0.1) -> nn.Module:
 
 @cache
 def clip() -> FrozenCLIP:
-    """A CLIP model of 4 x 4 patches; shared, so leave it as it is."""
+    """A CLIP model of 4 x 4 patches, shared between tests: do not change it."""
     torch.manual_seed(1)
     return FrozenCLIP(build_clip(CLIP))
 
 
 @cache
 def diffusion(architecture: DiffusionArchitecture = SD1) -> DiffusionModels:
-    """Diffusion networks for inputs of 64 pixels; shared, so leave them as they are."""
+    """Diffusion networks for inputs of 64 pixels, shared between tests: do not change them."""
     torch.manual_seed(2)
     models = build_diffusion(architecture)
     for network in (models.unet, models.vae, models.text_encoder):
@@ -100,7 +100,7 @@ def odise(
     captioner: Callable[[CaptionerParts], nn.Module] | None = None,
     **backbone: Any,
 ) -> Odise:
-    """A network of its own, whose windows are 64 pixels in training."""
+    """A new network with windows of 64 pixels."""
     torch.manual_seed(3)
     settings = {"architecture": SD1, "input_size": 64, "window": 64, "channels": 128} | backbone
     model = build_odise(

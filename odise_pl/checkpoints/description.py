@@ -1,8 +1,8 @@
-"""The description of a network: what a checkpoint keeps of the configuration. Imports no torch.
+"""The description of a network in a checkpoint. Imports no torch.
 
-A description is instantiated, and its file may come from anyone. So it chooses among this project's own
-constructors, refers to nothing but ``paths``, and downloads nothing. Files of frozen weights that it names
-are only read, without executing pickled code.
+A description is instantiated, and checkpoints may come from untrusted sources. So a description may name only
+the constructors in ``TARGETS``, may refer only to ``paths``, and downloads nothing. Files of frozen weights
+are read without running pickled code.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ TARGETS = frozenset(
 )
 PARTS = ("backbone", "clip", "captioner", "classifier")
 SIDES = ("eval_short_side", "eval_long_side")
-_FOLDERS = ("weights", "toyworld")  # names of ``paths`` that a description may refer to
+_FOLDERS = ("weights", "toyworld")  # keys of ``paths`` that a description may refer to
 _REFERENCE = re.compile(rf"\$\{{paths\.(?:{'|'.join(_FOLDERS)})\}}")
 _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
 class Network:
-    """What builds a network.
+    """Settings of a network.
 
     Attributes:
-        model: arguments of :func:`~odise_pl.models.build.build_odise` as plain values, nested, resolved but
-            for ``${paths.NAME}``.
-        sides: wanted shorter side and limit of the longer side of evaluated images, in pixels.
-        source: whose description it is, for messages.
+        model: arguments of :func:`~odise_pl.models.build.build_odise` as nested plain values; only
+            ``${paths.NAME}`` stays unresolved.
+        sides: shorter side and limit of the longer side of evaluated images, in pixels.
+        source: origin of the description, for messages.
     """
 
     model: Mapping[str, Any]
@@ -64,19 +64,19 @@ class Network:
         own.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
         model: Any = OmegaConf.to_container(own.model, resolve=True)
         for part in PARTS:
-            model.get(part, {}).pop("source", None)  # the command that fetches the weights
+            model.get(part, {}).pop("source", None)  # a shell command, not trusted from a checkpoint
         return cls(model, (config.data.eval_short_side, config.data.eval_long_side))
 
     def record(self) -> dict[str, Any]:
-        """Plain values for a checkpoint; :func:`read_record` reads them."""
+        """Plain values for a checkpoint, read by :func:`read_record`."""
         return {"model": self.model, "sides": list(self.sides)}
 
     def changed(self, changes: Mapping[str, Any]) -> Network:
-        """The same but for some settings.
+        """A copy with some settings replaced.
 
         Args:
-            changes: by keys as on the command line: ``clip.weights``, ``model.inference.top_k``,
-                ``fusion.seen_share``; a part, ``classifier``, is replaced whole. Others are ignored.
+            changes: by command-line key: ``clip.weights``, ``model.inference.top_k``, ``fusion.seen_share``;
+                a whole part (``captioner``) is replaced, not merged. Keys of other sections are ignored.
         """
         model = OmegaConf.create(copy.deepcopy(dict(self.model)))
         for key, value in changes.items():
@@ -89,16 +89,16 @@ class Network:
         return replace(self, model=plain, sides=(short, long))
 
     def weights(self) -> dict[str, Any]:
-        """What is loaded of frozen weights, by part."""
+        """The frozen weights to load, by part."""
         captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
         return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
 
     def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
-        """The arguments of ``build_odise`` with the folders that it refers to."""
+        """The arguments of ``build_odise`` with references to ``paths`` resolved."""
         return OmegaConf.create({"paths": dict(paths), "model": dict(self.model)}).model
 
     def build(self, paths: Mapping[str, Any], **options: Any) -> Any:
-        """The network, an :class:`~odise_pl.models.odise.Odise` whose trainable weights are fresh.
+        """An :class:`~odise_pl.models.odise.Odise` with untrained weights.
 
         Args:
             paths: folders by name.
@@ -122,7 +122,7 @@ class Network:
 
 
 def model_key(key: str) -> str | None:
-    """Where a setting of the command line lies in :attr:`Network.model`; None: it is none of the network."""
+    """The key in :attr:`Network.model` of a command-line key; None for settings of other sections."""
     head, dot, rest = key.partition(".")
     if head in PARTS:
         return key
@@ -135,13 +135,12 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
     """The network that a checkpoint describes.
 
     Args:
-        record: of :meth:`Network.record`, or of an earlier version.
+        record: from :meth:`Network.record`, of this or an earlier version.
         source: the checkpoint, for messages.
-        named: settings that the user names, as in :meth:`Network.changed`: what the record holds there is
-            not looked at.
+        named: command-line keys that the user overrides; the record's values there are not checked.
 
     Raises:
-        SettingError: the record is damaged, or holds what a checkpoint may not choose.
+        SettingError: the record is damaged, or sets what a checkpoint must not set.
     """
     try:
         if "config" in record:
@@ -150,7 +149,7 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
         own = {place for key in named if (place := model_key(key)) is not None}
         found = [*_foreign(model, "", own)]
         if model["_target_"] != _ROOT or len(sides) != 2 or any(type(side) is not int for side in sides):
-            found.append("something else than a network")
+            found.append("not a network")
         network = Network(model, sides, source)
         downloads = {
             f"{part}.weights": weights
@@ -161,19 +160,19 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
         raise SettingError(f"{source}: its description of the network is damaged ({error!a:.80})") from error
     if found:
         raise SettingError(
-            f"{source}: its description holds what a checkpoint may not choose: {', '.join(found)}; "
-            "if you trust it, give these settings yourself, as KEY=VALUE"
+            f"{source}: its description has settings that a checkpoint must not choose: {', '.join(found)}; "
+            "if you trust them, set them yourself as KEY=VALUE"
         )
     for key, weights in downloads.items():
         raise SettingError(
-            f"{source} names {key}={weights}, which would be downloaded: add {key}={weights} if you want "
-            "that, or name a file"
+            f"{source} names {key}={weights}, which would be downloaded: add {key}={weights} to allow it, or "
+            "set it to a file"
         )
     return network
 
 
 def _foreign(values: Any, place: str, own: Collection[str]) -> Iterator[str]:
-    """What may not be chosen, as ``KEY=VALUE``."""
+    """Settings that a checkpoint must not choose, as ``KEY=VALUE``."""
     for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
         here = f"{place}.{key}".lstrip(".")
         if here in own and "." not in str(key):
@@ -187,17 +186,17 @@ def _foreign(values: Any, place: str, own: Collection[str]) -> Iterator[str]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
-        return "$" not in _REFERENCE.sub("", value) and value.isprintable()  # messages show it
+        return "$" not in _REFERENCE.sub("", value) and value.isprintable()  # messages print it
     return value is None or isinstance(value, int | float)
 
 
 def _is_harmless(part: str, weights: str) -> bool:
-    random = weights == "random" and part != "captioner"  # for which it would be an id of the hub
+    random = weights == "random" and part != "captioner"  # where it would be a hub id
     return random or is_file_name(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
 
 
 def is_file_name(weights: str) -> bool:
-    """Whether weights are those of a file or folder, not an id of a hub."""
+    """Whether weights are a file or folder, not a hub id."""
     return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("${paths.", "/", "./", "../", "~"))
 
 
@@ -219,7 +218,7 @@ _CLASSIFIER = {
 
 
 def _of_earlier_version(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of a configuration that refer to each other, as a network resolved."""
+    """Resolve the sections of a configuration, which earlier versions saved, to a network."""
     sections: Any = current_names({name: record["config"][name] for name in _SECTIONS})
     if any("$" in _EARLIER_REFERENCE.sub("", text) for text in _texts(sections)):
         raise ValueError("foreign reference")
@@ -232,7 +231,7 @@ def _of_earlier_version(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_names(settings: Any, section: str = "") -> Any:
-    """Settings by this version's names where an earlier version wrote them: keys, and modules that moved."""
+    """Settings of an earlier version under current names: renamed keys and moved modules."""
     if isinstance(settings, Mapping):
         renamed = _RENAMED.get(section, {})
         return {renamed.get(key, key): current_names(value, str(key)) for key, value in settings.items()}

@@ -1,4 +1,4 @@
-"""Where a run keeps its checkpoints. Imports no torch."""
+"""Checkpoint files of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ LAST = "last.ckpt"
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
-    """Where a run keeps its checkpoints."""
+    """The folder of a run's checkpoints."""
     return Path(run_dir, "checkpoints")
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of single steps, files or folders, the newest first."""
+    """Checkpoints of single steps (files or folders), newest first."""
     return sorted(folder.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def last_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run; its own path, not that of the link to it."""
+    """The newest checkpoint of a run, links resolved; None if there is none."""
     folder = checkpoint_folder(run_dir)
     last = folder / LAST
     if last.exists():
@@ -28,6 +28,6 @@ def last_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def as_option(path: Path) -> str:
-    """``ckpt=PATH`` as it has to be typed."""
+    """``ckpt=PATH``, quoted for the shell and Hydra."""
     plain = str(path)
     return f"ckpt={plain}" if shlex.quote(plain) == plain and "=" not in plain else f"\"ckpt='{plain}'\""

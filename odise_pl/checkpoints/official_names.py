@@ -1,4 +1,4 @@
-"""What the official release calls the weights that are called otherwise here, in both directions."""
+"""Translation between our names of weights and the official release's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-# Never used by the model: the loss builds its own class weights.
+# In official checkpoints, but not of the model: class weights of the loss.
 UNUSED = ("criterion.empty_weight",)
 
 _CAPTIONER = ("backbone.feature_extractor.", "backbone.captioner.")
@@ -14,7 +14,8 @@ _PIXEL = ("sem_seg_head.pixel_decoder.", "pixel_decoder.")
 _MASK = ("sem_seg_head.predictor.", "mask_decoder.")
 _TEXT = {"label": "category_head.", "caption": "word_head."}
 
-# Official name, our name: "#" is a number, "*" any rest; the first line that fits counts.
+# (official prefix, our prefix): (official name, our name) pairs. "#" is a number, "*" any rest; the first
+# match counts.
 _RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     _CAPTIONER: (
         ("alpha_cond", "alpha_cond"),
@@ -75,7 +76,7 @@ def to_official(name: str, supervision: str) -> str | None:
 
 
 def supervision_of(names: Iterable[str]) -> str:
-    """``caption`` or ``label``, from our names: only the caption model says object or not."""
+    """``caption`` or ``label``, from our names: only the caption model has an object head."""
     return "caption" if any(name.startswith("mask_decoder.object_head.") for name in names) else "label"
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and whether training can resume from it: whole, or refused."""
+"""Metadata of a checkpoint, and the check that training can resume from it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _NEEDED = ("optimizer_states", "lr_schedulers", "loops")
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """What a checkpoint says of itself; None where it does not.
+    """Metadata of a checkpoint; None where the file has none.
 
     Attributes:
-        record: of its network, see :func:`~odise_pl.checkpoints.description.read_record`; None in files of
-            weights alone, such as the official release's.
-        vocabulary: classes that it was trained on.
-        step: of training.
-        digest: sha256 of its trained weights.
-        batch_size: images of a forward pass on a device.
-        supervision: ``label`` or ``caption``, by the names of its weights.
+        record: of its network, see :func:`~odise_pl.checkpoints.description.read_record`; None in files
+            with weights only, such as the official release's.
+        vocabulary: training classes.
+        step: training step.
+        digest: SHA-256 of the trained weights.
+        batch_size: images per device and forward pass.
+        supervision: ``label`` or ``caption``, from the names of the weights.
     """
 
     record: dict[str, Any] | None
@@ -45,7 +45,7 @@ class CheckpointDescription:
 
 
 def describe(path: str | Path) -> CheckpointDescription:
-    """Read the description in a checkpoint.
+    """Read the metadata of a checkpoint.
 
     Raises:
         WeightsError: the file or its description is damaged.
@@ -86,50 +86,50 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def description_of(path: Path) -> CheckpointDescription:
-    """What a checkpoint that training is to go on from says of itself.
+def describe_resumable(path: Path) -> CheckpointDescription:
+    """Read the metadata of a checkpoint that training resumes from.
 
     Raises:
-        WeightsError: it is damaged, holds weights alone, or is not of this project; the message names an
-            earlier one of the same run that can be taken, if there is one.
+        WeightsError: it is damaged, has no training state, or is not of this project; the message names an
+            earlier intact checkpoint of the run, if there is one.
     """
     try:
-        return _whole(path)
+        return _describe_intact(path)
     except WeightsError as error:
-        raise WeightsError(f"{error}{_earlier(path)}") from error
+        raise WeightsError(f"{error}{_suggest_earlier(path)}") from error
 
 
-def _whole(path: Path) -> CheckpointDescription:
+def _describe_intact(path: Path) -> CheckpointDescription:
     if path.is_file():
-        _refuse_damage(path)
+        _verify_checksums(path)
         checkpoint = read_checkpoint(path)
         recognise(checkpoint, str(path))
         if any(name not in checkpoint for name in _NEEDED):
             raise WeightsError(
-                f"{path} holds weights and no state of training: start a new run with init_from={path}"
+                f"{path} has weights but no training state: start a new run with init_from={path}"
             )
     return describe(path)
 
 
-def _refuse_damage(path: Path) -> None:
-    """Checksums of all that an archive holds: torch does not look at them."""
+def _verify_checksums(path: Path) -> None:
+    """Compare the checksums in the archive, which torch ignores."""
     if not zipfile.is_zipfile(path):
-        return  # what is cut off is none any more; said by what reads it
+        return  # a truncated archive; read_checkpoint reports it
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise WeightsError(f"{path} is damaged ({error})") from error
     if damaged is not None:
-        raise WeightsError(f"{path} is damaged (checksum of {damaged})")
+        raise WeightsError(f"{path} is damaged (wrong checksum of {damaged})")
 
 
-def _earlier(path: Path) -> str:
+def _suggest_earlier(path: Path) -> str:
     for other in saved_checkpoints(path.parent):
         if other.resolve() != path.resolve():
             try:
-                step = _whole(other).step
+                step = _describe_intact(other).step
             except WeightsError:
                 continue
-            return f"; the one of step {step} is whole, go on from it with {as_option(other)}"
+            return f"; the checkpoint of step {step} is intact, resume from it with {as_option(other)}"
     return ""

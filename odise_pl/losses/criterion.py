@@ -1,4 +1,4 @@
-"""The training loss of masks and classes at every decoder output (Mask2Former, section 3.2)."""
+"""Mask and class losses of every decoder output (Mask2Former, section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.losses.point_losses import paired_cross_entropy, paired_dice, sample_masks
@@ -38,11 +38,11 @@ class MaskLosses:
 
 @dataclass(frozen=True)
 class Denominators:
-    """What sums over a batch are divided by, means over all ranks: scalars.
+    """Denominators of the losses, averaged over all ranks: scalars.
 
     Attributes:
         masks: number of targets.
-        weight: weight of all queries in the classification loss.
+        weight: total weight of all queries in the classification loss.
     """
 
     masks: Tensor
@@ -50,7 +50,7 @@ class Denominators:
 
 
 class SetCriterion:
-    """Match, then classification, point cross-entropy and dice losses.
+    """Hungarian matching, then classification, point cross-entropy and dice losses.
 
     Args:
         matcher: assigns queries to targets.
@@ -74,10 +74,9 @@ class SetCriterion:
     ) -> None:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
-        ranges = {"num_points": (1, math.inf), "oversample": (1, math.inf), "importance": (0, 1)}
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise SettingError(f"criterion.{name}={getattr(self, name)} must lie in {low}..{high}")
+        check_number("criterion.num_points", num_points, 1)
+        check_number("criterion.oversample", oversample, 1, whole=False)
+        check_number("criterion.importance", importance, 0, whole=False, most=1)
 
     def __call__(
         self,
@@ -89,15 +88,14 @@ class SetCriterion:
     ) -> list[MaskLosses]:
         """Losses of every output, in order.
 
-        The losses of all ranks have the mean that one rank would have with the batches of all.
+        Averaged over the ranks, they are the losses of the global batch.
 
         Args:
             outputs: the decoder's predictions, in order of depth.
-            targets: truth of each image on the canvas.
+            targets: of each image, on the canvas.
             uniform: source of random numbers for points.
             image_ids: named in errors.
-            labelled: which images count; their queries without a target are taken for "no object". By
-                default all do.
+            labelled: False for images without annotations, which are skipped; default: all are labelled.
 
         Raises:
             NonFiniteError: a cost or a loss is NaN or infinite.
@@ -124,7 +122,7 @@ class SetCriterion:
         masks = sum(len(target.labels) for target in targets)
         matched = sum(min(len(target.labels), queries) for target in targets)
         weight = matched + self.no_object_weight * (len(targets) * queries - matched)
-        # without a labelled image on any rank the sums are 0, whatever they are divided by
+        # without labelled images on any rank, weight and classification loss are 0: 1e-6 avoids 0 / 0
         return Denominators(average_over_ranks(masks, device), average_over_ranks(weight, device, 1e-6))
 
     def _one(
@@ -184,7 +182,7 @@ def _select(output: MaskPredictions, images: Sequence[int]) -> MaskPredictions:
 
 
 def _constant(output: MaskPredictions, value: float) -> MaskLosses:
-    """Losses of no use, but with gradients for every prediction: other ranks wait for them."""
+    """Constant losses with zero gradients for every prediction: other ranks wait for gradients."""
     masks = output.mask_logits.float().sum() * 0 + value
     return MaskLosses(output.class_logits.float().sum() * 0 + value, masks, masks)
 
@@ -200,7 +198,7 @@ def _non_finite_terms(losses: Sequence[MaskLosses], image_ids: Sequence[int]) ->
 
 
 def average_over_ranks(number: float, device: torch.device, least: float = 1) -> Tensor:
-    """Mean over all ranks, so that the gradients' mean is that of the global batch; at least ``least``."""
+    """Mean of ``number`` over all ranks, at least ``least``; so averaged gradients are the global batch's."""
     total = torch.tensor(float(number), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)

@@ -1,4 +1,4 @@
-"""The one error of the losses."""
+"""The error for non-finite losses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class NonFiniteError(UserError, FloatingPointError):
     """A cost or loss is NaN or infinite; the message names the images and the term.
 
     Attributes:
-        losses: what the criterion would have returned. They are no numbers, but every prediction is a part of
-            them: ranks that wait for this one's gradients get them, and learn that they are none.
+        losses: what the criterion would have returned. Their backward pass still sends (non-finite) gradients
+            to the other ranks, which wait for them.
     """
 
     def __init__(self, message: str, losses: Sequence[Any] = ()) -> None:

@@ -1,7 +1,6 @@
-"""Grounding of a caption's words in masks, over the global batch (ODISE, section 3.4, equations 4 to 6).
+"""Contrastive loss between masks and caption words over the global batch (ODISE, section 3.4, eqs. 4 to 6).
 
-Every word of every caption should find a mask of its own image that says what it means, better than masks of
-the other images do.
+The words of a caption should be more similar to masks of their own image than to masks of other images.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from odise_pl.structures import MaskPredictions
 def gather_batch(x: Tensor) -> Tensor:
     """[B, ...] of every rank to [ranks * B, ...]; every rank has the same shape.
 
-    For losses that every rank computes alike of the whole. Gradients flow to the rank's own part, as the sum
-    of what all ranks say about it, which is the same.
+    For losses that all ranks compute identically from the whole batch. Only the rank's own part has a
+    gradient: the sum over all ranks, which is ``ranks`` times its own.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return x
@@ -35,10 +34,10 @@ def gather_batch(x: Tensor) -> Tensor:
 
 
 def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Tensor:
-    """How well each caption fits each image: [B, C].
+    """Similarity of each image and each caption: [B, C].
 
-    Every word looks for its masks by a softmax over the scaled similarities, which then weights them; a
-    caption's words count alike.
+    For each word, the scaled cosine similarities to the masks, weighted by their softmax; then the mean over
+    the caption's words.
 
     Args:
         mask_embed: [B, Q, D].
@@ -51,29 +50,28 @@ def pair_similarity(mask_embed: Tensor, word_embed: Tensor, scale: Tensor) -> Te
 
 
 def grounding_loss(mask_embed: Tensor, word_embed: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy from images to captions and from captions to images, halves of one loss.
+    """Mean of the cross-entropies from images to captions and from captions to images.
 
-    As published, the first is the mean over the images that have words, and the second the sum over the
-    captions that have words divided by the number of all.
+    As published, the first is averaged over the images that have words; the second is summed over the
+    captions that have words and divided by the number of all captions.
 
     Args:
         mask_embed: [B, Q, D], not normalised.
         word_embed: [B, W, D], words of the caption of each image, in the same space.
-        valid: bool [B, W]; an image without any valid word is asked for nothing.
+        valid: bool [B, W]; an image without a valid word contributes no loss.
         scale: factor of the cosine.
 
     Returns:
-        a scalar, the same on every rank; its gradients, averaged over the ranks as data-parallel training
-        does, are those of the global batch.
+        a scalar, the same on every rank; gradients averaged over the ranks are those of the global batch.
     """
     with torch.autocast(mask_embed.device.type, enabled=False):
         masks, words = gather_batch(mask_embed.float()), gather_batch(word_embed.float())
         pairs = pair_similarity(masks, words, scale.float())
-        asked = gather_batch(valid.any(1).to(pairs.dtype))
+        has_words = gather_batch(valid.any(1).to(pairs.dtype))
         own = torch.arange(len(pairs), device=pairs.device)
-        to_caption = F.cross_entropy(pairs, own, reduction="none") * asked
-        to_image = F.cross_entropy(pairs.T, own, reduction="none") * asked
-        return (to_caption.sum() / asked.sum().clamp(min=1) + to_image.mean()) / 2
+        to_caption = F.cross_entropy(pairs, own, reduction="none") * has_words
+        to_image = F.cross_entropy(pairs.T, own, reduction="none") * has_words
+        return (to_caption.sum() / has_words.sum().clamp(min=1) + to_image.mean()) / 2
 
 
 class GroundingCriterion:
@@ -94,7 +92,7 @@ class GroundingCriterion:
         Args:
             outputs: the decoder's predictions.
             word_embed: [B, W, D], projected to the space of the mask embeddings.
-            valid: bool [B, W], False for places without a word.
+            valid: bool [B, W], False for padding.
             image_ids: named in errors.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Which query answers for which target (DETR, arXiv 2005.12872, section 3.1)."""
+"""Assignment of queries to targets (DETR, arXiv 2005.12872, section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odise_pl.structures import MaskPredictions, Targets
 
 @dataclass(frozen=True)
 class Costs:
-    """Unweighted costs of every query (rows) for every target (columns): [Q, N] each."""
+    """Unweighted costs of every query and target: [Q, N] each."""
 
     classification: Tensor
     mask: Tensor
@@ -27,7 +27,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Match:
-    """Pairs of one image: query i answers for target j; int64 [N] each, on the CPU, queries ascending."""
+    """Matched pairs of one image: int64 [N] each, on the CPU, queries ascending."""
 
     queries: Tensor
     targets: Tensor
@@ -38,7 +38,7 @@ class HungarianMatcher:
 
     Args:
         classification, mask, dice: weights of the costs.
-        num_points: points at which masks are compared; one set serves all masks of an image.
+        num_points: points at which masks are compared, the same for all masks of an image.
 
     Raises:
         SettingError: all weights are 0.
@@ -48,7 +48,9 @@ class HungarianMatcher:
         self, classification: float = 2.0, mask: float = 5.0, dice: float = 5.0, num_points: int = 12544
     ) -> None:
         if classification == mask == dice == 0:
-            raise SettingError("all weights of the matching cost are 0; give one of them a value")
+            raise SettingError(
+                "all weights of the matching cost are 0; set one of criterion.weights to a positive value"
+            )
         self.classification, self.mask, self.dice = classification, mask, dice
         self.num_points = num_points
 

@@ -18,7 +18,7 @@ def paired_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def paired_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice loss of each mask (V-Net, arXiv 1606.04797, with 1 added above and below): [N, P] to [N]."""
+    """Dice loss of each mask (V-Net, arXiv 1606.04797; numerator and denominator plus 1): [N, P] to [N]."""
     p = logits.sigmoid()
     return 1 - (2 * (p * targets).sum(1) + 1) / (p.sum(1) + targets.sum(1) + 1)
 

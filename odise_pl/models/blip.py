@@ -1,4 +1,4 @@
-"""Captions by BLIP (arXiv 2201.12086): made when an image is seen, or once for all that lie in shards."""
+"""Image captions by BLIP (arXiv 2201.12086), for captioners and for ``odise prepare captions``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.models.frozen import Frozen
-from odise_pl.models.weights import WeightsError, require_finite
+from odise_pl.models.weights import WeightsError, list_first, require_finite
 
 
 class BlipSentences(Frozen):
-    """A caption for each image, the most likely word each time, so that an image has one caption.
+    """Captions by greedy decoding, so an image always gets the same caption.
 
     Args:
         model: the captioning model.
@@ -28,13 +28,11 @@ class BlipSentences(Frozen):
 
     mean: Tensor
     std: Tensor
-
-    model: Any  # transformers declares no types for what is used here
+    model: Any  # transformers has no types for the members used here
 
     def __init__(self, model: BlipForConditionalGeneration, tokenizer: Any, max_tokens: int = 20) -> None:
         super().__init__()
-        if max_tokens < 1:
-            raise SettingError(f"captioner.max_tokens={max_tokens} must be 1 or more")
+        check_number("captioner.max_tokens", max_tokens, 1)
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
@@ -45,7 +43,7 @@ class BlipSentences(Frozen):
         return self.caption(self.pixels(images))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in 0..1 as BLIP sees them: squashed to its size, normalised."""
+        """BLIP's input for images [N, 3, H, W] in 0..1: resized to a square and normalised."""
         side = self.model.config.vision_config.image_size
         pixels = F.interpolate(images, (side, side), mode="bicubic", align_corners=False, antialias=True)
         return (pixels.clamp(0, 1) - self.mean) / self.std
@@ -53,7 +51,7 @@ class BlipSentences(Frozen):
     @torch.no_grad()
     def caption(self, pixels: Tensor) -> list[str]:
         """One caption for each of the images from :meth:`pixels`."""
-        # transformers reads the generator's settings from its own object; num_beams=1 is greedy
+        # explicit, because the model's own generation settings may differ; num_beams=1 is greedy
         tokens = self.model.generate(
             pixel_values=pixels, max_new_tokens=self.max_tokens, num_beams=1, do_sample=False
         )
@@ -61,7 +59,7 @@ class BlipSentences(Frozen):
         return [" ".join(text.split()) for text in texts]
 
     def digest(self) -> str:
-        """SHA-256 of every weight and of the tokenizer's words: what captions depend on, wherever it lies."""
+        """SHA-256 of the weights and the tokenizer's vocabulary, which captions depend on."""
         digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -70,20 +68,20 @@ class BlipSentences(Frozen):
 
 
 def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weights=") -> BlipSentences:
-    """BLIP from a folder that ``save_pretrained`` wrote, or by hub id.
+    """Load BLIP.
 
     Args:
-        weights: which.
+        weights: a folder written by ``save_pretrained``, or a hub id.
         max_tokens: limit of a caption's length.
-        option: what the user calls ``weights``, for messages.
+        option: the user's option for ``weights``, for messages.
 
     Raises:
-        WeightsError: nothing there, incomplete, or no BLIP captioning model.
+        WeightsError: the model is missing, incomplete, or not a BLIP captioning model.
     """
     kind: Any = BlipForConditionalGeneration
     try:
         model, report = kind.from_pretrained(weights, output_loading_info=True)
-        # without an answer given here, transformers asks whether to run code from the tokenizer's folder
+        # by default, transformers asks the user whether to run code from the tokenizer's folder
         tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(
@@ -92,6 +90,6 @@ def load_blip(weights: str, max_tokens: int = 20, option: str = "captioner.weigh
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise WeightsError(f"{option}{weights} lacks {len(missing)} tensors of BLIP, {missing[0]} the first")
+        raise WeightsError(f"{option}{weights} lacks {list_first('tensors of BLIP', missing)}")
     require_finite(model.state_dict(), f"{option}{weights}")
     return BlipSentences(model.float(), tokenizer, max_tokens)

@@ -1,6 +1,6 @@
-"""The network from settings. Weights are loaded here, so that constructors read no files.
+"""Build the network from settings and load its frozen weights.
 
-Configurations and checkpoints name the settings of all parts by this module.
+Configurations and checkpoints refer to the settings of all parts through this module.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ def build_odise(
     published_quirks: bool = False,
     mapped: bool = False,
 ) -> Odise:
-    """The network with its frozen weights loaded and its trainable weights fresh.
+    """The network with its frozen weights loaded and untrained trainable weights.
 
     Args:
         backbone, clip, head, classifier, inference: settings of the parts.
         captioner: makes the captioner, e.g. :func:`implicit_captioner`.
         supervision: ``label`` (a trainable no-object class) or ``caption`` (an object head).
         published_quirks: see :class:`Odise`.
-        mapped: leave the frozen weights of the image networks in their mapped files, where they take no
-            memory, until ``distributed.sharding.place`` decides which of them this process holds.
+        mapped: leave the frozen weights of the image networks in memory-mapped files until
+            ``distributed.sharding.place`` decides which of them this process loads.
 
     Raises:
         WeightsError: frozen weights are missing or do not fit.
-        SettingError: a setting is out of range; the message names it.
+        SettingError: a setting is out of range.
     """
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")

@@ -1,7 +1,4 @@
-"""Classes as words: scores of masks against text embeddings, and their fusion with CLIP's.
-
-ODISE, sections 3.4 and 3.5.
-"""
+"""Open-vocabulary class scores of masks, and their fusion with CLIP's (ODISE, sections 3.4 and 3.5)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch.nn import functional as F
 
 def cosine_logits(mask_embed: Tensor, text_embed: Tensor, scale: Tensor | float) -> Tensor:
     """Scaled cosine similarities: [B, Q, D] and [T, D] to [B, Q, T], in float32 or better."""
-    # times a scale of up to 100, bfloat16 would round a logit to the next half
+    # with a scale of up to 100, bfloat16 would round logits to multiples of 0.5
     with torch.autocast(mask_embed.device.type, enabled=False):
         masks, texts = (F.normalize(_at_least_float32(x), dim=-1) for x in (mask_embed, text_embed))
         return scale * masks @ texts.T
@@ -25,20 +22,20 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def max_over_synonyms(logits: Tensor, counts: Sequence[int]) -> Tensor:
-    """The best of each class's names: [..., T] with T = sum(counts) to [..., len(counts)]."""
+    """Maximum over each class's names: [..., T] with T = sum(counts) to [..., len(counts)]."""
     owner = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts)).to(logits.device)
     best = logits.new_full((*logits.shape[:-1], len(counts)), float("-inf"))
     return best.scatter_reduce(-1, owner.expand_as(logits), logits, "amax")
 
 
 class TextProjection(nn.Module):
-    """Text embeddings to the space of the mask embeddings, with a trainable no-object class if asked.
+    """Projects text embeddings into the space of the mask embeddings.
 
     Args:
         text_dim: width of CLIP's text embeddings.
         embed_dim: width of the mask embeddings.
-        null_embed: start of the no-object class, [1, text_dim] (CLIP's embedding of the empty text); None
-            for the caption model, whose decoder says object or not.
+        null_embed: initial embedding of the trainable no-object class, [1, text_dim] (CLIP's embedding of the
+            empty text); None for the caption model, whose decoder has an object head.
     """
 
     def __init__(self, text_dim: int = 768, embed_dim: int = 256, null_embed: Tensor | None = None) -> None:
@@ -68,9 +65,9 @@ def fuse(mask_logits: Tensor, clip_logits: Tensor, clip_share: Tensor) -> Tensor
     """Geometric mean of two class distributions (equation 7 of the paper).
 
     Args:
-        mask_logits: [..., K] of the diffusion features.
-        clip_logits: [..., K] of masked CLIP.
-        clip_share: [K], exponent of CLIP's probability per class.
+        mask_logits: [..., K] from diffusion features.
+        clip_logits: [..., K] from masked CLIP.
+        clip_share: [K], exponent of CLIP's probability of each class.
 
     Returns:
         probabilities [..., K] that sum to 1.
@@ -80,11 +77,11 @@ def fuse(mask_logits: Tensor, clip_logits: Tensor, clip_share: Tensor) -> Tensor
 
 
 def with_no_object(probabilities: Tensor, no_object: Tensor) -> Tensor:
-    """Class distribution and no-object probability as logits ``log(p + 1e-8)``.
+    """Joint logits ``log(p + 1e-8)`` of classes and no object.
 
     Args:
-        probabilities: [..., K] given that there is an object.
-        no_object: [..., 1].
+        probabilities: [..., K] conditional on an object.
+        no_object: [..., 1], probability of no object.
 
     Returns:
         [..., K + 1], no object last.
@@ -93,22 +90,22 @@ def with_no_object(probabilities: Tensor, no_object: Tensor) -> Tensor:
     return (joint + 1e-8).log()
 
 
-def squash(maps: Tensor, view: tuple[float, float], size: int) -> Tensor:
-    """The top left part of maps, resized (bilinear) to a square.
+def resize_to_square(maps: Tensor, view: tuple[float, float], size: int) -> Tensor:
+    """Crop the top left part of maps and resize it (bilinear) to a square.
 
     Args:
         maps: [B, C, h, w].
-        view: share of height and width that is wanted, 1 for everything.
+        view: fraction of height and width to keep.
         size: side of the result.
 
     Returns:
         [B, C, size, size], in float32 or better.
     """
-    maps = _at_least_float32(maps)  # coordinates have the precision of the maps
+    maps = _at_least_float32(maps)  # coordinates take the precision of the maps
     if view == (1.0, 1.0):
         return F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
     high, wide = view
-    # centres of the target cells in the coordinates of grid_sample (-1..1 over the whole map)
+    # cell centres in the coordinates of grid_sample, -1..1 over the whole map
     centres = (torch.arange(size, device=maps.device, dtype=maps.dtype) + 0.5) / size
     y, x = torch.meshgrid(2 * high * centres - 1, 2 * wide * centres - 1, indexing="ij")
     grid = torch.stack([x, y], dim=-1).expand(len(maps), -1, -1, -1)
@@ -116,5 +113,5 @@ def squash(maps: Tensor, view: tuple[float, float], size: int) -> Tensor:
 
 
 def visible_patches(mask_logits: Tensor, patch: int) -> Tensor:
-    """Which patches of CLIP's square input a mask shows: [B, Q, S, S] to bool [B, Q, (S / patch) ** 2]."""
+    """Patches of CLIP's square input with a mask pixel: [B, Q, S, S] to bool [B, Q, (S / patch) ** 2]."""
     return (F.max_pool2d(mask_logits.sigmoid(), patch) >= 0.5).flatten(2)

@@ -1,4 +1,4 @@
-"""Modules that are used and never trained."""
+"""Modules that are never trained."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class Frozen(nn.Module):
     """A module whose parameters never train and that stays in eval mode."""
 
     def freeze(self) -> None:
-        """Switch gradients and training mode off; called at the end of a constructor."""
+        """Disable gradients and training mode; call it at the end of a constructor."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Stay in eval mode, whatever ``mode`` is."""
+        """Stay in eval mode for any ``mode``."""
         return super().train(False)
 
 
 def copy_to_memory(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
-    """Replace the storage of each parameter, which may lie in a mapped file, by a copy in memory.
+    """Replace each parameter, which may be memory-mapped, by a copy in memory.
 
-    A mapped file places tensors at addresses that change how kernels round, and a process that reads a mapped
-    file crashes when the file changes.
+    Tensors in mapped files have addresses at which kernels round differently, and a process crashes if a
+    mapped file changes.
     """
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype, copy=True)

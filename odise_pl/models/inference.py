@@ -1,8 +1,8 @@
-"""Scores and masks to semantic, panoptic and instance results: pure functions.
+"""Semantic, panoptic and instance results from class and mask logits: pure functions.
 
 Mask2Former (arXiv 2112.01527), section 3.1 and MaskFormer (arXiv 2107.06278), section 3.4.
 Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W],
-all of them or :class:`~odise_pl.models.ops.bands.Masks`, which are resized a band of rows at a time.
+a tensor or :class:`~odise_pl.models.ops.bands.Masks`, which are processed in bands of rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import check_number
 from odise_pl.models.ops.bands import Masks, ResizedMasks
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size
 
-_SMALL = 1 << 22  # values of resized masks that are computed at once
-_TILE = 1 << 12  # neighbouring pixels, mostly of few classes
-_ROUNDING = 1e-4  # relative, more than sums over queries are off
+_SMALL = 1 << 22  # mask values up to which all masks are resized at once
+_TILE = 1 << 12  # pixels of a tile; neighbours mostly have few classes
+_ROUNDING = 1e-4  # relative bound of rounding errors in sums over queries
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class InferenceSettings:
     """Thresholds of the published evaluation.
 
     Attributes:
-        object_threshold: the panoptic map ignores queries whose best class scores at most this.
-        overlap_threshold: a segment is kept if at least this share of its mask wins the argmax.
+        object_threshold: the panoptic map skips queries whose best class scores at most this.
+        overlap_threshold: a segment is kept if at least this fraction of its mask wins the argmax.
         top_k: instances per image, before stuff classes are removed.
     """
 
@@ -40,37 +40,30 @@ class InferenceSettings:
     top_k: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("object_threshold", "overlap_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"inference.{name}={getattr(self, name)} must lie in 0..1")
-        if self.top_k < 1:
-            raise SettingError(f"inference.top_k={self.top_k} must be 1 or more")
+        check_number("inference.object_threshold", self.object_threshold, 0, whole=False, most=1)
+        check_number("inference.overlap_threshold", self.overlap_threshold, 0, whole=False, most=1)
+        check_number("inference.top_k", self.top_k, 1)
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
-    """Masks of a padded image at the wanted size.
+    """Resize masks to the canvas (bilinear), crop to the image, resize to the output size (bilinear).
 
     Args:
         mask_logits: [Q, h, w] of the whole canvas.
         canvas: size of the padded image.
-        valid: size of the image on it.
+        valid: size of the image without padding.
         output: size of the result.
 
     Returns:
-        [Q, *output] logits; bilinear to the canvas, cropped, bilinear to ``output``.
+        [Q, *output] logits.
     """
     full = F.interpolate(mask_logits[None], canvas, mode="bilinear", align_corners=False)
     cropped = full[..., : valid[0], : valid[1]]
     return F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Sum over queries of class probability times mask probability: [K, H, W]."""
-    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
-
-
 def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
-    """Best class of every pixel, int64 [H, W]; the first of equal ones."""
+    """Best class of every pixel, int64 [H, W]; the first class wins ties."""
     masks = _as_masks(mask_logits)
     probabilities = class_logits.softmax(-1)[:, :-1]
     labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
@@ -86,13 +79,16 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
 
 
 def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Of [Q, K] and neighbouring pixels [Q, N]: [N]. Most of many classes can win none of them."""
+    """Best class [N] from class probabilities [Q, K] and masks [Q, N] of neighbouring pixels.
+
+    Classes whose upper bound is below another's lower bound in the whole tile are skipped.
+    """
     low, high = masks.aminmax(dim=1)
-    with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would make many classes equal
+    with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would cause ties
         behind = high @ probabilities < (1 - _ROUNDING) * (low @ probabilities).max()
         possible = behind.logical_not().nonzero()[:, 0]
         scores = masks.T @ probabilities[:, possible]
-    # on processors NumPy's is many times quicker
+    # on CPUs, NumPy's argmax is many times faster
     best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
     return possible[best]
 
@@ -100,11 +96,7 @@ def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
 def panoptic(
     class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> PanopticSegmentation:
-    """One segment id per pixel; stuff segments of one class are merged.
-
-    Returns:
-        ids int32 [H, W], numbered from 1 in the order of the queries, 0 for void.
-    """
+    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged."""
     masks = _as_masks(mask_logits)
     ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
     scores, labels = class_logits.softmax(-1).max(-1)
@@ -126,28 +118,31 @@ def panoptic(
 
 
 def _owners(mask_logits: Iterable[Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the queries, with masks [h, w] and scores [Q], wins each pixel.
+    """The query that wins each pixel, from masks [h, w] and scores [Q] of all queries.
 
     Returns:
-        [h, w]: twice the winner's number, plus one where its mask covers the pixel.
-        [Q]: how many pixels each mask covers.
+        [h, w]: twice the winner's index, plus one where its mask covers the pixel.
+        [Q]: number of pixels that each mask covers.
     """
     best, owner, claimed = scores.new_tensor(-1.0), scores.new_zeros(()), []
     for number, (logits, score) in enumerate(zip(mask_logits, scores, strict=True)):
         mask = logits.sigmoid()
-        # 0 or 1 in the precision of the masks, which is many times quicker than bool
+        # 0 or 1 in the precision of the masks: many times faster than bool
         claims = torch.ge(mask, 0.5, out=torch.empty_like(mask))
         claimed.append(claims.count_nonzero())
         weighted = score * mask
         better = torch.gt(weighted, best, out=torch.empty_like(mask))
-        # numbers rise, so the largest is that of the last who was better
+        # indices increase, so the maximum is the latest better query
         owner = torch.maximum(owner, better * (claims + 2 * number))
         best = torch.maximum(best, weighted)
     return owner, torch.stack(claimed)
 
 
 def _surviving(won: Tensor, claimed: Tensor, overlap_threshold: float) -> list[bool]:
-    """Per kept query: it wins pixels, outside and inside its mask [Q, 2], and enough of those it claims."""
+    """Queries that win pixels of their mask, and at least the threshold's fraction of what they claim.
+
+    ``won`` [Q, 2] counts pixels outside and inside the mask, ``claimed`` [Q] those of the mask.
+    """
     alive = (won[:, 1] > 0) & (claimed > 0)
     enough = won.sum(1) / claimed.clamp(min=1) >= overlap_threshold
     return (alive & enough).tolist()
@@ -156,7 +151,7 @@ def _surviving(won: Tensor, claimed: Tensor, overlap_threshold: float) -> list[b
 def number_segments(
     chosen: list[bool], labels: list[int], scores: list[float], isthing: Sequence[bool]
 ) -> tuple[list[int], tuple[Segment, ...]]:
-    """Segment id of each query, 0 for those not chosen, and the segments."""
+    """Segment id of each query (0 if not chosen), and the segments."""
     assigned = [0] * len(chosen)
     segments: list[Segment] = []
     stuff: dict[int, int] = {}
@@ -175,10 +170,10 @@ def number_segments(
 def instances(
     class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> Instances:
-    """The best query and class pairs, things only, scored by class times mean mask probability."""
-    labels, queries, scores = ranked(class_logits, isthing, settings.top_k)
+    """Things among the best query-class pairs, scored by class probability times mean mask probability."""
+    labels, queries, scores = top_things(class_logits, isthing, settings.top_k)
     masks = _as_masks(mask_logits)
-    # many classes share a query: the masks are scored once per query
+    # pairs share queries: each mask is scored once
     used, row = queries.unique(return_inverse=True)
     found = torch.empty(len(used), *masks.size, dtype=torch.bool, device=masks.device)
     inside = torch.zeros(len(used), dtype=torch.float64, device=masks.device)
@@ -192,8 +187,8 @@ def instances(
     return Instances(labels, scores * mean[row], found[row])
 
 
-def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Things among the best ``top_k`` pairs of query and class: labels, queries, probabilities, [M] each."""
+def top_things(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Things among the ``top_k`` best query-class pairs: labels, queries, probabilities, [M] each."""
     probabilities = class_logits.softmax(-1)[:, :-1]
     classes = probabilities.shape[1]
     scores, flat = probabilities.flatten().topk(min(top_k, probabilities.numel()), sorted=False)
@@ -203,14 +198,14 @@ def ranked(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[T
 
 
 class NetworkPrediction(Prediction):
-    """The network's prediction of one image; each result is computed when it is first used.
+    """Prediction for one image; each result is computed on first use.
 
     Args:
         class_logits: [Q, K + 1].
         masks: [Q, H, W].
         isthing: one flag per class.
         settings: thresholds.
-        device: of the results, which are computed where the logits are.
+        device: of the results; they are computed on the device of the logits.
     """
 
     def __init__(
@@ -224,7 +219,7 @@ class NetworkPrediction(Prediction):
         self._from, self._device = (class_logits, masks, isthing, settings), device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
-        """The same with results on a device."""
+        """A copy with results on ``device``."""
         return NetworkPrediction(*self._from, device)
 
     @cached_property
@@ -244,7 +239,7 @@ class NetworkPrediction(Prediction):
 
     @property
     def best(self) -> tuple[int, float]:
-        """Class and score of the most confident query, whether it has become a segment or not."""
+        """Class and score of the most confident query, even if it has no segment."""
         score, label = self._from[0].softmax(-1)[:, :-1].amax(0).max(0)
         return int(label), float(score)
 
@@ -258,7 +253,7 @@ def predict(
     valid: Size,
     output: Size,
 ) -> NetworkPrediction:
-    """All three results of one image: class logits [Q, K + 1], mask logits [Q, h, w] of the canvas."""
+    """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`."""
     sizes = (canvas, valid, output)
     small = len(mask_logits) * math.prod(output) <= _SMALL
     masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)

@@ -1,4 +1,4 @@
-"""The network: images and a vocabulary in, mask predictions and panoptic results out."""
+"""The network: from images and a vocabulary to mask predictions and panoptic results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
@@ -19,7 +19,7 @@ from odise_pl.models.classifiers import (
     cosine_logits,
     fuse,
     max_over_synonyms,
-    squash,
+    resize_to_square,
     visible_patches,
     with_no_object,
 )
@@ -36,14 +36,14 @@ WORD_PROMPT = "a photo of a {}."
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How classes are scored at inference (section 3.5 of the paper).
+    """Class scoring at inference (section 3.5 of the paper).
 
     Attributes:
-        mode: ``both`` fuses the two; ``diffusion`` or ``discriminative`` takes one.
-        seen_share: CLIP's share for classes that share a name with the training classes (alpha).
-        unseen_share: CLIP's share for all others (beta).
-        mask_prompt: template of the names for the mask embeddings; ``{}`` stands for the name.
-        clip_prompt: template of the names for masked CLIP.
+        mode: ``diffusion`` scores, ``discriminative`` (masked CLIP) scores, or ``both`` fused.
+        seen_share: exponent of CLIP for classes that share a name with a training class (alpha).
+        unseen_share: exponent of CLIP for all other classes (beta).
+        mask_prompt: prompt of class names for the mask embeddings; ``{}`` is the name.
+        clip_prompt: prompt of class names for masked CLIP.
     """
 
     mode: str = "both"
@@ -55,12 +55,11 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
-        for name in ("seen_share", "unseen_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"classifier.{name}={getattr(self, name)} must lie in 0..1")
+        check_number("classifier.seen_share", self.seen_share, 0, whole=False, most=1)
+        check_number("classifier.unseen_share", self.unseen_share, 0, whole=False, most=1)
         for name in ("mask_prompt", "clip_prompt"):
             if "{}" not in getattr(self, name):
-                raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs a {{}} where names go")
+                raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs {{}} for the class name")
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,11 @@ class TextClasses(TensorStruct):
 
 @dataclass(frozen=True)
 class InferenceClasses(TensorStruct):
-    """Everything that inference needs of a vocabulary.
+    """An embedded vocabulary for inference.
 
     Attributes:
-        mask_text: names as the mask embeddings are compared with.
-        clip_text: names as masked CLIP is.
+        mask_text: names for the mask embeddings.
+        clip_text: names for masked CLIP.
         clip_share: [K], exponent of CLIP's probabilities.
         isthing: one flag per class.
     """
@@ -97,13 +96,13 @@ class Odise(nn.Module):
         mask_decoder: pixel features to masks and their embeddings.
         text_projection: compares mask embeddings with texts.
         clip: the shared frozen CLIP.
-        classifier: how classes are scored at inference.
+        classifier: class scoring at inference.
         inference: thresholds of the results.
-        published_quirks: reproduce the release's masked CLIP, which sees the unpadded image with masks of the
-            padded one; by default both show the image without its padding.
+        published_quirks: reproduce the release, whose masked CLIP combines unpadded images with padded masks;
+            by default both are unpadded.
 
     Attributes:
-        mapped: whether frozen weights still lie in mapped files, see ``build_odise``.
+        mapped: whether frozen weights are still in mapped files, see ``build_odise``.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Odise(nn.Module):
 
         Args:
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
-            captions: precomputed, one of each image, for captioners that read them.
+            captions: one precomputed caption per image, for captioners that use them.
         """
         return self.mask_decoder(self.pixel_decoder(self.backbone(images, captions)))
 
@@ -142,7 +141,7 @@ class Odise(nn.Module):
 
         Args:
             images, captions: see :meth:`decode`.
-            classes: the training names; the caption model ignores them.
+            classes: the training classes; the caption model ignores them.
         """
         return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
 
@@ -156,35 +155,35 @@ class Odise(nn.Module):
         return self.text_projection(output.mask_embed, classes.embeddings, classes.counts, output.logit_scale)
 
     def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
-        """Embed the names of each class, ``prompt`` around every name, in full precision."""
+        """Embed every name of each class in ``prompt``, in full precision."""
         texts = [prompt.replace("{}", name) for names in labels for name in names]
         with torch.autocast(self.clip.mean.device.type, enabled=False):
             embeddings = self.clip.encode_text(texts)
         return TextClasses(embeddings, tuple(len(names) for names in labels))
 
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
-        """Embed the words of each image's caption as the mask embeddings are compared with.
+        """Embed each image's caption words in the space of the mask embeddings.
 
         Args:
             words: of each image, possibly none.
-            places: words per image in the result; by default the length of the longest list, at least one.
+            places: words per image in the result, at least 1; default: the length of the longest list.
 
         Returns:
-            embeddings [B, places, D], zero where there is no word, and where there is one, bool [B, places].
-            Gradients flow to the projection.
+            embeddings [B, places, D], zero for padding, and bool [B, places], False for padding. Gradients
+            flow to the projection.
         """
         places = max([places or 1, *map(len, words)])
-        prompts = [WORD_PROMPT.replace("{}", word) for some in words for word in some]
-        count = torch.tensor([len(some) for some in words], device=self.clip.mean.device)
+        prompts = [WORD_PROMPT.replace("{}", word) for of_image in words for word in of_image]
+        count = torch.tensor([len(of_image) for of_image in words], device=self.clip.mean.device)
         valid = torch.arange(places, device=count.device) < count[:, None]
         text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
         if prompts:
             text[valid] = self._texts(prompts, text.device).to(text)
-        # projected and hidden again, so that the projection has a gradient on ranks without any word
+        # padding is projected, then masked: the projection needs a gradient on ranks without words
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
-        """Embed a vocabulary for :meth:`predict`; classes sharing a name with ``training`` count as seen."""
+        """Embed a vocabulary for :meth:`predict`; classes that share a name with ``training`` are seen."""
         seen = vocabulary.overlap(training) if training else (False,) * len(vocabulary)
         settings = self.classifier
         mask_text = self.encode_classes(vocabulary.labels, settings.mask_prompt)
@@ -206,7 +205,7 @@ class Odise(nn.Module):
         classes: InferenceClasses,
         captions: Captions = None,
     ) -> list[NetworkPrediction]:
-        """Panoptic, instance and semantic results of every image, computed when they are first used.
+        """Panoptic, instance and semantic results of every image, computed on first use.
 
         Args:
             images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.
@@ -258,11 +257,11 @@ class Odise(nn.Module):
             high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
             views, shown = [(high, wide)] * len(images), [(canvas[0], canvas[1])] * len(images)
         squashed = [
-            squash(image[None, :, :h, :w], (1.0, 1.0), size)
+            resize_to_square(image[None, :, :h, :w], (1.0, 1.0), size)
             for image, (h, w) in zip(images, views, strict=True)
         ]
         masks = [
-            squash(mask[None], (h / canvas[0], w / canvas[1]), size)
+            resize_to_square(mask[None], (h / canvas[0], w / canvas[1]), size)
             for mask, (h, w) in zip(mask_logits, shown, strict=True)
         ]
         visible = visible_patches(torch.cat(masks), self.clip.patch_size)
@@ -270,7 +269,7 @@ class Odise(nn.Module):
 
 
 def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
-    """Images [3, H, W] on one zero canvas with sides a multiple of ``multiple``, and their sizes."""
+    """Images [3, H, W] zero-padded to one canvas (sides are multiples of ``multiple``), and their sizes."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     padded = [

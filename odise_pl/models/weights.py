@@ -1,10 +1,10 @@
-"""Reading tensor files without executing what was pickled into them."""
+"""Reading tensor files without running pickled code."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class WeightsError(UserError, RuntimeError):
 
 
 class _Inert:
-    """Stands in for every pickled class that is not a tensor: it takes anything and does nothing."""
+    """Replaces every pickled class that is not a tensor; it accepts any argument and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -40,8 +40,8 @@ class _Inert:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a ``.safetensors`` file or a ``torch.save`` archive (``.ckpt``, ``.pth``, ``.bin``).
 
-    Classes that the archive names besides tensors and plain containers (training checkpoints of
-    Stable Diffusion hold callback objects) become inert placeholders, so no pickled code runs.
+    Objects other than tensors and plain containers (training checkpoints of Stable Diffusion contain
+    callbacks) become inert placeholders, so no pickled code runs.
 
     Raises:
         WeightsError: the file is missing, damaged or of another kind; the message names it.
@@ -52,25 +52,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     is_archive = zipfile.is_zipfile(path)
     try:
         if is_archive:
-            _refuse_program(path)
+            _refuse_torchscript(path)
         return dict(load_file(path)) if path.suffix == ".safetensors" else _read_archive(path, is_archive)
     except WeightsError:
         raise
-    except Exception as error:  # there are many ways of not being a weights file
+    except Exception as error:  # readers of damaged files raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, pickle.UnpicklingError) and is_archive:
-            reason = "it holds objects whose code would have to run; store its tensors alone, as .safetensors"
+            reason = "loading it would run code; save its tensors as .safetensors"
         raise WeightsError(
-            f"{path} is damaged or not a weights file ({reason}); fetch it again, or take an earlier one"
+            f"{path} is damaged or not a weights file ({reason}); download the file again"
         ) from error
 
 
-def _refuse_program(path: Path) -> None:
+def _refuse_torchscript(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise WeightsError(
-                f"{path} is a TorchScript archive: a program, which is not run; store its tensors alone, as "
-                ".safetensors. If it is CLIP ViT-L/14 at 336 pixels as OpenAI publishes it, get them with: "
+                f"{path} is a TorchScript program, which is not run; save its tensors as .safetensors. "
+                "OpenAI's CLIP ViT-L/14 at 336 pixels is available in that format: "
                 f"{_CLIP_COMMAND}\n    and set clip.weights=weights/open_clip_model.safetensors"
             )
 
@@ -81,12 +81,12 @@ def _read_archive(path: Path, mapped: bool) -> dict[str, Any]:
     with torch.serialization.safe_globals(stand_ins):
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(data, dict):
-        raise ValueError(f"holds a {type(data).__name__}, not a dictionary of tensors")
+        raise ValueError(f"it contains a {type(data).__name__}, not a dictionary of tensors")
     return data
 
 
 def tensors_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, whether they stand under ``state_dict``, ``model`` or at the top."""
+    """The tensors of a checkpoint: under ``state_dict``, under ``model``, or at the top level."""
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
@@ -94,22 +94,22 @@ def tensors_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def require_finite(tensors: Mapping[str, Any], source: str) -> None:
-    """Raise WeightsError, which names ``source``, at a tensor that is not dense or not finite in float32.
+    """Raise WeightsError if a tensor is not dense or not finite in float32.
 
-    One pass that copies nothing: what lies in a mapped file stays there. 1.5 s for 10^9 numbers on one core.
+    Reads each tensor once without a copy, so mapped files stay mapped; 1.5 s for 10^9 values on one core.
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             continue
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             raise WeightsError(
-                f"{source}: {name} is sparse, quantised, complex or without numbers; store plain tensors"
+                f"{source}: {name} is sparse, quantised, complex or on the meta device; save dense tensors"
             )
         if value.is_floating_point() and value.numel():
             comparable = value if value.element_size() > 1 else value.float()
             if not all(bound.float().isfinite() for bound in torch.aminmax(comparable.detach())):
                 raise WeightsError(
-                    f"{source}: {name} holds NaN or infinity in float32; fetch it again, or take another"
+                    f"{source}: {name} holds NaN or infinity in float32; download the file again"
                 )
 
 
@@ -120,34 +120,42 @@ def load_exactly(
     ignore: tuple[str, ...] = (),
     assign: bool = False,
 ) -> None:
-    """Load ``tensors`` into ``module``: every parameter filled, no tensor left over, shapes equal.
+    """Load ``tensors`` into ``module``: no name missing or unexpected, all shapes equal.
 
     Args:
-        module: what is filled, in its own dtype; it may be on the meta device if ``assign``.
+        module: its dtype stays; it may be on the meta device if ``assign``.
         tensors: by the module's own names.
         source: named in errors.
-        ignore: names that may be left over (buffers of other library versions).
-        assign: take the tensors themselves, not copies of them.
+        ignore: names that may be missing or unexpected (buffers of other library versions).
+        assign: use the tensors themselves, not copies.
 
     Raises:
-        WeightsError: lists the first names that are missing, unexpected or of another shape.
+        WeightsError: names or shapes do not fit, see :func:`mismatches`.
     """
     wanted = module.state_dict()
-    problems = {
-        "missing": sorted(wanted.keys() - tensors.keys() - set(ignore)),
-        "unexpected": sorted(tensors.keys() - wanted.keys() - set(ignore)),
-        "of another shape": [
-            f"{name}: {tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} in the model"
-            for name, tensor in tensors.items()
-            if name in wanted and wanted[name].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        listed = (
-            f"{len(names)} {kind} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-            for kind, names in problems.items()
-            if names
-        )
-        raise WeightsError(f"{source} does not fit {type(module).__name__}: {'; '.join(listed)}")
+    own = {name: value.shape for name, value in wanted.items() if name not in ignore}
+    problems = mismatches(own, {name: value for name, value in tensors.items() if name not in ignore})
+    if problems:
+        raise WeightsError(f"{source} does not fit {type(module).__name__}: {problems}")
     fitting = {name: tensor for name, tensor in tensors.items() if name in wanted}
     module.load_state_dict(fitting, strict=not ignore, assign=assign)
+
+
+def mismatches(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Any]) -> str:
+    """The first names that are missing, unexpected or of another shape, as text; empty if all fit."""
+    found = {name: tuple(getattr(value, "shape", ("no tensor",))) for name, value in tensors.items()}
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name}: {found[name]} in the file, {tuple(shape)} in the model"
+            for name, shape in wanted.items()
+            if name in found and found[name] != tuple(shape)
+        ],
+    }
+    return "; ".join(list_first(kind, names) for kind, names in problems.items() if names)
+
+
+def list_first(kind: str, names: Sequence[str], limit: int = 4) -> str:
+    """``9 missing (a, b, c, d, ...)``."""
+    return f"{len(names)} {kind} ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})"

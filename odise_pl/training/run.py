@@ -56,12 +56,12 @@ def train(config: DictConfig) -> dict[str, float]:
     check_training(config, checkpoint)
     quiet_libraries()
 
-    from odise_pl.checkpoints.reading import description_of
+    from odise_pl.checkpoints.reading import describe_resumable
     from odise_pl.training.batch_size import fit_to_device
     from odise_pl.training.faults import explain_faults
     from odise_pl.training.optimization import accumulation_steps
 
-    resumed = None if checkpoint is None else description_of(checkpoint)
+    resumed = None if checkpoint is None else describe_resumable(checkpoint)
     network = Network.of_config(config)
     trainer = _trainer(config, None if resumed is None else resumed.step)
     data: PanopticDataModule = instantiate(config.data)

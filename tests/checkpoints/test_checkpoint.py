@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import types
 from collections.abc import Callable
-from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -16,13 +12,14 @@ import pytest
 import tiny_models
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from odise_pl.checkpoints.command import app
 from odise_pl.checkpoints.io import (
     export_official,
     import_official,
     load_trainable_state,
     load_weights,
-    main,
     official_shapes,
     recognise,
     trainable_names,
@@ -55,7 +52,7 @@ def built(supervision: str, timesteps: tuple[int, ...]) -> Odise:
 
 
 def network(supervision: str = "label", seed: int = 0, timesteps: tuple[int, ...] = (0,)) -> Odise:
-    """A network whose trained weights are random; the frozen ones are always the same."""
+    """A network with random trainable weights; its frozen weights are always the same."""
     model = deepcopy(built(supervision, timesteps))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -70,37 +67,31 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def save_ours(model: Odise, path: Path, step: int = 0) -> Path:
-    """What the trainer writes."""
+    """Save as the trainer does."""
     module = OdiseModule(
         model, SetCriterion(HungarianMatcher(), LossWeights()), OptimizerSettings(), VOCABULARY, {}, 1
     )
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer = trainer
     trainer.strategy.connect(module)
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
     trainer.save_checkpoint(path, weights_only=True)
     return path
 
 
-def official(model: Odise, supervision: str, **more: Any) -> dict[str, Any]:
-    """What the release would have written, put together by hand."""
+def official(model: Odise, supervision: str = "label") -> dict[str, Any]:
+    """The content of an official checkpoint."""
     state = {to_official(n, supervision): t.clone() for n, t in trainable_state(model).items()}
-    return {
-        "model": {**state, "criterion.empty_weight": torch.tensor([1.0, 0.1])},
-        "iteration": 92187,
-        **more,
-    }
+    return {"model": {**state, "criterion.empty_weight": torch.tensor([1.0, 0.1])}, "iteration": 92187}
 
 
-def save_official(model: Odise, supervision: str, path: Path, **more: Any) -> Path:
-    torch.save(official(model, supervision, **more), path)
+def save_official(model: Odise, supervision: str, path: Path) -> Path:
+    torch.save(official(model, supervision), path)
     return path
 
 
-# Names
-
-
 @BOTH
-def test_the_published_names_and_shapes_are_exactly_those_of_the_full_size_network(supervision: str) -> None:
+def test_full_size_network_has_published_names_and_shapes(supervision: str) -> None:
     with torch.device("meta"):  # shapes without memory
         model = build_odise(
             BackboneSettings(),
@@ -118,7 +109,7 @@ def test_the_published_names_and_shapes_are_exactly_those_of_the_full_size_netwo
 
 
 @BOTH
-def test_every_published_name_has_one_of_ours_and_comes_back_from_it(supervision: str) -> None:
+def test_published_names_translate_both_ways(supervision: str) -> None:
     published = json.loads((FIXTURES / f"official_{supervision}_checkpoint_keys.json").read_text())
     names = {name: to_ours(name) for name in published if name not in UNUSED}
     assert len(set(names.values())) == len(names)
@@ -126,62 +117,26 @@ def test_every_published_name_has_one_of_ours_and_comes_back_from_it(supervision
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "criterion.empty_weight",
-        "backbone.alpha_cond",
-        "model.norm.weight",
-        "sem_seg_head.predictor.decoder_norm",
-        "xbackbone.feature_projections.0.0.conv1.weight",
-    ],
+    "name", ["", "criterion.empty_weight", "xbackbone.feature_projections.0.0.conv1.weight"]
 )
-def test_other_names_have_none(name: str) -> None:
+def test_unknown_names_have_no_translation(name: str) -> None:
     assert to_ours(name) is None
     assert to_official(name, "label") is None
 
 
-# Loading
-
-
 @BOTH
-def test_an_official_checkpoint_fills_every_trained_weight(tmp_path: Path, supervision: str) -> None:
+@pytest.mark.parametrize("kind", ["ours", "official"])
+def test_checkpoints_fill_every_trainable_weight(tmp_path: Path, supervision: str, kind: str) -> None:
     source, target = network(supervision, 1), network(supervision, 2)
-    path = save_official(source, supervision, tmp_path / "odise.pth")
-    assert load_weights(target, path) == "official"
+    path = tmp_path / "a.ckpt"
+    save_ours(source, path) if kind == "ours" else save_official(source, supervision, path)
+    assert load_weights(target, path) == kind
     assert same(trainable_state(target), trainable_state(source))
 
 
-@BOTH
-def test_a_checkpoint_of_the_trainer_fills_every_trained_weight(tmp_path: Path, supervision: str) -> None:
-    source, target = network(supervision, 1), network(supervision, 2)
-    path = save_ours(source, tmp_path / "last.ckpt")
-    assert load_weights(target, str(path)) == "ours"
-    assert same(trainable_state(target), trainable_state(source))
-
-
-@BOTH
-def test_frozen_weights_and_predictions_follow(tmp_path: Path, supervision: str) -> None:
-    """The same numbers come out of a network that was filled from either file."""
-    source = network(supervision, 1)
-    files = [
-        save_official(source, supervision, tmp_path / "a.pth"),
-        save_ours(source, tmp_path / "a.ckpt"),
-    ]
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = source.decode(x)[-1]
-        for path in files:
-            target = network(supervision, 2)
-            load_weights(target, path)
-            found = target.decode(x)[-1]
-            assert torch.equal(found.mask_logits, wanted.mask_logits)
-            assert torch.equal(found.mask_embed, wanted.mask_embed)
-
-
-def test_weights_in_half_precision_are_loaded_into_full(tmp_path: Path) -> None:
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     source, target = network(seed=1), network(seed=2)
-    data = official(source, "label")
+    data = official(source)
     torch.save({"model": {n: t.half() for n, t in data["model"].items()}}, tmp_path / "half.pth")
     load_weights(target, tmp_path / "half.pth")
     rounded = {n: t.half().float() for n, t in trainable_state(source).items()}
@@ -205,10 +160,10 @@ QUERIES = "sem_seg_head.predictor.query_feat.weight"
         (lambda m: [m.pop(n) for n in list(m)[5:]], r"missing \(.*, \.\.\.\)"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+def test_mismatches_are_named_and_nothing_is_loaded(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    data = official(network(seed=1), "label")
+    data = official(network(seed=1))
     change(data["model"])
     torch.save(data, tmp_path / "odd.pth")
     target = network(seed=2)
@@ -218,15 +173,10 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(
     assert same(trainable_state(target), before)
 
 
-def test_the_other_supervision_does_not_fit(tmp_path: Path) -> None:
+def test_checkpoint_of_other_settings_names_them(tmp_path: Path) -> None:
     path = save_official(network("caption"), "caption", tmp_path / "caption.pth")
-    with pytest.raises(
-        WeightsError, match=r"category_head.*unexpected \(.*class_embed.*model=odise_label or"
-    ):
+    with pytest.raises(WeightsError, match=r"category_head.*class_embed.*model=odise_label or"):
         load_weights(network("label"), path)
-
-
-def test_other_diffusion_steps_do_not_fit(tmp_path: Path) -> None:
     path = save_official(network(), "label", tmp_path / "one_step.pth")
     with pytest.raises(WeightsError, match=r"backbone\.timesteps"):
         load_weights(network(timesteps=(0, 100)), path)
@@ -237,73 +187,25 @@ def test_other_diffusion_steps_do_not_fit(tmp_path: Path) -> None:
     [
         ({"state_dict": {"model.diffusion_model.out.2.bias": torch.ones(1)}}, "model.diffusion_model.out"),
         ({"model": {"conv1.weight": torch.ones(1), "fc.bias": torch.ones(1)}}, "conv1.weight, fc.bias"),
-        ({"weight": torch.ones(1)}, "it holds weight"),
-        ({}, "it holds nothing"),
+        ({}, "nothing"),
     ],
 )
-def test_foreign_files_are_refused_with_what_they_hold(
-    tmp_path: Path, content: dict[str, Any], shown: str
-) -> None:
+def test_foreign_files_are_refused(tmp_path: Path, content: dict[str, Any], shown: str) -> None:
     torch.save(content, tmp_path / "foreign.pth")
-    with pytest.raises(WeightsError, match=rf"foreign\.pth is neither .*{shown}"):
+    with pytest.raises(WeightsError, match=rf"foreign\.pth.*{shown}"):
         load_weights(network(), tmp_path / "foreign.pth")
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
-def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
-    path = save_official(network(), "label", tmp_path / "cut.pth")
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(WeightsError, match=r"cut\.pth"):
-        load_weights(network(), path)
-
-
-def test_a_network_that_the_release_does_not_know_takes_no_official_weights(tmp_path: Path) -> None:
+def test_unofficial_network_cannot_load_official_weights(tmp_path: Path) -> None:
     path = save_official(network(), "label", tmp_path / "odise.pth")
     model = network()
     model.extra = nn.Linear(2, 2)
-    with pytest.raises(WeightsError, match=r"no 2 name for \(extra"):
+    with pytest.raises(WeightsError, match=r"2 .*extra\.bias"):
         load_weights(model, path)
 
 
-class Payload:
-    """Unpickled with pickle, it would make a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_pickled_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
-    source, target, proof = network(seed=1), network(seed=2), tmp_path / "pwned"
-    path = save_official(source, "label", tmp_path / "evil.pth", trainer=Payload(proof))
-    # whether a stand-in can be made depends on the module of the payload
-    with suppress(WeightsError):
-        load_weights(target, path)
-        assert same(trainable_state(target), trainable_state(source))
-    assert not proof.exists()
-    torch.load(path, weights_only=False)
-    assert proof.exists()  # so the payload is one
-
-
-def test_objects_of_absent_packages_beside_the_weights_do_no_harm(tmp_path: Path) -> None:
-    module = types.ModuleType("gone_trainer")
-    module.Callback = type("Callback", (), {"__module__": "gone_trainer"})  # type: ignore[attr-defined]
-    sys.modules["gone_trainer"] = module
-    source, target = network(seed=1), network(seed=2)
-    callbacks = {module.Callback: {"best": 1}}  # type: ignore[attr-defined]
-    path = save_official(source, "label", tmp_path / "odise.pth", callbacks=callbacks)
-    del sys.modules["gone_trainer"]
-    load_weights(target, path)
-    assert same(trainable_state(target), trainable_state(source))
-
-
-# Conversion
-
-
 @BOTH
-def test_an_exported_checkpoint_imports_bit_for_bit(tmp_path: Path, supervision: str) -> None:
+def test_export_then_import_is_bit_equal(tmp_path: Path, supervision: str) -> None:
     source = network(supervision, 1)
     export_official(save_ours(source, tmp_path / "a.ckpt", step=700), tmp_path / "b.pth")
     exported = read_checkpoint(tmp_path / "b.pth")
@@ -319,7 +221,7 @@ def test_an_exported_checkpoint_imports_bit_for_bit(tmp_path: Path, supervision:
 
 
 @BOTH
-def test_an_imported_checkpoint_exports_bit_for_bit(tmp_path: Path, supervision: str) -> None:
+def test_import_then_export_is_bit_equal(tmp_path: Path, supervision: str) -> None:
     path = save_official(network(supervision, 1), supervision, tmp_path / "a.pth")
     import_official(path, tmp_path / "b.ckpt")
     assert load_weights(network(supervision), tmp_path / "b.ckpt") == "ours"
@@ -330,63 +232,55 @@ def test_an_imported_checkpoint_exports_bit_for_bit(tmp_path: Path, supervision:
 
 
 @pytest.mark.parametrize(("supervision", "weights"), [("label", [1, 1, 1, 0.1]), ("caption", [1, 0.1])])
-def test_an_exported_checkpoint_has_the_class_weights_of_the_loss(
-    tmp_path: Path, supervision: str, weights: list[float]
-) -> None:
+def test_export_adds_class_weights(tmp_path: Path, supervision: str, weights: list[float]) -> None:
     export_official(save_ours(network(supervision), tmp_path / "a.ckpt"), tmp_path / "b.pth")
     found = read_checkpoint(tmp_path / "b.pth")["model"]["criterion.empty_weight"]
     torch.testing.assert_close(found, torch.tensor(weights))
 
 
-def test_conversions_want_the_other_format(tmp_path: Path) -> None:
+def test_conversions_refuse_files_of_the_target_format(tmp_path: Path) -> None:
     ours = save_ours(network(), tmp_path / "a.ckpt")
     theirs = save_official(network(), "label", tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"a\.pth has the official format already"):
+    with pytest.raises(WeightsError, match=r"a\.pth.*official"):
         export_official(theirs, tmp_path / "x")
-    with pytest.raises(WeightsError, match=r"a\.ckpt is a checkpoint of this project already"):
+    with pytest.raises(WeightsError, match=r"a\.ckpt.*this project"):
         import_official(ours, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_importing_refuses_names_that_the_release_does_not_use(tmp_path: Path) -> None:
-    data = official(network(), "label")
+def test_import_refuses_unknown_names(tmp_path: Path) -> None:
+    data = official(network())
     data["model"]["sem_seg_head.surprise"] = torch.ones(1)
     torch.save(data, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=r"a\.pth: 1 unknown \(sem_seg_head.surprise\)"):
         import_official(tmp_path / "a.pth", tmp_path / "b.ckpt")
 
 
-def test_a_conversion_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_conversion_writes_no_file(tmp_path: Path) -> None:
     source = save_official(network(), "label", tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=r"cannot write .*nowhere/b\.ckpt"):
         import_official(source, tmp_path / "nowhere" / "b.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_the_command_line_converts_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_convert_both_ways(tmp_path: Path) -> None:
     save_ours(network(seed=1), tmp_path / "a.ckpt")
-    main(["export", str(tmp_path / "a.ckpt"), str(tmp_path / "b.pth")])
-    main(["import", str(tmp_path / "b.pth"), str(tmp_path / "c.ckpt")])
-    assert f"wrote {tmp_path / 'c.ckpt'}" in capsys.readouterr().out
+    for command, source, target in (("export", "a.ckpt", "b.pth"), ("import", "b.pth", "c.ckpt")):
+        result = CliRunner().invoke(app, [command, str(tmp_path / source), str(tmp_path / target)])
+        assert result.exit_code == 0
+        assert target in result.output
     first, last = (read_checkpoint(tmp_path / name)["state_dict"] for name in ("a.ckpt", "c.ckpt"))
     assert same(first, last)
 
 
-def test_the_command_line_ends_with_the_message_alone(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"error: weights file not found: .*none\.ckpt"):
-        main(["export", str(tmp_path / "none.ckpt"), str(tmp_path / "b.pth")])
-    with pytest.raises(SystemExit):
-        main(["neither"])
-
-
 def spoiled(model: nn.Module) -> nn.Module:
-    """With one weight that is no number."""
+    """The model with one NaN."""
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = float("nan")
     return model
 
 
-def test_weights_that_are_no_numbers_are_refused_by_every_reader(tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused(tmp_path: Path) -> None:
     ours = save_ours(spoiled(network(seed=1)), tmp_path / "a.ckpt")
     theirs = save_official(spoiled(network(seed=1)), "label", tmp_path / "b.pth")
     target = network(seed=2)

@@ -25,7 +25,7 @@ from interruptions import (
 )
 
 from odise_pl.checkpoints.files import as_option, saved_checkpoints
-from odise_pl.checkpoints.reading import description_of
+from odise_pl.checkpoints.reading import describe_resumable
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.structures import Batch
 from odise_pl.training.module import OdiseModule
@@ -122,15 +122,15 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_offered(
 ) -> None:
     place = Path(shutil.copytree(half / "checkpoints", tmp_path / "checkpoints", symlinks=True))
     last, before = saved_checkpoints(place)
-    assert description_of(last).step == step_of(half)
+    assert describe_resumable(last).step == step_of(half)
     spoil(last, damage)
     with pytest.raises(WeightsError) as refused:
-        description_of(last)
+        describe_resumable(last)
     assert str(last) in str(refused.value)
     assert str(refused.value).endswith(as_option(before))
     spoil(before, damage)
     with pytest.raises(WeightsError) as refused:
-        description_of(last)
+        describe_resumable(last)
     assert as_option(before) not in str(refused.value)
 
 

@@ -15,13 +15,13 @@ from odise_pl.structures import MaskPredictions, Targets
 
 
 def criterion(points: int = 64, weights: LossWeights | None = None) -> SetCriterion:
-    # all points random: what is sampled does not depend on the predictions
+    # all points are random, so they do not depend on the predictions
     matcher = HungarianMatcher(num_points=points)
     return SetCriterion(matcher, weights or LossWeights(), num_points=points, oversample=1, importance=0)
 
 
 class Fixed(HungarianMatcher):
-    """Always the same pairs, and no random numbers spent on them."""
+    """Returns given matches and draws no random numbers."""
 
     def __init__(self, matches: list[Match]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def total(losses: list[MaskLosses]) -> Tensor:
     return torch.stack([loss.classification + loss.mask + loss.dice for loss in losses]).sum()
 
 
-def test_losses_are_those_of_a_loop() -> None:
+def test_losses_equal_loop() -> None:
     p, targets = predictions(), [target(2), target(3, 1)]
     matches = [Match(torch.tensor([1, 4]), torch.tensor([1, 0])),
                Match(torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1]))]  # fmt: skip
@@ -44,7 +44,7 @@ def test_losses_are_those_of_a_loop() -> None:
     )([p], targets, seeded(3), [0, 1])[0]
 
     draw = seeded(3)
-    draw(5, 40, 2)  # the candidates, of which none are wanted
+    draw(5, 40, 2)  # the unused candidates
     points = draw(5, 40, 2)
     mask, dice, ce, weights, pair = 0.0, 0.0, 0.0, 0.0, 0
     for b in range(2):
@@ -67,7 +67,7 @@ def test_losses_are_those_of_a_loop() -> None:
     torch.testing.assert_close(loss.classification, 2 * ce / weights)
 
 
-def test_every_output_has_its_losses_in_order() -> None:
+def test_losses_are_in_order_of_outputs() -> None:
     outputs = [predictions(seed=i) for i in range(3)]
     targets = [target(2), target(1)]
     losses = criterion()(outputs, targets, seeded(), [0, 1])
@@ -81,8 +81,8 @@ def test_every_output_has_its_losses_in_order() -> None:
             assert logits.grad.abs().sum() > 0
 
 
-def test_importance_sampling_looks_where_masks_are_undecided() -> None:
-    # left half undecided and right, right half sure and wrong: only sure points cost much
+def test_importance_sampling_prefers_uncertain_points() -> None:
+    # the left half is uncertain and correct, the right half is certain, wrong and costly
     logits = torch.full((1, 1, 4, 4), 0.1)
     logits[..., 2:] = 20.0
     p = MaskPredictions(torch.zeros(1, 1, 2), logits, torch.zeros(1, 1, 1), torch.ones(()))
@@ -99,7 +99,7 @@ def test_importance_sampling_looks_where_masks_are_undecided() -> None:
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
-def test_images_without_targets_keep_the_graph_whole(counts: tuple[int, int]) -> None:
+def test_images_without_targets_have_gradients(counts: tuple[int, int]) -> None:
     p = predictions()
     loss = criterion()([p], [target(n) for n in counts], seeded(), [0, 1])[0]
     if counts == (0, 0):
@@ -111,12 +111,12 @@ def test_images_without_targets_keep_the_graph_whole(counts: tuple[int, int]) ->
     assert p.mask_logits.grad.isfinite().all()
 
 
-def test_more_targets_than_queries() -> None:
+def test_more_targets_than_queries_give_finite_losses() -> None:
     losses = criterion()([predictions()], [target(9), target(1)], seeded(), [0, 1])
     assert total(losses).isfinite()
 
 
-def test_unlabelled_images_do_not_count() -> None:
+def test_unlabelled_images_are_skipped() -> None:
     both, targets = predictions(), [target(2), target(1)]
     first = replace(both, class_logits=both.class_logits[:1], mask_logits=both.mask_logits[:1])
     found = criterion()([both], targets, seeded(), [0, 1], [True, False])
@@ -129,7 +129,7 @@ def test_unlabelled_images_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("term", ["classification loss", "matching cost"])
-def test_non_finite_losses_name_output_and_images_and_keep_gradients(term: str) -> None:
+def test_non_finite_losses_are_named_and_have_gradients(term: str) -> None:
     outputs = [predictions(seed=i) for i in range(3)]
     with torch.no_grad():
         outputs[1].class_logits[0, 3] = float("nan")
@@ -146,7 +146,7 @@ def test_non_finite_losses_name_output_and_images_and_keep_gradients(term: str) 
     assert all(output.class_logits.grad is not None for output in outputs)
 
 
-def test_half_precision_predictions_are_scored_in_full() -> None:
+def test_losses_are_float32_under_autocast() -> None:
     p, targets = predictions(), [target(2), target(1)]
     exact = criterion()([p], targets, seeded(), [0, 1])[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -28,7 +28,7 @@ def all_valid(words: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["valid_all", "valid_partial"])
-def test_equals_the_recorded_loss(name: str) -> None:
+def test_loss_equals_record(name: str) -> None:
     held = load_file(RECORD)
     valid = held["valid_mask"] if name == "valid_partial" else torch.ones_like(held["valid_mask"])
     loss = grounding_loss(
@@ -37,16 +37,16 @@ def test_equals_the_recorded_loss(name: str) -> None:
     torch.testing.assert_close(loss, held[f"{name}/loss_mask_word"], rtol=1e-6, atol=0)
 
 
-def test_similarity_is_a_softmax_weighted_mean_worked_out_by_hand() -> None:
-    masks = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])  # two masks at a right angle
-    words = torch.tensor([[[2.0, 0.0]]])  # says what the first one is
+def test_similarity_is_softmax_weighted_mean() -> None:
+    masks = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])  # orthogonal
+    words = torch.tensor([[[2.0, 0.0]]])  # parallel to the first mask
     found = pair_similarity(masks, words, torch.tensor(2.0))
     # similarities 2 and 0, weights e^2 : 1
     expected = 2 * math.exp(2) / (math.exp(2) + 1)
     torch.testing.assert_close(found, torch.tensor([[expected]]))
 
 
-def test_the_loss_is_that_of_a_loop() -> None:
+def test_loss_equals_loop() -> None:
     masks, words = embeddings()
     valid = all_valid(words)
     valid[1] = False
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_a_loop() -> None:
     assert float(grounding_loss(masks, words, valid, SCALE)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_words_that_fit_cost_less_than_words_that_fit_elsewhere() -> None:
+def test_words_of_own_image_cost_less() -> None:
     words = torch.eye(6)[:4, None].expand(-1, 3, -1)
     masks = torch.eye(6)[:4, None].expand(-1, 5, -1)
     fitting = grounding_loss(masks, words, all_valid(words), SCALE)
@@ -71,7 +71,7 @@ def test_words_that_fit_cost_less_than_words_that_fit_elsewhere() -> None:
     assert turned > 10
 
 
-def test_images_without_words_ask_for_nothing() -> None:
+def test_images_without_words_have_no_loss() -> None:
     masks, words = embeddings(3)
     loss = grounding_loss(masks, words, torch.zeros(3, 3, dtype=torch.bool), SCALE)
     assert float(loss) == 0
@@ -81,7 +81,7 @@ def test_images_without_words_ask_for_nothing() -> None:
     assert not masks.grad.any()
 
 
-def test_half_precision_is_computed_in_full() -> None:
+def test_loss_is_float32_under_autocast() -> None:
     masks, words = embeddings()
     exact = grounding_loss(masks.bfloat16().float(), words.bfloat16().float(), all_valid(words), SCALE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -94,7 +94,7 @@ def outputs(count: int = 2) -> list[MaskPredictions]:
     return [MaskPredictions(nothing, nothing, embeddings(seed=i)[0], SCALE) for i in range(count)]
 
 
-def test_the_criterion_weighs_the_loss_of_every_output() -> None:
+def test_criterion_weights_loss_of_every_output() -> None:
     _, words = embeddings(seed=9)
     losses = GroundingCriterion(weight=0.5)(outputs(), words, all_valid(words), range(4))
     expected = [
@@ -127,8 +127,8 @@ def one_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_ranks_have_loss_gradients_and_counts_of_the_global_batch(tmp_path: Path) -> None:
-    # forked, since importing torch again takes longer than all the rest
+def test_two_ranks_equal_global_batch(tmp_path: Path) -> None:
+    # fork, because importing torch again is slow
     multiprocessing.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     masks, words = (x.requires_grad_() for x in embeddings())
@@ -140,7 +140,7 @@ def test_two_ranks_have_loss_gradients_and_counts_of_the_global_batch(tmp_path: 
     for part in parts:
         torch.testing.assert_close(part[0], loss.detach())
         assert [float(count) for count in part[4:]] == [5.5, 1.0]
-    # data-parallel training averages gradients over the ranks, so those of the samples are doubled here
+    # data-parallel training averages over the ranks, so gradients are doubled here
     for i, whole in ((1, masks.grad), (2, words.grad)):
         torch.testing.assert_close(torch.cat([part[i] for part in parts]) / 2, whole)
     torch.testing.assert_close((parts[0][3] + parts[1][3]) / 2, scale.grad)

@@ -31,13 +31,13 @@ def dice(logits: list[float], truth: list[float]) -> float:
     return 1 - (2 * overlap + 1) / (sum(p) + sum(truth) + 1)
 
 
-def test_pairwise_losses_are_those_of_a_loop() -> None:
+def test_pairwise_losses_equal_loop() -> None:
     for function, scalar in ((pairwise_cross_entropy, cross_entropy), (pairwise_dice, dice)):
         expected = torch.tensor([[scalar(x.tolist(), t.tolist()) for t in TRUTH] for x in LOGITS])
         torch.testing.assert_close(function(LOGITS, TRUTH), expected)
 
 
-def test_paired_losses_are_the_diagonal_of_the_pairwise_ones() -> None:
+def test_paired_losses_are_diagonal_of_pairwise_losses() -> None:
     torch.testing.assert_close(
         paired_cross_entropy(LOGITS, TRUTH[:3]), pairwise_cross_entropy(LOGITS, TRUTH[:3]).diagonal()
     )
@@ -51,7 +51,7 @@ def test_extreme_logits_stay_finite() -> None:
             assert function(extreme, truth).isfinite().all()
 
 
-def test_masks_are_sampled_between_their_cells() -> None:
+def test_masks_are_sampled_bilinearly() -> None:
     mask = torch.zeros(1, 2, 2, dtype=torch.bool)
     mask[0, 0, 1] = True
     points = torch.tensor([[[0.75, 0.25], [0.5, 0.25], [0.5, 0.5], [0.25, 0.75]]])

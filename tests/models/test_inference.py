@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import whole_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,9 +21,10 @@ from odise_pl.models.inference import (
     predict,
     resize_masks,
     semantic_map,
-    semantic_scores,
 )
 from odise_pl.models.ops import bands
+from odise_pl.structures import Prediction
+from tests.parity.results import semantic_scores
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def sigmoid(x: float) -> float:
 
 
 def literal_panoptic(case: Case) -> tuple[list[list[int]], list[tuple[int, int, bool, float]]]:
-    """Mask2Former's post-processing, a pixel at a time: the map, and its (id, class, thing, score)."""
+    """Mask2Former's post-processing pixel by pixel: ids, and (id, class, isthing, score) of the segments."""
     queries, height, width = case.mask_logits.shape
     void = len(case.isthing)
     kept = []
@@ -102,7 +102,7 @@ def literal_panoptic(case: Case) -> tuple[list[list[int]], list[tuple[int, int, 
 
 @settings(max_examples=150)
 @given(cases())
-def test_panoptic_equals_a_loop_over_pixels(case: Case) -> None:
+def test_panoptic_equals_loop_over_pixels(case: Case) -> None:
     result = panoptic(case.class_logits, case.mask_logits, case.isthing, case.settings)
     ids, segments = literal_panoptic(case)
     assert result.ids.dtype == torch.int32
@@ -113,7 +113,7 @@ def test_panoptic_equals_a_loop_over_pixels(case: Case) -> None:
 
 
 @given(cases())
-def test_instances_equal_a_loop(case: Case) -> None:
+def test_instances_equal_loop(case: Case) -> None:
     result = instances(case.class_logits, case.mask_logits, case.isthing, case.settings)
     pairs = []
     for q in range(len(case.class_logits)):
@@ -135,7 +135,7 @@ def test_instances_equal_a_loop(case: Case) -> None:
 
 
 @given(cases())
-def test_semantic_map_is_the_argmax_of_scores(case: Case) -> None:
+def test_semantic_map_is_argmax_of_scores(case: Case) -> None:
     scores = semantic_scores(case.class_logits, case.mask_logits)
     for k in range(len(case.isthing)):
         shares = [softmax(row)[k] for row in case.class_logits]
@@ -144,15 +144,15 @@ def test_semantic_map_is_the_argmax_of_scores(case: Case) -> None:
     best = semantic_map(case.class_logits, case.mask_logits)
     assert best.dtype == torch.int64
     winning = scores.gather(0, best[None])[0]
-    # the order of a sum may turn a tie around
+    # rounding may decide ties either way
     torch.testing.assert_close(winning, scores.max(0).values)
 
 
-def test_first_class_wins_a_tie() -> None:
+def test_first_class_wins_ties() -> None:
     assert semantic_map(torch.zeros(2, 6), torch.ones(2, 3, 3)).eq(0).all()
 
 
-def test_no_object_gives_void_and_no_instance() -> None:
+def test_no_object_gives_void_and_no_instances() -> None:
     sure_of_nothing = torch.tensor([[0.0, 0.0, 9.0]]).repeat(4, 1)
     sizes = ((32, 32), (20, 30), (40, 60))
     result = predict(sure_of_nothing, torch.randn(4, 8, 8), (False, False), InferenceSettings(), *sizes)
@@ -163,7 +163,7 @@ def test_no_object_gives_void_and_no_instance() -> None:
     assert result.semantic.shape == (40, 60)
 
 
-def test_empty_masks_claim_nothing() -> None:
+def test_empty_masks_give_no_segments() -> None:
     result = panoptic(torch.tensor([[5.0, 0.0]]), torch.full((1, 4, 4), -1.0), (True,), InferenceSettings())
     assert result.segments == ()
     assert not result.ids.any()
@@ -171,9 +171,8 @@ def test_empty_masks_claim_nothing() -> None:
     assert found.scores.tolist() == [0.0]
 
 
-def test_resized_masks_ignore_the_padding() -> None:
+def test_resized_masks_ignore_padding() -> None:
     masks = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
-    # the padding is very sure of itself
     masks[:, 5:], masks[:, :, 12:] = 1000, 1000
     resized = resize_masks(masks, (32, 64), (16, 40), (24, 60))
     assert resized.shape == (3, 24, 60)
@@ -206,18 +205,23 @@ def large_case(classes: int, queries: int, seed: int = 0) -> tuple[Tensor, Tenso
 def test_bands_equal_whole_masks(
     classes: int, output: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("odise_pl.models.inference._SMALL", 0)
-    monkeypatch.setitem(bands._PIXELS, "cpu", 1 << 13)
+    sizes = ((128, 192), (120, 171), output)
     for seed, thresholds in enumerate([(0.0, 0.0), (0.3, 0.5)]):
         logits, masks, isthing = large_case(classes, 12, seed)
-        sizes = ((128, 192), (120, 171), output)
-        arguments = (logits, masks, isthing, InferenceSettings(*thresholds, 40), *sizes)
-        ours, whole = predict(*arguments), whole_masks.predict(*arguments)
-        assert torch.equal(ours.panoptic.ids, whole.panoptic.ids)
-        assert ours.panoptic.segments == whole.panoptic.segments
-        assert torch.equal(ours.semantic, whole.semantic)
-        assert torch.equal(ours.instances.masks, whole.instances.masks)
-        torch.testing.assert_close(ours.instances.scores, whole.instances.scores)
+        found = []
+        for small, pixels in ((0, 1 << 13), (1 << 40, 1 << 40)):
+            monkeypatch.setattr("odise_pl.models.inference._SMALL", small)
+            monkeypatch.setitem(bands._PIXELS, "cpu", pixels)
+            result = predict(logits, masks, isthing, InferenceSettings(*thresholds, 40), *sizes)
+            found.append(Prediction(result.panoptic, result.instances, result.semantic))
+        banded, whole = found
+        assert torch.equal(banded.panoptic.ids, whole.panoptic.ids)
+        assert banded.panoptic.segments == whole.panoptic.segments
+        assert torch.equal(banded.semantic, whole.semantic)
+        assert torch.equal(banded.instances.masks, whole.instances.masks)
+        torch.testing.assert_close(banded.instances.scores, whole.instances.scores)
+        scores = semantic_scores(logits, resize_masks(masks, *sizes))
+        torch.testing.assert_close(scores.gather(0, banded.semantic[None])[0], scores.amax(0))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -233,8 +237,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("measure", "bytes_of_a_pixel"), [("panoptic", 4), ("semantic", 8)])
-def test_memory_of_a_large_image(measure: str, bytes_of_a_pixel: int) -> None:
-    """Masks of full size would take 100 bytes of a pixel; scores of 847 classes 3,388."""
+def test_memory_per_pixel_of_large_image(measure: str, bytes_of_a_pixel: int) -> None:
+    """Whole masks would take 100 bytes per pixel, scores of 847 classes 3,388."""
     logits, masks, isthing = large_case(847, 25)
     height, width = 1500, 2000
     sizes = ((128, 192), (128, 171), (height, width))

@@ -22,7 +22,7 @@ TRAINING = tiny_models.vocabulary(("Puppy", "wolf"), ("tree",), ("sky",))
 
 @cache
 def model(supervision: str = "label") -> Odise:
-    """Shared: change its settings by a copy only, and never its weights."""
+    """Shared between tests: do not change it."""
     network = tiny_models.odise(supervision, input_size=128)
     tiny_models.stir(network.mask_decoder)
     tiny_models.stir(network.text_projection)
@@ -30,7 +30,7 @@ def model(supervision: str = "label") -> Odise:
 
 
 def with_settings(network: Odise, **settings: Any) -> Odise:
-    """The same weights under other settings of the classifier."""
+    """A network with the same weights and other classifier settings."""
     other = Odise(
         network.backbone, network.pixel_decoder, network.mask_decoder, network.text_projection, network.clip,
         replace(network.classifier, **{k: v for k, v in settings.items() if k != "published_quirks"}),
@@ -63,7 +63,7 @@ def check_prediction(prediction: Prediction, size: tuple[int, int], classes: int
 
 
 @pytest.mark.parametrize(("autocast", "checkpoint"), [(False, False), (True, True)])
-def test_gradients_reach_trainable_parameters_alone(autocast: bool, checkpoint: bool) -> None:
+def test_gradients_reach_only_trainable_parameters(autocast: bool, checkpoint: bool) -> None:
     network = tiny_models.odise(checkpoint_activations=checkpoint).train()
     classes = network.encode_classes(VOCABULARY.labels)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -106,7 +106,7 @@ def test_seen_classes_share_a_name_with_training() -> None:
 
 
 def expected_probabilities(network: Odise, output: DecoderOutput, images: Tensor, share: Tensor) -> Tensor:
-    """Section 3.5 of the paper, for pictures without padding."""
+    """Section 3.5 of the paper, for images without padding."""
     classes = network.prepare(VOCABULARY, TRAINING)
     text = network.text_projection.proj(classes.mask_text.embeddings)
     cosine = F.cosine_similarity(output.mask_embed[:, :, None], text[None, None], dim=-1)
@@ -132,7 +132,7 @@ def expected_probabilities(network: Odise, output: DecoderOutput, images: Tensor
 @pytest.mark.parametrize(("mode", "share"), [("both", [0.3, 0.7, 0.3]), ("diffusion", [0.0] * 3),
                                              ("discriminative", [1.0] * 3)])  # fmt: skip
 @torch.no_grad()
-def test_scores_equal_the_formulas_of_the_paper(supervision: str, mode: str, share: list[float]) -> None:
+def test_scores_equal_formulas_of_the_paper(supervision: str, mode: str, share: list[float]) -> None:
     network = with_settings(model(supervision), mode=mode)
     images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
     output = decoded(network, images)
@@ -155,12 +155,12 @@ def test_published_quirks_only_matter_with_padding() -> None:
 
 
 @torch.no_grad()
-def test_masked_clip_ignores_the_padding() -> None:
+def test_masked_clip_ignores_padding() -> None:
     network = model()
     small, sizes = pad_images([image(64, 64)])
     large = F.pad(small, (0, 64, 0, 64))
     masks = 3 * torch.randn(1, 5, 16, 16, generator=torch.Generator().manual_seed(0))
-    # beyond the picture the masks of the large canvas go on as at its edge
+    # in the padding, masks repeat the edge of the image
     padded = F.pad(masks, (0, 16, 0, 16), mode="replicate")
     torch.testing.assert_close(
         network._clip_mask_embeddings(masks, small, sizes),
@@ -168,7 +168,7 @@ def test_masked_clip_ignores_the_padding() -> None:
     )
 
 
-def test_prediction_alone_equals_prediction_in_a_batch() -> None:
+def test_single_prediction_equals_batched_prediction() -> None:
     network = with_settings(model())
     classes = network.prepare(VOCABULARY, TRAINING)
     images, sizes = pad_images([image(64, 90), image(40, 128, 1), image(50, 50, 2)])
@@ -187,7 +187,7 @@ def test_prediction_alone_equals_prediction_in_a_batch() -> None:
 
 @pytest.mark.parametrize("supervision", ["label", "caption"])
 @pytest.mark.parametrize("count", [1, 300])
-def test_prediction_under_autocast_for_few_and_many_classes(supervision: str, count: int) -> None:
+def test_prediction_under_autocast(supervision: str, count: int) -> None:
     network = with_settings(model(supervision))
     labels = [(f"thing {i}", *[f"word {i} {j}" for j in range(i % 3)]) for i in range(count)]
     classes = network.prepare(tiny_models.vocabulary(*labels, things=150), VOCABULARY)
@@ -199,7 +199,7 @@ def test_prediction_under_autocast_for_few_and_many_classes(supervision: str, co
 
 
 @pytest.mark.parametrize(("mode", "runs"), [("diffusion", 0), ("both", 1)])
-def test_masked_clip_runs_once_per_image_if_needed(
+def test_masked_clip_runs_at_most_once_per_image(
     mode: str, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = with_settings(model(), mode=mode)

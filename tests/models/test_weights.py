@@ -23,7 +23,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pth", "model.bin", "model.safetensors", "old.pth"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "old.pth"])
 def test_read_checkpoint_returns_the_tensors(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if path.suffix == ".safetensors":
@@ -35,9 +35,9 @@ def test_read_checkpoint_returns_the_tensors(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@pytest.mark.parametrize("content", [0.0, 0.3, 0.5, 0.95, None, b"<html>", b"\0" * 100], ids=str)
+@pytest.mark.parametrize("content", [0.0, 0.5, 0.95, None, b"<html>"], ids=str)
 def test_damaged_files_are_named(tmp_path: Path, suffix: str, content: float | bytes | None) -> None:
-    """Truncated to a share, missing, and files of another kind."""
+    """Truncated, missing and foreign files."""
     path, big = tmp_path / f"bad{suffix}", {"weight": torch.randn(300, 300)}
     if isinstance(content, float):
         save_file(big, path) if suffix == ".safetensors" else torch.save(big, path)
@@ -62,7 +62,7 @@ def test_unsuitable_archives_are_named(tmp_path: Path, content: Any, message: st
 
 
 class Payload:
-    """Unpickled with pickle, it would make a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ def test_pickled_code_does_not_run(tmp_path: Path, kind: str) -> None:
         path.write_bytes(pickle.dumps(Payload(proof)))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "new")
-    # modules that torch blocks have no stand-ins, nor do old archives
+    # torch may also refuse the file
     with suppress(WeightsError):
         assert same(tensors_of(read_checkpoint(path)), TENSORS)
     assert not proof.exists()
@@ -88,7 +88,7 @@ def test_pickled_code_does_not_run(tmp_path: Path, kind: str) -> None:
 
 
 def foreign(name: str, attributes: dict[str, Any]) -> type:
-    """A class of a package that is gone when the file is read."""
+    """A class of a package that is missing when the file is read."""
     module = sys.modules.setdefault("gone_package", types.ModuleType("gone_package"))
     made = type(name, (), attributes | {"__module__": "gone_package", "__qualname__": name})
     setattr(module, name, made)
@@ -124,7 +124,7 @@ def test_tensors_under_wrapper_keys(wrap: Any) -> None:
     assert same(tensors_of(wrap(TENSORS | {"version": "1"})), TENSORS)
 
 
-def test_load_exactly_fills_every_parameter_in_its_precision() -> None:
+def test_load_exactly_keeps_dtype_of_parameters() -> None:
     module = nn.Linear(3, 2)
     tensors = {name: tensor.half() for name, tensor in TENSORS.items()} | {"position_ids": torch.ones(1)}
     load_exactly(module, tensors, "file", ignore=("position_ids", "never"))
@@ -136,7 +136,7 @@ def test_load_exactly_fills_every_parameter_in_its_precision() -> None:
     ({f"x{i}": torch.ones(1) for i in range(9)}, r"9 unexpected \(x0, x1, x2, x3, \.\.\.\)"),
     ({"weight": torch.ones(3, 2)}, r"weight: \(3, 2\) in the file, \(2, 3\) in the model"),
 ])  # fmt: skip
-def test_tensors_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+def test_mismatching_tensors_are_named(change: dict[str, Any], message: str) -> None:
     module = nn.Linear(3, 2)
     before = module.weight.clone()
     tensors = {n: t for n, t in (TENSORS | change).items() if t is not None}
@@ -145,19 +145,19 @@ def test_tensors_that_do_not_fit_are_named(change: dict[str, Any], message: str)
     assert torch.equal(module.weight, before)
 
 
-def test_torchscript_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchscript_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ViT-L-14-336px.pt"
     torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)).save(str(path))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     for name in (path.name, "sd.safetensors"):
         path = path.rename(tmp_path / name)
-        with pytest.raises(WeightsError, match=rf"{name} is a TorchScript archive(?s:.*)hf download"):
+        with pytest.raises(WeightsError, match=rf"{name} is a TorchScript(?s:.*)hf download"):
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("place", [0, 5000, 99_999])
-def test_non_finite_numbers_are_found(dtype: torch.dtype, place: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("place", [0, 99_999])
+def test_non_finite_values_are_named(dtype: torch.dtype, place: int) -> None:
     value = torch.zeros(1000, 100)
     other = {"count": torch.ones(1, dtype=torch.int64), "empty": torch.ones(0), "text": "nan"}
     require_finite(other | {"some.weight": value.to(dtype)}, "file")
@@ -171,9 +171,7 @@ def test_non_finite_numbers_are_found(dtype: torch.dtype, place: int) -> None:
     "value",
     [
         torch.tensor([0.0, 1e300], dtype=torch.float64),
-        torch.tensor([0.0, -1e39], dtype=torch.float64),
         torch.eye(3).to_sparse(),
-        torch.eye(3).to_sparse_csr(),
         torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
         torch.ones(2, dtype=torch.complex64),
         torch.ones(2, device="meta"),

@@ -1,7 +1,7 @@
-"""``python -m tests.parity DIR [--case NAME ...]``: the network against recorded numbers, as a table.
+"""``python -m tests.parity DIR [--case NAME ...]``: compare the network with recorded numbers.
 
-DIR holds cases, NAME.json beside NAME.safetensors, and the weights that they name. The exit status is 0 if
-all checks pass, 1 if one does not, 2 if a case cannot be checked at all.
+DIR has cases (NAME.json and NAME.safetensors) and their weights. The exit status is 0 if all checks pass,
+1 if a check fails, 2 if a case cannot be checked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALONE = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where the recorded cases are")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the recorded cases")
     parser.add_argument("--case", nargs="+", default=[], metavar="NAME", help="only these cases")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of cases that name none")
     chosen = parser.parse_args(arguments)
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_case(case: Case, weights: Path | None) -> list[Check]:
-    """Every check that the record of a case allows."""
+    """All checks of a case."""
     kind = kind_of(case)
     try:
         return ALONE[kind](case) if kind in ALONE else WITH_WEIGHTS[kind](case, weights)
     except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
-        what = f"a file or a part of its record is missing or damaged ({type(error).__name__}: {error})"
+        what = f"the record or a file is missing or damaged ({type(error).__name__}: {error})"
         raise RecordError(what) from error
 
 

@@ -1,6 +1,6 @@
-"""Sizes of the networks, read off the shapes of their weights.
+"""Sizes of the networks from the shapes of their weights.
 
-Numbers of attention heads follow the rules of the published models and of the records' small one.
+Numbers of attention heads follow from widths, as in the published models and in the small one of the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXT = "cond_stage_model.transformer.text_model."
 
 
 def diffusion_architecture(tensors: Mapping[str, Tensor]) -> DiffusionArchitecture:
-    """Of a Stable Diffusion v1 checkpoint with its original names."""
+    """Sizes of an original Stable Diffusion v1 checkpoint."""
     width = _shape(tensors, _TEXT + "embeddings.token_embedding.weight")[1]
     levels = range(_count(tensors, _VAE))
     return DiffusionArchitecture(
@@ -40,7 +40,7 @@ def diffusion_architecture(tensors: Mapping[str, Tensor]) -> DiffusionArchitectu
 
 
 def _unet_channels(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Width of every level: that of its last residual block, before it is sampled down."""
+    """Width of the last residual block of every level."""
     channels, width = [], 0
     for i in range(_count(tensors, _UNET)):
         block = tensors.get(f"{_UNET}{i}.0.in_layers.2.weight")
@@ -51,7 +51,7 @@ def _unet_channels(tensors: Mapping[str, Tensor]) -> list[int]:
 
 
 def clip_architecture(tensors: Mapping[str, Tensor]) -> CLIPArchitecture:
-    """Of a CLIP model with a vision transformer, by open_clip's names; with QuickGELU, as OpenAI's are."""
+    """Sizes of a CLIP model with open_clip's names; QuickGELU as in OpenAI's models."""
     vision_width, _, _, patch = _shape(tensors, "visual.conv1.weight")
     places = _shape(tensors, "visual.positional_embedding")[0] - 1
     width, embed_dim = _shape(tensors, "text_projection")
@@ -69,7 +69,7 @@ def clip_architecture(tensors: Mapping[str, Tensor]) -> CLIPArchitecture:
 
 
 def head_settings(state: Mapping[str, Tensor]) -> HeadSettings:
-    """Of our trainable weights, by our names."""
+    """Sizes of the heads from trainable weights with our names."""
     queries, channels = _shape(state, "mask_decoder.query_feat.weight")
     offsets = _shape(state, "pixel_decoder.layers.0.attention.sampling_offsets.bias")[0]
     return HeadSettings(
@@ -86,16 +86,16 @@ def head_settings(state: Mapping[str, Tensor]) -> HeadSettings:
 
 
 def pyramid_channels(state: Mapping[str, Tensor]) -> int:
-    """Width of the feature pyramid, of our trainable weights."""
+    """Width of the feature pyramid from trainable weights with our names."""
     return _shape(state, "pixel_decoder.input_proj.0.conv.weight")[1]
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in tensors:
-        raise RecordError(f"the weights have no tensor {name}: they are cut off or of another model")
+        raise RecordError(f"the weights have no tensor {name}: they are truncated or of another model")
     return tuple(tensors[name].shape)
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbers follow a prefix."""
+    """Number of different indices after a prefix."""
     return len({m[1] for m in map(re.compile(re.escape(prefix) + r"(\d+)\.").match, tensors) if m})

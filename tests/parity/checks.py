@@ -1,19 +1,20 @@
-"""Comparisons with a record, and every tolerance they are held to.
+"""Comparisons with a record, and their tolerances.
 
-Differences are relative to the largest recorded value. Run again with another convolution library, the
-original moves its own features by 5e-6, masks by 1e-5, losses by 1.3e-6 and norms of gradients by 1.1e-3.
-Single elements of gradients move by up to 7 % of the largest, because ReLUs and sampling points within
-rounding of a threshold decide otherwise; so gradients are compared by norm and direction. ``STAGE``,
-``LOSS`` and ``STEP`` leave a factor of five to twenty.
+Differences are relative to the largest recorded value. With another convolution library, the original's own
+results change by 5e-6 (features), 1e-5 (masks), 1.3e-6 (losses) and 1.1e-3 (gradient norms). Single
+gradient elements change by up to 7 % of the largest, because rounding moves ReLUs and sampling points
+across thresholds; so gradients are compared by norm and direction. ``STAGE``, ``LOSS`` and ``STEP`` leave a
+factor of 5 to 20.
 
-The mask decoder thresholds its masks, and a logit within rounding of zero may fall on either side. Such a
-flip moves one query by up to 5 % and, through self-attention, the others a little. Where all masks of a
-training step are recorded, those are thresholded instead of ours, and the strict tolerances hold
-(:class:`~tests.parity.predictions.RecordedThresholds`). Elsewhere a share of the values may be further off.
-The ``FLIPPED`` tolerances were measured on the small records with noise on the feature pyramid that moves
-masks by 1e-5, as rounding does, to 1e-4. In 720 runs at most 22 % of a prediction moved by more than 1e-3;
-in 240 of them 10 % of the instances' scores moved by more than 1e-2, and 1 % of a panoptic map changed. In
-30 training steps flips moved losses by up to 1.5e-3, norms by 2.3e-2 and directions by 1.9e-3.
+The mask decoder thresholds its masks, so rounding of a logit near zero can flip a decision. A flip changes
+one query by up to 5 %, and the others slightly through self-attention. If all masks of a training step are
+recorded, those are thresholded and the strict tolerances hold
+(:class:`~tests.parity.predictions.RecordedThresholds`). Otherwise a share of the values may differ by more.
+The ``FLIPPED`` tolerances were measured on the small records with noise on the feature pyramid that changes
+masks by 1e-5 (as rounding does) to 1e-4. In 720 runs at most 22 % of a prediction changed by more than
+1e-3; in 240 of them, 10 % of the instance scores changed by more than 1e-2 and 1 % of a panoptic map
+changed. In 30 training steps, losses changed by up to 1.5e-3, gradient norms by 2.3e-2 and directions by
+1.9e-3.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A name, our tensor, and the recorded one or None if the record lacks it.
+# Name, our tensor, and the recorded tensor or None.
 Compared = tuple[str, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far results may be from a record.
+    """Allowed differences from a record.
 
     Attributes:
         value: largest difference of a value.
-        share: share of the values that may differ by more.
-        pixels: share of the elements of discrete maps that may differ.
+        share: fraction of the values that may differ by more.
+        pixels: fraction of the elements of discrete maps that may differ.
     """
 
     value: float
@@ -46,7 +47,7 @@ class Tolerance:
 
 
 class StepTolerance(NamedTuple):
-    """How far a training step may be from a record; ``direction`` is 1 - cosine of a gradient."""
+    """Allowed differences of a training step; ``direction`` is 1 - cosine of a gradient."""
 
     outputs: Tolerance
     loss: Tolerance
@@ -58,7 +59,7 @@ EQUAL = Tolerance(0.0, pixels=0.0)
 STAGE = Tolerance(1e-4)
 LOSS = Tolerance(1e-5)
 STEP = StepTolerance(STAGE, LOSS, norm=5e-3, direction=5e-4)
-LATER_STEPS = Tolerance(5e-4)  # of total losses; a learning rate that is 1 % off moves them by 1e-3
+LATER_STEPS = Tolerance(5e-4)  # of total losses; a learning rate that is 1 % off changes them by 1e-3
 
 FLIPPED = Tolerance(1e-3, share=0.25)
 FLIPPED_RESULTS = Tolerance(1e-2, share=0.1, pixels=0.05)
@@ -67,13 +68,13 @@ FLIPPED_STEP = StepTolerance(FLIPPED, Tolerance(2e-3), norm=2.5e-2, direction=2.
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         stage: what was compared.
-        difference: the largest one, or the share that differs; infinite for NaN and other shapes.
-        tolerance: how large it may be.
-        note: which of several is the worst, and the like.
+        difference: largest difference, or fraction that differs; infinite for NaN and other shapes.
+        tolerance: largest allowed difference.
+        note: details, e.g. the name of the worst tensor.
     """
 
     stage: str
@@ -83,7 +84,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Within tolerance."""
+        """Whether the difference is within tolerance."""
         return self.difference <= self.tolerance
 
 
@@ -93,7 +94,7 @@ def compare(stage: str, ours: Tensor, recorded: Tensor | None, tolerance: Tolera
 
 
 def worst(stage: str, pairs: Iterable[Compared], tolerance: Tolerance = STAGE) -> list[Check]:
-    """One check of all recorded tensors, each relative to its largest value; none if nothing was recorded."""
+    """One check of all recorded tensors, or none if nothing was recorded."""
     found = {name: _differences(own, held) for name, own, held in pairs if held is not None}
     largest = {name: float(x.max()) if x.numel() else 0.0 for name, x in found.items()}
     if not tolerance.share:
@@ -112,7 +113,7 @@ def _differences(ours: Tensor, recorded: Tensor) -> Tensor:
 
 
 def furthest(stage: str, found: Mapping[str, float], tolerance: float, note: str = "") -> list[Check]:
-    """One check of the largest of some numbers by name; none if there are none."""
+    """One check of the largest of named differences; none if there are none."""
     if not found:
         return []
     name = max(found, key=found.__getitem__)
@@ -145,7 +146,7 @@ def number(value: float) -> Tensor:
 
 
 def table(results: Sequence[tuple[str, Check]]) -> str:
-    """Lines of (case, check)."""
+    """The table of (case, check) as text."""
     rows = [("case", "stage", "difference", "tolerance", "", ""), *(_row(*result) for result in results)]
     return "\n".join(f"{a:<27} {b:<49} {c:>10} {d:>9} {e:<6} {f}".rstrip() for a, b, c, d, e, f in rows)
 

@@ -1,4 +1,4 @@
-"""The losses at recorded points, and cases of them alone: costs, matches, losses and gradients."""
+"""Losses at recorded points; criterion cases: costs, matches, losses and gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.parity.checks import LOSS, Check, compare, equal, number, worst
 from tests.parity.records import Case, RecordError
 
 TERMS = {"loss_ce": "classification", "loss_mask": "mask", "loss_dice": "dice"}  # recorded name, our field
-SEEDS = range(1000)  # tried in turn for the "seed" mode of a record that does not name its seed
+SEEDS = range(1000)  # candidates for the "seed" mode of records without a seed
 
 
 def check_criterion(case: Case) -> list[Check]:
@@ -36,7 +36,7 @@ def _place_checks(place: str, case: Case) -> list[Check]:
 
 
 def _predictions(case: Case) -> list[MaskPredictions]:
-    """The last prediction first, in which order the record's losses are computed, then the earlier ones."""
+    """The last prediction, then the earlier ones: the order in which the record's losses were computed."""
     earlier = len(case.numbered("outputs/aux_outputs", "/pred_masks"))
     places = ["outputs/", *(f"outputs/aux_outputs/{i}/" for i in range(earlier))]
     return [_prediction(case.under(place)) for place in places]
@@ -56,7 +56,7 @@ def _cost_checks(place: str, case: Case) -> list[Check]:
     points, output = case.tensors.get("points_matcher"), _predictions(case)[0]
     if points is None:
         return []
-    matcher, pairs = NotingMatcher(points.shape[1]), []
+    matcher, pairs = RecordingMatcher(points.shape[1]), []
     for i, target in enumerate(_targets(case)):
         own = matcher.costs(output.class_logits[i], output.mask_logits[i], target, always(points))
         for name, field in (("class", "classification"), ("mask", "mask"), ("dice", "dice")):
@@ -70,7 +70,7 @@ def _point_checks(place: str, case: Case) -> list[Check]:
     if not part.keys() >= {"logits", "coords"}:
         return []
     own = uncertain_points(part["logits"], part["coords"].shape[1], _seeded)
-    # topk leaves the order open
+    # topk does not define an order
     return compare(f"{place}uncertain points", _sorted(own), _sorted(part["coords"]))
 
 
@@ -92,7 +92,7 @@ def _mode_checks(stage: str, case: Case, mode: str) -> list[Check]:
     matches = case.under(f"indices_{mode}/")
     if matches.tensors:
         pairs = [(matches.tensor(f"{i}/0"), matches.tensor(f"{i}/1")) for i in range(len(targets))]
-        checks.append(match_check(f"{stage}: matches", matcher.noted[:1], [pairs]))
+        checks.append(match_check(f"{stage}: matches", matcher.matches[:1], [pairs]))
     for name, own in (("pred_logits", outputs[0].class_logits), ("pred_masks", outputs[0].mask_logits)):
         gradient = own.grad if own.grad is not None else torch.zeros_like(own)
         held = case.tensors.get(f"grad_{mode}/{name}")
@@ -100,27 +100,27 @@ def _mode_checks(stage: str, case: Case, mode: str) -> list[Check]:
     return checks
 
 
-def _criterion(case: Case, mode: str) -> tuple[SetCriterion, NotingMatcher, Uniform]:
+def _criterion(case: Case, mode: str) -> tuple[SetCriterion, RecordingMatcher, Uniform]:
     """The published losses in a mode of the records, and their source of points.
 
-    ``fixed`` takes the recorded points for all masks. The others keep the importance sampling: ``rand`` seeds
-    every draw by its size, ``seed`` the global generator once, before the matcher of the last prediction.
+    ``fixed`` uses the recorded points for all masks. The others use importance sampling: ``rand`` seeds every
+    draw by its size, ``seed`` seeds once, before the matcher of the last prediction.
     """
     if mode == "fixed":
         return fixed_criterion(case.tensor("points_matcher"), case.tensor("points_criterion"))
     if mode not in ("rand", "seed"):
         raise RecordError(f"unknown mode '{mode}' of the losses")
-    matcher = NotingMatcher(_count(case, "matcher"))
+    matcher = RecordingMatcher(_count(case, "matcher"))
     criterion = SetCriterion(matcher, LossWeights(), num_points=_count(case, "criterion"))
     return criterion, matcher, _seeded if mode == "rand" else _drawn(_seed(case, criterion))
 
 
 def _count(case: Case, name: str) -> int:
-    """Points of a mask: as many as are recorded of any kind."""
+    """Number of points per mask."""
     for kind in (f"points_{name}", "points_matcher", "points_criterion", "uncertain_points_rand/coords"):
         if kind in case.tensors:
             return case.tensors[kind].shape[1]
-    raise RecordError(f"its record has no 'points_{name}', which says how many there are")
+    raise RecordError(f"its record has no 'points_{name}'")
 
 
 def _seeded(*size: int) -> Tensor:
@@ -128,14 +128,14 @@ def _seeded(*size: int) -> Tensor:
 
 
 def _drawn(seed: int) -> Uniform:
-    """Random numbers as the global generator gives them after ``torch.manual_seed(seed)``."""
+    """Random numbers as after ``torch.manual_seed(seed)``."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *size: torch.rand(*size, generator=generator)
 
 
 @torch.no_grad()
 def _seed(case: Case, criterion: SetCriterion) -> int:
-    """The seed that the record names, else the first that gives its loss; 0 if none does."""
+    """The recorded seed, else the first that reproduces the mask loss, else 0."""
     wanted = case.facts.get("losses_unweighted_seed/loss_mask")
     if "seed" in case.facts or wanted is None:
         return int(case.facts.get("seed", 0))
@@ -149,7 +149,7 @@ def _seed(case: Case, criterion: SetCriterion) -> int:
 
 def _loss_checks(stage: str, recorded: Case, weighted: Sequence[MaskLosses]) -> list[Check]:
     weights, last = LossWeights(), len(weighted) - 1
-    order = [last, *range(last)]  # predictions as they were computed
+    order = [last, *range(last)]  # of computation
     pairs = [
         (name, (getattr(loss, field) / getattr(weights, field)).double(), number(recorded.facts[name]))
         for index, loss in zip(order, weighted, strict=True)
@@ -159,12 +159,12 @@ def _loss_checks(stage: str, recorded: Case, weighted: Sequence[MaskLosses]) -> 
     return worst(f"{stage}: losses", pairs, LOSS)
 
 
-class NotingMatcher(HungarianMatcher):
-    """A matcher that keeps its matches in ``noted`` and compares masks at given points, if any, [1, P, 2]."""
+class RecordingMatcher(HungarianMatcher):
+    """A matcher that records its ``matches`` and compares masks at ``points`` [1, P, 2], if given."""
 
     def __init__(self, num_points: int, points: Tensor | None = None) -> None:
         super().__init__(num_points=num_points)
-        self.points, self.noted = points, list[list[Match]]()
+        self.points, self.matches = points, list[list[Match]]()
 
     def __call__(
         self,
@@ -174,20 +174,20 @@ class NotingMatcher(HungarianMatcher):
         image_ids: Sequence[int],
     ) -> list[Match]:
         source = uniform if self.points is None else always(self.points)
-        self.noted.append(super().__call__(predictions, targets, source, image_ids))
-        return self.noted[-1]
+        self.matches.append(super().__call__(predictions, targets, source, image_ids))
+        return self.matches[-1]
 
 
 def always(points: Tensor) -> Uniform:
-    """A source of the same points [1, P, 2] for all masks."""
+    """Returns the same points [1, P, 2] for all masks."""
     return lambda *size: points.expand(size[0], -1, -1)[:, : size[1]]
 
 
 def fixed_criterion(
     matcher_points: Tensor, loss_points: Tensor
-) -> tuple[SetCriterion, NotingMatcher, Uniform]:
-    """The losses without importance sampling, and the source of their points."""
-    matcher = NotingMatcher(matcher_points.shape[1], matcher_points)
+) -> tuple[SetCriterion, RecordingMatcher, Uniform]:
+    """The losses at given points, their matcher and their source of points."""
+    matcher = RecordingMatcher(matcher_points.shape[1], matcher_points)
     criterion = SetCriterion(
         matcher, LossWeights(), num_points=loss_points.shape[1], oversample=1.0, importance=0.0
     )
@@ -195,16 +195,16 @@ def fixed_criterion(
 
 
 def suffix(index: int, last: int) -> str:
-    """What the records append to the name of a loss of prediction ``index`` of ``last`` + 1."""
+    """Suffix of the recorded losses of prediction ``index``."""
     return "" if index == last else f"_{index}"
 
 
 def match_check(
-    stage: str, noted: Sequence[Sequence[Match]], recorded: Sequence[Sequence[tuple[Tensor, Tensor]]]
+    stage: str, own: Sequence[Sequence[Match]], recorded: Sequence[Sequence[tuple[Tensor, Tensor]]]
 ) -> Check:
-    """Whether matches are the recorded ones, prediction by prediction and image by image."""
+    """Compare matches of every prediction and image with recorded ones."""
     wrong = total = 0
-    for ours, theirs in zip(noted, recorded, strict=True):
+    for ours, theirs in zip(own, recorded, strict=True):
         for match, (queries, targets) in zip(ours, theirs, strict=True):
             total += len(queries)
             same = match.queries.tolist() == queries.tolist() and match.targets.tolist() == targets.tolist()

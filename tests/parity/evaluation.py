@@ -1,4 +1,4 @@
-"""Evaluation cases: every stage from its recorded input, and all of it from the images."""
+"""Evaluation cases: every stage from its recorded input, and end to end from the images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _end_to_end_checks(run: Evaluation) -> list[Check]:
 
 
 def _head_checks(run: Evaluation) -> list[Check]:
-    """Pixel decoder and mask decoder, each if all of its input is recorded."""
+    """Pixel decoder and mask decoder, if their whole input is recorded."""
     checks: list[Check] = []
     pyramid = _recorded_pyramid(run)
     held = [x for x in pyramid if x is not None]
@@ -73,7 +73,7 @@ def _recorded_pyramid(run: Evaluation) -> list[Tensor | None]:
 
 def _recorded_levels(run: Evaluation) -> list[Tensor | None]:
     levels = [run.held(f"{PIXEL}multi_scale_features/{i}") for i in range(3)]
-    if levels[0] is None:  # recorded under another name, too
+    if levels[0] is None:  # also recorded under another name
         levels[0] = run.held(PIXEL + "transformer_encoder_features")
     return levels
 
@@ -88,7 +88,7 @@ def _pixel_checks(run: Evaluation, features: PixelFeatures, stage: str) -> list[
 
 
 def _classifier_checks(run: Evaluation) -> list[Check]:
-    """All stages between mask embeddings and results, each if its input is recorded."""
+    """Stages between mask embeddings and results whose input is recorded."""
     return [*_text_checks(run), *_diffusion_checks(run), *_clip_checks(run), *_fusion_checks(run)]
 
 
@@ -114,20 +114,20 @@ def _diffusion_checks(run: Evaluation) -> list[Check]:
 
 
 def _recorded_logits(run: Evaluation) -> Tensor | None:
-    """Class logits of the mask embeddings, with the no-object class in the label model."""
+    """Class logits of the mask embeddings; the label model's include no object."""
     label = run.held("cal_pred_logits/0")
     return run.held("cal_pred_open_logits/0") if label is None else label
 
 
 def _recorded_masks(run: Evaluation) -> Tensor | None:
-    """Mask logits as masked CLIP saw them."""
+    """Mask logits in the input of masked CLIP."""
     masks = run.held(CLIP_HEAD + "get_mask_embed/0/mask")
     return run.held(PREDICTOR + "pred_masks") if masks is None else masks
 
 
 def _clip_checks(run: Evaluation) -> list[Check]:
     images, sizes = run.canvas
-    # the original shows all that any image of the batch covers
+    # the original crops all images to the largest size in the batch
     high, wide = (max(side) for side in zip(*sizes, strict=True))
     recorded = run.held(CLIP_HEAD + "get_mask_embed/0/image")
     checks = compare("image for masked CLIP", images[..., :high, :wide], recorded)
@@ -146,7 +146,7 @@ def _clip_checks(run: Evaluation) -> list[Check]:
 
 
 def _fusion_checks(run: Evaluation) -> list[Check]:
-    """Fused probabilities, and all results from what is recorded just before them."""
+    """Fused probabilities, and results of recorded logits and masks."""
     logits, clip = _recorded_logits(run), run.held(CLIP_HEAD + "pred_logits/0/logits")
     recorded = run.held(CLIP_HEAD + "out/0/pred_open_logits")
     if recorded is None:

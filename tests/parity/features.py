@@ -27,7 +27,7 @@ class Evaluation:
     model: Odise
 
     def held(self, name: str) -> Tensor | None:
-        """A recorded tensor, None if it was not kept."""
+        """A recorded tensor, or None."""
         return self.case.tensors.get(f"rec/{name}")
 
     @cached_property
@@ -41,7 +41,7 @@ class Evaluation:
 
     @cached_property
     def windows(self) -> list[Tensor]:
-        """Every window of all images at the diffusion model's size: [B, 3, S, S] each."""
+        """Windows at the diffusion model's input size: [B, 3, S, S] each."""
         cuts = cut_windows(self.canvas[0], self.plan, self.model.backbone.input_size)
         return list(cuts.chunk(len(self.plan)))
 
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 def window_checks(run: Evaluation) -> list[Check]:
-    """Where windows are cut, their pixels, and what the captioner makes of them."""
+    """Positions and pixels of windows, and their conditioning."""
     clip, captioner, numbered = run.model.clip, run.model.backbone.captioner, run.case.numbered
     cuts, places = torch.tensor([astuple(window) for window in run.plan]), run.case.facts.get("windows")
     embeds = numbered(EMBED, "/image_embed")
@@ -82,13 +82,13 @@ def window_checks(run: Evaluation) -> list[Check]:
 
 
 def feature_checks(run: Evaluation) -> list[Check]:
-    """The diffusion model, from recorded windows, latents and conditioning."""
+    """Features of the diffusion model from recorded windows, latents and conditioning."""
     features, case = run.model.backbone.features, run.case
     steps = features.timesteps
     latents = case.numbered(LDM + "encode_to_latent", "/latent")
     encoded = {i: features.encode(_window(run, i)) for i in latents}
     noisy = case.numbered(LDM + "unet_forward", "/noisy_latent")
-    # all steps of the first window, then of the next
+    # recorded window by window, step by step
     starts = {k: (latents.get(k // len(steps)), steps[k % len(steps)]) for k in noisy}
     checks = [
         *worst("latent", [(f"window {i}", encoded[i][0], x) for i, x in latents.items()]),

@@ -18,7 +18,7 @@ from tests.parity.checks import LOSS, Check, compare, compare_maps, equal
 from tests.parity.models import frozen_files
 from tests.parity.records import Case
 
-RECORDED_CHARACTERS = 300  # the records' CLIP tokens are of texts cut to this length
+RECORDED_CHARACTERS = 300  # texts were truncated before CLIP's tokenizer in the records
 
 
 def check_grounding(case: Case) -> list[Check]:
@@ -71,7 +71,7 @@ def token_checks(case: Case) -> list[Check]:
 
 
 def schedule_checks(case: Case) -> list[Check]:
-    """How much of the latent and of the noise there is at each step."""
+    """Weights of latent and noise at each step."""
     alphas, checks = noise_schedule(), list[Check]()
     for name, values in (
         ("sqrt_alphas_cumprod", alphas.sqrt()),
@@ -85,7 +85,7 @@ def schedule_checks(case: Case) -> list[Check]:
 
 
 def check_noun_phrases(case: Case) -> list[Check]:
-    """Phrases of texts with recorded parts of speech, as published."""
+    """Noun phrases of texts with recorded part-of-speech tags."""
     from odise_pl.data.noun_phrases import find_phrases
 
     tags, wrong = case.fact("tags"), list[str]()
@@ -94,21 +94,22 @@ def check_noun_phrases(case: Case) -> list[Check]:
     ]
     for text, mode, found in recorded:
         tagged = [(token, tags.get(token, "NN")) for token in re.findall(r"\w+|[^\w\s]", text)]
-        if _noted_when_followed(find_phrases(tagged, joined=mode == "prep")) != found:
+        if _collect_as_released(find_phrases(tagged, joined=mode == "prep")) != found:
             wrong.append(f"{text} ({mode})")
     return [equal("noun phrases", len(wrong), len(recorded), "; ".join(wrong[:2]))]
 
 
-def _noted_when_followed(chunks: Iterable[str | None]) -> list[str]:
-    """As the release does it: a phrase is noted when a token outside of phrases follows, so one that ends the
-    text is lost; and one that was noted before sticks to the next.
+def _collect_as_released(chunks: Iterable[str | None]) -> list[str]:
+    """Collect phrases with two faults of the release.
+
+    A phrase at the end of the text is lost, and a repeated phrase is joined with the next.
     """
-    noted: list[str] = []
+    phrases: list[str] = []
     pending: list[str] = []
     for chunk in chunks:
         if chunk is not None:
             pending.append(chunk)
-        elif pending and " ".join(pending) not in noted:
-            noted.append(" ".join(pending))
+        elif pending and " ".join(pending) not in phrases:
+            phrases.append(" ".join(pending))
             pending = []
-    return noted
+    return phrases

@@ -1,4 +1,4 @@
-"""The network that a case describes, with its three files of weights."""
+"""Build the network of a case from its three files of weights."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _TIME = ("backbone.captioner.alpha_time", "backbone.captioner.time_project.")
 
 
 def model_of(case: Case, weights: Path | None, input_size: int | None = None) -> Odise:
-    """The network of a case in eval mode, with ``published_quirks``; cases that describe the same share it.
+    """The network of a case in eval mode, with ``published_quirks``; equal cases share it.
 
     Args:
-        case: its JSON says supervision, steps, window size and whether the time embedding is learned.
-        weights: checkpoint of cases that name none; or it lies beside those that they name.
-        input_size: for a case without a window size.
+        case: names supervision, steps, window size and whether the time embedding is learned.
+        weights: checkpoint of cases that name none; files that cases name may be beside it.
+        input_size: for cases without a window size.
     """
     supervision = case.fact("model")
     if supervision not in CLASSIFIERS:
@@ -59,7 +59,7 @@ def model_of(case: Case, weights: Path | None, input_size: int | None = None) ->
 
 
 def _checkpoint_of(case: Case, weights: Path | None) -> Path:
-    """What the case names, beside it or beside ``weights``; else ``weights``."""
+    """The file that the case names, beside the case or beside ``weights``; else ``weights``."""
     named = case.facts.get("weights")
     if named is not None and not is_plain_name(named):
         raise RecordError(f"weights {named!r} is not the name of a file")
@@ -72,7 +72,7 @@ def _checkpoint_of(case: Case, weights: Path | None) -> Path:
 
 
 def frozen_files(folder: Path, weights: Path | None) -> tuple[Path, Path]:
-    """The files that hold the diffusion model and CLIP: in the folder or beside ``weights``."""
+    """Files of the diffusion model and CLIP, in the folder or beside ``weights``."""
     diffusion, clip = (_file_with(mark, _folders(folder, weights)) for mark in (DIFFUSION_MARK, CLIP_MARK))
     return diffusion, clip
 
@@ -90,7 +90,7 @@ def _file_with(mark: str, folders: Sequence[Path]) -> Path:
 
 
 def input_side(case: Case) -> int:
-    """Side of the windows as the diffusion model sees them."""
+    """Side of the diffusion model's input."""
     size = case.fact("backbone_in_size")
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
@@ -131,7 +131,7 @@ def _build(
     model.mask_decoder = RecordedThresholds(**sizes, object_head=supervision == "caption")
     if learnable_time:
         load_weights(model, checkpoint)
-    else:  # the weights may be of a network that has them
+    else:  # the weights may include a time embedding
         kept = {name: value for name, value in state.items() if not name.startswith(_TIME)}
         load_trainable_state(model, kept, str(checkpoint))
     return model
@@ -152,6 +152,6 @@ def official_parameters(model: nn.Module, supervision: str) -> dict[str, nn.Para
 
 
 def vocabulary(labels: Sequence[Sequence[str] | str], things: Sequence[int] = ()) -> Vocabulary:
-    """Recorded labels, names of each class or one name, as a vocabulary."""
+    """A vocabulary of recorded labels: one name, or several, per class."""
     names = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in labels]
     return Vocabulary("the record", tuple(Category(i, n[0], n[1:], i in things) for i, n in enumerate(names)))

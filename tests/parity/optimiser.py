@@ -19,15 +19,15 @@ from tests.parity.training import Training
 
 
 def check_optimiser(case: Case, weights: Path | None) -> list[Check]:
-    """Groups, and all steps on the inputs of the training case that the record continues."""
+    """Parameter groups, and all steps on the inputs of the record's training case."""
     source = _inputs_of(case)
-    model = deepcopy(model_of(case, weights, input_side(source)))  # others share it, and this one changes
+    model = deepcopy(model_of(case, weights, input_side(source)))  # it is trained, and other cases share it
     run, settings = Training(source, model), OptimizerSettings()
     optimizer = build_optimizer(model, settings, settings.reference_batch)
     trained = [p for p in model.parameters() if p.requires_grad]
     totals, norms = list[float](), list[float]()
     for step in range(len(case.fact("total"))):
-        # the training case is the first step alone
+        # the training case records only the first step
         use_recorded_thresholds(model, source.tensors if step == 0 else {})
         optimizer.zero_grad()
         _, losses = run.step()
@@ -42,7 +42,7 @@ def check_optimiser(case: Case, weights: Path | None) -> list[Check]:
 
 
 def _inputs_of(case: Case) -> Case:
-    """The case itself, or the training case beside it whose loss is the first one of the record."""
+    """The case itself, or the training case beside it with the record's first loss."""
     if "inputs/0/image" in case.tensors:
         return case
     first = case.fact("total")[0]
@@ -52,8 +52,8 @@ def _inputs_of(case: Case) -> Case:
         if alike and isinstance(total, float) and abs(total - first) <= 1e-4 * total:
             return other
     raise RecordError(
-        f"no training case in {case.folder} has its model, steps and first loss ({first}); "
-        "put that case beside it"
+        f"no training case in {case.folder} has its model, steps and first loss "
+        f"({first}); copy that case into the folder"
     )
 
 

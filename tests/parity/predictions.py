@@ -1,4 +1,4 @@
-"""The mask decoder's predictions: with thresholds that do not depend on rounding, and against a record."""
+"""Checks of the mask decoder's predictions, with thresholds that do not depend on rounding."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.parity.checks import Check, Tolerance, worst
 
 
 class RecordedThresholds(MaskDecoder):
-    """Thresholds recorded masks, where there are some, instead of its own.
+    """A mask decoder that thresholds recorded masks, where given, instead of its own.
 
-    Each layer then attends, and each prediction pools, where the original did. A fault still shows, because
-    our masks are compared with the recorded ones at every prediction.
+    Layers then attend and predictions pool in the same cells as in the original. Errors are still found,
+    because our masks are compared with the recorded ones.
 
     Attributes:
-        recorded: mask logits by number of the prediction.
+        recorded: mask logits by index of the prediction.
     """
 
     recorded: Mapping[int, Tensor] = MappingProxyType({})
@@ -32,7 +32,7 @@ class RecordedThresholds(MaskDecoder):
         return super().forward(features)
 
     def pooled_cells(self, mask_logits: Tensor) -> Tensor:
-        # the first question about every prediction
+        # called first, once per prediction
         self._number += 1
         return super().pooled_cells(self.recorded.get(self._number, mask_logits))
 
@@ -41,7 +41,7 @@ class RecordedThresholds(MaskDecoder):
 
 
 def use_recorded_thresholds(model: Odise, recorded: Mapping[str, Tensor]) -> bool:
-    """Threshold the masks among the tensors of a case; returns whether all of them are there."""
+    """Threshold the recorded masks of a case; returns whether all are recorded."""
     decoder = model.mask_decoder
     assert isinstance(decoder, RecordedThresholds)
     last = len(decoder.layers)
@@ -51,7 +51,7 @@ def use_recorded_thresholds(model: Odise, recorded: Mapping[str, Tensor]) -> boo
 
 
 def output_place(index: int, last: int) -> str:
-    """Where a record keeps prediction ``index`` of ``last`` + 1."""
+    """Prefix of prediction ``index`` in a record."""
     return "rec/predictor/0/" + ("" if index == last else f"aux_outputs/{index}/")
 
 
@@ -62,7 +62,7 @@ def prediction_checks(
     tolerance: Tolerance,
     objects: str = "object_logits",
 ) -> list[Check]:
-    """All that the tensors of a case hold of the predictions; ``objects``: field of the object scores."""
+    """Compare predictions with recorded ones; ``objects`` is the field of the object scores."""
     fields = {
         "masks": ("pred_masks", "mask_logits"),
         "mask embeddings": ("mask_embed", "mask_embed"),

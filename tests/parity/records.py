@@ -1,4 +1,4 @@
-"""Recorded cases: ``NAME.json`` holds facts, ``NAME.safetensors`` tensors, both under ``/``-joined names."""
+"""Recorded cases: facts in ``NAME.json``, tensors in ``NAME.safetensors``, both with ``/``-joined names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecordError(UserError):
 
 @dataclass(frozen=True)
 class Case:
-    """One record: ``facts`` are labels, window size, losses and the like, by name."""
+    """A record: ``facts`` are labels, sizes, losses and other plain values."""
 
     name: str
     folder: Path
@@ -44,7 +44,7 @@ class Case:
         return [image.float() / 255 for image in self.numbered("inputs", "/image").values()]
 
     def under(self, prefix: str) -> Case:
-        """The part of a case whose names start with ``prefix``, without it."""
+        """The entries whose names start with ``prefix``, without the prefix."""
 
         def part(values: Mapping[str, Any]) -> dict[str, Any]:
             return {n.removeprefix(prefix): value for n, value in values.items() if n.startswith(prefix)}
@@ -59,14 +59,14 @@ class Case:
 
 
 def read_cases(folder: Path, names: Sequence[str] = ()) -> list[Case]:
-    """The cases of a folder, or those that are named."""
+    """All cases of a folder, or only ``names``."""
     if not folder.is_dir():
         raise RecordError(f"no such folder: {folder}")
     there = sorted(path.stem for path in folder.glob("*.json"))
     missing = [name for name in names if name not in there]
     if missing or not there:
         raise RecordError(
-            f"{folder} has no case {', '.join(missing) or 'at all'}; it has: {', '.join(there) or 'none'}"
+            f"{folder} has no case {', '.join(missing) or 'NAME.json'}; it has: {', '.join(there) or 'none'}"
         )
     return [_read_case(folder, name) for name in (names or there)]
 
@@ -84,7 +84,7 @@ def _read_case(folder: Path, name: str) -> Case:
 
 
 def kind_of(case: Case) -> str:
-    """What a case is about, from what it holds."""
+    """The kind of a case, from its content."""
     tensors = case.tensors
     tests = {
         "noun_phrases": "phrases" in case.facts,
@@ -100,11 +100,11 @@ def kind_of(case: Case) -> str:
         if fits:
             return kind
     shown = ", ".join([*case.facts, *tensors][:4]) or "nothing"
-    raise RecordError(f"it is of no known kind: it holds {shown}")
+    raise RecordError(f"unknown kind of case: it holds {shown}")
 
 
 def _has_step(case: Case) -> bool:
-    """Whether a case holds losses or gradients; captioned images may have no annotations."""
+    """Whether a case records losses or gradients."""
     names = [*case.facts, *case.tensors]
     marks = ("losses/", "grad_norm/", "grads/", "points_", "total")
     return any(name.startswith(marks) or name.endswith("/gt_masks") for name in names)

@@ -14,7 +14,6 @@ from odise_pl.models.inference import (
     panoptic,
     resize_masks,
     semantic_map,
-    semantic_scores,
 )
 from odise_pl.structures import Instances
 from tests.parity.checks import STAGE, Check, Tolerance, compare, compare_maps, equal
@@ -56,13 +55,13 @@ def _image_checks(
     recorded: Case,
     tolerance: Tolerance,
 ) -> list[Check]:
-    """All results of one image: class logits [Q, K + 1], mask logits [Q, H, W] at the size of the results."""
+    """All results of one image: class logits [Q, K + 1], resized mask logits [Q, H, W]."""
     held, thresholds = recorded.tensors, _thresholds(settings)
     scores = semantic_scores(class_logits, mask_logits)
     whole = panoptic(class_logits, mask_logits, isthing, thresholds)
     segments = [(s.id, s.category, s.isthing) for s in whole.segments]
     checks = compare(f"{stage}: semantic scores", scores, held.get("sem_seg"), tolerance)
-    if "sem_seg" in held and not tolerance.share:  # after a flip, near ties go either way
+    if "sem_seg" in held and not tolerance.share:  # a flip may decide near ties
         checks += compare_maps(
             f"{stage}: semantic map",
             semantic_map(class_logits, mask_logits),
@@ -78,7 +77,7 @@ def _image_checks(
 
 
 def _thresholds(case: Case) -> InferenceSettings:
-    """The published thresholds, unless the case names others."""
+    """The thresholds of the case, by default the published ones."""
     usual = InferenceSettings()
     return InferenceSettings(
         case.facts.get("object_mask_threshold", usual.object_threshold),
@@ -101,7 +100,7 @@ def _segment_checks(stage: str, own: Sequence[tuple[int, int, bool]], recorded: 
 
 
 def _instance_checks(stage: str, own: Instances, recorded: Case, tolerance: Tolerance) -> list[Check]:
-    """Instances have no order: each is compared with the recorded one of its class that is most like it."""
+    """Instances have no order: each is compared with the most similar recorded one of its class."""
     labels, scores, masks = (recorded.tensor(f"inst_{name}") for name in ("classes", "scores", "masks"))
     stages = [f"{stage}: instance{what}" for what in ("s", " scores", " masks")]
     pairs = _pairs(own, Instances(labels, scores, masks.bool()))
@@ -117,7 +116,7 @@ def _instance_checks(stage: str, own: Instances, recorded: Case, tolerance: Tole
 
 
 def _pairs(own: Instances, recorded: Instances) -> Tensor:
-    """Numbers of ours and of recorded instances that belong together: [N, 2]."""
+    """Indices of matching instances, ours and recorded: [N, 2]."""
     if not len(own.labels) or not len(recorded.labels) or own.masks.shape[1:] != recorded.masks.shape[1:]:
         return torch.zeros(0, 2, dtype=torch.int64)
     differing = torch.cdist(own.masks.flatten(1).float(), recorded.masks.flatten(1).float(), p=1)
@@ -126,3 +125,8 @@ def _pairs(own: Instances, recorded: Instances) -> Tensor:
     rows, columns = linear_sum_assignment(torch.where(same, distance, 1e6).numpy())
     pairs = torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1)
     return pairs[same[pairs[:, 0], pairs[:, 1]]]
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Sum over queries of class probability times mask probability: [K, H, W]."""
+    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())

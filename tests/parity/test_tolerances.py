@@ -14,7 +14,7 @@ from tests.parity.records import Case, kind_of
 ONE = torch.ones(1)
 
 
-def test_differences_are_relative_to_largest_recorded_value() -> None:
+def test_differences_are_relative_to_largest_value() -> None:
     recorded = torch.tensor([-8.0, 1.0, 0.0])
     assert compare("x", recorded + torch.tensor([0.0, 2.0, -1.0]), recorded)[0].difference == 0.25
     assert compare("x", torch.full((3,), 0.5), torch.zeros(3))[0].difference == 0.5
@@ -35,7 +35,7 @@ def test_nonfinite_values_and_other_shapes_fail(bad: float, tolerance: Tolerance
     assert not compare_maps("x", torch.ones(1, 2), torch.ones(2), tolerance)[0].ok
 
 
-def test_share_of_values_may_be_further_off() -> None:
+def test_share_of_values_may_differ_by_more() -> None:
     ours, recorded, tolerance = torch.ones(10), torch.ones(10), Tolerance(1e-3, share=0.2)
     ours[:2] = 5
     assert compare("x", ours, recorded, tolerance)[0].ok
@@ -58,11 +58,11 @@ def test_share_of_values_may_be_further_off() -> None:
         ({}, ["K12/outputs/pred_masks"], "criterion"),
     ],
 )
-def test_kind_follows_from_content(facts: dict[str, Any], names: list[str], kind: str, tmp_path: Any) -> None:
+def test_kind_of_case(facts: dict[str, Any], names: list[str], kind: str, tmp_path: Any) -> None:
     assert kind_of(Case("held_x", tmp_path, facts, dict.fromkeys(names, ONE))) == kind
 
 
-def test_recorded_masks_are_thresholded() -> None:
+def test_recorded_thresholds_use_recorded_masks() -> None:
     torch.manual_seed(0)
     sizes, levels = (32, 32, 32, 8, 4, 4, 64), [torch.randn(2, 32, s, s + 1) for s in (2, 4, 8)]
     features = PixelFeatures(torch.randn(2, 32, 16, 18), levels)

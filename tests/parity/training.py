@@ -26,21 +26,21 @@ from tests.parity.checks import (
     number,
     worst,
 )
-from tests.parity.criterion import TERMS, NotingMatcher, fixed_criterion, match_check, suffix
+from tests.parity.criterion import TERMS, RecordingMatcher, fixed_criterion, match_check, suffix
 from tests.parity.models import model_of, official_parameters, vocabulary
 from tests.parity.predictions import output_place, prediction_checks, use_recorded_thresholds
 from tests.parity.records import Case
 
 GROUNDING = "loss_mask_word"
-NOISE = 1e-7  # of the largest gradient's norm: smaller ones are relative to this, not to themselves
+NOISE = 1e-7  # of the largest gradient norm; differences of smaller gradients are relative to it
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Weighted losses by their recorded names, in order of the predictions, and what the matcher did."""
+    """Weighted losses by recorded name, in order of the predictions, and the matcher with its matches."""
 
     terms: Mapping[str, Tensor]
-    matcher: NotingMatcher
+    matcher: RecordingMatcher
 
     @property
     def total(self) -> Tensor:
@@ -53,7 +53,7 @@ class Training:
     def __init__(self, case: Case, model: Odise) -> None:
         self.case, self.model = case, model.train()
         self.images, _ = pad_images(case.images())
-        # the published rule: the first image decides for the whole batch whether there are annotations
+        # as published, the first image decides whether the batch is annotated
         self.labelled = any(f"inputs/0/gt_{name}" in case.tensors for name in ("masks", "classes"))
         self.caption = case.fact("model") == "caption"
         self.targets = [self._targets(i) for i in range(len(self.images))]
@@ -69,11 +69,11 @@ class Training:
         masks = (tensors.get(f"inputs/{index}/gt_masks", nothing) if self.labelled else nothing).bool()
         labels = self.case.tensor(f"inputs/{index}/gt_classes") if len(masks) else torch.zeros(0).long()
         padded = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
-        # the caption model knows objects only
+        # all objects are one class in the caption model
         return Targets(torch.zeros_like(labels) if self.caption else labels, padded)
 
     def losses(self, outputs: Sequence[MaskPredictions]) -> Losses:
-        """All losses at the recorded points; without annotations, those of classes and masks are 0."""
+        """All losses at the recorded points; without annotations, class and mask losses are 0."""
         held = [
             self.case.tensor(f"points_{name}") if self.labelled else torch.zeros(1, 1, 2)
             for name in ("matcher", "criterion")
@@ -98,7 +98,7 @@ class Training:
         return outputs, losses
 
     def recorded_outputs(self) -> list[MaskPredictions] | None:
-        """Recorded predictions, with class logits made from recorded embeddings; None if one is missing."""
+        """Recorded predictions with class logits from recorded embeddings; None if one is missing."""
         last = len(self.model.mask_decoder.layers)
         outputs = []
         for i in range(last + 1):
@@ -113,7 +113,7 @@ class Training:
         return outputs
 
     def recorded_matches(self, count: int) -> list[list[tuple[Tensor, Tensor]]] | None:
-        """Recorded (queries, targets) by prediction and image; None if there are none, or not all."""
+        """Recorded (queries, targets) by prediction and image; None if some are missing."""
         if not self.labelled:
             return None
         places = [f"rec/matcher.indices/{call}/" for call in [*range(1, count), 0]]  # the last comes first
@@ -173,14 +173,14 @@ def _loss_checks(run: Training, losses: Losses, stage: str, tolerance: Tolerance
         checks += worst(f"{stage}: {kind}", pairs, tolerance)
     if "total" in run.case.facts:
         checks += compare(f"{stage}: total", losses.total, number(run.case.facts["total"]), tolerance)
-    matches = run.recorded_matches(len(losses.matcher.noted))
+    matches = run.recorded_matches(len(losses.matcher.matches))
     if matches is not None:
-        checks.append(match_check(f"{stage}: matches", losses.matcher.noted, matches))
+        checks.append(match_check(f"{stage}: matches", losses.matcher.matches, matches))
     return checks
 
 
 def _gradient_checks(run: Training, tolerance: StepTolerance) -> list[Check]:
-    """Norms and directions of the gradients; their single elements are not reproducible."""
+    """Norms and directions of gradients; single elements are not reproducible."""
     own = official_parameters(run.model, run.case.fact("model"))
     found = {name: _gradient(parameter).double() for name, parameter in own.items()}
     held = {name: x.double() for name, x in run.case.under("grads/").tensors.items()}

@@ -12,9 +12,9 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.structures import TensorStruct
 
-# a caption of each image, None where there is none
+# One caption per image, None if it has none.
 Captions = Sequence[str | None] | None
-# images [N, 3, H, W] in 0..1 to N sentences
+# Maps images [N, 3, H, W] in 0..1 to N sentences.
 Describe = Callable[[Tensor], list[str]]
 
 
@@ -32,7 +32,7 @@ class Conditioning(TensorStruct):
 
 
 class PositionalLinear(nn.Module):
-    """One vector in, one vector per position out: ``linear(x) + position``."""
+    """Maps one vector to one vector per position: ``linear(x) + position``."""
 
     def __init__(self, in_features: int, out_features: int, positions: int) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class PositionalLinear(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Base of all captioners: the learnable time embedding, ``tanh(alpha) * (W clip(x) + p)``.
+    """Base of all captioners with the learnable time embedding ``tanh(alpha) * (W clip(x) + p)``.
 
-    alpha starts at zero: training begins at the fixed time embedding.
+    alpha starts at zero, so training starts from the fixed time embedding.
 
     Args:
         clip: the shared frozen CLIP.
@@ -59,11 +59,11 @@ class Captioner(nn.Module):
         self.clip = clip
 
     def learn_time(self, time_dim: int | None, steps: int) -> None:
-        """Add the time embedding's parameters, after those of the captioner itself.
+        """Add the time embedding's parameters; call it last, because it draws random numbers.
 
         Args:
-            time_dim: width of the UNet's time embedding; None leaves the time embedding as it is.
-            steps: number of diffusion steps that are read.
+            time_dim: width of the UNet's time embedding; None keeps the time embedding fixed.
+            steps: number of diffusion steps.
         """
         self.time_project = PositionalLinear(self.clip.embed_dim, time_dim, steps) if time_dim else None
         self.alpha_time = nn.Parameter(torch.zeros(time_dim)) if time_dim else None
@@ -71,7 +71,7 @@ class Captioner(nn.Module):
     def time(self, images: Tensor, embedding: Tensor | None = None) -> Tensor | None:
         """[N, steps, time_dim] for images [N, 3, H, W]; None if time is fixed.
 
-        ``embedding``: CLIP's of the images, if it is known.
+        ``embedding``: the images' CLIP embeddings, if already computed.
         """
         if self.time_project is None or self.alpha_time is None:
             return None
@@ -80,9 +80,9 @@ class Captioner(nn.Module):
 
 
 class ImplicitCaptioner(Captioner):
-    """The image's CLIP embedding, projected to pseudo-words: ``uncond + tanh(alpha) * (W clip(x) + p)``.
+    """The CLIP embedding projected to pseudo-words: ``uncond + tanh(alpha) * (W clip(x) + p)``.
 
-    alphas start at zero: training begins at the unconditional model.
+    alpha starts at zero, so training starts from the unconditional model.
 
     Args:
         clip: the shared frozen CLIP.
@@ -101,7 +101,7 @@ class ImplicitCaptioner(Captioner):
         self.learn_time(time_dim, steps)
 
     def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
-        """Conditioning for images [N, 3, H, W] in 0..1; captions are not read."""
+        """Conditioning for images [N, 3, H, W] in 0..1; captions are ignored."""
         embedding = self.clip.encode_image(images)
         context = self.uncond + torch.tanh(self.alpha_cond) * self.clip_project(embedding)
         return Conditioning(context, self.time(images, embedding))
@@ -124,17 +124,17 @@ class EmptyCaptioner(Captioner):
         self.learn_time(time_dim, steps)
 
     def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
-        """Conditioning for images [N, 3, H, W]; captions are not read."""
+        """Conditioning for images [N, 3, H, W]; captions are ignored."""
         return Conditioning(self.uncond.expand(len(images), -1, -1), self.time(images))
 
 
 class TextCaptioner(Captioner):
-    """A sentence about every image, encoded by the diffusion model's own text encoder.
+    """A sentence about each image, encoded by the diffusion model's text encoder.
 
     Args:
         clip: the shared frozen CLIP.
-        describe: makes a sentence for each image; None takes the captions that come with them.
-        encode: N sentences, some of which may be the same, to [N, tokens, context_dim].
+        describe: generates a sentence for each image; None uses precomputed captions.
+        encode: maps N sentences to [N, tokens, context_dim].
         time_dim, steps: see :meth:`Captioner.learn_time`.
     """
 
@@ -154,14 +154,13 @@ class TextCaptioner(Captioner):
         """Conditioning for images [N, 3, H, W] in 0..1.
 
         Raises:
-            SettingError: an image has no caption, and nothing makes one.
+            SettingError: an image has no precomputed caption, and none is generated.
         """
         sentences = list(captions or ()) if self.describe is None else self.describe(images)
         known = [sentence for sentence in sentences if sentence is not None]
         if len(known) < len(images):
             raise SettingError(
-                f"{len(images) - len(known)} of {len(images)} images have no precomputed caption, which this "
-                "captioner reads: write captions into the shards with odise prepare captions, or make them "
-                "when the images are seen with captioner.on_the_fly=true"
+                f"{len(images) - len(known)} of {len(images)} images have no precomputed caption: write them "
+                "into the shards with odise prepare captions, or set captioner.on_the_fly=true"
             )
         return Conditioning(self.encode(known), self.time(images))

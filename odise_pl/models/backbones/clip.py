@@ -1,6 +1,6 @@
-"""The frozen CLIP model: global image and text embeddings, and one embedding per mask.
+"""The frozen CLIP model: embeddings of images, texts and masks.
 
-It is built and loaded once and shared by the captioner and the classifiers.
+Captioner and classifiers share one instance.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
 def load_clip(
     weights: str, architecture: CLIPArchitecture | None = None, mapped: bool = False
 ) -> open_clip.CLIP:
-    """Build a CLIP model and fill it.
+    """Build a CLIP model and load its weights.
 
     Args:
         weights: ``random``; a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``); or
-            ``MODEL:TAG`` of open_clip's own list (``ViT-L-14-336:openai``), fetched or taken from its cache.
-        architecture: of random weights and files; ViT-L/14@336 by default.
+            ``MODEL:TAG`` of open_clip (``ViT-L-14-336:openai``), downloaded or from its cache.
+        architecture: for ``random`` and files; ViT-L/14@336 by default.
         mapped: leave the image encoder's weights in the mapped file; see ``build_odise``.
 
     Raises:
-        WeightsError: nothing there, damaged, or of another architecture.
+        WeightsError: weights are missing, damaged, or of another architecture.
     """
     architecture = architecture or CLIPArchitecture()
     if weights == "random":
         return build_clip(architecture)
     if not Path(weights).is_file():
         return _from_open_clip(weights)
-    model = _without_memory(architecture)
+    model = _on_meta(architecture)
     tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _NOT_WEIGHTS}
     require_finite(tensors, weights)
     load_exactly(model, tensors, weights, assign=True)
@@ -82,12 +82,12 @@ def load_clip(
     return model
 
 
-# three numbers that OpenAI's own files carry, and a constant of infinities that some files hold
+# metadata of OpenAI's files, and the attention mask in some files, which is infinite
 _NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size", "attn_mask"})
 
 
-def _without_memory(architecture: CLIPArchitecture) -> open_clip.CLIP:
-    """A model whose weights are still to be assigned."""
+def _on_meta(architecture: CLIPArchitecture) -> open_clip.CLIP:
+    """A model on the meta device, apart from its attention mask."""
     with torch.device("meta"):
         model = build_clip(architecture)
     mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
@@ -103,13 +103,13 @@ def _from_open_clip(weights: str) -> open_clip.CLIP:
         )
     if not _is_plain_vit(open_clip.get_model_config(name)):
         raise WeightsError(
-            f"CLIP {weights} is no vision transformer with a class token and CLIP's own text encoder, which "
-            "masked CLIP needs; set clip.weights to one, e.g. ViT-L-14-336:openai"
+            f"CLIP {weights}: masked CLIP needs a vision transformer with a class token, and CLIP's text "
+            "encoder; set clip.weights to such a model, e.g. ViT-L-14-336:openai"
         )
     try:
         model = open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
-    except Exception as error:  # whatever the network stack raises
-        raise WeightsError(f"cannot fetch CLIP {weights}: {error}") from error
+    except Exception as error:  # network errors of many kinds
+        raise WeightsError(f"cannot download CLIP {weights}: {error}") from error
     require_finite(model.state_dict(), f"CLIP {weights}")
     return model
 
@@ -180,14 +180,14 @@ class FrozenCLIP(Frozen):
 
     @torch.no_grad()
     def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:
-        """One embedding per mask from one pass over each image (section 3.5 of the paper; MaskCLIP).
+        """Embed each mask in one pass over the image (section 3.5 of the paper; MaskCLIP).
 
-        Every mask gets a copy of the class token. A copy attends to the original class token and to the
-        patches its mask shows; the image's own tokens never see the copies.
+        Every mask gets a copy of the class token, which attends to the original class token and to the
+        patches of its mask. The image's tokens do not attend to the copies.
 
         Args:
             images: [B, 3, S, S] at CLIP's size, already normalised.
-            visible: bool [B, Q, patches], True where the mask shows the patch.
+            visible: bool [B, Q, patches], True for patches of the mask.
 
         Returns:
             [B, Q, embed_dim], not normalised.
@@ -200,7 +200,7 @@ def embed_regions(
     images: Tensor,
     visible: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of parts of images and of the images, see :meth:`FrozenCLIP.encode_masks`, with gradients.
+    """Embed masks and whole images, with gradients; see :meth:`FrozenCLIP.encode_masks`.
 
     Args:
         visual: CLIP's image encoder.
@@ -208,7 +208,7 @@ def embed_regions(
         visible: bool [B, Q, patches].
 
     Returns:
-        [B, Q, embed_dim] of the parts and [B, embed_dim] of the images, not normalised.
+        [B, Q, embed_dim] of the masks and [B, embed_dim] of the images, not normalised.
     """
     tokens = visual._embeds(images)
     copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
@@ -216,12 +216,12 @@ def embed_regions(
     for block in visual.transformer.resblocks:
         copies = _cross_block(block, copies, tokens, keep)
         tokens = block(tokens)
-    parts, whole = (visual.ln_post(one) @ visual.proj for one in (copies, tokens[:, 0]))
-    return parts, whole
+    masks, whole = (visual.ln_post(token) @ visual.proj for token in (copies, tokens[:, 0]))
+    return masks, whole
 
 
 def _cross_block(block: ResidualAttentionBlock, queries: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
-    """One transformer block in which ``queries`` attend to ``tokens`` where ``keep`` [B, Q, T] is True."""
+    """A transformer block in which ``queries`` attend to ``tokens`` where ``keep`` [B, Q, T] is True."""
     attention, keys = block.attn, block.ln_1(tokens)
     weight_q, weight_k, weight_v = attention.in_proj_weight.chunk(3)
     bias_q, bias_k, bias_v = attention.in_proj_bias.chunk(3)

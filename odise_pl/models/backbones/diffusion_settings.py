@@ -1,4 +1,4 @@
-"""The diffusion backbone and its captioners as settings describe them."""
+"""Settings of the diffusion backbone and its captioners."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from odise_pl.vocabulary import load_vocabulary
 
 @dataclass(frozen=True)
 class CaptionerParts:
-    """What a captioner may be made of.
+    """Parts of the backbone that captioners use.
 
     Attributes:
         clip: the shared frozen CLIP.
-        text_encoder: of the diffusion model; nothing else keeps it.
-        text_pad: token that fills up a text.
+        text_encoder: of the diffusion model; only captioners keep it.
+        text_pad: padding token.
         uncond: [1, 77, context_dim], the encoded empty text.
         time_dim: width of the time embedding.
-        steps: number of diffusion steps that are read.
-        learns_time: whether the backbone's setting asks for a learned time embedding.
+        steps: number of diffusion steps.
+        learns_time: whether the backbone's ``timesteps`` ask for a learned time embedding.
     """
 
     clip: FrozenCLIP
@@ -44,7 +44,7 @@ class CaptionerParts:
     learns_time: bool
 
     def time(self, learnable: bool) -> int | None:
-        """Width of the time embedding if it is learned, by the captioner's setting or the backbone's."""
+        """Width of the time embedding if captioner or backbone want it learned, else None."""
         return self.time_dim if learnable or self.learns_time else None
 
 
@@ -53,19 +53,17 @@ MakeCaptioner = Callable[[CaptionerParts], nn.Module]
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """The diffusion model and how it is read.
+    """Settings of the diffusion backbone.
 
     Attributes:
-        weights: see :func:`load_diffusion`.
-        architecture: sizes, for ``random`` and single files.
-        timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a time embedding that
-            every captioner learns, whatever its own ``learnable_time`` says.
-        input_size: side to which windows are resized.
-        window: largest side of the windows that an image is cut into; None: its shorter side.
-        window_batch: windows per forward pass, see :class:`DiffusionBackbone`; ``auto`` is replaced later.
+        weights, architecture: see :func:`load_diffusion`.
+        timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a learned time
+            embedding for every captioner, which overrides its ``learnable_time``.
+        input_size, window: see :class:`DiffusionBackbone`.
+        window_batch: see :class:`DiffusionBackbone`; ``auto`` is replaced before training.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
-        source: the command that fetches the weights, for messages.
+        source: download command of the weights, for messages.
     """
 
     weights: str = "random"
@@ -102,7 +100,7 @@ class BackboneSettings:
 
 
 def implicit_captioner(learnable_time: bool = True) -> MakeCaptioner:
-    """The published captioner (section 3.3); ``learnable_time`` also conditions the time embedding."""
+    """The published captioner (section 3.3); ``learnable_time`` also learns a time embedding."""
     return lambda parts: ImplicitCaptioner(parts.clip, parts.uncond, parts.time(learnable_time), parts.steps)
 
 
@@ -119,12 +117,12 @@ def heuristic_captioner(
     remember: int = 256,
     learnable_time: bool = False,
 ) -> MakeCaptioner:
-    """The names of a vocabulary that CLIP finds most like the image.
+    """The names of a vocabulary that CLIP ranks highest for the image.
 
     Args:
-        vocabulary: see :func:`load_vocabulary`; the main name of every class is ranked.
+        vocabulary: see :func:`load_vocabulary`; only main names are ranked.
         top, template, prompt: see :class:`NameRanking`.
-        remember: encoded sentences that are kept, see :class:`PromptEncoder`.
+        remember: number of cached sentences, see :class:`PromptEncoder`.
         learnable_time: as in :func:`implicit_captioner`.
     """
 
@@ -143,16 +141,15 @@ def blip_captioner(
     learnable_time: bool = False,
     source: str = "",
 ) -> MakeCaptioner:
-    """A caption by BLIP.
+    """BLIP captions.
 
     Args:
-        on_the_fly: False reads the caption of the whole image that ``odise prepare captions`` wrote into the
-            shards, for all of its windows, and BLIP is not loaded. True makes one for every window whenever
-            it is seen.
-        weights, max_tokens: see :func:`load_blip`; of captions on the fly.
-        remember: encoded sentences that are kept, see :class:`PromptEncoder`.
+        on_the_fly: False uses the caption of the whole image that ``odise prepare captions`` wrote into the
+            shards, for all windows. True loads BLIP and captions every window.
+        weights, max_tokens: see :func:`load_blip`; used on the fly only.
+        remember: number of cached sentences, see :class:`PromptEncoder`.
         learnable_time: as in :func:`implicit_captioner`.
-        source: the command that fetches the weights, for messages.
+        source: download command of the weights, for messages.
     """
 
     def make(parts: CaptionerParts) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Images to a feature pyramid: windows, captioner, frozen diffusion features, projections."""
+"""The diffusion backbone: windows, captioner, frozen features, projections."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions, Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 
-EVAL_WINDOWS = 8  # per forward pass; a published image has 4 (1024 x 1024) to 10 (1024 x 2560)
+EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
 
 
 class DiffusionBackbone(nn.Module):
@@ -21,15 +21,14 @@ class DiffusionBackbone(nn.Module):
 
     Args:
         features: the frozen diffusion model.
-        captioner: windows [N, 3, S, S], and a caption of each one's image, to :class:`Conditioning`.
+        captioner: maps windows [N, 3, S, S] and their images' captions to :class:`Conditioning`.
         pyramid: the trainable projections.
         input_size: side in pixels to which windows are resized for the diffusion model.
-        window: largest window side, in training and at inference alike; None: the shorter image side.
-        window_batch: windows per forward pass; 0 takes all windows of the batch at once in training, and at
-            most ``EVAL_WINDOWS`` at inference, where a large image has dozens of windows.
+        window: largest window side; None: the shorter image side.
+        window_batch: windows per forward pass; 0: all in training, at most ``EVAL_WINDOWS`` at inference.
 
     Raises:
-        SettingError: sizes that do not fit the strides, or a negative window batch.
+        SettingError: sizes do not fit the strides, or the window batch is negative.
     """
 
     def __init__(
@@ -47,8 +46,7 @@ class DiffusionBackbone(nn.Module):
             raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
         if window is not None and (window < STRIDES[-1] or window % STRIDES[-1]):
             raise SettingError(f"backbone.window={window} must be a multiple of {STRIDES[-1]}, or null")
-        if window_batch < 0:
-            raise SettingError(f"backbone.window_batch={window_batch} must be 0 (all) or more")
+        check_number("backbone.window_batch", window_batch)
         self.features, self.captioner, self.pyramid = features, captioner, pyramid
         self.input_size, self.window, self.window_batch = input_size, window, window_batch
 
@@ -57,14 +55,13 @@ class DiffusionBackbone(nn.Module):
 
         Args:
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
-            captions: precomputed, one of each image, for captioners that read them; all windows of an image
-                share its caption.
+            captions: one precomputed caption per image, shared by its windows, for captioners that use them.
 
         Returns:
             four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
 
         Raises:
-            ValueError: a side is no multiple of 32, so that strides would not fit.
+            ValueError: a side is not a multiple of 32.
         """
         height, width = images.shape[-2:]
         if height % STRIDES[-1] or width % STRIDES[-1]:
@@ -78,7 +75,7 @@ class DiffusionBackbone(nn.Module):
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
 
     def passes(self, images: Tensor) -> int:
-        """How often :meth:`forward` runs the frozen networks for images [B, 3, H, W]."""
+        """Number of passes of :meth:`forward` through the frozen networks for images [B, 3, H, W]."""
         windows = len(images) * len(plan_windows(images.shape[2], images.shape[3], self.window))
         return -(-windows // self._at_once(windows))
 
@@ -86,7 +83,7 @@ class DiffusionBackbone(nn.Module):
         return self.window_batch or (windows if self.training else EVAL_WINDOWS)
 
     def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:
-        """Windows that run at once, with their captions; both are ordered window by window."""
+        """Windows of one forward pass each, with their captions."""
         size = self._at_once(len(cuts))
         for start in range(0, len(cuts), size):
             yield cuts[start : start + size], captions and captions[start : start + size]

@@ -1,8 +1,7 @@
 """Features of a frozen latent diffusion model (section 3.2 of the paper).
 
-Each feature ("tap") is the input of a residual block. The forward passes below call the diffusers modules one
-by one and stop at the last tap, so the costly high-resolution half of the VAE decoder and the end of the UNet
-never run.
+Each feature ("tap") is the input of a residual block. The forward passes call the diffusers modules one by
+one and stop at the last tap; the rest of the UNet and the expensive half of the VAE decoder do not run.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ def noise_schedule(first: float = 0.00085, last: float = 0.012, steps: int = STE
 
 
 def fixed_noise(channels: int = 4) -> Tensor:
-    """The one noise tensor that every image gets: float32 [1, channels, 64, 64]."""
+    """The noise of every image: float32 [1, channels, 64, 64]."""
     return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
 
 
 class LatentDiffusionFeatures(Frozen):
-    """Images and conditioning in, feature maps out; all weights frozen, always in eval mode.
+    """Feature maps of images and conditioning; all weights are frozen.
 
-    Gradients flow *through* the UNet to the conditioning, never to a weight; the VAE runs without a graph.
+    Gradients flow through the UNet to the conditioning; the VAE runs without gradients.
 
     Args:
-        models: the frozen networks. The text encoder is not kept.
-        timesteps: diffusion steps t in 0..999 at which the UNet is read, or ``learnable``; see
+        models: the frozen networks; the text encoder is not kept.
+        timesteps: diffusion steps of the UNet's features, see
             :func:`~odise_pl.models.backbones.timesteps.check_timesteps`.
-        checkpoint_activations: recompute UNet blocks in the backward pass instead of keeping them.
+        checkpoint_activations: recompute UNet blocks in the backward pass.
     """
 
     alphas_cumprod: Tensor
@@ -68,7 +67,7 @@ class LatentDiffusionFeatures(Frozen):
 
     @property
     def taps(self) -> list[Tap]:
-        """What :meth:`forward` returns, in order: VAE encoder, UNet per step, VAE decoder."""
+        """The features of :meth:`forward` in order: VAE encoder, UNet at each step, VAE decoder."""
         stride = self._vae_stride
         vae, unet = self.vae.config.block_out_channels, self.unet.up_blocks
         encoder = [Tap("encoder.2", vae[2], stride // 2), Tap("encoder.3", vae[3], stride)]
@@ -82,7 +81,7 @@ class LatentDiffusionFeatures(Frozen):
 
     @property
     def input_multiple(self) -> int:
-        """Sides of the input must be multiples of this: VAE and UNet each halve between their levels."""
+        """Required divisor of input sides: VAE and UNet halve them at each level."""
         return self._vae_stride << (len(self.unet.config.block_out_channels) - 1)
 
     @property
@@ -90,7 +89,7 @@ class LatentDiffusionFeatures(Frozen):
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     def forward(self, images: Tensor, context: Tensor, time_condition: Tensor | None = None) -> list[Tensor]:
-        """Features of every tap.
+        """Features of all taps.
 
         Args:
             images: [N, 3, S, S] in 0..1, S a multiple of 64.
@@ -122,7 +121,7 @@ class LatentDiffusionFeatures(Frozen):
                 x = down(x)
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
         mean = self.vae.quant_conv(x).chunk(2, dim=1)[0]
-        # the attention leaves a channels-last layout, in which GroupNorm on the CPU is ten times less exact
+        # attention returns a channels-last layout, in which GroupNorm on CPUs is ten times less accurate
         return (mean * self.latent_scale).contiguous(), features
 
     def add_noise(self, latent: Tensor, timestep: int) -> Tensor:
@@ -153,7 +152,7 @@ class LatentDiffusionFeatures(Frozen):
     def unet_features(
         self, latent: Tensor, timestep: int, context: Tensor, time_condition: Tensor | None
     ) -> list[Tensor]:
-        """Inputs, skip included, of the third residual block of every up stage at one step."""
+        """Inputs (with skip connection) of the third residual block of every up stage."""
         unet = self.unet
         embedding = unet.time_embedding(unet.get_time_embed(sample=latent, timestep=timestep))
         if time_condition is not None:

@@ -1,4 +1,4 @@
-"""Projections that make a feature pyramid of the diffusion model's features."""
+"""Projection of the frozen features to a feature pyramid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Tap:
-    """A feature map of a frozen network: ``channels`` wide, ``stride`` pixels of its input per cell."""
+    """A feature map of a frozen network; ``stride`` is in pixels of the network's input."""
 
     name: str
     channels: int
@@ -23,7 +23,7 @@ class Tap:
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias, then GroupNorm over 32 groups."""
+    """A convolution without bias, then GroupNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, groups: int = 32) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
@@ -35,7 +35,7 @@ class NormedConv(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """Residual 1x1, 3x3, 1x1 bottleneck; the shortcut is a normed 1x1 when the widths differ."""
+    """Residual 1x1, 3x3, 1x1 bottleneck; the shortcut is a normed 1x1 convolution if the widths differ."""
 
     def __init__(self, in_channels: int, out_channels: int, width: int) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class Bottleneck(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Every tap through its own bottleneck, taps of one stride summed: s2, s3, s4, s5.
+    """Projects every tap by its own bottleneck and sums taps of equal stride: s2, s3, s4, s5.
 
     Args:
-        taps: what comes in; strides are clamped to 4..32.
+        taps: of the input features; strides are clamped to 4..32.
         channels: width of the pyramid.
         reduction: the bottlenecks are ``channels / reduction`` wide.
     """
@@ -79,8 +79,8 @@ class FeaturePyramid(nn.Module):
         """Project and sum.
 
         Args:
-            features: one map per tap, of windows that stand for ``window`` x ``window`` image pixels.
-            window: side of the window in the image, before it was resized for the diffusion model.
+            features: one map per tap.
+            window: side of the windows in image pixels, before they were resized for the diffusion model.
 
         Returns:
             [N, channels, window / s, window / s] for s in 4, 8, 16, 32.

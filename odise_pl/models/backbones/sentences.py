@@ -1,4 +1,4 @@
-"""Sentences about images and their encoding: parts of the text captioners."""
+"""Sentences about images and their encoding, for text captioners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
 from odise_pl.models.backbones.text_cache import TextCache
@@ -21,14 +21,13 @@ class PromptEncoder(Frozen):
 
     Args:
         text_encoder: the frozen encoder.
-        pad: token that fills up the 77.
-        capacity: sentences that are kept; one of SD 1.x takes 0.24 MB.
+        pad: padding token.
+        capacity: number of cached sentences; 0.24 MB each for SD 1.x.
     """
 
     def __init__(self, text_encoder: CLIPTextModel, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
         super().__init__()
-        if capacity < 1:
-            raise SettingError(f"captioner.remember={capacity} must be 1 or more")
+        check_number("captioner.remember", capacity, 1)
         self.text_encoder, self.pad = text_encoder, pad
         self.cache = TextCache(self._encode, capacity)
         self.freeze()
@@ -42,17 +41,17 @@ class PromptEncoder(Frozen):
 
 
 class NameRanking(Frozen):
-    """The names that CLIP finds most like an image, as a sentence.
+    """A sentence of the names that CLIP ranks highest for an image.
 
     Args:
         clip: the shared frozen CLIP.
         names: the vocabulary.
-        top: names of a sentence, the best first.
-        template: ``{}`` stands for the names, separated by commas.
-        prompt: how CLIP reads a name.
+        top: names per sentence, best first.
+        template: of the sentence; ``{}`` is the comma-separated names.
+        prompt: of a name for CLIP; ``{}`` is the name.
 
     Raises:
-        SettingError: a template without ``{}``, or more names wanted than there are.
+        SettingError: a template has no ``{}``, or ``top`` is out of range.
     """
 
     embeddings: Tensor
@@ -66,13 +65,10 @@ class NameRanking(Frozen):
         prompt: str = "a photo of a {}.",
     ) -> None:
         super().__init__()
-        if not 1 <= top <= len(names):
-            raise SettingError(
-                f"captioner.top={top} must lie in 1..{len(names)}, the size of captioner.vocabulary"
-            )
+        check_number("captioner.top", top, 1, most=len(names))
         for option, value in (("template", template), ("prompt", prompt)):
             if "{}" not in value:
-                raise SettingError(f"captioner.{option}={value!r} needs a {{}} where names go")
+                raise SettingError(f"captioner.{option}={value!r} needs {{}} for the names")
         self.clip, self.names, self.top, self.template = clip, tuple(names), top, template
         texts = clip.encode_text([prompt.replace("{}", name) for name in names])
         self.register_buffer("embeddings", F.normalize(texts, dim=-1), persistent=False)
@@ -81,7 +77,7 @@ class NameRanking(Frozen):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[str]:
         """One sentence for each of the images [N, 3, H, W] in 0..1."""
-        # the length of an image's own embedding does not change the order of names
+        # the norm of an image embedding does not change the order of names
         similarity = self.clip.encode_image(images).float() @ self.embeddings.float().T
         best = similarity.topk(self.top, dim=1).indices.tolist()
         return [self.template.replace("{}", ", ".join(self.names[i] for i in row)) for row in best]

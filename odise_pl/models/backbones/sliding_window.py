@@ -1,4 +1,4 @@
-"""Cutting images into square windows and putting window features together again."""
+"""Cutting images into square windows and merging window features."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class Window:
 
 
 def plan_windows(height: int, width: int, window: int | None) -> list[Window]:
-    """Windows one beside the other, the last of a row or column shifted back to fit.
+    """Adjacent windows row by row; the last of a row or column is shifted to fit.
+
+    With the published side of 512, 1024x1024 pixels have 4 windows, 1024x1344 have 6, 1024x2560 have 10.
 
     Args:
         height, width: of the padded image, in pixels.
         window: largest side; None: the shorter side of the image.
-
-    Returns:
-        row by row. At the published 512, 512x512 has 1, 1024x1024 has 4, 1024x1344 has 6, 1024x2560 has 10.
     """
     side = min(height, width, window or height)
     return [Window(top, left, side) for top in _starts(height, side) for left in _starts(width, side)]
@@ -38,17 +37,17 @@ def _starts(length: int, side: int) -> list[int]:
 
 
 def cut_windows(images: Tensor, windows: Sequence[Window], size: int) -> Tensor:
-    """All windows of all images, window by window, resized (bicubic) to ``size``: [W * B, 3, size, size]."""
+    """Windows of all images, resized (bicubic): [W * B, 3, size, size], all images of a window together."""
     cuts = torch.cat([images[..., w.top : w.top + w.side, w.left : w.left + w.side] for w in windows])
     return F.interpolate(cuts, (size, size), mode="bicubic", align_corners=False)
 
 
 def merge_windows(parts: Tensor, windows: Sequence[Window], size: tuple[int, int], stride: int) -> Tensor:
-    """Put features of windows in their places; where windows overlap, the mean.
+    """Merge features of windows; overlapping windows are averaged.
 
     Args:
-        parts: [W * B, C, side / stride, side / stride], ordered as :func:`cut_windows` returns them.
-        windows: the plan.
+        parts: [W * B, C, side / stride, side / stride] in the order of :func:`cut_windows`.
+        windows: from :func:`plan_windows`.
         size: height and width of the images in pixels.
         stride: pixels per feature cell.
 

@@ -1,7 +1,7 @@
-"""The frozen text-to-image diffusion model: how it is built and where its weights come from.
+"""Building the frozen text-to-image diffusion model and loading its weights.
 
-Three kinds of source give identical weights: an original single-file checkpoint (LDM names), a
-diffusers folder, a hub id. ``random`` draws weights, for tests and for work without the real ones.
+Weights come from an original single-file checkpoint (LDM names), a diffusers folder or a hub id, or are
+``random`` for tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from odise_pl.models.backbones.tokens import VOCABULARY
 from odise_pl.models.backbones.tokens import tokenize as byte_pairs
 from odise_pl.models.frozen import copy_to_memory
-from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
+from odise_pl.models.weights import (
+    WeightsError,
+    list_first,
+    load_exactly,
+    read_checkpoint,
+    require_finite,
+    tensors_of,
+)
 
 TOKENS = 77
 _KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
@@ -36,16 +43,16 @@ class DiffusionArchitecture:
         unet_channels: width of each UNet level; every level but the last has cross-attention.
         heads: attention heads of each level, or one number for all.
         context_dim: width of the text conditioning.
-        linear_projection: transformer blocks enter and leave by Linear (SD 2) or 1x1 conv (SD 1).
+        linear_projection: projections around transformer blocks are linear (SD 2) or 1x1 convolutions (SD 1).
         vae_channels: width of each VAE level.
-        vae_groups: groups of the VAE's normalisation; they divide every width.
+        vae_groups: groups of the VAE's GroupNorm; a divisor of every width.
         latent_channels: width of the latents.
         text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
-            (SD 2 takes the penultimate of 24 layers: 23 here).
+            (SD 2 uses the first 23 of 24 layers: 23 here).
         text_vocabulary: token embeddings of the text encoder, see
             :func:`~odise_pl.models.backbones.tokens.tokenizer`.
-        text_pad: token that fills up the 77 (SD 1: end of text; SD 2: 0).
-        prediction: what the UNet predicts, ``epsilon`` or ``v_prediction``. Features do not depend on it.
+        text_pad: padding token (SD 1: end of text; SD 2: 0).
+        prediction: ``epsilon`` or ``v_prediction``, the UNet's output; features do not depend on it.
     """
 
     unet_channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -64,41 +71,36 @@ class DiffusionArchitecture:
     text_pad: int = END_OF_TEXT
     prediction: str = "epsilon"
 
-    @property
-    def time_dim(self) -> int:
-        """Width of the UNet's time embedding."""
-        return 4 * self.unet_channels[0]
-
 
 @dataclass(frozen=True)
 class DiffusionModels:
     """The three frozen networks of one diffusion model."""
 
-    # typed Any: diffusers' classes do not declare their modules and configuration
+    # Any: diffusers' classes declare neither submodules nor configuration
     unet: Any
     vae: Any
     text_encoder: CLIPTextModel
 
 
 def build_diffusion(architecture: DiffusionArchitecture) -> DiffusionModels:
-    """The networks with weights drawn from the global generator."""
+    """The networks with random weights."""
     return DiffusionModels(_unet(architecture), _vae(architecture), _text_encoder(architecture))
 
 
 def load_diffusion(
     weights: str, architecture: DiffusionArchitecture | None = None, mapped: bool = False
 ) -> DiffusionModels:
-    """Build the networks and fill them.
+    """Build the networks and load their weights.
 
     Args:
-        weights: ``random``; a diffusers folder; an original ``.ckpt`` or ``.safetensors``; else a hub id.
-        architecture: needed for ``random`` and single files (SD 1.x by default); folders and the hub bring
-            their own configuration.
+        weights: ``random``; a diffusers folder; an original ``.ckpt`` or ``.safetensors``; or a hub id.
+        architecture: for ``random`` and single files, SD 1.x by default; folders and the hub have their own
+            configuration.
         mapped: leave the weights of UNet and VAE in the mapped single file; see
             :func:`~odise_pl.models.build.build_odise`.
 
     Raises:
-        WeightsError: nothing there, damaged, or of another architecture.
+        WeightsError: weights are missing, damaged, or of another architecture.
     """
     architecture = architecture or DiffusionArchitecture()
     path = Path(weights)
@@ -118,7 +120,7 @@ def load_diffusion(
 
 
 def _check_fit(models: DiffusionModels, source: str) -> None:
-    """Inpainting models, SDXL and others load as well, and would fail in the middle of a forward pass."""
+    """Refuse inpainting models, SDXL and others, which load but would fail in the forward pass."""
     unet, vae, text = models.unet.config, models.vae.config, models.text_encoder.config
     for what, found, wanted in (
         ("the UNet's input channels", unet.in_channels, vae.latent_channels),
@@ -127,8 +129,8 @@ def _check_fit(models: DiffusionModels, source: str) -> None:
     ):
         if found != wanted:
             raise WeightsError(
-                f"{source}: {what} should be {wanted} and is {found}; use a text-to-image model of "
-                "Stable Diffusion 1.x or 2.x, or set backbone.architecture to sizes that fit together"
+                f"{source}: {what} must be {wanted}, not {found}; use a text-to-image model of Stable "
+                "Diffusion 1.x or 2.x, or set backbone.architecture to matching sizes"
             )
 
 
@@ -181,18 +183,18 @@ def _text_encoder(a: DiffusionArchitecture) -> CLIPTextModel:
 
 
 def load_network(name: str, source: str, local: bool = True) -> Any:
-    """One network of a diffusers folder or of the hub, in float32, whatever precision its files have.
+    """One network of a diffusers folder or hub repository, converted to float32.
 
     Args:
         name: ``unet``, ``vae`` or ``text_encoder``.
-        source: the folder that holds all three, or a hub id.
-        local: the hub is not asked.
+        source: the folder of all three, or a hub id.
+        local: do not access the hub.
 
     Raises:
-        WeightsError: nothing there, damaged, or incomplete, of which the libraries would only warn.
+        WeightsError: weights are missing, damaged, or incomplete (the libraries would only warn).
     """
     kind: Any = _KINDS[name]
-    # diffusers advises an installation if it is left to choose
+    # with its default, diffusers prints advice to install accelerate
     more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
     try:
         network, report = kind.from_pretrained(
@@ -205,7 +207,7 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
         )
         missing = sorted(report["missing_keys"])
         if missing:
-            raise ValueError(f"{name} lacks {len(missing)} tensors, {missing[0]} the first of them")
+            raise ValueError(f"{name} lacks {list_first('tensors', missing)}")
     except (OSError, ValueError, RuntimeError) as error:
         where = "folder" if local else "hub id"
         raise WeightsError(f"cannot load a diffusion model from the {where} {source}: {error}") from error
@@ -215,7 +217,7 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
 
 
 def _variant(folder: Path) -> str | None:
-    """``fp16`` where a folder has no other weights; None: the usual names, or no folder."""
+    """``fp16`` if a folder has no other weights, else None."""
     files = [path.name for path in folder.glob("*model*") if path.suffix in (".safetensors", ".bin")]
     return "fp16" if files and all(".fp16" in name for name in files) else None
 
@@ -243,7 +245,7 @@ _TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids"
 def _require_parts(tensors: dict[str, Tensor], path: Path) -> None:
     for prefix in _PARTS:
         if not any(name.startswith(prefix) for name in tensors):
-            raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: it has no {prefix}*")
+            raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: {prefix}* is missing")
 
 
 def _convert_text(model: CLIPTextModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Encodings of recently used texts by a frozen text encoder."""
+"""A cache of text encodings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class TextCache:
-    """Keeps the encodings of the texts that were used last.
+    """Least-recently-used cache of a frozen text encoder.
 
     Args:
-        encode: N texts to N encodings.
-        limit: how many are kept; 20,000 embeddings of CLIP take 60 MB.
+        encode: maps N texts to N encodings.
+        limit: number of cached texts; 20,000 CLIP embeddings take 60 MB.
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], Tensor], limit: int = 20_000) -> None:
@@ -22,13 +22,13 @@ class TextCache:
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Encodings [len(texts), ...] on ``device``; every text that is not known is encoded once."""
+        """Encodings [len(texts), ...] on ``device``; each text that is not cached is encoded once."""
         known = {text for text in texts if text in self._known and self._known[text].device == device}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            # validation encodes in inference mode what training uses later
+            # validation runs in inference mode, whose tensors training could not use
             with torch.inference_mode(False):
-                # copies, because a part of a tensor would keep all of it
+                # a view would keep the whole tensor in memory
                 self._known.update(zip(new, (row.clone() for row in self.encode(new)), strict=True))
         for text in texts:
             self._known.move_to_end(text)

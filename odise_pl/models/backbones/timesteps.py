@@ -1,4 +1,4 @@
-"""Which diffusion steps may be read. Imports no torch, so that settings are checked before it loads."""
+"""Check of the diffusion steps. Imports no torch, so settings are checked before it loads."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LEARNABLE = "learnable"
 
 
 def learns_time(timesteps: Sequence[int] | str) -> bool:
-    """Whether the setting is ``learnable``: step 0, whose time embedding the captioner learns to move."""
+    """Whether the captioner learns a time embedding, starting from step 0."""
     return timesteps == LEARNABLE
 
 
 def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
-    """Diffusion steps as a tuple; ``learnable`` starts from step 0.
+    """Diffusion steps as a tuple; (0,) for ``learnable``.
 
     Raises:
-        SettingError: an empty list, a repeated step, one outside 0..999, or another word.
+        SettingError: not a list of different steps in 0..999.
     """
     if learns_time(timesteps):
         return (0,)
@@ -29,7 +29,7 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
     if not steps or bad or len(set(steps)) != len(steps):
         raise SettingError(
-            f"backbone.timesteps={given}: give different whole numbers in 0..{STEPS - 1} as a list, "
-            f"e.g. [0], or {LEARNABLE}"
+            f"backbone.timesteps={given} must be a list of different integers in 0..{STEPS - 1}, e.g. [0], "
+            f"or {LEARNABLE}"
         )
     return steps

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokens, with as many of its merges as a model's vocabulary has room for."""
+"""CLIP's byte-pair tokenizer, also with a smaller vocabulary."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from torch import Tensor
 
 VOCABULARY = 49408  # of the published models
-_BYTES, _SPECIAL = 512, 2  # single bytes, in and at the end of a word; start and end of a text
+_BYTES, _SPECIAL = 512, 2  # single bytes, inside and at the end of a word; start and end of a text
 
 
 @cache
 def tokenizer(vocabulary: int = VOCABULARY) -> SimpleTokenizer:
     """The tokenizer of a model with ``vocabulary`` token embeddings.
 
-    A smaller vocabulary keeps the first, most frequent merges: rare words fall into more pieces, and none is
-    unknown. Start and end of a text are always the last two tokens.
+    A smaller vocabulary keeps the most frequent merges, so rare words have more tokens. The last two tokens
+    are always start and end of a text.
 
     Raises:
-        ValueError: there is no room for the single bytes, or there are not so many merges.
+        ValueError: the vocabulary is too small for single bytes, or larger than CLIP's.
     """
     if not _BYTES + _SPECIAL <= vocabulary <= VOCABULARY:
         raise ValueError(
-            f"a vocabulary of {vocabulary} tokens: {_BYTES + _SPECIAL} to {VOCABULARY} are possible"
+            f"vocabulary of {vocabulary} tokens: it must have {_BYTES + _SPECIAL} to {VOCABULARY}"
         )
     if vocabulary == VOCABULARY:
         return SimpleTokenizer()
@@ -41,7 +41,7 @@ def tokenizer(vocabulary: int = VOCABULARY) -> SimpleTokenizer:
 
 
 def tokenize(texts: Sequence[str], vocabulary: int, length: int, pad: int = 0) -> Tensor:
-    """Tokens of texts, int64 [len(texts), length]: start, the text cut to fit, end, then ``pad``."""
+    """Tokens of texts, int64 [len(texts), length]: start, truncated text, end, then ``pad``."""
     codec = tokenizer(vocabulary)
     rows = torch.as_tensor(codec(list(texts), context_length=length))
     is_end = rows == codec.eot_token_id

@@ -1,4 +1,4 @@
-"""Small pieces that the heads share."""
+"""Layers of pixel decoder and mask decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MLP(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, GroupNorm over 32 groups and, if asked, ReLU."""
+    """Convolution, GroupNorm with 32 groups, optional ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 1, bias: bool = False, relu: bool = False

@@ -1,4 +1,4 @@
-"""The mask decoder: queries with masked attention, and an open-vocabulary embedding per mask.
+"""The mask decoder: masked attention, and an open-vocabulary embedding for each mask.
 
 Mask2Former (arXiv 2112.01527), section 3.2; ODISE, section 3.4.
 """
@@ -25,8 +25,8 @@ class DecoderOutput(TensorStruct):
 
     Attributes:
         mask_logits: [B, Q, H/4, W/4].
-        mask_embed: [B, Q, D], in the text embeddings' space, not normalised.
-        pooled: [B, Q, channels], each query plus the projected mean mask feature under its mask.
+        mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
+        pooled: [B, Q, channels], each query plus the projected mean feature of its mask.
         logit_scale: scalar, at most 100.
         object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
     """
@@ -39,7 +39,7 @@ class DecoderOutput(TensorStruct):
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward; residual and post-norm each."""
+    """Masked cross-attention, self-attention and feed-forward net, each with residual and post-norm."""
 
     def __init__(self, channels: int, heads: int, feedforward: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
             query_position: [Q, C].
             memory: [B, L, C].
             position: [L, C], of the memory.
-            hidden: bool [B * heads, Q, L], True where a query must not look.
+            hidden: bool [B * heads, Q, L], True where a query must not attend.
         """
         query = x + query_position
         attended = self.cross_attention(
@@ -77,7 +77,7 @@ class DecoderLayer(nn.Module):
 
 
 class PooledMaskEmbedding(nn.Module):
-    """Query and mean mask feature to one embedding in the space of the projected texts."""
+    """Combines query and mean mask feature into an embedding in the space of the projected texts."""
 
     def __init__(self, channels: int, mask_channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class PooledMaskEmbedding(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, queries: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedding [B, Q, embed_dim] and what it is made from, [B, Q, channels].
+        """The embedding [B, Q, embed_dim] and its input [B, Q, channels].
 
         Args:
             queries: [B, Q, channels].
@@ -104,14 +104,14 @@ class PooledMaskEmbedding(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Pixel features to ``layers + 1`` predictions: one before the first layer and one after each.
+    """Predicts masks ``layers + 1`` times: before the first layer and after each.
 
     Args:
         channels: width of queries and levels.
         mask_channels: width of the mask features.
         embed_dim: width of the mask embeddings.
         queries: masks per image.
-        layers: decoder layers; they visit strides 32, 16, 8 in turn.
+        layers: decoder layers; they attend to strides 32, 16, 8 in turn.
         heads: attention heads.
         feedforward: width of the feed-forward nets.
         object_head: also classify every query as object or not (the caption model).
@@ -140,7 +140,7 @@ class MaskDecoder(nn.Module):
         self.object_head = nn.Linear(channels, 2) if object_head else None
 
     def forward(self, features: PixelFeatures) -> list[DecoderOutput]:
-        """All predictions, the last one is the best."""
+        """All predictions, the final one last."""
         memories, positions = self._memories(features.levels)
         x = self.query_feat.weight.expand(len(features.mask_features), -1, -1)
         outputs = [self._predict(x, features.mask_features)]
@@ -162,18 +162,18 @@ class MaskDecoder(nn.Module):
         return memories, positions
 
     def _hidden(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
-        """Where a query must not look: bool [B * heads, Q, L]. A query hidden everywhere looks everywhere."""
+        """Attention mask, bool [B * heads, Q, L]; a query with an empty mask attends everywhere."""
         hidden = self.hidden_cells(mask_logits.detach(), size).flatten(2)
         hidden &= ~hidden.all(dim=2, keepdim=True)
         return hidden.repeat_interleave(self.heads, dim=0)
 
     def hidden_cells(self, mask_logits: Tensor, size: torch.Size) -> Tensor:
-        """Where the mask, resized to a level, is off: bool [B, Q, *size]."""
+        """Cells outside the mask, resized to a level: bool [B, Q, *size]."""
         resized = F.interpolate(mask_logits, tuple(size), mode="bilinear", align_corners=False)
         return resized.sigmoid() < 0.5
 
     def pooled_cells(self, mask_logits: Tensor) -> Tensor:
-        """Where the mask is on, so that its features are pooled: bool, as ``mask_logits``."""
+        """Cells inside the mask, whose features are pooled: bool, shaped as ``mask_logits``."""
         return mask_logits.sigmoid() > 0.5
 
     def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:

@@ -19,7 +19,7 @@ from odise_pl.models.ops.position import sine_positions
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What the mask decoder reads.
+    """Input of the mask decoder.
 
     Attributes:
         mask_features: [B, mask_channels, H/4, W/4].
@@ -49,11 +49,11 @@ class EncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Pyramid s2..s5 to :class:`PixelFeatures`.
+    """Converts the pyramid s2..s5 to :class:`PixelFeatures`.
 
     Args:
         in_channels: width of the pyramid.
-        channels: width inside.
+        channels: width of the encoder and of the levels.
         mask_channels: width of the mask features.
         feedforward: width of the encoder's feed-forward nets.
         layers: encoder layers.

@@ -1,4 +1,4 @@
-"""Mask logits at the size of an image, a band of rows at a time: all of them at once would take gigabytes."""
+"""Mask logits at image size in bands of rows: whole masks of large images would take gigabytes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,17 @@ from torch import Tensor
 
 from odise_pl.structures import Size
 
-# Pixels of a band: what stays in a processor's cache; accelerators want more.
+# Pixels of a band: on CPUs, as many as fit the cache.
 _PIXELS = {"cpu": 1 << 17}
 _PIXELS_ELSEWHERE = 1 << 22
 _VECTOR = 64
 
-# Logits [rows, W] of a query, by its number.
+# Returns the logits [rows, W] of the query with an index.
 Band = Callable[[int], Tensor]
 
 
 class Masks:
-    """Mask logits of one image, all of them in memory.
-
-    Args:
-        logits: [Q, H, W].
-
-    Attributes:
-        size: height and width.
-        queries: Q.
-        device: where the logits are.
-    """
+    """Mask logits [Q, H, W] of one image in memory; ``size`` is (H, W), ``queries`` is Q."""
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -38,9 +29,9 @@ class Masks:
         self.queries, self.device = len(logits), logits.device
 
     def bands(self) -> Iterator[tuple[slice, Band]]:
-        """All rows in order, in parts that are quick to work on."""
+        """All rows in order, band by band."""
         height, width = self.size
-        # whole vectors of processors, which round the few values that are left over in another way
+        # bands of whole SIMD vectors: CPU kernels round the remainder differently
         unit = _VECTOR // math.gcd(_VECTOR, width)
         pixels = _PIXELS.get(self.device.type, _PIXELS_ELSEWHERE)
         step = max(1, pixels // (unit * width)) * unit
@@ -55,11 +46,8 @@ class Masks:
 class ResizedMasks(Masks):
     """Mask logits of a padded image, resized band by band.
 
-    The same values as ``inference.resize_masks`` gives: on processors to the last bit, except for maps so
-    small that PyTorch has another kernel for them.
-
-    Args:
-        mask_logits, canvas, valid, output: see there.
+    Equal to ``inference.resize_masks``, which documents the arguments; on CPUs bit for bit, except for maps
+    so small that PyTorch uses another kernel.
     """
 
     def __init__(self, mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> None:
@@ -86,11 +74,11 @@ class ResizedMasks(Masks):
 
 @dataclass(frozen=True)
 class _Taps:
-    """Which two cells of a side make each cell of a resized one.
+    """Linear interpolation along one side: the two source cells of each target cell.
 
     Attributes:
-        first, second: cells, int64 [N].
-        share: of the second one, [N].
+        first, second: source cells, int64 [N].
+        share: weight of the second, [N].
     """
 
     first: Tensor
@@ -99,24 +87,24 @@ class _Taps:
 
     @classmethod
     def of(cls, old: int, new: int) -> _Taps:
-        """As PyTorch has it, in single precision."""
+        """Resize ``old`` cells to ``new`` as PyTorch does, in single precision."""
         place = (torch.tensor(float(old)) / new * (torch.arange(new) + 0.5) - 0.5).clamp(min=0)
         first = place.long().clamp(max=old - 1)
         return cls(first, (first + 1).clamp(max=old - 1), (place - first).clamp(0, 1))
 
     def part(self, cells: slice) -> tuple[_Taps, slice]:
-        """Taps of some cells of the resized side, and the source cells that they read and count from."""
+        """Taps of some target cells, relative to the source cells that they read, and these cells."""
         first, second = self.first[cells], self.second[cells]
         source = slice(int(first[0]), int(second[-1]) + 1)
         return _Taps(first - source.start, second - source.start, self.share[cells]), source
 
     def to(self, like: Tensor) -> _Taps:
-        """On the device and in the precision of a map."""
+        """A copy with the device and precision of ``like``."""
         return _Taps(self.first.to(like.device), self.second.to(like.device), self.share.to(like))
 
     def resize(self, maps: Tensor, dim: int) -> Tensor:
-        """Resize a dimension of [h, w]."""
+        """Resize dimension ``dim`` of [h, w]."""
         share = self.share[:, None] if dim == 0 else self.share
-        # PyTorch's kernels round in this order
+        # the order in which PyTorch's kernels round
         second = maps.index_select(dim, self.second) * share
         return torch.addcmul(second, maps.index_select(dim, self.first), 1 - share)

@@ -22,10 +22,10 @@ def sample_and_mix(
         weights: [B, Q, heads, levels, points].
 
     Returns:
-        [B, Q, heads * D] in the precision of ``values``; places are kept in that of ``locations``.
+        [B, Q, heads * D] in the precision of ``values``.
     """
     batch, _, heads, depth = values.shape
-    # bfloat16 has three digits: on a map of 128 cells it would miss a place by a quarter of a cell
+    # on a map of 128 cells, bfloat16 would shift locations by a quarter of a cell
     dtype = torch.promote_types(values.dtype, locations.dtype)
     queries, points = locations.shape[1], locations.shape[4]
     grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
@@ -61,7 +61,7 @@ class DeformableAttention(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """Heads look in different directions, their points at growing distance; all weights alike."""
+        """Initial offsets: a direction per head, increasing distance per point; equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -84,7 +84,7 @@ class DeformableAttention(nn.Module):
         Args:
             queries: [B, Q, channels].
             reference: [Q, 2] as (x, y) in 0..1.
-            memory: [B, L, channels], the levels one after the other.
+            memory: [B, L, channels], all levels concatenated.
             shapes: (H, W) of each level.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Reading maps at points (PointRend, arXiv 1912.08193, section 3.1)."""
+"""Sampling of maps at points (PointRend, arXiv 1912.08193, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Uniform numbers in 0..1 of the given shape, e.g. ``lambda *size: torch.rand(*size, generator=g)``.
+# Uniform random numbers in 0..1 of a shape, e.g. ``lambda *size: torch.rand(*size, generator=g)``.
 Uniform = Callable[..., Tensor]
 
 
@@ -17,7 +17,7 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
 
     Args:
         maps: [N, C, H, W].
-        points: [N, P, 2] as (x, y) in 0..1, 0 and 1 being the map's borders; [1, P, 2] serves all.
+        points: [N, P, 2] as (x, y), 0..1 from border to border; [1, P, 2] for all maps.
 
     Returns:
         [N, C, P]; zero outside the map.
@@ -31,14 +31,14 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
 def uncertain_points(
     logits: Tensor, count: int, uniform: Uniform, oversample: float = 3.0, importance: float = 0.75
 ) -> Tensor:
-    """Points where a mask is undecided, topped up with random ones.
+    """Points where masks are most uncertain, and random points.
 
     Args:
         logits: [N, 1, H, W] mask logits.
         count: points per mask.
         uniform: source of random numbers.
-        oversample: candidates per wanted point.
-        importance: share of the points that are the most uncertain candidates.
+        oversample: candidates per point.
+        importance: fraction of points that are the most uncertain candidates.
 
     Returns:
         [N, count, 2] as (x, y) in 0..1.

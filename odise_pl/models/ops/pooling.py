@@ -16,7 +16,7 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
     Returns:
         [B, Q, C] in the precision of ``features``.
     """
-    # float16 neither counts the cells of a large mask nor holds one share of them
+    # float16 can represent neither the size of a large mask nor its inverse
     with torch.autocast(features.device.type, enabled=False):
         exact = features.to(torch.promote_types(features.dtype, torch.float32))
         weights = masks.to(exact.dtype)

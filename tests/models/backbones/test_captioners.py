@@ -21,14 +21,14 @@ def stirred(time_dim: int | None = 16, steps: int = 2) -> ImplicitCaptioner:
     return captioner
 
 
-def test_implicit_captioner_starts_at_the_unconditional_model() -> None:
+def test_implicit_captioner_starts_unconditional() -> None:
     condition = ImplicitCaptioner(tiny_models.clip(), UNCOND, 16, 2)(images())
     assert torch.equal(condition.context, UNCOND.expand(3, -1, -1))
     assert condition.time is not None
     assert torch.equal(condition.time, torch.zeros(3, 2, 16))
 
 
-def test_implicit_captioner_projects_the_image_embedding() -> None:
+def test_implicit_captioner_projects_image_embedding() -> None:
     captioner = stirred()
     condition = captioner(images())
     embedding = tiny_models.clip().encode_image(images())
@@ -57,7 +57,7 @@ def test_fixed_time_embedding_has_no_parameters() -> None:
     assert not any("time" in name for name, _ in captioner.named_parameters())
 
 
-def test_empty_captioner() -> None:
+def test_empty_captioner_ignores_images() -> None:
     captioner = EmptyCaptioner(tiny_models.clip(), UNCOND)
     condition = captioner(images())
     assert torch.equal(condition.context, UNCOND.expand(3, -1, -1))

@@ -20,13 +20,13 @@ def images(count: int = 2, height: int = 70, width: int = 90) -> torch.Tensor:
 
 
 def some_patches() -> torch.Tensor:
-    """Masks of random patches, the first of none: its copy still sees the class token."""
+    """Masks of random patches; the first is empty, so its token attends only to the class token."""
     visible = torch.rand(2, 5, 16, generator=torch.Generator().manual_seed(1)) > 0.5
     visible[:, 0] = False
     return visible
 
 
-@pytest.mark.parametrize("size", [(56, 56), (57, 56), (80, 200), (333, 111), (40, 30), (64, 1000), (57, 99)])
+@pytest.mark.parametrize("size", [(56, 56), (57, 99), (333, 111), (40, 30)])
 def test_preprocessing_equals_torchvision(size: tuple[int, int]) -> None:
     clip = tiny_models.clip()
     x = images(2, *size)
@@ -45,7 +45,7 @@ def test_embeddings_equal_open_clip() -> None:
     torch.testing.assert_close(clip.encode_text(texts), expected)
 
 
-def test_mask_of_everything_gives_the_image_embedding() -> None:
+def test_full_mask_gives_image_embedding() -> None:
     clip = tiny_models.clip()
     x = clip.preprocess(images())
     masks = clip.encode_masks(x, torch.ones(2, 3, 16, dtype=torch.bool))
@@ -55,7 +55,7 @@ def test_mask_of_everything_gives_the_image_embedding() -> None:
 
 
 def test_mask_embedding_equals_open_clip_with_attention_mask() -> None:
-    """All tokens and copies through open_clip's own blocks, kept apart by one additive mask."""
+    """Run tokens and copies through open_clip's blocks with an additive attention mask."""
     clip = tiny_models.clip()
     visual, x, visible = clip.model.visual, clip.preprocess(images()), some_patches()
     for b in range(2):
@@ -72,7 +72,7 @@ def test_mask_embedding_equals_open_clip_with_attention_mask() -> None:
         torch.testing.assert_close(clip.encode_masks(x, visible)[b], expected)
 
 
-def test_frozen_and_always_in_eval_mode() -> None:
+def test_clip_is_frozen_and_in_eval_mode() -> None:
     clip = FrozenCLIP(build_clip(tiny_models.CLIP)).train()
     assert not any(module.training for module in clip.modules())
     assert not any(parameter.requires_grad for parameter in clip.parameters())
@@ -97,7 +97,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     if suffix == ".safetensors":
         save_file(tensors, path)
     else:
-        # what OpenAI's own files carry besides
+        # OpenAI's files have such metadata
         torch.save({"state_dict": tensors | {"input_resolution": torch.tensor(56)}}, path)
     loaded = load_clip(str(path), tiny_models.CLIP)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), source.parameters(), strict=True))
@@ -113,13 +113,7 @@ def test_missing_weights_are_named(weights: str) -> None:
         load_clip(weights)
 
 
-OTHERS = ["RN50", "ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "coca_ViT-B-32", "EVA02-L-14-336", "roberta-ViT-B-32",
-          "ViT-H-14-worldwide"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_unsuitable_models_are_refused_before_download(
-    name: str,
-) -> None:
-    with pytest.raises(WeightsError, match=f"CLIP {name}:any is no vision transformer with a class token"):
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "EVA02-L-14-336", "ViT-H-14-worldwide"])
+def test_unsuitable_models_are_refused_before_download(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"CLIP {name}:any.*clip.weights"):
         load_clip(f"{name}:any")

@@ -26,7 +26,7 @@ GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_mod
 
 @contextmanager
 def inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects what the modules are called with, in the order of the calls."""
+    """Collects the inputs of modules in call order."""
     seen: list[Tensor] = []
     handles = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone())) for m in modules]
     yield seen
@@ -35,7 +35,7 @@ def inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def tapped(models: DiffusionModels) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
-    """The residual blocks whose inputs are the features: of the encoder, the UNet, the decoder."""
+    """Residual blocks whose inputs are the features, of encoder, UNet and decoder."""
     encoder = [models.vae.encoder.down_blocks[i].resnets[1] for i in (2, 3)]
     unet = [block.resnets[2] for block in models.unet.up_blocks]
     decoder = [models.vae.decoder.up_blocks[i].resnets[2] for i in (0, 1)]
@@ -49,7 +49,7 @@ def example(seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def reference_features(models: DiffusionModels, images: Tensor, context: Tensor, step: int) -> list[Tensor]:
-    """The features as diffusers' own complete forward passes compute them."""
+    """The features from complete forward passes of diffusers."""
     encoder, unet, decoder = tapped(models)
     scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
     with inputs_of(encoder) as from_encoder, inputs_of(unet) as from_unet, inputs_of(decoder) as from_decoder:
@@ -135,7 +135,7 @@ def test_nothing_runs_after_the_last_tap(architecture: DiffusionArchitecture) ->
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_reach_the_conditioning_but_no_weight(checkpoint: bool) -> None:
+def test_gradients_reach_only_the_conditioning(checkpoint: bool) -> None:
     models = deepcopy(tiny_models.diffusion())
     for network in (models.unet, models.vae):
         network.requires_grad_(True)
@@ -190,7 +190,7 @@ def test_noise_is_added_at_step_zero() -> None:
     torch.testing.assert_close(backbone.add_noise(latent, 0), expected)
 
 
-@pytest.mark.parametrize("steps", [(), (-1,), (1000,), (0, 0), (0.5,), ("0",), "learned", 100])
+@pytest.mark.parametrize("steps", [(), (-1,), (1000,), (0, 0), (0.5,), "learned"])
 def test_invalid_timesteps_are_named(steps: Any) -> None:
     assert check_timesteps("learnable") == (0,)
     with pytest.raises(SettingError, match=r"backbone\.timesteps="):

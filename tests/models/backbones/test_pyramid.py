@@ -38,13 +38,12 @@ def test_bottleneck_equals_its_formula(inside: int, outside: int) -> None:
 def test_taps_of_one_stride_are_summed() -> None:
     torch.manual_seed(1)
     pyramid = FeaturePyramid(TAPS, channels=128)
-    # the window was 64 pixels in the image and enlarged to 128 for the network
+    # a window of 64 pixels, resized to 128
     features = [torch.randn(2, tap.channels, 128 // tap.stride, 128 // tap.stride) for tap in TAPS]
     levels = pyramid(features, 64)
     assert [tuple(x.shape) for x in levels] == [(2, 128, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
 
     def projected(i: int, side: int) -> Tensor:
-        # nearest neighbour from twice the side: every second cell
         step = features[i].shape[-1] / side
         index = (torch.arange(side) * step).long()
         return pyramid.projections[i](features[i][..., index, :][..., index])

@@ -34,14 +34,14 @@ def save_folder(models: DiffusionModels, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["nowhere.ckpt", "./nowhere", "/nowhere/at/all", "nobody/nothing"])
+@pytest.mark.parametrize("name", ["nowhere.ckpt", "./nowhere", "nobody/nothing"])
 def test_missing_weights_are_named(name: str) -> None:
     with pytest.raises(WeightsError, match=name):
         load_diffusion(name)
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "folder"])
-def test_files_of_another_kind_are_named(tmp_path: Path, name: str) -> None:
+def test_foreign_files_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "folder":
         path.mkdir()
@@ -52,7 +52,7 @@ def test_files_of_another_kind_are_named(tmp_path: Path, name: str) -> None:
 
 
 def damage(folder: Path, network: str, without: str) -> None:
-    """Take the tensors whose names hold ``without`` out of a saved network."""
+    """Remove the tensors whose names contain ``without`` from a saved network."""
     path = next((folder / network).glob("*.safetensors"))
     tensors = load_file(path)
     left = {n: t for n, t in tensors.items() if without not in n}
@@ -74,10 +74,10 @@ def test_incomplete_folder_is_named(tmp_path: Path, network: str, part: str) -> 
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"vae_channels": (32, 32, 64)}, "the VAE's levels should be 4 and is 3"),
-    ({"context_dim": 64}, "the width of the UNet's context should be 32 and is 64"),
+    ({"vae_channels": (32, 32, 64)}, "the VAE's levels must be 4"),
+    ({"context_dim": 64}, "the width of the UNet's context must be 32"),
 ])  # fmt: skip
-def test_sizes_must_fit_together(change: dict[str, Any], message: str) -> None:
+def test_mismatching_sizes_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(WeightsError, match=f"random: {message}.*backbone.architecture"):
         load_diffusion("random", replace(tiny_models.SD1, **change))
 
@@ -86,7 +86,7 @@ def test_inpainting_model_is_refused(tmp_path: Path) -> None:
     save_folder(tiny_models.diffusion(), tmp_path)
     wider = dict(tiny_models.diffusion().unet.config) | {"in_channels": 9, "_use_default_values": []}
     UNet2DConditionModel.from_config(wider).save_pretrained(tmp_path / "unet")
-    with pytest.raises(WeightsError, match=f"{tmp_path}: the UNet's input channels should be 4 and is 9"):
+    with pytest.raises(WeightsError, match=f"{tmp_path}: the UNet's input channels must be 4"):
         load_diffusion(str(tmp_path))
 
 
@@ -127,16 +127,8 @@ def test_prompts_are_encoded_by_the_last_layer_and_its_norm(architecture: Diffus
     assert not encoded.requires_grad
 
 
-def test_default_sizes_are_stable_diffusion_1() -> None:
-    with torch.device("meta"):
-        models = build_diffusion(DiffusionArchitecture())
-    sizes = [sum(p.numel() for p in getattr(models, name).parameters()) for name in NETWORKS]
-    assert sizes == [859_520_964, 83_653_863, 123_060_480]
-    assert DiffusionArchitecture().time_dim == 1280
-
-
 def test_original_file_of_stable_diffusion_2(tmp_path: Path) -> None:
-    """An OpenCLIP text tower, whose last layer is not used; heads per level; Linear around transformers."""
+    """OpenCLIP text encoder without its last layer, heads per level, linear projections."""
     architecture = replace(tiny_models.SD2, text_layers=23, text_mlp=128)
     torch.manual_seed(0)
     sizes = {"vision_layers": 1, "text_layers": 24, "quick_gelu": False}

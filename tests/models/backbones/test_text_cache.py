@@ -35,12 +35,12 @@ def test_recent_texts_are_encoded_once() -> None:
     assert encoder.asked == ["a dog", "a cat", "sky", "a cat"]
 
 
-def test_more_texts_at_once_than_the_limit() -> None:
+def test_more_texts_than_limit() -> None:
     texts = [f"picture {i}" for i in range(4)]
     assert torch.equal(TextCache(Encoder(), limit=1)(texts, CPU), Encoder()(texts))
 
 
-def test_texts_of_validation_serve_training() -> None:
+def test_encodings_from_inference_mode_can_be_trained_with() -> None:
     encode = PromptEncoder(tiny_models.diffusion().text_encoder)
     with torch.inference_mode():
         encode(["a dog"])

@@ -14,7 +14,7 @@ def test_full_vocabulary_equals_clip() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [514, 1000, 4096])
-def test_small_vocabulary_encodes_every_text(vocabulary: int) -> None:
+def test_small_vocabulary_encodes_all_texts(vocabulary: int) -> None:
     codec = tokenizer(vocabulary)
     assert codec.vocab_size == vocabulary
     assert (codec.sot_token_id, codec.eot_token_id) == (vocabulary - 2, vocabulary - 1)
@@ -28,6 +28,6 @@ def test_small_vocabulary_encodes_every_text(vocabulary: int) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [0, 513, VOCABULARY + 1])
-def test_impossible_vocabulary_sizes(vocabulary: int) -> None:
+def test_invalid_vocabulary_sizes_are_refused(vocabulary: int) -> None:
     with pytest.raises(ValueError, match="514 to 49408"):
         tokenizer(vocabulary)

@@ -1,4 +1,4 @@
-"""The same weights give the same features, wherever they come from."""
+"""Weights from every kind of source give the same features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def safetensors_file(models: DiffusionModels, place: Path) -> str:
 
 
 def training_file(models: DiffusionModels, place: Path) -> str:
-    """As the authors publish it: everything of the trainer beside the weights, its callbacks pickled."""
+    """The published file: a training checkpoint with pickled callbacks."""
     module = types.ModuleType("gone_callbacks")
     callback = type("ModelCheckpoint", (), {"__module__": "gone_callbacks"})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
@@ -69,13 +69,13 @@ def training_file(models: DiffusionModels, place: Path) -> str:
 
 
 def hub_cache(models: DiffusionModels, place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A hub's repository as the client keeps it after it was fetched once."""
+    """A hub repository in the client's cache."""
     repository = place / ("models--" + HUB_ID.replace("/", "--"))
     folder(models, repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place))
-    for module in list(sys.modules.values()):  # some keep a copy of their own
+    for module in list(sys.modules.values()):  # some have their own copy
         if (getattr(module, "__name__", "") or "").startswith(("diffusers.", "transformers.")):
             for name in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
                 if name in vars(module):
@@ -91,7 +91,7 @@ def features(models: DiffusionModels) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("source", ["folder", "safetensors", "ckpt", "hub"])
-def test_diffusion_features_do_not_depend_on_the_source(
+def test_diffusion_features_are_independent_of_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     models = tiny_models.diffusion()
@@ -107,7 +107,7 @@ def test_diffusion_features_do_not_depend_on_the_source(
 
 
 @pytest.mark.parametrize("source", ["file", "name"])
-def test_clip_embeddings_do_not_depend_on_the_source(tmp_path: Path, source: str) -> None:
+def test_clip_embeddings_are_independent_of_source(tmp_path: Path, source: str) -> None:
     original = tiny_models.clip()
     path = tmp_path / "clip.safetensors"
     save_file({n: t.contiguous() for n, t in original.model.state_dict().items()}, path)
@@ -121,7 +121,7 @@ def test_clip_embeddings_do_not_depend_on_the_source(tmp_path: Path, source: str
         description = {"embed_dim": a.embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
         (tmp_path / "tiny-of-the-tests.json").write_text(json.dumps(description))
         open_clip.add_model_config(tmp_path / "tiny-of-the-tests.json")
-        weights = f"tiny-of-the-tests:{path}"  # open_clip takes a file for a tag
+        weights = f"tiny-of-the-tests:{path}"  # open_clip accepts a file as tag
     found = FrozenCLIP(load_clip(weights, tiny_models.CLIP))
     images = torch.rand(2, 3, 60, 90, generator=torch.Generator().manual_seed(0))
     visible = torch.rand(2, 3, 16, generator=torch.Generator().manual_seed(1)) > 0.5
@@ -132,7 +132,7 @@ def test_clip_embeddings_do_not_depend_on_the_source(tmp_path: Path, source: str
 
 
 @pytest.mark.parametrize(("full", "shards"), [((), {}), (("vae",), {"max_shard_size": "200KB"})], ids=str)
-def test_half_precision_variants_are_loaded_in_full(
+def test_half_precision_variants_become_float32(
     tmp_path: Path, full: tuple[str, ...], shards: dict[str, str]
 ) -> None:
     models = tiny_models.diffusion()
@@ -162,8 +162,7 @@ ORIGINAL = (
 )
 
 
-@pytest.mark.parametrize("name", ORIGINAL)
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(("name", "mapped"), zip(ORIGINAL, (True, False, False), strict=True))
 def test_non_finite_original_file_is_refused(tmp_path: Path, name: str, mapped: bool) -> None:
     path = tmp_path / "sd.safetensors"
     save_file(spoil(original_tensors(tiny_models.diffusion()), name, float("inf")), path)
@@ -187,7 +186,7 @@ def test_non_finite_folder_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_non_finite_clip_is_refused(tmp_path: Path) -> None:
-    """The attention mask, which some files hold, is infinite and not a weight."""
+    """An attention mask in the file, which is infinite, is ignored."""
     path = tmp_path / "clip.pt"
     tensors = {n: t.contiguous() for n, t in tiny_models.clip().model.state_dict().items()}
     mask = torch.full((77, 77), float("-inf")).triu_(1)
@@ -198,7 +197,7 @@ def test_non_finite_clip_is_refused(tmp_path: Path) -> None:
         load_clip(str(path), tiny_models.CLIP)
 
 
-def test_code_beside_a_tokenizer_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_blip.save(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')\nclass Evil: ...\n")
     auto = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
@@ -206,7 +205,7 @@ def test_code_beside_a_tokenizer_does_not_run(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "config.json"
     kind = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | kind))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user might answer
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the user's answer
     with pytest.raises(WeightsError, match=str(tmp_path)):
         load_blip(str(tmp_path))
     assert not (tmp_path / "proof").exists()

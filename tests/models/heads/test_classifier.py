@@ -15,7 +15,7 @@ from odise_pl.models.classifiers import (
     cosine_logits,
     fuse,
     max_over_synonyms,
-    squash,
+    resize_to_square,
     visible_patches,
     with_no_object,
 )
@@ -26,8 +26,8 @@ def randn(*size: int, seed: int = 0) -> Tensor:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_max_over_synonyms(counts: list[int], dtype: torch.dtype) -> None:
-    # all negative: a zero that stands in for nothing would win
+def test_max_over_synonyms_equals_loop(counts: list[int], dtype: torch.dtype) -> None:
+    # all negative, so a padding of zeros would win
     logits = -randn(2, 3, sum(counts)).abs().to(dtype) - 1
     best = max_over_synonyms(logits, counts)
     assert best.shape == (2, 3, len(counts))
@@ -38,7 +38,7 @@ def test_max_over_synonyms(counts: list[int], dtype: torch.dtype) -> None:
         start += count
 
 
-def test_cosine_logits() -> None:
+def test_cosine_logits_equal_loop() -> None:
     masks, texts = randn(2, 3, 8), randn(5, 8, seed=1)
     logits = cosine_logits(masks, texts, 10.0)
     for b in range(2):
@@ -50,7 +50,7 @@ def test_cosine_logits() -> None:
 
 
 def test_cosine_logits_stay_exact_under_autocast() -> None:
-    # with CLIP's scale of 100, bfloat16 would round logits to halves
+    # with a scale of 100, bfloat16 would round logits to multiples of 0.5
     texts = randn(50, 64, seed=1)
     masks = texts[:1] + 0.5 * randn(40, 64)
     exact = cosine_logits(masks[None], texts, 100.0)
@@ -60,7 +60,7 @@ def test_cosine_logits_stay_exact_under_autocast() -> None:
 
 
 @given(st.integers(1, 6), st.integers(0, 1000))
-def test_fusion_is_the_weighted_geometric_mean(classes: int, seed: int) -> None:
+def test_fusion_is_weighted_geometric_mean(classes: int, seed: int) -> None:
     mask, clip = 5 * randn(2, 3, classes, seed=seed), 5 * randn(2, 3, classes, seed=seed + 1)
     share = torch.rand(classes, generator=torch.Generator().manual_seed(seed))
     fused = fuse(mask, clip, share)
@@ -80,7 +80,7 @@ def test_fusion_of_vanishing_probabilities() -> None:
     torch.testing.assert_close(fused, torch.tensor([[[0.5, 0.5]]]))
 
 
-def test_no_object_takes_its_share_of_every_class() -> None:
+def test_no_object_scales_class_probabilities() -> None:
     p = randn(2, 3, 4).softmax(-1)
     nothing = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(0))
     logits = with_no_object(p, nothing)
@@ -115,24 +115,24 @@ def test_text_projection_logits(null: bool) -> None:
 
 
 @pytest.mark.parametrize("view", [(1.0, 1.0), (0.5, 1.0), (0.75, 0.25)])
-def test_squash_resizes_a_part_of_the_map(view: tuple[float, float]) -> None:
+def test_resize_to_square_resizes_a_part_of_the_map(view: tuple[float, float]) -> None:
     maps = randn(2, 3, 16, 16)
     high, wide = int(16 * view[0]), int(16 * view[1])
-    # what lies outside continues the edge, so cutting first and resizing then is the same
+    # the outside repeats the edge, so cropping before resizing gives the same result
     maps[:, :, high:] = maps[:, :, high - 1 : high]
     maps[:, :, :, wide:] = maps[:, :, :, wide - 1 : wide]
     part = F.interpolate(maps[:, :, :high, :wide], (12, 12), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(squash(maps, view, 12), part, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(resize_to_square(maps, view, 12), part, atol=1e-5, rtol=1e-5)
 
 
-def test_squash_stays_exact_for_half_precision_maps() -> None:
-    # read at their centres, alternating columns come back as they are; bfloat16 cannot count to 300
+def test_resize_to_square_stays_exact_for_half_precision_maps() -> None:
+    # sampled at their centres, columns are unchanged; bfloat16 could not represent the coordinates
     columns = (torch.arange(300) % 2).expand(1, 1, 4, 300).bfloat16()
-    read = squash(columns, (0.5, 1.0), 300)[0, 0, 0]
+    read = resize_to_square(columns, (0.5, 1.0), 300)[0, 0, 0]
     torch.testing.assert_close(read, columns[0, 0, 0].float(), atol=1e-3, rtol=0)
 
 
-def test_patch_is_visible_if_any_pixel_is() -> None:
+def test_patch_with_any_mask_pixel_is_visible() -> None:
     logits = torch.full((1, 2, 6, 6), -1.0)
     logits[0, 0, 2, 3] = 0.0
     logits[0, 1, 5, 0] = 1.0

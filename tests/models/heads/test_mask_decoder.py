@@ -26,7 +26,7 @@ def decoder(layers: int = 4, object_head: bool = False) -> MaskDecoder:
 def attention(
     module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
 ) -> Tensor:
-    """Softmax attention, one head of one image at a time; ``hidden`` is [B, Q, L]."""
+    """Softmax attention head by head; ``hidden`` is [B, Q, L]."""
     depth = query.shape[2] // module.num_heads
     weight, bias = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weight, bias, strict=True))
@@ -41,7 +41,7 @@ def attention(
     return module.out_proj(result)
 
 
-def test_decoder_layer() -> None:
+def test_decoder_layer_equals_formula() -> None:
     torch.manual_seed(2)
     layer = DecoderLayer(32, 4, 64)
     x, query_position = torch.randn(2, 6, 32), torch.randn(6, 32)
@@ -58,8 +58,8 @@ def test_decoder_layer() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 9])
-def test_one_prediction_more_than_layers(layers: int) -> None:
+@pytest.mark.parametrize("layers", [0, 4])
+def test_decoder_predicts_before_and_after_each_layer(layers: int) -> None:
     outputs = decoder(layers)(features())
     assert len(outputs) == layers + 1
     for output in outputs:
@@ -69,7 +69,7 @@ def test_one_prediction_more_than_layers(layers: int) -> None:
         assert output.object_logits is None
 
 
-def test_layers_attend_where_the_previous_mask_is_on() -> None:
+def test_layers_attend_inside_previous_masks() -> None:
     model, x = decoder(4), features()
     calls: list[tuple[Tensor, ...]] = []
     for layer in model.layers:
@@ -91,7 +91,7 @@ def test_layers_attend_where_the_previous_mask_is_on() -> None:
         assert torch.equal(query_position, model.query_embed.weight)
 
 
-def test_query_hidden_everywhere_attends_everywhere() -> None:
+def test_query_with_empty_mask_attends_everywhere() -> None:
     logits = torch.full((1, 6, 16, 24), -5.0)
     logits[0, 1, :8] = 5.0
     hidden = decoder()._hidden(logits, torch.Size((4, 6)))
@@ -100,7 +100,7 @@ def test_query_hidden_everywhere_attends_everywhere() -> None:
     assert not hidden[:, 1].all()
 
 
-def test_prediction_of_queries() -> None:
+def test_prediction_equals_loop_over_queries() -> None:
     model, x = decoder(0), features()
     output = model(x)[0]
     head = model.embedding
@@ -116,13 +116,13 @@ def test_prediction_of_queries() -> None:
             torch.testing.assert_close(output.mask_embed[b, q], embed, rtol=1e-4, atol=1e-4)
 
 
-def test_embedding_does_not_train_its_mask() -> None:
+def test_mask_embedding_has_no_gradient_to_mask() -> None:
     model = decoder(0)
     model(features())[0].mask_embed.sum().backward()
     assert all(p.grad is None for p in model.mask_mlp.parameters())
 
 
-def test_logit_scale_start_and_limit() -> None:
+def test_logit_scale_is_initialised_and_limited() -> None:
     model = decoder(0)
     assert model(features())[0].logit_scale.item() == pytest.approx(1 / 0.07)
     with torch.no_grad():

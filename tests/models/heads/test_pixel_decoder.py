@@ -27,7 +27,7 @@ def test_shapes_of_pixel_features() -> None:
     assert [tuple(x.shape) for x in features.levels] == [(2, 32, 2, 3), (2, 32, 4, 6), (2, 32, 8, 12)]
 
 
-def test_pixel_decoder_equals_its_formula() -> None:
+def test_pixel_decoder_equals_formula() -> None:
     model, (s2, s3, s4, s5) = decoder(), pyramid()
     torch.nn.init.normal_(model.layers[0].attention.sampling_offsets.weight, std=0.1)
     maps = [proj(x) for proj, x in zip(model.input_proj, (s5, s4, s3), strict=True)]
@@ -56,7 +56,7 @@ def test_pixel_decoder_equals_its_formula() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_every_parameter_trains(autocast: bool) -> None:
     model = decoder()
-    tiny_models.stir(model)  # positions have no effect before offsets and attention leave zero
+    tiny_models.stir(model)  # offsets and attention weights start at zero
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         features = model(pyramid())
     sum(x.float().square().sum() for x in (features.mask_features, *features.levels)).backward()

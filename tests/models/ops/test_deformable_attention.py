@@ -28,7 +28,7 @@ def bilinear(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def loop(layer: DeformableAttention, queries: Tensor, reference: Tensor, memory: Tensor,
          shapes: Sequence[tuple[int, int]]) -> Tensor:  # fmt: skip
-    """One point at a time."""
+    """Deformable attention point by point."""
     heads, levels, points = layer.heads, layer.levels, layer.points
     depth = queries.shape[2] // heads
     values = layer.value_proj(memory)
@@ -67,7 +67,7 @@ def example(dtype: torch.dtype = torch.float64) -> tuple[DeformableAttention, Te
     )
 
 
-def test_attention_and_gradients_equal_a_loop_over_points() -> None:
+def test_attention_and_gradients_equal_loop_over_points() -> None:
     layer, queries, reference, memory = example()
     inputs = [queries.requires_grad_(), memory.requires_grad_(), *layer.parameters()]
     results = [function(queries, reference, memory, SHAPES) for function in (layer, partial(loop, layer))]
@@ -91,7 +91,7 @@ def test_initial_offsets_point_in_all_directions() -> None:
 
 
 def test_points_stay_exact_under_bfloat16_autocast() -> None:
-    # read at their centres, alternating cells come back as they are; half a cell beside it they do not
+    # sampled at their centres, alternating cells are unchanged; half a cell off, they are not
     layer = DeformableAttention(channels=1, levels=1, heads=1, points=1)
     torch.nn.init.zeros_(layer.sampling_offsets.bias)
     for projection in (layer.value_proj, layer.output_proj):

@@ -17,7 +17,7 @@ def seeded(seed: int = 0) -> Uniform:
 
 
 def bilinear(image: Tensor, x: float, y: float) -> float:
-    """The value at (x, y) in 0..1, cells' values standing at their centres, zero outside."""
+    """The value at (x, y) in 0..1, zero outside."""
     height, width = image.shape
     column, row = x * width - 0.5, y * height - 0.5
     left, top = math.floor(column), math.floor(row)
@@ -41,7 +41,7 @@ def test_point_sample_is_bilinear_interpolation(height: int, width: int, seed: i
             torch.testing.assert_close(values[n, c], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_one_set_of_points_serves_all_maps() -> None:
+def test_points_are_broadcast_over_maps() -> None:
     maps, points = seeded()(3, 2, 4, 5), seeded(1)(1, 6, 2)
     assert torch.equal(point_sample(maps, points), point_sample(maps, points.expand(3, -1, -1)))
 
@@ -63,7 +63,7 @@ def test_uncertain_points_then_random_points(importance: float) -> None:
         assert torch.equal(points[:, certain:], draw(2, 16 - certain, 2))
 
 
-def test_uncertain_points_depend_on_their_generator_alone() -> None:
+def test_uncertain_points_depend_only_on_their_generator() -> None:
     logits = seeded(5)(2, 1, 6, 6)
     first = uncertain_points(logits, 10, seeded(6))
     torch.manual_seed(99)

@@ -6,7 +6,7 @@ import torch
 from odise_pl.models.ops.pooling import masked_mean
 
 
-def test_masked_mean() -> None:
+def test_masked_mean_equals_loop() -> None:
     torch.manual_seed(0)
     features, masks = torch.randn(2, 3, 4, 5), torch.rand(2, 6, 4, 5) > 0.5
     pooled = masked_mean(features, masks)

@@ -8,7 +8,7 @@ from odise_pl.models.ops.position import sine_positions
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 4), (3, 5, 8), (4, 2, 32)])
-def test_sine_positions_equal_a_loop(height: int, width: int, channels: int) -> None:
+def test_sine_positions_equal_loop(height: int, width: int, channels: int) -> None:
     encoded = sine_positions(height, width, channels)
     assert encoded.shape == (channels, height, width)
     half = channels // 2
