@@ -10,6 +10,12 @@ from contextlib import contextmanager
 # Raised by libraries for invalid options. Known by name, because importing the classes would load torch.
 _LIBRARY_ERRORS = ("MisconfigurationException", "MissingMandatoryValue")
 
+_OF_SETTINGS = (
+    "unexpected keyword argument",
+    "lightning.pytorch.trainer.trainer.Trainer",
+    "lightning.Trainer",
+)
+
 
 class UserError(Exception):
     """An error whose message says what is wrong and how to fix it; shown without a traceback."""
@@ -39,8 +45,8 @@ def find_user_error(error: BaseException | None) -> BaseException | None:
         seen.add(id(error))
         if isinstance(error, UserError) or type(error).__name__ in _LIBRARY_ERRORS:
             return error
-        if type(error).__name__ == "InstantiationException" and "unexpected keyword argument" in str(error):
-            return error  # an unknown setting; the message names it and its place
+        if type(error).__name__ == "InstantiationException" and any(w in str(error) for w in _OF_SETTINGS):
+            return error  # an unknown setting, or one that Lightning's Trainer refuses; the message names it
         error = error.__cause__ or error.__context__
     return None
 

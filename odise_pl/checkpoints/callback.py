@@ -193,7 +193,7 @@ class Checkpoints(ModelCheckpoint):
         if unsaved and (failure := self.save(trainer, pl_module)):
             raise SavingError(failure)
         if trainer.is_global_zero:
-            _log.info("stopped at step %d: the same command resumes from there", self._step)
+            _log.info("stopped at step %d; run the command again to resume", self._step)
         trainer.strategy.barrier("stopped")
         raise Preempted(self._stop.number or signal.SIGTERM)
 

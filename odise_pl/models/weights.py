@@ -58,8 +58,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # readers of damaged files raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError) and is_archive:
-            reason = "loading it would run code; save its tensors as .safetensors"
+        if isinstance(error, pickle.UnpicklingError):  # whose text recommends to run pickled code
+            unsafe = "loading it would run code; save its tensors as .safetensors"
+            reason = unsafe if is_archive else "neither .safetensors nor written by torch.save"
         raise WeightsError(
             f"{path} is damaged or not a weights file ({reason}); download the file again"
         ) from error

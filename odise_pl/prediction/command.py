@@ -11,7 +11,10 @@ import typer
 
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(help="checkpoint of a run, or an official release", metavar="CKPT")
+        Path,
+        typer.Argument(
+            help="checkpoint of a run, or an official release", metavar="CKPT", exists=True, dir_okay=False
+        ),
     ],
     pictures: Annotated[
         list[str], typer.Argument(help="files, folders or patterns such as '*.jpg'", metavar="PICTURE...")
@@ -56,7 +59,7 @@ def predict(
 
 
 def kmeans(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", exists=True, dir_okay=False)],
     tap: Annotated[
         str, typer.Option(help="a feature map, e.g. encoder.2, unet.up.2, decoder.1")
     ] = "unet.up.2",

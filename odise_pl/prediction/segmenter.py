@@ -143,6 +143,8 @@ def _device(name: str) -> str:
     available = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if available else "cpu"
-    if name.startswith("cuda") and not available:
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise SettingError(f"device {name}: choose auto, cpu or cuda")
+    if name != "cpu" and not available:
         raise SettingError(f"device {name}: PyTorch finds no GPU; choose cpu")
     return name

@@ -21,4 +21,4 @@ def report(
     runs = find_runs(folder)
     paths = write(runs, out or folder / "report")
     print(paths[0].read_text(encoding="utf-8"))
-    print(f"{len(runs)} runs; written: " + ", ".join(map(str, paths)))
+    print(f"runs: {len(runs)}; written: " + ", ".join(map(str, paths)))

@@ -32,8 +32,10 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
     """
     folder = Path(config.run_dir)
     if (folder / FINISHED).exists() and (config.ckpt is None or in_sweep()):
+        found = changes(read_settings(folder) or {}, settings)
         raise SettingError(
-            f"{folder} contains a finished run with other settings; start another with run=NAME, or delete it"
+            f"{folder} contains a finished run with other settings ({_some(found)}); start another with "
+            "run=NAME, or delete it"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)

@@ -77,7 +77,7 @@ class CheckRunFolder(Callback):
                 folder = own.hydra[mode].dir
         except OmegaConfBaseException:
             return  # such as a swept run name, which Hydra reports
-        problem = unwritable(Path(folder))
+        problem = "it leads out of its folder" if ".." in Path(folder).parts else unwritable(Path(folder))
         if problem is not None:
             # Hydra turns other exceptions of callbacks into warnings
             sys.exit(f"error: run folder {folder}: {problem}; choose another with run=NAME")

@@ -28,12 +28,17 @@ class OutOfMemoryError(UserError, MemoryError):
     """The network and its batch do not fit in memory."""
 
 
+class WorkerLostError(UserError, RuntimeError):
+    """A process that loads data was killed or failed."""
+
+
 @contextmanager
 def explain_faults(trainer: lightning.Trainer) -> Iterator[None]:
     """Replace errors of libraries by errors of this project.
 
     Raises:
         OutOfMemoryError: names the settings that need less.
+        WorkerLostError: a process that loads data was killed.
         RankLostError: another rank ended, which has printed its own message.
         Preempted: a signal arrived before training began.
     """
@@ -48,11 +53,15 @@ def explain_faults(trainer: lightning.Trainer) -> Iterator[None]:
             raise OutOfMemoryError(
                 f"{OUT_OF_MEMORY}; add ckpt=last to resume a run that has saved"
             ) from error
+        if "DataLoader worker" in str(error):
+            raise WorkerLostError(
+                f"{error}; run the command again to resume, with data.num_workers=0 if it repeats"
+            ) from error
         if trainer.world_size > 1 and _is_of_connection(error):
             cause = str(error).strip().partition("\n")[0]
             raise RankLostError(
                 f"another rank of this run has ended or cannot be reached ({cause}); see its own message, "
-                "and start the same command again to resume from the last checkpoint"
+                "and run the command again to resume from the last checkpoint"
             ) from error
         raise
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
@@ -38,10 +38,12 @@ class OptimizerSettings:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.reference_batch < 1:
-            raise SettingError(
-                f"optimizer.lr={self.lr} and reference_batch={self.reference_batch} must be above 0"
-            )
+        for name in ("lr", "weight_decay", "clip_norm", "warmup_factor", "gamma"):
+            check_number(f"optimizer.{name}", getattr(self, name), whole=False)
+        check_number("optimizer.warmup_steps", self.warmup_steps)
+        check_number("optimizer.reference_batch", self.reference_batch, 1)
+        if self.lr == 0:
+            raise SettingError("optimizer.lr=0 trains nothing; it must be above 0")
         if any(not 0 < m <= 1 for m in self.milestones):
             raise SettingError(f"optimizer.milestones={list(self.milestones)}: shares of the run, 0..1")
 

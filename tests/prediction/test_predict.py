@@ -299,7 +299,7 @@ def test_unreadable_images_are_skipped(
     assert "bomb.png" in errors[0]
     assert "damaged.jpg" in errors[1]
     capsys.readouterr()
-    command = ["predict", "net.ckpt", str(tmp_path / "damaged.jpg"), "--words", "ball"]
+    command = ["predict", __file__, str(tmp_path / "damaged.jpg"), "--words", "ball"]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "nothing")])
     assert done.exit_code == 1
     assert "written" not in done.stdout
