@@ -13,6 +13,7 @@ from pathlib import Path
 import fake_slurm
 import pytest
 import tiny_blip
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from scenes import CAPTIONS, make_scenes
 
@@ -61,6 +62,9 @@ class Programs:
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
             print(error.code)
+        except CompactHydraException as error:  # instead of SystemExit where a debugger or coverage looks on
+            code = 1
+            print(error)
         return code, "".join(self.capfd.readouterr())
 
     def sweep(self, shards: Path, folder: Path, *arguments: str) -> tuple[int, str]:

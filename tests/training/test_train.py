@@ -149,7 +149,7 @@ def test_evaluate_names_a_missing_checkpoint(shards: Path, tmp_path: Path) -> No
 def test_a_bad_setting_is_one_line(shards: Path, tmp_path: Path) -> None:
     done = run("train.py", tmp_path, *options(shards, "backbone.timesteps=[1000]"))
     assert done.returncode == 1
-    assert "backbone.timesteps=[1000]: give different whole numbers in 0..999" in done.stderr
+    assert "backbone.timesteps=[1000]" in done.stderr
     assert "Traceback" not in done.stderr
 
 
