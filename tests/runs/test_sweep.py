@@ -201,7 +201,7 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
 def test_finished_run_with_other_settings_is_refused(swept: Path, shards: Path, programs: Programs) -> None:
     code, shown = programs.sweep(shards, swept, *GRID, "captioner=empty", "optimizer.lr=0.5")
     assert code == 1
-    assert "finished run with other settings; start another with run=NAME" in shown
+    assert "finished run with other settings (optimizer.lr 0.001 -> 0.5)" in shown
 
 
 def test_invalid_sweep_is_refused_before_its_first_run(
