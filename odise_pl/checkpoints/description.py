@@ -59,12 +59,7 @@ class Network:
     @classmethod
     def of_config(cls, config: DictConfig) -> Network:
         """The network of a composed configuration."""
-        own = OmegaConf.masked_copy(config, ["model", "fusion", *PARTS])
-        OmegaConf.set_struct(own, False)
-        own.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
-        model: Any = OmegaConf.to_container(own.model, resolve=True)
-        for part in PARTS:
-            model.get(part, {}).pop("source", None)  # a shell command, not trusted from a checkpoint
+        model = _resolve_model(OmegaConf.masked_copy(config, ["model", "fusion", *PARTS]))
         return cls(model, (config.data.eval_short_side, config.data.eval_long_side))
 
     def record(self) -> dict[str, Any]:
@@ -119,6 +114,16 @@ class Network:
             raise SettingError(
                 f"{self.source}: its description of the network is damaged ({cause})"
             ) from error
+
+
+def _resolve_model(sections: DictConfig) -> dict[str, Any]:
+    """The section ``model`` as nested plain values; only ``${paths.NAME}`` stays unresolved."""
+    OmegaConf.set_struct(sections, False)
+    sections.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
+    model: Any = OmegaConf.to_container(sections.model, resolve=True)
+    for part in PARTS:
+        model.get(part, {}).pop("source", None)  # a shell command, not trusted from a checkpoint
+    return model
 
 
 def model_key(key: str) -> str | None:
@@ -222,11 +227,7 @@ def _of_earlier_version(record: Mapping[str, Any]) -> dict[str, Any]:
     sections: Any = current_names({name: record["config"][name] for name in _SECTIONS})
     if any("$" in _EARLIER_REFERENCE.sub("", text) for text in _texts(sections)):
         raise ValueError("foreign reference")
-    paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}
-    whole = OmegaConf.create({"classifier": _CLASSIFIER, **sections, "paths": paths})
-    model: Any = OmegaConf.to_container(whole.model, resolve=True)
-    for part in PARTS:
-        model[part].pop("source", None)
+    model = _resolve_model(OmegaConf.create({"classifier": _CLASSIFIER, **sections}))
     return {"model": model, "sides": [record["data"][name] for name in SIDES]}
 
 

@@ -50,7 +50,10 @@ def describe(path: str | Path) -> CheckpointDescription:
     Raises:
         WeightsError: the file or its description is damaged.
     """
-    checkpoint = read_checkpoint(path)
+    return _describe(read_checkpoint(path), path)
+
+
+def _describe(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointDescription:
     recognise(checkpoint, str(path))
     try:
         return _description(checkpoint)
@@ -102,13 +105,11 @@ def describe_resumable(path: Path) -> CheckpointDescription:
 def _describe_intact(path: Path) -> CheckpointDescription:
     if path.is_file():
         _verify_checksums(path)
-        checkpoint = read_checkpoint(path)
-        recognise(checkpoint, str(path))
-        if any(name not in checkpoint for name in _NEEDED):
-            raise WeightsError(
-                f"{path} has weights but no training state: start a new run with init_from={path}"
-            )
-    return describe(path)
+    checkpoint = read_checkpoint(path)
+    description = _describe(checkpoint, path)
+    if any(name not in checkpoint for name in _NEEDED):
+        raise WeightsError(f"{path} has weights but no training state: start a new run with init_from={path}")
+    return description
 
 
 def _verify_checksums(path: Path) -> None:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.description import Network, model_key, read_record
+from odise_pl.checkpoints.description import SIDES, Network, model_key, read_record
 from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
@@ -77,8 +77,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         "step": described.step,
         "classifier": network.model["classifier"]["mode"],
     }
-    model = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
-    subject = {"network": model, **_sides(network), "weights": described.digest, "step": described.step}
+    description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
+    subject = {"network": description, **_sides(network), "weights": described.digest, "step": described.step}
     settings = _settings(config, **subject)
     folder = evaluation_folder(Path(config.run_dir), _folder_words(config, about), settings)
     if in_sweep() and is_finished(folder, settings):
@@ -153,18 +153,18 @@ def _network(
         for key in named
         if (place := model_key(key)) is not None
     }
-    changes |= {f"data.{name}": config.data[name] for name in _sides(composed) if f"data.{name}" in named}
+    changes |= {f"data.{name}": config.data[name] for name in SIDES if f"data.{name}" in named}
     return read_record(record, source, named).changed(changes)
 
 
 def _sides(network: Network) -> dict[str, int]:
-    return dict(zip(("eval_short_side", "eval_long_side"), network.sides, strict=True))
+    return dict(zip(SIDES, network.sides, strict=True))
 
 
 def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
     """Everything that the scores depend on."""
     data: Any = OmegaConf.to_container(config.data, resolve=True)
-    network = ("train", "eval_short_side", "eval_long_side")  # unused, and given by the network
+    network = ("train", *SIDES)  # unused, and given by the network
     return {
         **subject,
         "data": {key: value for key, value in data.items() if key not in network},
