@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from odise_pl.toyworld import WEIGHTS
-
-app = typer.Typer(help="The small world: paint its data sets, train and grade its frozen models.")
+app = typer.Typer(help="The small world: paint its data sets.")
 
 
 class Supervision(StrEnum):
@@ -25,14 +23,6 @@ class Device(StrEnum):
 
     cpu = "cpu"
     gpu = "gpu"
-
-
-class Model(StrEnum):
-    """The frozen models."""
-
-    clip = "clip"
-    vae = "vae"
-    unet = "unet"
 
 
 def demo(
@@ -82,47 +72,3 @@ def make(
 
     for toy_set in toy_sets(train, val, open_):
         print(make(toy_set, out, seed, workers))
-
-
-@app.command()
-def pretrain(
-    model: Annotated[Model, typer.Argument(help="unet needs the other two")],
-    out: Annotated[Path, typer.Option(help="folder of the weights; existing ones are overwritten")],
-    work: Annotated[Path, typer.Option(help="folder of checkpoints and logs")] = Path("runs/pretrain"),
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="optimizer steps (default: as for the packaged weights)"),
-    ] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")] = "32-true",
-) -> None:
-    """Train a frozen model from scratch, in hours on a laptop.
-
-    If interrupted, run it again to resume from --work; delete that folder to restart.
-    """
-    import logging
-    from dataclasses import replace
-
-    from odise_pl.toyworld.pretraining.run import RECIPES
-    from odise_pl.toyworld.pretraining.run import pretrain as run
-
-    logging.getLogger("lightning").setLevel(logging.WARNING)
-    recipe = RECIPES[model]
-    recipe = recipe if steps is None else replace(recipe, steps=steps)
-    run(model, recipe, out, work, accelerator, precision)
-
-
-@app.command()
-def grade(
-    models: Annotated[list[Model] | None, typer.Argument(help="models to grade (default: all)")] = None,
-    weights: Annotated[
-        Path, typer.Option(help="folder of the models", show_default="those in the package")
-    ] = WEIGHTS,
-    count: Annotated[int, typer.Option(min=1, help="held-out crops and pictures")] = 500,
-    sheet: Annotated[Path | None, typer.Option(help="PNG for samples of the UNet")] = None,
-) -> None:
-    """Measure the quality of frozen models on held-out pictures."""
-    from odise_pl.toyworld.grade import grade
-
-    for line in grade(models or list(Model), weights, count, sheet=sheet):
-        print(line, flush=True)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from odise_pl.cli import app
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.records import DataError
-from odise_pl.toyworld.command import app
 from odise_pl.toyworld.make import KINDS, make, toy_sets, vocabulary
 from odise_pl.toyworld.things import THINGS
 
@@ -25,7 +25,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_shards_are_reproducible(tmp_path: Path) -> None:
     for name, workers, seed in (("a", "1", "0"), ("b", "2", "0"), ("c", "1", "1")):
         options = ["--out", str(tmp_path / name), "--workers", workers, "--seed", seed]
-        result = CliRunner().invoke(app, ["make", *options, "--train", "12", "--val", "3", "--open", "4"])
+        counts = ["--train", "12", "--val", "3", "--open", "4"]
+        result = CliRunner().invoke(app, ["toyworld", "make", *options, *counts])
         assert result.exit_code == 0
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert files(tmp_path / "a") != files(tmp_path / "c")
@@ -97,7 +98,7 @@ def test_file_in_place_of_a_folder_is_named(place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [("--train", "0"), ("--seed", "-1"), ("--open", "x")])
 def test_invalid_options_are_named(wrong: tuple[str, str], tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["make", "--out", str(tmp_path), *wrong])
+    result = CliRunner().invoke(app, ["toyworld", "make", "--out", str(tmp_path), *wrong])
     assert result.exit_code == 2
     assert wrong[0] in result.output
     assert not list(tmp_path.iterdir())

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from odise_pl.models.backbones.tokens import tokenize as byte_pairs
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.models import CLIP, VOCABULARY
-from odise_pl.toyworld.pretraining.corpus import SIDE, Box, Corpus
-from odise_pl.toyworld.pretraining.schedule import Batch, pixels
+from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus
+from scripts.pretrain_toyworld.models import CLIP, VOCABULARY
+from scripts.pretrain_toyworld.schedule import Batch, pixels
 
 ENLARGED = 0.4  # share of details that are enlarged to fill the image
 _MOSAICS = 0.4  # share of images that are composed of four, so that things are small

@@ -21,9 +21,9 @@ from odise_pl.models.backbones.stable_diffusion import build_diffusion, tokenize
 from odise_pl.models.backbones.timesteps import STEPS
 from odise_pl.models.weights import load_exactly
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.models import DIFFUSION, VOCABULARY
-from odise_pl.toyworld.pretraining.corpus import SIDE, Box, Corpus
-from odise_pl.toyworld.pretraining.schedule import Batch, Schedule, pixels
+from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus
+from scripts.pretrain_toyworld.models import DIFFUSION, VOCABULARY
+from scripts.pretrain_toyworld.schedule import Batch, Schedule, pixels
 
 HALF_SIZE = 4000  # number of the first batch of full size
 _DROPPED_CAPTIONS = 0.1  # share of empty texts, for classifier-free guidance

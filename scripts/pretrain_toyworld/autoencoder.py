@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.toyworld.models import DIFFUSION
-from odise_pl.toyworld.pretraining.corpus import SIDE, Corpus
-from odise_pl.toyworld.pretraining.schedule import Batch, Schedule, pixels
+from scripts.pretrain_toyworld.corpus import SIDE, Corpus
+from scripts.pretrain_toyworld.models import DIFFUSION
+from scripts.pretrain_toyworld.schedule import Batch, Schedule, pixels
 
 _SMALL_BATCHES = 0.8  # share of batches of crops
 _CERTAIN = -9.0  # logarithm of the variance of a latent at the start

@@ -27,13 +27,13 @@ from odise_pl.models.backbones.stable_diffusion import (
     load_network,
 )
 from odise_pl.models.classifiers import visible_patches
-from odise_pl.toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
-from odise_pl.toyworld.pretraining.corpus import SIDE
-from odise_pl.toyworld.pretraining.schedule import pixels
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN, WEB
 from odise_pl.toyworld.things import THINGS, Thing
+from scripts.pretrain_toyworld.corpus import SIDE
+from scripts.pretrain_toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
+from scripts.pretrain_toyworld.schedule import pixels
 
 _SEED = 1234  # of the held-out pictures
 _PROMPT = "a photo of a {}"

@@ -20,13 +20,13 @@ from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diff
 from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.models.weights import WeightsError
 from odise_pl.runs.conf import compose_config
-from odise_pl.toyworld.models import CLIP, DIFFUSION, VOCABULARY
-from odise_pl.toyworld.pretraining import run
-from odise_pl.toyworld.pretraining.clip import ContrastiveModel, clip_batch
-from odise_pl.toyworld.pretraining.corpus import Corpus, paint_corpus
-from odise_pl.toyworld.pretraining.regions import regions_batch
-from odise_pl.toyworld.pretraining.schedule import Draws, Schedule
-from odise_pl.toyworld.pretraining.unet import text_encoder_of
+from scripts.pretrain_toyworld import run
+from scripts.pretrain_toyworld.clip import ContrastiveModel, clip_batch
+from scripts.pretrain_toyworld.corpus import Corpus, paint_corpus
+from scripts.pretrain_toyworld.models import CLIP, DIFFUSION, VOCABULARY
+from scripts.pretrain_toyworld.regions import regions_batch
+from scripts.pretrain_toyworld.schedule import Draws, Schedule
+from scripts.pretrain_toyworld.unet import text_encoder_of
 
 
 def pretrain(model: str, folder: Path, steps: int) -> Path:
@@ -116,7 +116,7 @@ def test_text_encoder_is_frozen_in_the_second_third() -> None:
 
 
 def test_picture_without_details_has_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odise_pl.toyworld.pretraining.regions._MOSAICS", 0.0)
+    monkeypatch.setattr("scripts.pretrain_toyworld.regions._MOSAICS", 0.0)
     plain = Corpus(np.zeros((1, 128, 128, 3), np.uint8), [["sky"]], [[]])
     batch = regions_batch(plain, 8, np.random.default_rng(0))
     assert not batch["visible"].any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import odise_pl
 from odise_pl.models.backbones.clip import CLIPArchitecture
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
 from odise_pl.models.weights import WeightsError
@@ -36,6 +37,7 @@ DIFFUSION = DiffusionArchitecture(
     text_vocabulary=VOCABULARY,
     text_pad=VOCABULARY - 1,
 )
+WEIGHTS = Path(odise_pl.__file__).with_name("toyworld") / "weights"  # those of the package
 CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights
 
 
@@ -43,4 +45,4 @@ def require(weights: Path, *names: str) -> None:
     """Raise WeightsError if a folder of weights lacks one of these files or folders."""
     for name in names:
         if not (weights / name).exists():
-            raise WeightsError(f"{weights / name} is missing: make it with odise toyworld pretrain")
+            raise WeightsError(f"{weights / name} is missing; pretrain_toyworld makes it")

@@ -11,9 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from odise_pl.models.weights import WeightsError
-from odise_pl.toyworld import WEIGHTS, grade
-from odise_pl.toyworld.command import app
 from odise_pl.toyworld.things import THINGS
+from scripts.pretrain_toyworld import grade
+from scripts.pretrain_toyworld.__main__ import app
+from scripts.pretrain_toyworld.models import WEIGHTS
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import MEAN, STD, embed_regions
 from odise_pl.toyworld.captions import pick
-from odise_pl.toyworld.pretraining.corpus import Box, Corpus
-from odise_pl.toyworld.pretraining.regions import (
+from scripts.pretrain_toyworld.corpus import Box, Corpus
+from scripts.pretrain_toyworld.regions import (
     ENLARGED,
     WHOLE,
     around,
@@ -25,7 +25,7 @@ from odise_pl.toyworld.pretraining.regions import (
     regions_batch,
     tokens_of,
 )
-from odise_pl.toyworld.pretraining.schedule import Batch, Schedule, pixels
+from scripts.pretrain_toyworld.schedule import Batch, Schedule, pixels
 
 PATCHES = 64  # visible ones of an image, a quarter
 _DETAILS = 0.7  # share of images that show one thing or kind of stuff

@@ -10,13 +10,13 @@ from odise_pl.models.backbones.stable_diffusion import build_diffusion
 from odise_pl.models.backbones.stable_diffusion import tokenize as tokenize_padded
 from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.toyworld.make import KINDS
-from odise_pl.toyworld.models import CLIP, DIFFUSION, VOCABULARY
-from odise_pl.toyworld.pretraining import regions, unet
-from odise_pl.toyworld.pretraining.clip import PATCHES, clip_batch
-from odise_pl.toyworld.pretraining.corpus import Corpus, Detail, paint_corpus
-from odise_pl.toyworld.pretraining.regions import View, mosaic, regions_batch
-from odise_pl.toyworld.pretraining.schedule import pixels
-from odise_pl.toyworld.pretraining.unet import (
+from scripts.pretrain_toyworld import regions, unet
+from scripts.pretrain_toyworld.clip import PATCHES, clip_batch
+from scripts.pretrain_toyworld.corpus import Corpus, Detail, paint_corpus
+from scripts.pretrain_toyworld.models import CLIP, DIFFUSION, VOCABULARY
+from scripts.pretrain_toyworld.regions import View, mosaic, regions_batch
+from scripts.pretrain_toyworld.schedule import pixels
+from scripts.pretrain_toyworld.unet import (
     HALF_SIZE,
     Latents,
     diffusion_batch,

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 
 from odise_pl.models.backbones.clip import build_clip, load_clip
 from odise_pl.models.backbones.stable_diffusion import build_diffusion, load_network
-from odise_pl.toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
-from odise_pl.toyworld.pretraining.autoencoder import Autoencoder, picture_batch, start_linear, unit_scale
-from odise_pl.toyworld.pretraining.clip import ContrastiveModel, clip_batch
-from odise_pl.toyworld.pretraining.corpus import Corpus, paint_corpus
-from odise_pl.toyworld.pretraining.schedule import Draws, Schedule
-from odise_pl.toyworld.pretraining.unet import Denoiser, diffusion_batch, encode_views, text_encoder_of
+from scripts.pretrain_toyworld.autoencoder import Autoencoder, picture_batch, start_linear, unit_scale
+from scripts.pretrain_toyworld.clip import ContrastiveModel, clip_batch
+from scripts.pretrain_toyworld.corpus import Corpus, paint_corpus
+from scripts.pretrain_toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
+from scripts.pretrain_toyworld.schedule import Draws, Schedule
+from scripts.pretrain_toyworld.unet import Denoiser, diffusion_batch, encode_views, text_encoder_of
 
 _SEED = 0  # of weights and batches
 _SAVE_EVERY = 100  # steps
