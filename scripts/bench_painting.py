@@ -6,24 +6,22 @@ import time
 
 import numpy as np
 
-from odise_pl.toyworld.make import toy_sets
-from odise_pl.toyworld.scene import World, paint_scene
-from odise_pl.toyworld.style import WEB, Style
+from odise_pl.toyworld.make import ToySet, toy_sets
+from odise_pl.toyworld.scene import paint_scene
 
 
-def per_second(style: Style, world: World, pictures: int = 100, rounds: int = 5) -> float:
+def per_second(toy_set: ToySet, pictures: int = 100, rounds: int = 5) -> float:
     """Scenes with their panoptic maps, without files: the best of several rounds."""
     times = []
     for _ in range(rounds):
         random = np.random.default_rng(0)
         start = time.process_time()
         for _ in range(pictures):
-            paint_scene(random, style, world)
+            paint_scene(random, toy_set.style, toy_set.novel)
         times.append(time.process_time() - start)
     return pictures / min(times)
 
 
 if __name__ == "__main__":
-    kinds = [(f"toy_{one.name}", one.style, one.world) for one in toy_sets()]
-    for name, style, world in (*kinds, ("pre-training", WEB, World())):
-        print(f"{name}: {per_second(style, world):.0f} pictures a second and core")
+    for toy_set in toy_sets():
+        print(f"toy_{toy_set.name}: {per_second(toy_set):.0f} pictures a second and core")

@@ -1,1 +1,1 @@
-"""The small world: painted data sets, their frozen models, and a demo of the whole project."""
+"""The small world: painted data sets, their frozen networks, and a demo of the whole project."""

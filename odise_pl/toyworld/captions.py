@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 
-from odise_pl.toyworld.scene import Placed, Scene
+from odise_pl.toyworld.scene import Placed, Scene, pick
 from odise_pl.toyworld.stuff import Stuff
 
-T = TypeVar("T")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ", "there is ", "an image of ")
 _ON = {"sea": "in", "sky": "in", "brick wall": "in front of", "tiles": "in front of", "mountain": "near"}
@@ -19,17 +17,16 @@ _ON = {"sea": "in", "sky": "in", "brick wall": "in front of", "tiles": "in front
 
 def write_captions(scene: Scene, random: np.random.Generator, count: int) -> tuple[str, ...]:
     """``count`` captions of a scene, possibly with duplicates."""
-    return tuple(write_caption(scene, random) for _ in range(count))
+    return tuple(_caption(scene, random) for _ in range(count))
 
 
-def write_caption(scene: Scene, random: np.random.Generator) -> str:
-    """One caption."""
-    pick = random.random()
+def _caption(scene: Scene, random: np.random.Generator) -> str:
+    kind = random.random()
     if not scene.things:
         return _finish(_background(scene, random), random)
-    if len(scene.things) >= 2 and pick < 0.35:
+    if len(scene.things) >= 2 and kind < 0.35:
         return _finish(_relation(scene, random), random)
-    if pick < 0.85:
+    if kind < 0.85:
         return _finish(f"{_listing(scene.things, random)} {_where(scene, random)}".strip(), random)
     return _finish(f"{_listing(scene.things, random)}, {_background(scene, random)}", random)
 
@@ -48,14 +45,8 @@ def _finish(text: str, random: np.random.Generator) -> str:
     return text[0].upper() + text[1:] + "." if random.random() < 0.5 else text
 
 
-def pick(choices: Sequence[T], random: np.random.Generator) -> T:
-    """One of the choices, uniformly."""
-    return choices[int(random.integers(len(choices)))]
-
-
 def _noun(placed: Placed, random: np.random.Generator) -> str:
-    names = (placed.thing.name,) * 3 + placed.thing.synonyms
-    return pick(names, random)
+    return pick((placed.thing.name,) * 3 + placed.thing.synonyms, random)
 
 
 def _phrase(placed: Placed, random: np.random.Generator) -> str:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.manifest import FILE_NAME, find_missing_shards, open_shard_set
 from odise_pl.data.prepare import processes
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
 from odise_pl.data.records import DataError
 from odise_pl.toyworld.captions import write_captions
-from odise_pl.toyworld.scene import Scene, World, paint_scene
+from odise_pl.toyworld.scene import Scene, paint_scene
 from odise_pl.toyworld.stuff import STUFF, Stuff
 from odise_pl.toyworld.style import OPEN, PLAIN, Style
 from odise_pl.toyworld.things import THINGS, Thing
@@ -44,7 +45,7 @@ class ToySet:
         number: part of the seed.
         count: number of pictures.
         style: of the pictures.
-        novel: whether novel categories occur.
+        novel: whether novel categories may occur.
     """
 
     name: str
@@ -52,11 +53,6 @@ class ToySet:
     count: int
     style: Style
     novel: bool
-
-    @property
-    def world(self) -> World:
-        """The categories that occur."""
-        return World() if self.novel else World.base()
 
 
 def toy_sets(train: int = 2000, val: int = 200, open_: int = 200) -> tuple[ToySet, ...]:
@@ -122,9 +118,9 @@ def _paint(toy_set: ToySet, root: Path, seed: int, workers: int) -> None:
     """Write the set in COCO's panoptic layout."""
     for folder in (root / toy_set.name, root / "annotations" / f"panoptic_{toy_set.name}"):
         folder.mkdir(parents=True)
-    starts = range(0, toy_set.count, _CHUNK)
-    parts = processes.run(partial(_paint_chunk, toy_set, root, seed), starts, workers)
-    images, annotations, captions = zip(*(entry for part in parts for entry in part), strict=True)
+    paint = partial(_paint_one, toy_set, root, seed)
+    painted = processes.run(paint, range(toy_set.count), workers, _CHUNK)
+    images, annotations, captions = zip(*painted, strict=True)
     categories = vocabulary(toy_set.novel).to_json()["categories"]
     panoptic = {"images": images, "annotations": annotations, "categories": categories}
     _write(root, f"panoptic_{toy_set.name}", panoptic)
@@ -135,19 +131,14 @@ def _write(root: Path, name: str, data: Any) -> None:
     (root / "annotations" / f"{name}.json").write_text(json.dumps(data))
 
 
-def _paint_chunk(toy_set: ToySet, root: Path, seed: int, start: int) -> list[tuple[Any, Any, Any]]:
-    numbers = range(start, min(start + _CHUNK, toy_set.count))
-    return [_paint_one(toy_set, root, seed, number) for number in numbers]
-
-
 def _paint_one(toy_set: ToySet, root: Path, seed: int, number: int) -> tuple[Any, Any, Any]:
     """Write a picture and its map; returns its image, annotation and caption entries."""
     random = np.random.default_rng([seed, toy_set.number, number])
-    scene = paint_scene(random, toy_set.style, toy_set.world)
+    scene = paint_scene(random, toy_set.style, toy_set.novel)
     name, height, width = f"{number:06d}", *scene.ids.shape
     Image.fromarray(scene.image).save(root / toy_set.name / f"{name}.jpg", quality=93, subsampling=0)
-    coded = np.stack([scene.ids % 256, scene.ids // 256, np.zeros_like(scene.ids)], -1).astype(np.uint8)
-    Image.fromarray(coded).save(root / "annotations" / f"panoptic_{toy_set.name}" / f"{name}.png")
+    png = root / "annotations" / f"panoptic_{toy_set.name}" / f"{name}.png"
+    png.write_bytes(encode_ids(scene.ids))
     image = {"id": number, "file_name": f"{name}.jpg", "height": height, "width": width}
     annotation = {"image_id": number, "file_name": f"{name}.png", "segments_info": _segments(scene)}
     captions = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from odise_pl.toyworld.style import Style
 from odise_pl.toyworld.things import COLOURS, THINGS, Thing
 
 Picture = NDArray[np.float32]
+T = TypeVar("T")
 _TRIES = 12  # attempts to find a free place
 _OVERLAP = 0.35  # how much of a thing's box another may cover
 _FEWEST_PIXELS = 20  # a thing with fewer visible pixels counts as hidden
@@ -52,17 +54,9 @@ class Scene:
     stuff: tuple[tuple[int, Stuff], ...]
 
 
-@dataclass(frozen=True)
-class World:
-    """The categories that may occur."""
-
-    things: tuple[Thing, ...] = THINGS
-    stuff: tuple[Stuff, ...] = STUFF
-
-    @classmethod
-    def base(cls) -> World:
-        """Without the novel categories."""
-        return cls(tuple(t for t in THINGS if not t.novel), tuple(s for s in STUFF if not s.novel))
+def pick(choices: Sequence[T], random: np.random.Generator) -> T:
+    """One of the choices, uniformly."""
+    return choices[int(random.integers(len(choices)))]
 
 
 @dataclass(frozen=True)
@@ -74,18 +68,17 @@ class _Band:
     rows: tuple[int, int]
 
 
-def paint_scene(random: np.random.Generator, style: Style, world: World | None = None) -> Scene:
+def paint_scene(random: np.random.Generator, style: Style, novel: bool = True) -> Scene:
     """One scene, determined by the state of the generator.
 
     Args:
         random: generator of all random numbers.
         style: what pictures look like.
-        world: the categories that may occur; by default all.
+        novel: whether novel categories may occur.
     """
-    world = world or World()
     height, width = (16 * int(random.integers(style.sides[0] // 16, style.sides[1] // 16 + 1)) for _ in "hw")
-    image, ids, bands = _background((height, width), random, style, world)
-    things = _place_things(image, ids, bands, random, style, world)
+    image, ids, bands = _background((height, width), random, style, novel)
+    things = _place_things(image, ids, bands, random, style, novel)
     pixels = np.bincount(ids.ravel(), minlength=len(bands) + len(things) + 1)
     hidden = [placed.id for placed in things if pixels[placed.id] < _FEWEST_PIXELS]
     if hidden:
@@ -99,10 +92,10 @@ def paint_scene(random: np.random.Generator, style: Style, world: World | None =
 
 
 def _background(
-    size: tuple[int, int], random: np.random.Generator, style: Style, world: World
+    size: tuple[int, int], random: np.random.Generator, style: Style, novel: bool
 ) -> tuple[Picture, NDArray[np.int32], list[_Band]]:
     """The painted background, its map, and its regions from top to bottom."""
-    kinds, borders = _layout(size, random, style, world)
+    kinds, borders = _layout(size, random, style, novel)
     image, ids = np.zeros((*size, 3), np.float32), np.zeros(size, np.int32)
     y = np.arange(size[0])[:, None]
     edges = [np.zeros(size[1]), *borders, np.full(size[1], size[0])]
@@ -121,13 +114,12 @@ def _background(
 
 
 def _layout(
-    size: tuple[int, int], random: np.random.Generator, style: Style, world: World
+    size: tuple[int, int], random: np.random.Generator, style: Style, novel: bool
 ) -> tuple[list[Stuff], list[NDArray[np.float64]]]:
     """Categories from top to bottom, and the row of each border between them in every column."""
 
     def one(place: str) -> Stuff:
-        choices = [stuff for stuff in world.stuff if stuff.place == place]
-        return choices[int(random.integers(len(choices)))]
+        return pick([s for s in STUFF if s.place == place and (novel or not s.novel)], random)
 
     height, width = size
     horizon = height * random.uniform(0.4, 0.65)
@@ -154,13 +146,14 @@ def _place_things(
     bands: Sequence[_Band],
     random: np.random.Generator,
     style: Style,
-    world: World,
+    novel: bool,
 ) -> list[Placed]:
+    known = [thing for thing in THINGS if novel or not thing.novel]
     close = random.random() < style.close_up
     count = 1 if close else int(random.integers(style.objects[0], style.objects[1] + 1))
     boxes: list[tuple[Thing, tuple[float, float, float, float]]] = []
     for _ in range(count):
-        thing = world.things[int(random.integers(len(world.things)))]
+        thing = pick(known, random)
         half = min(ids.shape) * random.uniform(*(style.close_extent if close else style.extent))
         box = _free_box(thing, half, ids.shape, bands, [box for _, box in boxes], random)
         if box is not None:
@@ -168,7 +161,7 @@ def _place_things(
     placed = []
     # things lower in the picture are nearer and hide those behind
     for number, (thing, box) in enumerate(sorted(boxes, key=lambda pair: pair[1][3]), start=len(bands) + 1):
-        colour = thing.colours[int(random.integers(len(thing.colours)))]
+        colour = pick(thing.colours, random)
         _paint_thing(image, ids, number, thing, colour, box, random, style)
         placed.append(Placed(number, thing, colour, box))
     return placed

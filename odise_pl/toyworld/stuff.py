@@ -77,7 +77,7 @@ def sky(size: Size, random: np.random.Generator) -> Picture:
 
 def grass(size: Size, random: np.random.Generator) -> Picture:
     """Green with upright blades and patches."""
-    light = 0.12 * noise(size, 16, random) + 0.1 * noise((size[0], size[1]), 4, random)
+    light = 0.12 * noise(size, 16, random) + 0.1 * noise(size, 4, random)
     return _plain(_colour(random, 85, 160, 60), light)
 
 
@@ -124,7 +124,7 @@ def planks(size: Size, random: np.random.Generator) -> Picture:
     wide = int(random.integers(10, 18))
     board = np.arange(size[0])[:, None] // wide
     tone = np.sin(board * 37.7).astype(np.float32) * 0.08
-    grain = 0.05 * noise((size[0], size[1]), 8, random)
+    grain = 0.05 * noise(size, 8, random)
     gap = 0.35 * (np.arange(size[0])[:, None] % wide < 1)
     return _plain(_colour(random, 175, 120, 70), (tone + grain - gap).astype(np.float32))
 

@@ -51,16 +51,3 @@ OPEN = Style(
     texture=(0.03, 0.09),
     grain=(0.01, 0.025),
 )
-# Pre-training of the frozen models, as on the web: everything.
-WEB = Style(
-    sides=(128, 128),
-    objects=(1, 5),
-    extent=(0.1, 0.3),
-    close_up=0.5,
-    indoor=0.35,
-    light=(0.75, 1.05),
-    saturation=(0.6, 1.1),
-    shade=(0.1, 0.4),
-    texture=(0.0, 0.09),
-    grain=(0.0, 0.025),
-)

@@ -1,12 +1,13 @@
-"""``python -m scripts.pretrain_toyworld clip|autoencoder|unet|grade``: make and grade the frozen weights.
+"""Make and grade the frozen weights: ``python -m scripts.pretrain_toyworld clip|autoencoder|unet|grade``.
 
-Training takes hours on a laptop. If interrupted, run it again to resume from ``--work``; delete that folder
-to restart.
+Each network is trained from scratch on captioned pictures of the whole world with its novel categories, as
+CLIP and Stable Diffusion are on the web, in hours on a laptop. The moving average of the weights is written
+in half precision. If interrupted, run the command again to resume from --work; delete that folder to restart.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,80 +16,64 @@ from typing import Annotated
 import typer
 
 from odise_pl.errors import report_user_errors
-from scripts.pretrain_toyworld.grade import grade as yield_grades
-from scripts.pretrain_toyworld.models import WEIGHTS
-from scripts.pretrain_toyworld.run import RECIPES, pretrain
+from scripts.pretrain_toyworld import autoencoder, clip, diffusion
+from scripts.pretrain_toyworld.grade import yield_grades
+from scripts.pretrain_toyworld.networks import DIFFUSION_FOLDER, WEIGHTS
+from scripts.pretrain_toyworld.training import Recipe
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Out = Annotated[Path, typer.Option(help="folder of the weights; existing ones are overwritten")]
-Work = Annotated[Path, typer.Option(help="folder of checkpoints and logs")]
+Work = Annotated[Path, typer.Option(help="folder of checkpoints")]
 Steps = Annotated[int | None, typer.Option(min=1, help="optimizer steps (default: the recipe's)")]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu or gpu")]
-Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 WORK = Path("runs/pretrain")
 
 
-class Model(StrEnum):
-    """The frozen models."""
+@app.command("clip")
+def train_clip(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+    """Train CLIP."""
+    _train(clip.pretrain, clip.RECIPE, out, work, steps, device)
+
+
+@app.command("autoencoder")
+def train_autoencoder(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+    """Train the autoencoder of the diffusion model."""
+    _train(autoencoder.pretrain, autoencoder.RECIPE, out, work, steps, device)
+
+
+@app.command("unet")
+def train_unet(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+    """Train the UNet of the diffusion model; CLIP and the autoencoder have to be in --out."""
+    _train(diffusion.pretrain, diffusion.RECIPE, out, work, steps, device)
+
+
+def _train(
+    pretrain: Callable[..., None], recipe: Recipe, out: Path, work: Path, steps: int | None, device: str
+) -> None:
+    for folder in (out / DIFFUSION_FOLDER, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    pretrain(replace(recipe, steps=steps or recipe.steps), out, work, device)
+
+
+class Network(StrEnum):
+    """The frozen networks."""
 
     clip = "clip"
-    vae = "vae"
+    autoencoder = "autoencoder"
     unet = "unet"
 
 
 @app.command()
-def clip(
-    out: Out,
-    work: Work = WORK,
-    steps: Steps = None,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "32-true",
-) -> None:
-    """Train CLIP from scratch."""
-    _train("clip", out, work, steps, accelerator, precision)
-
-
-@app.command()
-def autoencoder(
-    out: Out,
-    work: Work = WORK,
-    steps: Steps = None,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "32-true",
-) -> None:
-    """Train the autoencoder of the diffusion model from scratch."""
-    _train("vae", out, work, steps, accelerator, precision)
-
-
-@app.command()
-def unet(
-    out: Out,
-    work: Work = WORK,
-    steps: Steps = None,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "32-true",
-) -> None:
-    """Train the UNet from scratch; CLIP and the autoencoder have to be in --out."""
-    _train("unet", out, work, steps, accelerator, precision)
-
-
-def _train(model: str, out: Path, work: Path, steps: int | None, accelerator: str, precision: str) -> None:
-    logging.getLogger("lightning").setLevel(logging.WARNING)
-    recipe = RECIPES[model] if steps is None else replace(RECIPES[model], steps=steps)
-    pretrain(model, recipe, out, work, accelerator, precision)
-
-
-@app.command()
 def grade(
-    models: Annotated[list[Model] | None, typer.Argument(help="models to grade (default: all)")] = None,
+    networks: Annotated[list[Network] | None, typer.Argument(help="networks to grade (default: all)")] = None,
     weights: Annotated[
-        Path, typer.Option(help="folder of the models", show_default="those in the package")
+        Path, typer.Option(help="folder of the weights", show_default="those in the package")
     ] = WEIGHTS,
     count: Annotated[int, typer.Option(min=1, help="held-out crops and pictures")] = 500,
-    sheet: Annotated[Path | None, typer.Option(help="PNG for samples of the UNet")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="picture file for samples of the UNet")] = None,
 ) -> None:
-    """Measure the quality of frozen models on held-out pictures."""
-    for line in yield_grades(models or list(Model), weights, count, sheet=sheet):
+    """Measure the quality of frozen networks on held-out pictures."""
+    for line in yield_grades(networks or list(Network), weights, count, sheet=sheet):
         print(line, flush=True)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from odise_pl.data.prepare import processes
 from odise_pl.toyworld.captions import write_captions, write_names
 from odise_pl.toyworld.scene import Scene, paint_scene
-from odise_pl.toyworld.style import WEB
+from odise_pl.toyworld.style import Style
 
 SIDE = 128  # of the pictures, in pixels
-_CHUNK = 500  # pictures that share a random generator
 _CAPTIONS = 4  # of each picture
 _DETAIL_CAPTIONS = 2  # of each detail
 _SEED = 7
@@ -23,6 +22,21 @@ _TRIES = 12  # random boxes per kind of stuff
 _PURE = 0.85  # least share of a box that has to show it
 _PART = (16, 96)  # range of the sides of such a box, in pixels
 
+# as on the web: everything
+WEB = Style(
+    sides=(128, 128),
+    objects=(1, 5),
+    extent=(0.1, 0.3),
+    close_up=0.5,
+    indoor=0.35,
+    light=(0.75, 1.05),
+    saturation=(0.6, 1.1),
+    shade=(0.1, 0.4),
+    texture=(0.0, 0.09),
+    grain=(0.0, 0.025),
+)
+
+Pixels = NDArray[np.uint8]  # [SIDE, SIDE, 3]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels
 
 
@@ -35,50 +49,27 @@ class Detail:
     thing: bool
 
 
-Text = tuple[Sequence[str], Sequence[Detail]]  # captions and details of one picture
-
-
 @dataclass(frozen=True)
-class Corpus:
-    """Pictures in memory.
+class Picture:
+    """A picture with captions of the whole, and its details."""
 
-    Attributes:
-        images: uint8 [N, SIDE, SIDE, 3].
-        captions: of each picture.
-        details: of each picture.
-    """
+    image: Pixels
+    captions: Sequence[str]
+    details: Sequence[Detail]
 
-    images: NDArray[np.uint8]
-    captions: Sequence[Sequence[str]]
-    details: Sequence[Sequence[Detail]]
 
-    def __len__(self) -> int:
-        return len(self.captions)
+Corpus = Sequence[Picture]
 
 
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
     """The first ``count`` pictures of the corpus, which is fixed."""
-    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    texts: list[Text] = []
-    starts = range(0, count, _CHUNK)
-    parts = processes.run(partial(_paint_chunk, count), starts, workers)
-    for start, (painted, written) in zip(starts, parts, strict=True):
-        images[start : start + len(painted)] = painted
-        texts += written
-    captions, details = zip(*texts, strict=True)
-    return Corpus(images, captions, details)
+    return processes.run_with_progress(_paint_picture, range(count), workers, "painting", chunk=100)
 
 
-def _paint_chunk(count: int, start: int) -> tuple[NDArray[np.uint8], list[Text]]:
-    number = start // _CHUNK
-    random, other = np.random.default_rng([_SEED, number]), np.random.default_rng([_SEED, number, 1])
-    images: NDArray[np.uint8] = np.empty((min(_CHUNK, count - start), SIDE, SIDE, 3), np.uint8)
-    texts: list[Text] = []
-    for image in images:
-        scene = paint_scene(random, WEB)
-        image[:] = scene.image
-        texts.append((write_captions(scene, random, _CAPTIONS), _details(scene, other)))
-    return images, texts
+def _paint_picture(number: int) -> Picture:
+    random = np.random.default_rng([_SEED, number])
+    scene = paint_scene(random, WEB)
+    return Picture(scene.image, write_captions(scene, random, _CAPTIONS), _details(scene, random))
 
 
 def _details(scene: Scene, random: np.random.Generator) -> list[Detail]:
@@ -87,9 +78,8 @@ def _details(scene: Scene, random: np.random.Generator) -> list[Detail]:
         left, top, right, bottom = (min(SIDE, max(0, round(side))) for side in placed.box)
         captions = write_captions(replace(scene, things=(placed,)), random, _DETAIL_CAPTIONS)
         details.append(Detail((left, top, right, bottom), captions, thing=True))
-    parts = [(stuff, _part(scene.ids == number, random)) for number, stuff in scene.stuff]
-    for stuff, box in parts:
-        if box is not None:
+    for number, stuff in scene.stuff:
+        if box := _part(scene.ids == number, random):
             details.append(Detail(box, write_names(stuff, random, _DETAIL_CAPTIONS), thing=False))
     return details
 
@@ -103,3 +93,9 @@ def _part(mask: NDArray[np.bool_], random: np.random.Generator) -> Box | None:
         if mask[top : top + height, left : left + width].mean() >= _PURE:
             boxes.append((left, top, left + width, top + height))
     return max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
+
+
+def enlarge(image: Pixels, box: tuple[float, ...]) -> Pixels:
+    """A box of a picture, resized to [SIDE, SIDE, 3]."""
+    cut = Image.fromarray(image).crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
+    return np.asarray(cut.resize((SIDE, SIDE), Image.Resampling.BILINEAR))

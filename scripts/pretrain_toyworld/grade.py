@@ -1,7 +1,7 @@
-"""The quality of the small world's frozen models on held-out pictures.
+"""The quality of the small world's frozen networks on held-out pictures.
 
 * ``clip``: accuracy on crops of things, among all categories; and of masked CLIP on true masks;
-* ``vae``: peak signal-to-noise ratio of reconstructions, in decibels;
+* ``autoencoder``: peak signal-to-noise ratio of reconstructions, in decibels;
 * ``unet``: how often CLIP recognises the prompted thing.
 """
 
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.utils import save_image
 
 from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.models.backbones.stable_diffusion import (
@@ -29,24 +28,22 @@ from odise_pl.models.backbones.stable_diffusion import (
 from odise_pl.models.classifiers import visible_patches
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
 from odise_pl.toyworld.stuff import STUFF
-from odise_pl.toyworld.style import OPEN, WEB
+from odise_pl.toyworld.style import OPEN
 from odise_pl.toyworld.things import THINGS, Thing
-from scripts.pretrain_toyworld.corpus import SIDE
-from scripts.pretrain_toyworld.models import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER, require
-from scripts.pretrain_toyworld.schedule import pixels
+from scripts.pretrain_toyworld.corpus import SIDE, WEB, Pixels, enlarge
+from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
+from scripts.pretrain_toyworld.training import pixels
 
 _SEED = 1234  # of the held-out pictures
 _PROMPT = "a photo of a {}"
 _MARGIN = 0.1  # around a thing in a crop, relative to its size
 _OTHERS = 0.4  # largest share of a crop that other things may cover
 _GUIDANCE = 7.5  # the default of Stable Diffusion
-_COLOURS = 128  # of a sheet
-_COLUMNS = 13
 NAMES = tuple(kind.name for kind in (*THINGS, *STUFF))
 
 
-def grade(
-    models: Sequence[str],
+def yield_grades(
+    networks: Sequence[str],
     weights: Path,
     count: int = 500,
     each: int = 6,
@@ -56,38 +53,34 @@ def grade(
     """Yield one line per grade.
 
     Args:
-        models: of ``clip``, ``vae`` and ``unet``.
-        weights: folder of the models.
+        networks: of ``clip``, ``autoencoder`` and ``unet``.
+        weights: folder of the weights.
         count: held-out crops, and pictures.
         each: samples of the UNet for each thing.
         steps: of sampling.
-        sheet: PNG for two samples of each thing.
+        sheet: picture file for two samples of each thing.
 
     Raises:
         WeightsError: weights are missing or damaged.
     """
     diffusion = str(weights / DIFFUSION_FOLDER)
-    if "clip" in models or "unet" in models:
-        require(weights, CLIP_FILE)
+    if "clip" in networks or "unet" in networks:
         clip = FrozenCLIP(load_clip(str(weights / CLIP_FILE), CLIP))
-    if "clip" in models:
+    if "clip" in networks:
         yield f"clip: {100 * grade_crops(clip, count):.1f} % of {count} held-out crops are named"
         things, stuff = (100 * share for share in grade_masks(clip, count))
         yield f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks"
-    if "vae" in models:
-        require(weights, f"{DIFFUSION_FOLDER}/vae")
-        ratio = grade_vae(load_network("vae", diffusion).eval(), count)
-        yield f"vae: {ratio:.2f} dB on {count} held-out pictures"
-    if "unet" in models:
-        require(weights, *(f"{DIFFUSION_FOLDER}/{part}" for part in ("vae", "unet", "text_encoder")))
+    if "autoencoder" in networks:
+        ratio = grade_autoencoder(load_network("vae", diffusion).eval(), count)
+        yield f"autoencoder: {ratio:.2f} dB on {count} held-out pictures"
+    if "unet" in networks:
         share, samples = grade_unet(load_diffusion(diffusion), clip, each, steps)
         if sheet is not None:
-            shown = [one for i, one in enumerate(samples) if i % each in (0, each // 2)]
-            draw_sheet(shown).save(sheet)
+            save_image([*samples[::each], *samples[1::each]], sheet, nrow=len(THINGS), padding=0)
         yield f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised"
 
 
-def crops(count: int) -> Iterator[tuple[NDArray[np.uint8], Thing]]:
+def crops(count: int) -> Iterator[tuple[Pixels, Thing]]:
     """Crops around single things of painted scenes, half of them in the style of the open set."""
     random = np.random.default_rng(_SEED)
     found = 0
@@ -109,12 +102,11 @@ def _is_clear(scene: Scene, placed: Placed) -> bool:
     return bool(np.isin(inside, others).mean() < _OTHERS)
 
 
-def _cut(scene: Scene, placed: Placed) -> NDArray[np.uint8]:
+def _cut(scene: Scene, placed: Placed) -> Pixels:
     left, top, right, bottom = placed.box
     (height, width), x, y = scene.ids.shape, _MARGIN * (right - left), _MARGIN * (bottom - top)
     box = (max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y))
-    cut = Image.fromarray(scene.image).crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
-    return np.asarray(cut.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return enlarge(scene.image, box)
 
 
 @torch.no_grad()
@@ -156,7 +148,7 @@ def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def grade_vae(vae: Any, count: int) -> float:
+def grade_autoencoder(vae: Any, count: int) -> float:
     """Mean peak signal-to-noise ratio in decibels of held-out pictures."""
     ratios = []
     for scene in _scenes(count):
@@ -207,11 +199,3 @@ def sample(models: DiffusionModels, prompts: Sequence[str], steps: int) -> Tenso
         latents = scheduler.step(free + _GUIDANCE * (asked - free), step, latents).prev_sample
     decoded: Tensor = models.vae.decode(latents / models.vae.config.scaling_factor).sample
     return (decoded / 2 + 0.5).clamp(0, 1)
-
-
-def draw_sheet(samples: Sequence[Tensor]) -> Image.Image:
-    """Samples in rows, with few colours for a small file."""
-    tiles = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for image in samples]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
-    rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
-    return Image.fromarray(np.concatenate(rows)).quantize(_COLOURS)

@@ -1,0 +1,143 @@
+"""Pre-training of the small world's diffusion model, on latents of its autoencoder and texts of its CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from odise_pl.models.backbones.clip import load_clip
+from odise_pl.models.backbones.latent_diffusion import noise_schedule
+from odise_pl.models.backbones.stable_diffusion import TOKENS, build_diffusion, load_network, tokenize
+from odise_pl.models.backbones.timesteps import STEPS
+from odise_pl.models.weights import load_exactly
+from odise_pl.toyworld.scene import pick
+from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus, Pixels, enlarge, paint_corpus
+from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
+from scripts.pretrain_toyworld.training import Batch, Recipe, pixels, train
+
+RECIPE = Recipe(pictures=12_000, steps=7_500, batch=64, lr=1e-3, decay=0.998)
+_NO_CAPTION = 0.1  # share of empty texts, for classifier-free guidance
+_SNR_LIMIT = 5.0
+_SHOWN = 2  # details of a picture, enlarged
+_CLEAR = 32  # least longer side in pixels of a detail that is shown enlarged
+_MARGIN = 0.1  # on each side of it, relative to its longer side
+_AT_ONCE = 50  # pictures
+
+Captions = Sequence[str]  # of one view
+
+
+def pretrain(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:
+    """Train the UNet and write it with its text encoder to ``out``, where CLIP and the VAE have to be.
+
+    Raises:
+        WeightsError: they are missing.
+    """
+    folder = out / DIFFUSION_FOLDER
+    text_encoder = text_encoder_of(load_clip(str(out / CLIP_FILE), CLIP))
+    vae = load_network("vae", str(folder))
+    batches = partial(diffusion_batch, *encode_views(vae, paint_corpus(recipe.pictures)), recipe.batch)
+    torch.manual_seed(0)
+    task = Denoiser(build_diffusion(DIFFUSION).unet, text_encoder)
+    trained = train(task, batches, recipe, work / "unet.pt", device)
+    trained.unet.half().save_pretrained(folder / "unet")
+    trained.text_encoder.half().save_pretrained(folder / "text_encoder")
+
+
+def views(corpus: Corpus) -> Iterator[tuple[Pixels, Captions]]:
+    """Every picture with its captions, and some of its details, enlarged, with their own captions."""
+    for index, picture in enumerate(corpus):
+        yield picture.image, picture.captions
+        clear = [detail for detail in picture.details if _longer_side(detail.box) >= _CLEAR]
+        for number in np.random.default_rng([0, index]).permutation(len(clear))[:_SHOWN]:
+            yield enlarge(picture.image, square_around(clear[number].box)), clear[number].captions
+
+
+def _longer_side(box: Box) -> int:
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def square_around(box: Box) -> Box:
+    """A square with a margin around a box, within the picture."""
+    side = min(SIDE, round((1 + 2 * _MARGIN) * _longer_side(box)))
+    left, top = (min(max(0, (low + high - side) // 2), SIDE - side) for low, high in (box[::2], box[1::2]))
+    return left, top, left + side, top + side
+
+
+@torch.no_grad()
+def encode_views(vae: Any, corpus: Corpus) -> tuple[Tensor, Sequence[Captions]]:
+    """Latents [N, C, h, w] of all views, of unit variance and in half precision, and their captions."""
+    images, captions = zip(*views(corpus), strict=True)
+    parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
+    # not in bfloat16, which is 40 times as slow on processors that lack it
+    latents = [
+        vae.encode(2 * pixels(part) - 1).latent_dist.mean * vae.config.scaling_factor for part in parts
+    ]
+    return torch.cat(latents).half(), list(captions)
+
+
+@torch.no_grad()
+def text_encoder_of(clip: open_clip.CLIP) -> CLIPTextModel:
+    """CLIP's text encoder as Stable Diffusion contains it, frozen (arXiv 2112.10752).
+
+    It takes longer texts than CLIP: additional positions, which only padding uses, repeat CLIP's last one.
+    """
+    encoder = build_diffusion(DIFFUSION).text_encoder
+    tensors = {name: value for name, value in clip.state_dict().items() if name != "text_projection"}
+    positions = tensors["positional_embedding"]
+    tensors["positional_embedding"] = positions[torch.arange(TOKENS).clamp(max=len(positions) - 1)]
+    renamed = convert_open_clip_checkpoint(encoder, tensors, prefix="")
+    tensors = {name.removeprefix("text_model."): value for name, value in renamed.items()}
+    load_exactly(encoder, tensors, "CLIP's text encoder")
+    return encoder.requires_grad_(False)
+
+
+def diffusion_batch(
+    latents: Tensor, captions: Sequence[Captions], size: int, random: np.random.Generator, number: int
+) -> Batch:
+    """``latents``, ``tokens`` of one caption each or of the empty text, ``noise`` and diffusion ``steps``.
+
+    The number of the batch is ignored.
+    """
+    indices = random.integers(len(latents), size=size)
+    texts = ["" if random.random() < _NO_CAPTION else pick(captions[index], random) for index in indices]
+    values = latents[torch.from_numpy(indices)].float()
+    return {
+        "latents": values,
+        "tokens": tokenize(texts, DIFFUSION.text_pad, DIFFUSION.text_vocabulary),
+        "noise": torch.from_numpy(random.standard_normal(values.shape, np.float32)),
+        "steps": torch.from_numpy(random.integers(0, STEPS, size)),
+    }
+
+
+class Denoiser(nn.Module):
+    """Loss of the UNet, with a frozen text encoder (arXiv 2112.10752).
+
+    Errors are weighted by the signal-to-noise ratio of their step, at most 5 (arXiv 2303.09556), for faster
+    learning.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, unet: Any, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        self.register_buffer("alphas_cumprod", noise_schedule().float(), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Squared error of the noise predicted from a noisy latent."""
+        signal = self.alphas_cumprod[batch["steps"]].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * batch["latents"] + (1 - signal).sqrt() * batch["noise"]
+        context = self.text_encoder(batch["tokens"]).last_hidden_state
+        predicted = self.unet(noisy, batch["steps"], context).sample
+        error = (predicted - batch["noise"]).square().mean((1, 2, 3))
+        ratio = (signal / (1 - signal)).flatten()
+        return (error * (_SNR_LIMIT / ratio).clamp(max=1)).mean()

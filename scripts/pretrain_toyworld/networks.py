@@ -1,0 +1,17 @@
+"""The small world's frozen networks, as ``conf`` describes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from odise_pl.models.backbones.clip import CLIPArchitecture
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
+from odise_pl.runs.conf import compose_config
+
+_CONFIG = compose_config("train", ["experiment=toy", "run_dir=."])
+CLIP: CLIPArchitecture = instantiate(_CONFIG.clip.architecture)
+DIFFUSION: DiffusionArchitecture = instantiate(_CONFIG.backbone.architecture, _convert_="all")
+WEIGHTS = Path(_CONFIG.paths.toyworld)  # of the package
+CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights

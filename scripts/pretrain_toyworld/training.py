@@ -1,0 +1,97 @@
+"""The training loop of the frozen networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from odise_pl.files import atomic_write
+from scripts.pretrain_toyworld.corpus import Pixels
+
+Batch = dict[str, Tensor]
+_Task = TypeVar("_Task", bound=nn.Module)
+_SEED = 0  # of batches
+_WARMUP = 100  # steps
+_SAVE_EVERY = 100  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of one network.
+
+    Attributes:
+        pictures: of the corpus.
+        steps: optimizer steps.
+        batch: pictures per step.
+        lr: highest learning rate.
+        cycles: of the cosine schedule, each from the highest rate to 0 (arXiv 1608.03983).
+        decay: of the moving average of the weights.
+    """
+
+    pictures: int
+    steps: int
+    batch: int
+    lr: float
+    cycles: int = 1
+    decay: float = 0.995
+
+
+def train(
+    task: _Task,
+    make_batch: Callable[[np.random.Generator, int], Batch],
+    recipe: Recipe,
+    checkpoint: Path,
+    device: str = "cpu",
+) -> _Task:
+    """Minimise the result of ``task`` with AdamW; return the moving average of the weights, on the CPU.
+
+    Args:
+        task: from a batch to the loss.
+        make_batch: from a random generator and the number of the step, so that each step has its own batch.
+        recipe: hyperparameters.
+        checkpoint: state of training, saved every 100 steps, from which an interrupted run resumes.
+        device: torch's name of it.
+    """
+    task.to(device)
+    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(recipe.decay))
+    matrices, others = (
+        [p for p in task.parameters() if (p.ndim > 1) is is_matrix] for is_matrix in (True, False)
+    )
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99))
+    schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
+        optimizer, _WARMUP, recipe.steps, recipe.cycles
+    )
+    parts = {"task": task, "average": average, "optimizer": optimizer, "schedule": schedule}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    for number in range(schedule.last_epoch, recipe.steps):
+        batch = make_batch(np.random.default_rng([_SEED, number]), number)
+        loss: Tensor = task({name: values.to(device) for name, values in batch.items()})
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        average.update_parameters(task)
+        if (number + 1) % _SAVE_EVERY == 0:
+            print(f"step {number + 1} of {recipe.steps}: loss {loss.item():.4f}", flush=True)
+            with atomic_write(checkpoint) as file:
+                torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    trained: _Task = average.module.cpu()
+    return trained
+
+
+def pixels(images: Sequence[Pixels]) -> Tensor:
+    """uint8 pictures [H, W, 3] to float32 [N, 3, H, W] in 0..1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
