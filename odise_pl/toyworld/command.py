@@ -18,13 +18,6 @@ class Supervision(StrEnum):
     caption = "caption"
 
 
-class Device(StrEnum):
-    """Device of training."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-
-
 def demo(
     supervision: Annotated[
         Supervision, typer.Argument(help="what training learns class names from")
@@ -33,13 +26,12 @@ def demo(
         Path | None, typer.Option(help="folder of the run (default: runs/demo or runs/demo_caption)")
     ] = None,
     shards: Annotated[Path, typer.Option(help="folder of the painted data sets")] = Path("data/shards"),
-    device: Annotated[Device, typer.Option(help="device of training")] = Device.cpu,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="setting of training, e.g. trainer.max_steps=100; repeatable",
+            help="setting of training, e.g. trainer=gpu or trainer.max_steps=100; repeatable",
         ),
     ] = None,
 ) -> None:
@@ -54,8 +46,7 @@ def demo(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     name = "demo" if supervision is Supervision.label else "demo_caption"
-    choices = [*([f"trainer={device.value}"] if device is Device.gpu else []), *(settings or ())]
-    run_demo(supervision.value, out or Path("runs", name), shards, choices)
+    run_demo(supervision.value, out or Path("runs", name), shards, settings or ())
 
 
 @app.command()

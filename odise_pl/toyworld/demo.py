@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.files import write_text
-from odise_pl.metrics.tables import Table, result_table
+from odise_pl.metrics.tables import result_table
 from odise_pl.prediction.drawing import overlay, side_by_side
 from odise_pl.prediction.segmenter import load_segmenter
 from odise_pl.runs.conf import compose_config
-from odise_pl.runs.record import FINISHED
 from odise_pl.toyworld.make import make, toy_sets
 from odise_pl.training import run
 
@@ -50,35 +47,19 @@ def run_demo(
         UserError: a folder has other content, or a setting is wrong.
         SystemExit: a signal stopped the run, which can be resumed.
     """
-    for toy_set in toy_sets(*counts):
-        make(toy_set, shards, workers=2)
     config = compose_config("train", [f"experiment={EXPERIMENTS[supervision]}", "run=demo", *settings])
     config.run_dir, config.paths.shards = str(folder), str(shards)
-    finished = (folder / FINISHED).exists()
+    for toy_set in toy_sets(*counts):
+        make(toy_set, shards, workers=2)
     run.main(config)
-    table = _results(folder)
-    if finished:  # otherwise, training has printed it
-        console = Console()
-        console.print(table.terminal(console.width))
-    write_text(folder / "results.md", table.markdown())
+    results = [json.loads((folder / "results" / name / "results.json").read_text()) for name in _SETS]
+    write_text(folder / "results.md", result_table(results).markdown())
     network = folder / "checkpoints" / "last.ckpt"
     sheet = draw_pictures(network, shards / "toy_open", rows)
     sheet.save(folder / "pictures.png")
+    print(f"scores: {folder / 'results.md'}")
     print(f"pictures: {folder / 'pictures.png'} (image, truth, prediction); network: {network}")
     print(f"curves: tensorboard --logdir {folder}")
-
-
-def _results(folder: Path) -> Table:
-    """The scores at the end of a run.
-
-    Raises:
-        UserError: a file of results is missing or damaged.
-    """
-    paths = [folder / "results" / name / "results.json" for name in _SETS]
-    try:
-        return result_table([json.loads(path.read_text(encoding="utf-8")) for path in paths])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'results'} is damaged ({error!r}): delete {folder}") from error
 
 
 def draw_pictures(network: Path, shards: Path, rows: int) -> Image.Image:
