@@ -5,18 +5,18 @@ import pytest
 from hypothesis import settings
 from scenes import make_scenes
 
-# The suite needs no network; a test that would ask for it must fail, here as on a machine that has none.
+# No test may use the network.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
-# The models here are so small that threads cost more than they bring: many times as much on a loaded machine.
+# Models are so small that threads would slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A loaded machine is no failure, and a failure must come back when the test is run again.
+# No deadlines, because the machine may be loaded; always the same examples, so that failures repeat.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
-# Files of minutes, first of all: begun last, they would keep one process busy with the other idle.
+# The longest files run first: started last, they would leave the other worker idle.
 LONGEST = ("test_interruption", "test_parallel", "test_train", "test_faults", "test_demo", "test_notebooks")
 
 
