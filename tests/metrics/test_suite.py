@@ -10,11 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from panoptic_maps import (
     ISTHING,
-    perfect_instances,
+    empty,
+    perfect,
     random_pair,
-    read_coco_mini,
     segmentation,
-    semantic_map,
 )
 
 from odise_pl.metrics.report import as_dict
@@ -33,16 +32,11 @@ NAMES = ("cat", "dog", "grass", "sky", "cow")
 SPLITS = {"uneven": ((4, 0, 5, 2, 1), (3, 6)), "empty rank": ((), (6, 5, 4, 3, 2, 1, 0)), "nothing": ((), ())}
 
 
-def predict(panoptic: PanopticSegmentation) -> Prediction:
-    """A prediction whose three parts agree."""
-    return Prediction(panoptic, perfect_instances(panoptic), semantic_map(panoptic))
-
-
 def scene(seed: int) -> tuple[Prediction, PanopticSegmentation]:
     """Truth with crowds and void, and a noisy prediction of it."""
     rng = np.random.default_rng(seed)
     found, truth = random_pair(rng)
-    prediction = predict(found)
+    prediction = perfect(Truth(found))
     prediction.instances.scores[:] = torch.from_numpy(rng.random(len(prediction.instances.scores)))
     return prediction, truth
 
@@ -97,27 +91,6 @@ def test_reset_removes_all_counts() -> None:
     assert as_dict(metrics.compute(), "scenes") == json.loads(evaluate(()))
 
 
-def test_failed_updates_count_nothing() -> None:
-    metrics = scored([scene(0)])
-    before = json.dumps(metrics.state())
-    prediction, truth = scene(1)
-    wrong = Prediction(prediction.panoptic, prediction.instances, torch.full_like(prediction.semantic, 9))
-    with pytest.raises(ValueError, match=r"prediction of image 8.*class 9"):
-        metrics.update([prediction, wrong], [Truth(truth)] * 2, [7, 8])
-    assert json.dumps(metrics.state()) == before
-
-
-def test_single_class_keeps_its_dimension() -> None:
-    truth = segmentation(np.array([[5, 5, 0]]), [Segment(5, 0, True)])
-    metrics = SegmentationMetrics((True,), ("cat",))
-    metrics.update([predict(truth)], [Truth(truth)], [1])
-    result = metrics.compute()
-    per_class = [result.panoptic.pq, result.instances.per_class, result.semantic.per_class]
-    assert [values.shape for values in per_class] == [(1,)] * 3
-    assert set(result.scalars().values()) == {1.0, 0.0}, "no stuff, all else perfect"
-    assert result.scalars()["pq_stuff"] == 0.0
-
-
 def test_image_ids_must_be_unique() -> None:
     prediction, truth = scene(0)
     metrics = SegmentationMetrics(ISTHING, NAMES)
@@ -125,25 +98,6 @@ def test_image_ids_must_be_unique() -> None:
     metrics.update([prediction], [Truth(truth)], [4])
     with pytest.raises(ValueError, match="image 4 "):
         metrics.compute()
-
-
-def test_perfect_predictions_of_real_maps_score_one() -> None:
-    coco = read_coco_mini(12)
-    metrics = SegmentationMetrics(coco.isthing, coco.names)
-    for image_id, truth in coco.truths.items():
-        metrics.update([predict(truth)], [Truth(truth)], [image_id])
-    assert set(metrics.compute().scalars().values()) == {1.0}
-
-
-def empty(truth: PanopticSegmentation) -> Prediction:
-    """A prediction of nothing."""
-    size = truth.ids.shape
-    none = Instances(
-        torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, *size, dtype=torch.bool)
-    )
-    return Prediction(
-        PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ()), none, torch.full(size, -1)
-    )
 
 
 def test_empty_predictions_and_empty_truths_score_zero() -> None:
