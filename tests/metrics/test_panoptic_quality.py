@@ -7,21 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hotcoco.panoptic import PanopticEval
-from panoptic_maps import (
-    ISTHING,
-    random_pair,
-    read_coco_mini,
-    segmentation,
-    shifted,
-)
+from panoptic_maps import ISTHING, random_pair, read_coco_mini, segmentation, shifted
 
 from odise_pl.data.label_maps import encode_ids
-from odise_pl.metrics.panoptic_quality import (
-    IOU_BITS,
-    PanopticQualityResult,
-    count_matches,
-    panoptic_quality,
-)
+from odise_pl.metrics.panoptic_quality import IOU_BITS, PanopticQualityResult, count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
 
 Pair = tuple[PanopticSegmentation, PanopticSegmentation]
