@@ -28,8 +28,7 @@ from torch import Tensor
 from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQuality
 
 from odise_pl.data.label_maps import decode_ids, encode_ids
-from odise_pl.metrics.panoptic_matching import PanopticStats, match
-from odise_pl.metrics.panoptic_quality import panoptic_quality
+from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
 
 
@@ -140,10 +139,11 @@ def moved(truth: PanopticSegmentation) -> PanopticSegmentation:
 
 def score(maps: Maps) -> float:
     """This project's metric."""
-    stats = PanopticStats.zeros(len(maps.isthing))
-    for prediction, truth in zip(maps.predictions, maps.truths, strict=True):
-        stats += match(prediction, truth, len(maps.isthing))
-    return panoptic_quality(stats, maps.isthing).all.pq
+    pairs, classes = zip(maps.predictions, maps.truths, strict=True), len(maps.isthing)
+    counts = sum(
+        (count_matches(*pair, classes) for pair in pairs), torch.zeros(4, classes, dtype=torch.int64)
+    )
+    return panoptic_quality(counts, maps.isthing).all.pq
 
 
 def score_by_torchmetrics(maps: Maps) -> float:

@@ -21,7 +21,7 @@ MAKE: dict[str, Callable[[Path], mini.Mini]] = {
     "pas21": mini.voc,
 }
 # Name in evaluate.py -> how its layout is made and read, and the folder of its shards.
-BENCHMARKS: dict[str, tuple[Callable[[Path], mini.Mini], Callable[[Path], Source], str]] = {
+BENCHMARKS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Source], str]] = {
     "coco": (mini.coco, partial(read_coco, split="val2017"), "coco_val2017"),
     **{name: (make, partial(read_benchmark, name), f"{name}_val") for name, make in MAKE.items()},
 }

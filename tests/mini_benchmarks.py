@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from odise_pl.data.decoding import DecodedSample, decode
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.vocabulary import load_vocabulary
@@ -21,15 +22,13 @@ SIZES = ((40, 56), (52, 44), (48, 48))
 
 @dataclass
 class Mini:
-    """A data set on disk and the content of its label files by image id.
+    """The content of the label files of a data set by image id.
 
     Attributes:
-        root: folder of the data set.
         classes: class index of each pixel, -1 for none.
         things: ADE20K's objects: (class index, number) of each pixel, 0 for none.
     """
 
-    root: Path
     classes: dict[int, np.ndarray] = field(default_factory=dict)
     things: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -56,7 +55,7 @@ def png(pixels: np.ndarray, path: Path, palette: bool = False) -> None:
 
 def ade150(root: Path, split: str = "validation", seed: int = 0) -> Mini:
     """``ADEChallengeData2016`` and ``annotations_instance``: label maps, and objects."""
-    random, mini = np.random.default_rng(seed), Mini(root)
+    random, mini = np.random.default_rng(seed), Mini()
     things = [i for i, thing in enumerate(load_vocabulary("ade20k_150").isthing) if thing]
     for number, size in enumerate(SIZES, start=1):
         name = f"ADE_val_{number:08d}"
@@ -76,7 +75,7 @@ def ade150(root: Path, split: str = "validation", seed: int = 0) -> Mini:
 
 def ade847(root: Path, split: str = "validation", seed: int = 0, scale: int = 1) -> Mini:
     """``ADE20K_2021_17_01``, in folders of scenes; one class is not among the 847."""
-    random, mini = np.random.default_rng(seed), Mini(root)
+    random, mini = np.random.default_rng(seed), Mini()
     vocabulary = load_vocabulary("ade20k_847")
     ids = [vocabulary.categories[i].id for i in (0, 300, 846)]
     strange = next(i for i in range(3000) if i not in {c.id for c in vocabulary.categories})
@@ -100,7 +99,7 @@ VOC_NAMES = ("2007_000033", "2008_000009", "2010_000005")
 
 def context(root: Path, split: str = "val", seed: int = 0) -> Mini:
     """VOC 2010 and PASCAL-Context's ``trainval/*.mat``; with the 459 classes."""
-    random, mini = np.random.default_rng(seed), Mini(root)
+    random, mini = np.random.default_rng(seed), Mini()
     folder = root / "VOCdevkit" / "VOC2010"
     for name, size in zip(VOC_NAMES, SIZES, strict=True):
         values = blocks(random, size, [0, 2, 9, 258, 458, 459])
@@ -116,7 +115,7 @@ def context(root: Path, split: str = "val", seed: int = 0) -> Mini:
 
 def voc(root: Path, split: str = "val", seed: int = 0) -> Mini:
     """VOC 2012: palette images with borders."""
-    random, mini = np.random.default_rng(seed), Mini(root)
+    random, mini = np.random.default_rng(seed), Mini()
     folder = root / "VOCdevkit" / "VOC2012"
     for name, size in zip(VOC_NAMES, SIZES, strict=True):
         values = blocks(random, size, [0, 1, 15, 20, 255])
@@ -133,15 +132,15 @@ def listing(path: Path) -> None:
     path.write_text("\n".join(VOC_NAMES) + "\n")
 
 
-def coco_instances(root: Path, split: str = "val2017", seed: int = 0, overlap: bool = True) -> Mini:
+def coco_instances(root: Path, split: str = "val2017", seed: int = 0) -> None:
     """COCO's instance format: polygons, run-length codes and a crowd, overlapping."""
-    random, mini = np.random.default_rng(seed), Mini(root)
+    random = np.random.default_rng(seed)
     images, annotations = [], []
     for number, (height, width) in enumerate(SIZES, start=1):
         jpeg(random, (height, width), root / split / f"{number:012d}.jpg")
         images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": height, "width": width})
         big = [[2.0, 2.0, 30.0, 2.0, 30.0, 28.0, 2.0, 28.0]]
-        small = [[20.0, 20.0, 38.0, 20.0, 38.0, 38.0, 20.0, 38.0]] if overlap else [[33, 30, 38, 30, 38, 38]]
+        small = [[20.0, 20.0, 38.0, 20.0, 38.0, 38.0, 20.0, 38.0]]
         crowd = {"size": [height, width], "counts": [5, 20, height * width - 25]}
         for category, segmentation, iscrowd, area in (
             (1, big, 0, 728),
@@ -153,7 +152,6 @@ def coco_instances(root: Path, split: str = "val2017", seed: int = 0, overlap: b
             annotations.append(annotation | box)
     categories = [{"id": 1, "name": "cat"}, {"id": 90, "name": "toothbrush"}]
     write_json(root / "annotations" / f"instances_{split}.json", images, annotations, categories)
-    return mini
 
 
 def write_json(path: Path, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
@@ -161,10 +159,9 @@ def write_json(path: Path, images: list[Any], annotations: list[Any], categories
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
-def coco(root: Path, split: str = "val2017", seed: int = 0) -> Mini:
+def coco(root: Path, split: str = "val2017", seed: int = 0) -> None:
     """COCO panoptic with its own categories and ids of more than 16 bits."""
-    random, mini = np.random.default_rng(seed), Mini(root)
-    vocabulary = load_vocabulary("coco_panoptic")
+    random, vocabulary = np.random.default_rng(seed), load_vocabulary("coco_panoptic")
     images, annotations = [], []
     for number, size in enumerate(SIZES, start=1):
         jpeg(random, size, root / split / f"{number:012d}.jpg")
@@ -179,14 +176,12 @@ def coco(root: Path, split: str = "val2017", seed: int = 0) -> Mini:
             )
         folder = root / "annotations" / f"panoptic_{split}"
         folder.mkdir(parents=True, exist_ok=True)
-        png(np.stack([values % 256, values // 256 % 256, values // 65536], -1), folder / f"{number:012d}.png")
+        (folder / f"{number:012d}.png").write_bytes(encode_ids(values))
         annotations.append({"image_id": number, "file_name": f"{number:012d}.png", "segments_info": segments})
-        mini.classes[number] = np.vectorize(ids.get)(values)
     categories = [
         {"id": c.id, "name": c.official or c.name, "isthing": int(c.isthing)} for c in vocabulary.categories
     ]
     write_json(root / "annotations" / f"panoptic_{split}.json", images, annotations, categories)
-    return mini
 
 
 def samples(folder: Path) -> dict[int, DecodedSample]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from odise_pl.data.label_maps import encode_ids
+
 CATEGORIES = [
     {"id": 1, "name": "ball", "isthing": 1},
     {"id": 3, "name": "box", "isthing": 1},
@@ -46,8 +48,7 @@ def make_scenes(
     for number in range(1, count + 1):
         picture, ids, segments = _scene(random, size)
         picture.save(folders[0] / f"{number:06d}.jpg", quality=92)
-        coded = np.stack([ids % 256, ids // 256, np.zeros_like(ids)], -1).astype(np.uint8)
-        Image.fromarray(coded).save(folders[1] / f"{number:06d}.png")
+        (folders[1] / f"{number:06d}.png").write_bytes(encode_ids(ids))
         images.append({"id": number, "file_name": f"{number:06d}.jpg", "height": size, "width": size})
         annotations.append({"image_id": number, "file_name": f"{number:06d}.png", "segments_info": segments})
     data = {"images": images, "annotations": annotations, "categories": CATEGORIES}

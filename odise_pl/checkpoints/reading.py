@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odise_pl.checkpoints.files import as_option, saved_checkpoints
@@ -31,7 +29,6 @@ class CheckpointDescription:
             with weights only, such as the official release's.
         vocabulary: training classes.
         step: training step.
-        digest: SHA-256 of the trained weights.
         batch_size: images per device and forward pass.
         supervision: ``label`` or ``caption``, from the names of the weights.
     """
@@ -39,7 +36,6 @@ class CheckpointDescription:
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
     step: int | None
-    digest: str
     batch_size: int | None
     supervision: str
 
@@ -76,17 +72,7 @@ def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
     )
     record = None if kept is None else dict(kept["record"]) or None
     names = [to_ours(name) or name.removeprefix(PREFIX) for name in weights]
-    return CheckpointDescription(
-        record, vocabulary, step, _digest(weights), batch_size, supervision_of(names)
-    )
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return CheckpointDescription(record, vocabulary, step, batch_size, supervision_of(names))
 
 
 def describe_resumable(path: Path) -> CheckpointDescription:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -203,10 +203,6 @@ class PanopticDataModule(LightningDataModule):
         plan = EvalPlan(limit_sizes(shards.sizes, self.limit_samples), self.eval_batch_size, world_size, done)
         stream = EvalStream(shards.urls, plan, self.resize, rank, shards.manifest.vocabulary.isthing)
         return EvalLoader(stream, self._source)
-
-    def loader_of(self, name: str) -> Callable[[tuple[int, int], frozenset[int]], EvalLoader]:
-        """:meth:`eval_loader` of a set as a function of ``place`` and ``done``."""
-        return partial(self.eval_loader, name)
 
     def state_dict(self) -> dict[str, int]:
         """What the Trainer's position refers to: images per batch, and how ranks and workers share them."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -58,14 +56,10 @@ class StopRequest:
 
 
 class Interruption(StopRequest):
-    """Ends a rank as soon as a signal arrives, whatever other ranks do, but not inside :meth:`held`.
+    """Ends a rank as soon as a signal arrives, whatever other ranks do.
 
     For work that ranks do independently, so that at most the current piece is lost.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._held = False
 
     def listen(self, trainer: lightning.Trainer) -> None:
         """Install the handlers; raises Preempted if Lightning received a signal before."""
@@ -79,18 +73,8 @@ class Interruption(StopRequest):
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if self.number is None or self._held:
+        if self.number is None:
             return
-        for number in SIGNALS:  # a second signal must not interrupt saving
+        for number in SIGNALS:  # a second signal must not interrupt the exit
             signal.signal(number, signal.SIG_IGN)
         raise Preempted(self.number)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Delay a signal until the end of the block."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-        self._stop_if_asked()

@@ -14,4 +14,4 @@ def evaluate(ctx: typer.Context) -> None:
     Options are Hydra's GROUP=CHOICE and KEY=VALUE: odise evaluate ckpt=PATH data=ade150.
     To list them all: odise evaluate --cfg job.
     """
-    os.execv(sys.executable, [sys.executable, "-m", "odise_pl.evaluation.evaluate", *ctx.args])
+    os.execv(sys.executable, [sys.executable, "-m", "odise_pl.evaluation.run", *ctx.args])

@@ -1,179 +1,179 @@
-"""The evaluation of several sets, with one table of results."""
+"""Evaluation as a program: ``odise evaluate``, ``python evaluate.py``."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import shutil
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
-from torch import nn
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.distributed.shutdown import Preempted
-from odise_pl.evaluation.module import EvaluationModule, MakeLoader
-from odise_pl.evaluation.progress import Progress
-from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.metrics.report import as_dict, write_summary, write_table
-from odise_pl.metrics.suite import SegmentationMetrics
-from odise_pl.metrics.tables import Published, result_table
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.checkpoints.description import SIDES, Network, model_key, read_record
+from odise_pl.data.eval_sets import parse_eval_sets
+from odise_pl.distributed.launch import watch_first_process
+from odise_pl.runs.checks import check_evaluation, check_network
+from odise_pl.runs.conf import CONF
+from odise_pl.runs.console import quiet_libraries
+from odise_pl.runs.record import evaluation_folder, in_sweep, is_finished, mark_finished, settings_of
+from odise_pl.runs.resume import checkpoint_path
+from odise_pl.runs.sweep import report_errors
+
+if TYPE_CHECKING:
+    import lightning
 
 _log = logging.getLogger(__name__)
-_PROGRESS = ".progress"  # in the folder of an evaluation
+Scores = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """One evaluation set.
-
-    Attributes:
-        name: in tables and folders.
-        vocabulary: its classes.
-        measures: what is measured, of :data:`~odise_pl.vocabulary.MEASURES`.
-        predictor: predicts every image of a batch at its original size.
-        loader: see :class:`EvaluationModule`.
-        training: classes that the model was trained on; None if unknown.
-    """
-
-    name: str
-    vocabulary: Vocabulary
-    measures: Sequence[str]
-    predictor: nn.Module
-    loader: MakeLoader
-    training: Vocabulary | None = None
-
-    def metrics(self) -> SegmentationMetrics:
-        """New metrics for the set."""
-        seen = None if self.training is None else self.vocabulary.overlap(self.training)
-        return SegmentationMetrics(self.vocabulary.isthing, self.vocabulary.names, seen, self.measures)
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Check the settings, then evaluate a checkpoint or a folder of predictions."""
+    watch_first_process()
+    with report_errors():
+        check_evaluation(config)
+        quiet_libraries()
+        if config.predictions is not None:
+            score_predictions(config)
+        else:
+            evaluate(config, HydraConfig.get().overrides.task)
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where results are written, and what else is.
-
-    Attributes:
-        folder: for ``results.json``, ``.md`` and ``.csv`` of all sets, and a folder for each set.
-        digest: of everything that the results depend on; progress with another digest is not resumed.
-        about: what was evaluated and how.
-        published: numbers to show beside the results.
-        predictions: folder for predictions; None: they are only scored.
-        save_every: seconds between saves of the progress.
-    """
-
-    folder: Path
-    digest: str
-    about: Mapping[str, Any]
-    published: Published | None = None
-    predictions: Path | None = None
-    save_every: float = 60.0
-
-    def progress(self, name: str) -> Progress:
-        """The progress of a set."""
-        return Progress(self.folder / _PROGRESS / name, self.digest, self.save_every)
-
-    def writer(self, benchmark: Benchmark) -> PredictionWriter | None:
-        """The writer of a set's predictions; None if they are not saved."""
-        if self.predictions is None:
-            return None
-        return PredictionWriter(self.predictions / benchmark.name, benchmark.vocabulary, self.digest)
-
-
-class EvaluationProgress(RichProgressBar):
-    """A progress bar with the name of the set."""
-
-    @property
-    def validation_description(self) -> str:
-        """The name of the set."""
-        module = self.trainer.lightning_module
-        return module.name if isinstance(module, EvaluationModule) else super().validation_description
-
-
-class SaveOnInterruption(Callback):
-    """Saves the progress when an evaluation is interrupted."""
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Save the progress of this rank."""
-        assert isinstance(pl_module, EvaluationModule)
-        pl_module.save()
-        if isinstance(exception, Preempted) and trainer.is_global_zero:
-            _log.warning(
-                "stopped by %s: progress is saved; run the command again to resume", exception.signal
-            )
-
-
-def evaluate_all(
-    benchmarks: Sequence[Benchmark], trainer: lightning.Trainer, output: Output
-) -> dict[str, dict[str, float]]:
-    """Evaluate every set, then print and write the table; sets that an interrupted run finished are skipped.
+def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
+    """Score a checkpoint on every evaluation set.
 
     Args:
-        benchmarks: the sets.
-        trainer: with the callback :class:`SaveOnInterruption`.
-        output: where results are written.
+        config: composed from ``conf/evaluate.yaml``.
+        overrides: the command line; network settings in it replace the checkpoint's.
 
     Returns:
-        fractions by set and score, on every rank.
+        fractions by set and metric; empty if a sweep skips this evaluation because it is finished.
     """
-    # read before anything is written, so that all ranks agree
-    finished = {benchmark.name: _finished(benchmark, output) for benchmark in benchmarks}
-    summaries = []
-    for benchmark in benchmarks:
-        summary = finished[benchmark.name]
-        if summary is None:
-            summary = _evaluate(benchmark, trainer, output)
-        elif trainer.is_global_zero:
-            _log.info("%s is finished: skipped", benchmark.name)
-        summaries.append(summary)
+    from odise_pl.checkpoints.io import load_weights
+    from odise_pl.checkpoints.reading import describe
+    from odise_pl.evaluation.benchmarks import Benchmark, Output, evaluate_all
+    from odise_pl.evaluation.predictors import NetworkPredictor
+    from odise_pl.runs.published import BENCHMARKS
+    from odise_pl.vocabulary import load_vocabulary
+
+    path = checkpoint_path(config.ckpt, config.run_dir)
+    described = describe(path)
+    step, network = described.step, _network(config, described.record, overrides, str(path))
+    check_network(network, config.paths, config)
+    sides, mode = dict(zip(SIDES, network.sides, strict=True)), network.model["classifier"]["mode"]
+    description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = _settings(config, network=description, **sides, checkpoint=sha256, step=step)
+    words = [_set_names(config), mode, *([] if step is None else [f"step_{step}"])]
+    folder = evaluation_folder(Path(config.run_dir), words, settings)
+    if in_sweep() and is_finished(folder, settings):
+        _log.info("%s is finished: skipped", folder)
+        return {}
+
+    trainer, data = _trainer(config), instantiate(config.data, **sides)
+    model = network.build(config.paths, mapped=True)
+    load_weights(model, path)
+    training = described.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
+    benchmarks = []
+    for name in data.eval_names:
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        predictor = NetworkPredictor(model, classes, training)
+        benchmarks.append(Benchmark(name, data, classes, predictor, data.measures(name), training))
+    about = {"checkpoint": str(path), "step": step, "classifier": mode}
+    published = BENCHMARKS[network.model["supervision"]]
+    kept = None if config.save_predictions is None else Path(config.save_predictions)
+    output = Output(folder, settings, about, published, kept)
+    scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        _report(summaries, output)
-        for benchmark in benchmarks:
-            if (writer := output.writer(benchmark)) is not None:
-                writer.clean()
-        shutil.rmtree(output.folder / _PROGRESS, ignore_errors=True)
-    return {summary["data"]: summary["scores"] for summary in summaries}
+        mark_finished(folder, settings_of(network.model), scores)
+    return scores
 
 
-def _finished(benchmark: Benchmark, output: Output) -> dict[str, Any] | None:
-    """The result of a set that an interrupted run has finished.
+def score_predictions(config: DictConfig) -> Scores:
+    """Score a folder of predictions of any model on every evaluation set.
 
-    Raises:
-        PredictionError: other predictions would be overwritten.
+    Returns:
+        fractions by set and metric.
     """
-    summary, writer = output.progress(benchmark.name).summary(), output.writer(benchmark)
-    if writer is None or (summary is not None and writer.is_complete()):
-        return summary
-    writer.check_folder()
-    return None
+    from odise_pl.evaluation.benchmarks import Benchmark, Output, evaluate_all
+    from odise_pl.evaluation.folder import FolderPredictor
+    from odise_pl.vocabulary import load_vocabulary
+
+    root = Path(config.predictions)
+    trainer, data = _trainer(config), instantiate(config.data, eval_short_side=32)  # images are not used
+    training = None if config.vocabulary.train is None else load_vocabulary(config.vocabulary.train)
+    benchmarks: list[Benchmark] = []
+    fingerprints: list[str] = []
+    for name in data.eval_names:
+        nested = len(data.eval_names) > 1 or (root / name).is_dir()
+        predictor = FolderPredictor(root / name if nested else root, data.vocabulary(name))
+        measures = predictor.measures(data.measures(name))
+        classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        benchmarks.append(Benchmark(name, data, classes, predictor, measures, training))
+        fingerprints.append(predictor.fingerprint())
+    settings = _settings(config, predictions=fingerprints)
+    folder = evaluation_folder(Path(config.run_dir), ["predictions", root.resolve().name], settings)
+    output = Output(folder, settings, {"predictions": str(root)})
+    return evaluate_all(benchmarks, trainer, output)
 
 
-def _evaluate(benchmark: Benchmark, trainer: lightning.Trainer, output: Output) -> dict[str, Any]:
-    progress, writer = output.progress(benchmark.name), output.writer(benchmark)
-    module = EvaluationModule(
-        benchmark.name, benchmark.predictor, benchmark.metrics(), benchmark.loader, progress, writer
-    )
-    try:
-        trainer.validate(module, verbose=False)
-    except SIGTERMException as error:  # raised by Lightning's handler before the first batch
-        raise Preempted from error
-    assert module.result is not None
-    summary = as_dict(module.result, benchmark.name)
-    if trainer.is_global_zero:
-        write_summary(summary, output.folder / benchmark.name, output.about)
-        progress.finish(summary)
-    return summary
+def _network(
+    config: DictConfig, record: Mapping[str, Any] | None, overrides: Sequence[str], source: str
+) -> Network:
+    """The network that a checkpoint describes, with the settings of the command line."""
+    composed = Network.of_config(config)
+    if record is None:
+        return composed
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if "model" in named:
+        return composed
+    changes = {
+        key: OmegaConf.select(OmegaConf.create(dict(composed.model)), place)
+        for key in named
+        if (place := model_key(key)) is not None
+    }
+    changes |= {f"data.{name}": config.data[name] for name in SIDES if f"data.{name}" in named}
+    return read_record(record, source, named).changed(changes)
 
 
-def _report(summaries: Sequence[Mapping[str, Any]], output: Output) -> None:
-    console = Console()
-    console.print(result_table(summaries, output.published).terminal(console.width))
-    write_table(summaries, output.folder, output.published, output.about)
-    _log.info("written: %s/results.{json,md,csv}", output.folder)
+def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    network = ("train", *SIDES)  # unused, and given by the network
+    return {
+        **subject,
+        "data": {key: value for key, value in data.items() if key not in network},
+        "vocabulary": OmegaConf.to_container(config.vocabulary, resolve=True),
+        "precision": config.trainer.precision,
+        "save_predictions": config.save_predictions,
+    }
+
+
+def _set_names(config: DictConfig) -> str:
+    """The evaluation sets as part of a folder name."""
+    sets = parse_eval_sets(config.data.val)
+    unnamed = isinstance(config.data.val, str)
+    return "+".join(Path(source).name if unnamed else name for name, source in sets.items())
+
+
+def _trainer(config: DictConfig) -> lightning.Trainer:
+    import lightning
+    import torch
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        # sums depend on the number of threads, and Lightning gives each of several ranks fewer of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    callbacks = [RichProgressBar()] if config.trainer.enable_progress_bar else []
+    return instantiate(config.trainer, callbacks=callbacks, logger=False, default_root_dir=config.run_dir)
+
+
+if __name__ == "__main__":
+    main()

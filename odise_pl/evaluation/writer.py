@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,11 @@ class PredictionWriter:
             part["images"].append({"id": image_id, "file_name": f"{key}.{suffix}", **size})
             part["annotations"].append(annotation)
             part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
-        write_text(self._part(batch.number), json.dumps(part))
+        write_text(self.folder / _PARTS / f"{batch.number:09d}.json", json.dumps(part))
 
-    def missing(self, batches: Iterable[int]) -> Path | None:
-        """The first missing part of these batches."""
-        return next((path for path in map(self._part, batches) if not path.is_file()), None)
+    def done(self) -> frozenset[int]:
+        """The numbers of the batches whose predictions are written and not yet joined."""
+        return frozenset(int(path.stem) for path in (self.folder / _PARTS).glob("*.json"))
 
     def is_complete(self) -> bool:
         """Whether the parts have been joined."""
@@ -125,6 +125,3 @@ class PredictionWriter:
     def clean(self) -> None:
         """Remove the parts."""
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
-
-    def _part(self, number: int) -> Path:
-        return self.folder / _PARTS / f"{number:09d}.json"

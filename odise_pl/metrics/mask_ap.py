@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 from torch import Tensor
 
-from odise_pl.metrics.images import check_label_map, check_same_size
+from odise_pl.metrics.overlap import check_same_size
 from odise_pl.structures import Instances, PanopticSegmentation, TrueInstances
 
 MAX_DETECTIONS = 100  # per image and class, as in COCO
@@ -33,7 +33,7 @@ class MaskAPResult:
         ap_medium: of objects from 32**2 to 96**2 pixels.
         ap_large: of objects above 96**2 pixels.
         per_class: ``ap`` of each class, float64 [K]; NaN for stuff and for classes not in the truth.
-        num_classes: number of averaged classes.
+        classes: number of averaged classes.
         num_annotated: number of images with annotated objects; the others were scored against panoptic maps.
     """
 
@@ -44,7 +44,7 @@ class MaskAPResult:
     ap_medium: float
     ap_large: float
     per_class: Tensor
-    num_classes: int
+    classes: int
     num_annotated: int = 0
 
 
@@ -53,7 +53,6 @@ def image_objects(
     truth: PanopticSegmentation | TrueInstances,
     image_id: int,
     isthing: Sequence[bool],
-    image: str = "image",
 ) -> ImageObjects:
     """The objects of one image, with run-length encoded masks, for :func:`mask_ap`.
 
@@ -63,7 +62,6 @@ def image_objects(
             Detections on crowds are ignored.
         image_id: unique in the data set.
         isthing: per class, whether it is a thing (scored) or stuff.
-        image: name in messages.
 
     Returns:
         ``id``, ``size`` [height, width], ``annotated``; and the lists ``truths`` of
@@ -72,15 +70,17 @@ def image_objects(
     Raises:
         ValueError: sizes differ, a class is not a thing, or a score is non-finite.
     """
-    objects = _objects(truth, image)
-    check_same_size(found.masks, objects.masks, image)
+    objects = _objects(truth)
+    check_same_size(found.masks, objects.masks)
     if not found.scores.isfinite().all():
-        raise ValueError(f"the instances of {image} have a non-finite score")
-    _check_classes([*found.labels.tolist(), *objects.labels.tolist()], isthing, image)
-    labels, codes = objects.labels.tolist(), encode_masks(objects.masks)
+        raise ValueError("the instances have a non-finite score")
+    things = set(np.flatnonzero(isthing).tolist())
+    if wrong := {*found.labels.tolist(), *objects.labels.tolist()} - things:
+        raise ValueError(f"the instances have class {min(wrong)}, which is not a thing")
+    labels, codes = objects.labels.tolist(), _encode_masks(objects.masks)
     facts = zip(labels, codes, objects.crowd.int().tolist(), objects.areas.tolist(), strict=True)
     scores = found.scores.double().tolist()
-    detections = zip(found.labels.tolist(), encode_masks(found.masks), scores, strict=True)
+    detections = zip(found.labels.tolist(), _encode_masks(found.masks), scores, strict=True)
     return {
         "id": int(image_id),
         "size": list(objects.masks.shape[-2:]),
@@ -113,12 +113,12 @@ def mask_ap(images: Sequence[ImageObjects], isthing: Sequence[bool]) -> MaskAPRe
         ap_medium=_mean(precision[..., 2]),
         ap_large=_mean(precision[..., 3]),
         per_class=torch.from_numpy(per_class),
-        num_classes=int(occurs.sum()),
+        classes=int(occurs.sum()),
         num_annotated=sum(image["annotated"] for image in images),
     )
 
 
-def encode_masks(masks: Tensor) -> list[str]:
+def _encode_masks(masks: Tensor) -> list[str]:
     """COCO's compressed run-length codes of the transposed masks, bool [M, H, W] on any device.
 
     COCO's runs follow columns. Those of the transposed masks follow rows, the memory layout of a tensor.
@@ -130,11 +130,10 @@ def encode_masks(masks: Tensor) -> list[str]:
     return [code["counts"].decode() for code in mask_api.encode(rows.transpose(2, 1, 0))]
 
 
-def _objects(truth: PanopticSegmentation | TrueInstances, image: str) -> TrueInstances:
+def _objects(truth: PanopticSegmentation | TrueInstances) -> TrueInstances:
     """Annotated objects, or the things of a panoptic map."""
     if isinstance(truth, TrueInstances):
         return truth
-    check_label_map(truth.ids, f"the truth of {image}")
     things, device = [segment for segment in truth.segments if segment.isthing], truth.ids.device
     ids = torch.tensor([s.id for s in things], dtype=torch.int64, device=device)
     masks = truth.ids.long() == ids[:, None, None]
@@ -144,14 +143,6 @@ def _objects(truth: PanopticSegmentation | TrueInstances, image: str) -> TrueIns
         crowd=torch.tensor([s.iscrowd for s in things], dtype=torch.bool, device=device),
         areas=masks.flatten(1).sum(1).double(),
     )
-
-
-def _check_classes(labels: Sequence[int], isthing: Sequence[bool], image: str) -> None:
-    for label in labels:
-        if not 0 <= label < len(isthing):
-            raise ValueError(f"the instances of {image}: {label} is not one of the {len(isthing)} classes")
-        if not isthing[label]:
-            raise ValueError(f"the instances of {image}: class {label} is stuff, which has no instances")
 
 
 def _coco_precision(images: Sequence[ImageObjects], things: Sequence[int]) -> NDArray[np.float64]:
@@ -181,7 +172,7 @@ def _coco_precision(images: Sequence[ImageObjects], things: Sequence[int]) -> ND
 
 
 def _annotation(image: ImageObjects, label: int, code: str) -> dict[str, Any]:
-    size = image["size"][::-1]  # transposed, see encode_masks
+    size = image["size"][::-1]  # transposed, see _encode_masks
     return {"image_id": image["id"], "category_id": label, "segmentation": {"size": size, "counts": code}}
 
 

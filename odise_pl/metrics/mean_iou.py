@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odise_pl.metrics.images import check_label_map, check_same_size
-from odise_pl.metrics.overlap import count_overlaps, unlisted_value
+from odise_pl.metrics.overlap import count_overlaps
 from odise_pl.structures import PanopticSegmentation
 
 NO_CLASS = -1
@@ -26,8 +25,8 @@ class MeanIoUResult:
         frequency_weighted_iou: IoUs weighted by the classes' shares of the true pixels.
         pixel_accuracy: share of the true pixels whose class is right.
         per_class: IoU of each class, float64 [K]; NaN for classes not in the truth.
-        num_classes: number of classes in the truth.
-        num_only_predicted: number of classes only in the prediction.
+        classes: number of classes in the truth.
+        only_predicted: number of classes only in the prediction.
     """
 
     miou: float
@@ -35,23 +34,20 @@ class MeanIoUResult:
     frequency_weighted_iou: float
     pixel_accuracy: float
     per_class: Tensor
-    num_classes: int
-    num_only_predicted: int
+    classes: int
+    only_predicted: int
 
 
-def count_class_pixels(
-    prediction: Tensor, truth: PanopticSegmentation | Tensor, num_classes: int, image: str = "image"
-) -> Tensor:
+def count_class_pixels(prediction: Tensor, truth: PanopticSegmentation | Tensor, num_classes: int) -> Tensor:
     """The diagonal and the margins of the confusion matrix of one image, which determine its mean IoU.
 
     The true class of a pixel is that of its segment. Void pixels (id 0) are ignored. Crowd segments count, as
     in the semantic maps that COCO derives from panoptic ones.
 
     Args:
-        prediction: class map, integer [H, W]; -1 is no class, which is always wrong.
-        truth: a panoptic map, or a class map in which -1 is void; on the same device.
+        prediction: class map, integer [H, W] on any device; -1 is no class, which is always wrong.
+        truth: a panoptic map, or a class map in which -1 is void.
         num_classes: K.
-        image: name in messages.
 
     Returns:
         int64 [3, K] on the CPU: correct, true and predicted pixels of each class.
@@ -59,36 +55,19 @@ def count_class_pixels(
     Raises:
         ValueError: sizes differ, a class is not in -1..K-1, or a true segment id is not listed.
     """
-    ids, values, classes = _coded(truth)
-    check_label_map(prediction, f"the prediction of {image}")
-    check_label_map(ids, f"the truth of {image}")
-    check_same_size(prediction, ids, image)
-    known = (*range(num_classes), NO_CLASS)
-    overlaps = count_overlaps(ids, prediction, values, known)
-    if overlaps[-1].any():
-        unlisted = unlisted_value(ids, values)
-        raise ValueError(f"the truth of {image}: the map has pixels of the unlisted segment id {unlisted}")
-    wrong = {
-        "prediction": unlisted_value(prediction, known) if overlaps[:, -1].any() else None,
-        "truth": next((label for label in classes if not 0 <= label < num_classes), None),
-    }
-    for where, label in wrong.items():
-        if label is not None:
-            valid = f"0..{num_classes - 1}"
-            raise ValueError(f"the {where} of {image}: the map has pixels of class {label}, not in {valid}")
-    confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)  # the last column: no class
-    np.add.at(confusion, np.array(classes, dtype=np.int64), overlaps[1:-1, :-1])
-    margins = (confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0))
-    return torch.from_numpy(np.stack(margins))
-
-
-def _coded(truth: PanopticSegmentation | Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """The map of a truth, its values with void first, and the class of each other value."""
+    # torchmetrics' confusion matrix allocates K^2 numbers per pixel with deterministic algorithms
+    known = [NO_CLASS, *range(num_classes)]
     if isinstance(truth, PanopticSegmentation):
-        segments = truth.segments
-        return truth.ids, [0, *(s.id for s in segments)], [s.category for s in segments]
-    classes = [value for value in truth.unique().tolist() if value != NO_CLASS]
-    return truth, [NO_CLASS, *classes], classes
+        labels, values = truth.ids, [0, *(segment.id for segment in truth.segments)]
+        classes = [segment.category for segment in truth.segments]
+    else:
+        labels, values, classes = truth, known, known[1:]
+    confusion = np.zeros((num_classes, 1 + num_classes), dtype=np.int64)  # the first column: no class
+    np.add.at(
+        confusion, np.array(classes, dtype=np.int64), count_overlaps(prediction, labels, known, values)[1:]
+    )
+    margins = (confusion[:, 1:].diagonal(), confusion.sum(axis=1), confusion[:, 1:].sum(axis=0))
+    return torch.from_numpy(np.stack(margins))
 
 
 def mean_iou(pixels: Tensor) -> MeanIoUResult:
@@ -113,6 +92,6 @@ def mean_iou(pixels: Tensor) -> MeanIoUResult:
         frequency_weighted_iou=float((iou * true_pixels[occurs]).sum()) / max(total, 1.0),
         pixel_accuracy=float(hits.sum()) / max(total, 1.0),
         per_class=per_class,
-        num_classes=len(iou),
-        num_only_predicted=only_predicted,
+        classes=len(iou),
+        only_predicted=only_predicted,
     )

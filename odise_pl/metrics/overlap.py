@@ -5,77 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 IntArray = NDArray[np.int64]
 
 
+def check_same_size(prediction: Tensor, truth: Tensor) -> None:
+    """Raise ValueError unless the last two dimensions (height, width) are equal."""
+    size, true_size = tuple(prediction.shape[-2:]), tuple(truth.shape[-2:])
+    if size != true_size:
+        raise ValueError(
+            f"the prediction has size {size}, the truth {true_size} (height, width): resize the prediction"
+        )
+
+
 def count_overlaps(
-    first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
+    prediction: Tensor, truth: Tensor, predicted_values: Sequence[int], true_values: Sequence[int]
 ) -> IntArray:
-    """Contingency table of two label maps of the same size.
+    """Contingency table of two label maps of an image.
 
     Args:
-        first: integer [H, W] on any device.
-        second: integer [H, W] on the same device.
-        first_values: F distinct values.
-        second_values: S distinct values.
+        prediction: integer [H, W] on any device.
+        truth: integer [H, W] on any device.
+        predicted_values: the P values that the prediction may have.
+        true_values: the T values that the truth may have.
 
     Returns:
-        int64 [F + 1, S + 1] on the CPU: entry (i, j) counts the pixels with ``first_values[i]`` in the first
-        and ``second_values[j]`` in the second map; the last row and column count all other values.
+        int64 [T, P]: entry (i, j) counts the pixels with ``true_values[i]`` in the truth and
+        ``predicted_values[j]`` in the prediction. A duplicate value has no pixels.
+
+    Raises:
+        ValueError: sizes differ, or a map has another value.
     """
-    if first.device.type == "cpu":
-        return _count_runs(first, second, first_values, second_values)
-    return _count_pixels(first, second, first_values, second_values)
-
-
-def unlisted_value(labels: Tensor, values: Sequence[int]) -> int | None:
-    """The smallest value of an integer map that is not in ``values``; None if all are."""
-    found = torch.unique(labels)
-    others = found[~torch.isin(found, torch.tensor(values, device=labels.device))]
-    return int(others[0]) if len(others) else None
-
-
-def _count_runs(
-    first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
-) -> IntArray:
+    check_same_size(prediction, truth)
     # Label maps consist of long runs along their rows. Two comparisons per pixel find the runs, fifty times
     # fewer than pixels; everything more expensive is done once per run.
-    a, b = first.reshape(-1).numpy(), second.reshape(-1).numpy()
-    changed = np.ones(a.size, dtype=bool)
-    np.not_equal(a[1:], a[:-1], out=changed[1:])
-    changed[1:] |= b[1:] != b[:-1]
+    true, predicted = (labels.reshape(-1).cpu().numpy() for labels in (truth, prediction))
+    changed = np.ones(true.size, dtype=bool)
+    np.not_equal(true[1:], true[:-1], out=changed[1:])
+    changed[1:] |= predicted[1:] != predicted[:-1]
     starts = np.flatnonzero(changed)
-    lengths = np.diff(starts, append=a.size)
-    shape = (len(first_values) + 1, len(second_values) + 1)
-    codes = _positions(a[starts], first_values) * shape[1] + _positions(b[starts], second_values)
-    counts = np.bincount(codes, weights=lengths, minlength=shape[0] * shape[1])
+    lengths = np.diff(starts, append=true.size)
+    rows = _positions(true[starts], true_values, "truth")
+    columns = _positions(predicted[starts], predicted_values, "prediction")
+    shape = len(true_values), len(predicted_values)
+    counts = np.bincount(rows * shape[1] + columns, weights=lengths, minlength=shape[0] * shape[1])
     return counts.astype(np.int64).reshape(shape)
 
 
-def _positions(labels: NDArray[np.integer], values: Sequence[int]) -> IntArray:
-    """Index in ``values`` of each label [N]; ``len(values)`` for other labels."""
+def _positions(labels: NDArray[np.integer], values: Sequence[int], where: str) -> IntArray:
+    """The first index in ``values`` of each label [N]."""
     table = np.asarray(values, dtype=np.int64)
-    order = np.argsort(table)
+    order = np.argsort(table, kind="stable")
     slots = np.minimum(np.searchsorted(table, labels.astype(np.int64), sorter=order), len(table) - 1)
     found = order[slots]
-    return np.where(table[found] == labels, found, len(table))
-
-
-def _count_pixels(
-    first: Tensor, second: Tensor, first_values: Sequence[int], second_values: Sequence[int]
-) -> IntArray:
-    shape = (len(first_values) + 1, len(second_values) + 1)
-    codes = _pixel_positions(first, first_values) * shape[1] + _pixel_positions(second, second_values)
-    return torch.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape).cpu().numpy()
-
-
-def _pixel_positions(labels: Tensor, values: Sequence[int]) -> Tensor:
-    """:func:`_positions` of every pixel, on the map's device."""
-    table, order = torch.tensor(values, dtype=torch.int64, device=labels.device).sort()
-    flat = labels.reshape(-1).to(torch.int64)
-    slots = torch.searchsorted(table, flat).clamp_(max=len(table) - 1)
-    return torch.where(table[slots] == flat, order[slots], len(table))
+    unlisted = labels[table[found] != labels]
+    if len(unlisted):
+        raise ValueError(
+            f"the {where} has pixels of {unlisted.min()}, which is none of its segments or classes"
+        )
+    return found

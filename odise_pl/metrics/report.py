@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from odise_pl.files import write_text
+from odise_pl.metrics.mask_ap import MaskAPResult
+from odise_pl.metrics.mean_iou import MeanIoUResult
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.metrics.tables import Published, Summary, result_table
 
@@ -29,7 +31,7 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
         "groups": result.groups(),
         "panoptic": _panoptic(result),
         "instances": _instances(result),
-        "semantic": _semantic(result),
+        "semantic": None if result.semantic is None else _means(result.semantic),
         "per_class": _per_class(result),
     }
 
@@ -80,41 +82,28 @@ def _json(content: Mapping[str, Any]) -> str:
 def _panoptic(result: EvaluationResult) -> dict[str, Any] | None:
     if result.panoptic is None:
         return None
-    parts = {part: asdict(getattr(result.panoptic, part)) for part in ("all", "things", "stuff")}
-    return {part: _renamed(quality, num_classes="classes") for part, quality in parts.items()}
+    return {part: asdict(getattr(result.panoptic, part)) for part in ("all", "things", "stuff")}
 
 
 def _instances(result: EvaluationResult) -> dict[str, Any] | None:
     if result.instances is None:
         return None
-    numbers = asdict(result.instances)
-    del numbers["per_class"]
+    numbers = _means(result.instances)
     note = AP_NOTE_OBJECTS if numbers.pop("num_annotated") else AP_NOTE
-    return {"note": note, **_renamed(numbers, num_classes="classes")}
+    return {"note": note, **numbers}
 
 
-def _semantic(result: EvaluationResult) -> dict[str, Any] | None:
-    if result.semantic is None:
-        return None
-    numbers = asdict(result.semantic)
-    del numbers["per_class"]
-    return _renamed(numbers, num_classes="classes", num_only_predicted="only_predicted")
-
-
-def _renamed(values: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in values.items()}
+def _means(result: MaskAPResult | MeanIoUResult) -> dict[str, Any]:
+    return {name: value for name, value in vars(result).items() if name != "per_class"}
 
 
 def _per_class(result: EvaluationResult) -> list[dict[str, Any]]:
-    columns: dict[str, list[Any]] = {
-        "class": list(result.names),
-        "isthing": list(result.isthing),
-    }
+    columns: dict[str, list[Any]] = {"class": list(result.names), "isthing": list(result.isthing)}
     if result.seen is not None:
         columns["seen"] = list(result.seen)
     if (panoptic := result.panoptic) is not None:
         columns |= {name: _numbers(getattr(panoptic, name)) for name in ("pq", "sq", "rq")}
-        columns |= {name: getattr(panoptic.stats, name).tolist() for name in ("tp", "fp", "fn")}
+        columns |= {name: getattr(panoptic, name).tolist() for name in ("tp", "fp", "fn")}
     if result.instances is not None:
         columns["ap"] = _numbers(result.instances.per_class)
     if result.semantic is not None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from odise_pl.metrics.mask_ap import ImageObjects, MaskAPResult, image_objects, mask_ap
+from odise_pl.metrics.mask_ap import MaskAPResult, image_objects, mask_ap
 from odise_pl.metrics.mean_iou import MeanIoUResult, count_class_pixels, mean_iou
-from odise_pl.metrics.panoptic_matching import PanopticStats, match
-from odise_pl.metrics.panoptic_quality import PanopticQuality, PanopticQualityResult
+from odise_pl.metrics.panoptic_quality import PanopticQualityResult, count_matches, panoptic_quality
 from odise_pl.structures import Prediction, Truth
 from odise_pl.vocabulary import MEASURES
 
@@ -113,63 +113,60 @@ class SegmentationMetrics:
 
     def reset(self) -> None:
         """Remove all counts."""
-        self._image_ids: list[int] = []
-        self._skipped = 0
-        self._panoptic = PanopticQuality(self.isthing, sync_on_compute=False)
-        self._objects: list[ImageObjects] = []
-        self._pixels = torch.zeros(3, len(self.isthing), dtype=torch.int64)
+        zeros = partial(torch.zeros, dtype=torch.int64)
+        self._counts: dict[str, Any] = {
+            "image_ids": [],
+            "skipped": 0,
+            "panoptic": zeros(4, len(self.isthing)),
+            "objects": [],
+            "pixels": zeros(3, len(self.isthing)),
+        }
+
+    def empty(self) -> SegmentationMetrics:
+        """Metrics of the same classes without counts."""
+        return SegmentationMetrics(self.isthing, self.names, self.seen, self.measures)
 
     def update(
         self, predictions: Sequence[Prediction], truths: Sequence[Truth], image_ids: Sequence[int]
     ) -> None:
-        """Score images against truth of the same size; after an error none of them is counted.
+        """Score images against truth of the same size.
 
         Raises:
-            ValueError: lengths differ, or from :func:`match`, :func:`image_objects` or
+            ValueError: lengths differ, or from :func:`count_matches`, :func:`image_objects` or
                 :func:`count_class_pixels`.
         """
-        images = list(zip(predictions, truths, image_ids, strict=True))
-        panoptic = [self._match(*image) for image in images] if "panoptic" in self.measures else []
-        objects = [self._list_objects(*image) for image in images] if "instances" in self.measures else []
-        pixels = [self._count_pixels(*image) for image in images] if "semantic" in self.measures else []
-        self._panoptic.add(sum(panoptic, PanopticStats.zeros(len(self.isthing))))
-        self._objects += objects
-        self._pixels = sum(pixels, self._pixels)
-        self._image_ids += [int(image_id) for image_id in image_ids]
+        for image in zip(predictions, truths, image_ids, strict=True):
+            self.add(self._count(*image))
 
-    def _match(self, prediction: Prediction, truth: Truth, image_id: int) -> PanopticStats:
-        return match(prediction.panoptic, truth.panoptic, len(self.isthing), f"image {image_id}")
-
-    def _list_objects(self, prediction: Prediction, truth: Truth, image_id: int) -> ImageObjects:
-        objects = truth.panoptic if truth.instances is None else truth.instances
-        return image_objects(prediction.instances, objects, image_id, self.isthing, f"image {image_id}")
-
-    def _count_pixels(self, prediction: Prediction, truth: Truth, image_id: int) -> Tensor:
-        classes = truth.panoptic if truth.semantic is None else truth.semantic
-        return count_class_pixels(prediction.semantic, classes, len(self.isthing), f"image {image_id}")
+    def _count(self, prediction: Prediction, truth: Truth, image_id: int) -> dict[str, Any]:
+        """The :meth:`state` of one image."""
+        counts: dict[str, Any] = {"image_ids": [int(image_id)]}
+        try:
+            if "panoptic" in self.measures:
+                counts["panoptic"] = count_matches(prediction.panoptic, truth.panoptic, len(self.isthing))
+            if "instances" in self.measures:
+                objects = truth.panoptic if truth.instances is None else truth.instances
+                counts["objects"] = [image_objects(prediction.instances, objects, image_id, self.isthing)]
+            if "semantic" in self.measures:
+                classes = truth.panoptic if truth.semantic is None else truth.semantic
+                counts["pixels"] = count_class_pixels(prediction.semantic, classes, len(self.isthing))
+        except ValueError as error:
+            raise ValueError(f"image {image_id}: {error}") from error
+        return counts
 
     def skip(self, samples: int) -> None:
         """Count samples that cannot be scored."""
-        self._skipped += samples
+        self._counts["skipped"] += samples
 
     def state(self) -> dict[str, Any]:
         """The counts of this rank as JSON values."""
-        return {
-            "image_ids": list(self._image_ids),
-            "skipped": self._skipped,
-            "panoptic": {name: counts.tolist() for name, counts in vars(self._panoptic.stats).items()},
-            "objects": list(self._objects),
-            "pixels": self._pixels.tolist(),
-        }
+        return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in self._counts.items()}
 
     def add(self, state: Mapping[str, Any]) -> None:
         """Add the :meth:`state` of other metrics of the same classes."""
-        self._image_ids += state["image_ids"]
-        self._skipped += state["skipped"]
-        counts = {name: torch.tensor(values) for name, values in state["panoptic"].items()}
-        self._panoptic.add(PanopticStats(**counts))
-        self._objects += state["objects"]
-        self._pixels = self._pixels + torch.tensor(state["pixels"])
+        for name, value in state.items():
+            is_tensor = isinstance(self._counts[name], Tensor)
+            self._counts[name] += torch.as_tensor(value) if is_tensor else value
 
     def compute(self) -> EvaluationResult:
         """The result over all ranks, each of which must call this.
@@ -177,27 +174,27 @@ class SegmentationMetrics:
         Raises:
             ValueError: an image was scored more than once.
         """
-        whole = SegmentationMetrics(self.isthing, self.names, self.seen, self.measures)
+        whole = self.empty()
         for state in _gather(self.state()):
             whole.add(state)
         return whole._result()
 
     def _result(self) -> EvaluationResult:
-        repeated = [image_id for image_id, count in Counter(self._image_ids).items() if count > 1]
+        counts, measured = self._counts, self.measures
+        repeated = [image_id for image_id, count in Counter(counts["image_ids"]).items() if count > 1]
         if repeated:
             raise ValueError(
                 f"image {min(repeated)} was scored more than once: image ids must be unique in a data set"
             )
-        measured = self.measures
         return EvaluationResult(
-            panoptic=self._panoptic.result if "panoptic" in measured else None,
-            instances=mask_ap(self._objects, self.isthing) if "instances" in measured else None,
-            semantic=mean_iou(self._pixels) if "semantic" in measured else None,
+            panoptic=panoptic_quality(counts["panoptic"], self.isthing) if "panoptic" in measured else None,
+            instances=mask_ap(counts["objects"], self.isthing) if "instances" in measured else None,
+            semantic=mean_iou(counts["pixels"]) if "semantic" in measured else None,
             names=self.names,
             isthing=self.isthing,
-            image_ids=frozenset(self._image_ids),
+            image_ids=frozenset(counts["image_ids"]),
             seen=self.seen,
-            left_out=self._skipped,
+            left_out=counts["skipped"],
         )
 
 

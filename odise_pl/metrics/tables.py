@@ -91,10 +91,11 @@ def result_table(results: Sequence[Summary], published: Published | None = None)
     """
     names = [result["data"] for result in results]
     beside = {name: scores for name, scores in (published or {}).items() if name in names}
-    columns = [(column, key, False) for column, key in COLUMNS.items()]
+    columns: list[tuple[str, str, bool]] = []
     for column, key in COLUMNS.items():
+        columns.append((column, key, False))
         if any(key in scores for scores in beside.values()):
-            columns.insert(columns.index((column, key, False)) + 1, (f"{column} {PAPER}", key, True))
+            columns.append((f"{column} {PAPER}", key, True))
     rows: list[tuple[str, ...]] = []
     for result in results:
         theirs = beside.get(result["data"], {})

@@ -143,7 +143,7 @@ def test_hostile_descriptions_are_refused(
 def test_prediction_and_evaluation_refuse_hostile_checkpoint(
     changed: Callable[[Change], Path], scene_shards: Path, tmp_path: Path
 ) -> None:
-    from odise_pl.evaluation.evaluate import evaluate
+    from odise_pl.evaluation.run import evaluate
 
     proof = tmp_path / "proof"
     odd = changed(put("odise", "record", "model", "head", value=placed(MKDIR, proof)))

@@ -74,7 +74,7 @@ def test_resumed_run_ends_as_undisturbed(cluster_run: Path, scene_shards: Path, 
 
 def test_evaluation_equals_that_of_one_device(cluster_run: Path, scene_shards: Path, tmp_path: Path) -> None:
     """Started as Slurm does it."""
-    from odise_pl.evaluation.evaluate import evaluate
+    from odise_pl.evaluation.run import evaluate
 
     common = [f"ckpt={cluster_run}/checkpoints/last.ckpt", "data=shards", f"data.val={scene_shards}"]
     common += ["data.num_workers=0", "data.eval_batch_size=3"]

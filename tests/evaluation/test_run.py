@@ -1,211 +1,218 @@
-"""Evaluation of several sets: interrupted, resumed, and with damaged samples."""
+"""Evaluation of a network on the paper's benchmarks, through the entry point."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
-import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
-import lightning
 import pytest
-from test_predictions import perfect
-from torch import nn
+import torch
+from benchmark_shards import BENCHMARKS
+from interruptions import run, started, wait_for
+from omegaconf import DictConfig
+from ranks import free_port, torchrun
+from torch import multiprocessing
+from trained import composed
 
-from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.records import DataError
-from odise_pl.evaluation.coco_results import PredictionError
-from odise_pl.evaluation.module import EvaluationModule
 from odise_pl.evaluation.progress import Progress
-from odise_pl.evaluation.run import (
-    Benchmark,
-    EvaluationProgress,
-    Output,
-    SaveOnInterruption,
-    evaluate_all,
-)
-from odise_pl.evaluation.writer import PredictionWriter
-from odise_pl.metrics.suite import SegmentationMetrics
-from odise_pl.structures import Batch, Prediction
-
-SETS = {"coco": "coco_val2017", "ade150": "ade150_val", "pas21": "pas21_val"}
+from odise_pl.evaluation.run import _trainer, evaluate, score_predictions
 
 
-class Predictor(nn.Module):
-    """Moves the truth a little; raises after ``limit`` images."""
-
-    def __init__(self, asked: list[str], limit: int) -> None:
-        super().__init__()
-        self.asked, self.limit = asked, limit
-
-    def forward(self, batch: Batch) -> list[Prediction]:
-        if len(self.asked) == self.limit:
-            raise RuntimeError("killed")
-        self.asked += batch.keys
-        return [perfect(truth, 3) for truth in batch.truths if truth is not None]
-
-
-def evaluate(
-    shards: Path, folder: Path, asked: list[str], limit: int = 1000, **changes: Any
-) -> dict[str, dict[str, float]]:
-    data = PanopticDataModule(val={name: str(shards / out) for name, out in SETS.items()}, num_workers=0)
-    predictor = Predictor(asked, limit)
-    benchmarks = [
-        Benchmark(name, data.vocabulary(name), data.measures(name), predictor, data.loader_of(name))
-        for name in SETS
+def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
+    return [
+        f"ckpt={checkpoint}",
+        f"paths.shards={shards}",
+        "data.num_workers=0",
+        "data.eval_batch_size=2",  # of three images: the last batch is smaller, and one rank has it
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+        *more,
     ]
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[SaveOnInterruption()],
-        default_root_dir=folder,
-    )
-    output = Output(folder, **{"digest": "d", "about": {}, "predictions": folder / "kept", **changes})
-    return evaluate_all(benchmarks, trainer, output)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def results(run_dir: Path) -> dict[str, Any]:
+    """The JSON results of each set of the only evaluation."""
+    paths = run_dir.glob("evaluation/*/*/results.json")
+    found = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    for content in found.values():
+        content.pop("about")
+    return found
+
+
+SIX = f"data=[{','.join(BENCHMARKS)}]"
 
 
 @pytest.fixture(scope="module")
-def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted evaluation."""
+def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All six benchmarks in one command, with saved predictions."""
     folder = tmp_path_factory.mktemp("whole")
-    asked: list[str] = []
-    scores = evaluate(benchmark_shards, folder, asked)
-    assert len(asked) == 9
-    assert 0 < scores["coco"]["pq"] < 1
+    overrides = options(checkpoint, benchmark_shards, SIX, f"save_predictions={folder / 'predictions'}")
+    scores = evaluate(composed("evaluate", folder, overrides), overrides)
+    assert list(scores) == list(BENCHMARKS)
     return folder
 
 
-@pytest.mark.parametrize(("limit", "every"), [(2, 0.0), (3, 1e9), (8, 0.0)])
-def test_interrupted_evaluations_resume(
-    limit: int, every: float, whole: Path, benchmark_shards: Path, tmp_path: Path
-) -> None:
-    """After an interruption within or between sets, all files are byte for byte the same."""
-    asked: list[str] = []
-    with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark_shards, tmp_path, asked, limit, save_every=every)
-    assert len(asked) == limit
-    evaluate(benchmark_shards, tmp_path, asked, save_every=every)
-    assert len(asked) == 9, "nothing is predicted twice"
-    assert files(tmp_path) == files(whole)
+def test_six_benchmarks_in_one_command(whole: Path) -> None:
+    found = results(whole)
+    classes = {"coco": 133, "ade150": 150, "ade847": 847, "pc59": 59, "pc459": 459, "pas21": 21}
+    assert found.keys() == classes.keys()
+    for name, result in found.items():
+        assert (result["images"], result["left_out"]) == (3, 0)
+        assert len(result["per_class"]) == classes[name]
+        assert (result["panoptic"] is None) == (name not in ("coco", "ade150"))
+        assert (result["instances"] is None) == (name not in ("coco", "ade150"))
+        assert 0 <= result["semantic"]["miou"] <= 1
+    assert any(result["semantic"]["miou"] > 0 for result in found.values())
+    seen = {row["class"] for row in found["ade150"]["per_class"] if row["seen"]}
+    assert seen == {"sky", "field", "ball", "box"}, "the names of the training classes"
 
 
-def test_unsaved_batches_are_repeated(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
-    """A killed process saves nothing."""
-    asked: list[str] = []
-    with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark_shards, tmp_path, asked, 5)
-    (tmp_path / ".progress" / "ade150" / "rank0.json").unlink()
-    evaluate(benchmark_shards, tmp_path, asked)
-    assert len(asked) == 5 + 6
-    assert files(tmp_path) == files(whole)
+def test_table_has_published_numbers(whole: Path) -> None:
+    (folder,) = whole.glob("evaluation/*")
+    assert folder.name == "coco+ade150+ade847+pc59+pc459+pas21-both-step_4"
+    with (folder / "results.csv").open() as file:
+        rows = {row["data"]: row for row in csv.DictReader(file)}
+    assert [name for name in rows if "," not in name] == list(BENCHMARKS)
+    coco = rows["coco"]
+    assert (coco["PQ paper"], coco["mAP paper"], coco["mIoU paper"]) == ("55.4", "46.0", "65.2")
+    voc = rows["pas21"]
+    assert (voc["PQ paper"], voc["PQ"], voc["mIoU paper"]) == ("", "", "84.6")
+    written = json.loads((folder / "results.json").read_text())
+    assert written["published_percent"]["ade847"] == {"miou": 11.1}
+    found = results(whole)
+    assert written["scores"] == {name: found[name]["scores"] for name in BENCHMARKS}
+    assert "| ade847 |" in (folder / "results.md").read_text()
+    assert not (folder / ".progress").exists()
+    assert json.loads((folder / "finished.json").read_text())["scores"] == written["scores"]
 
 
-@pytest.mark.parametrize("limit", [2, 5])
-def test_missing_predictions_restart_the_set(
-    limit: int, whole: Path, benchmark_shards: Path, tmp_path: Path
-) -> None:
-    """Within the first set, and after it."""
-    with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark_shards, tmp_path, [], limit)
-    shutil.rmtree(tmp_path / "kept")
-    asked: list[str] = []
-    evaluate(benchmark_shards, tmp_path, asked)
-    assert len(asked) == 9
-    assert files(tmp_path) == files(whole)
+SOME = ("coco", "pas21")
 
 
-def test_signal_while_parts_are_joined_loses_nothing(
-    whole: Path, benchmark_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = PredictionWriter.finish
-
-    def interrupted(self: PredictionWriter, images: int) -> None:
-        original(self, images)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    asked: list[str] = []
-    monkeypatch.setattr(PredictionWriter, "finish", interrupted)
-    with pytest.raises(SystemExit):
-        evaluate(benchmark_shards, tmp_path, asked)
-    monkeypatch.undo()
-    evaluate(benchmark_shards, tmp_path, asked)
-    assert len(asked) == 9
-    assert files(tmp_path) == files(whole)
+def one_rank(rank: int, port: int, checkpoint: Path, shards: Path, run_dir: Path) -> None:
+    """Run one of two ranks as torchrun does."""
+    os.environ |= torchrun(0, rank, 1, 2) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    overrides = options(checkpoint, shards, f"data=[{','.join(SOME)}]", "trainer.devices=2")
+    evaluate(composed("evaluate", run_dir, overrides), overrides)
 
 
-def test_other_evaluation_neither_resumes_nor_overwrites(benchmark_shards: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
-    with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark_shards, tmp_path, asked, 5)
-    with pytest.raises(PredictionError, match=f"{tmp_path}/kept/coco already contains"):
-        evaluate(benchmark_shards, tmp_path, asked, digest="other")
-    evaluate(benchmark_shards, tmp_path, asked, digest="other", predictions=None)
-    assert len(asked) == 5 + 9
-
-
-@pytest.mark.parametrize(("signum", "scoring"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_signal_stops_between_batches_with_its_exit_status(
-    signum: int,
-    scoring: bool,
+def test_two_ranks_equal_one(
     whole: Path,
+    checkpoint: Path,
     benchmark_shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A signal during prediction or scoring; scored batches are not repeated."""
-    kind, name = (SegmentationMetrics, "update") if scoring else (Predictor, "forward")
-    original, calls = getattr(kind, name), []
+    """They resume an evaluation on one rank that was interrupted in the second set."""
+    add, added = Progress.add, []
 
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signum)
-        return original(*arguments)
+    def interrupted(*arguments: Any) -> None:
+        if len(added) == 3:
+            raise RuntimeError("killed")
+        added.append(add(*arguments))
 
-    monkeypatch.setattr(kind, name, interrupted)
-    before = signal.getsignal(signum)
-    asked: list[str] = []
-    with pytest.raises(SystemExit) as stopped:
-        evaluate(benchmark_shards, tmp_path, asked)
-    assert stopped.value.code == 128 + signum
-    assert f"stopped by {signal.Signals(signum).name}" in caplog.text
-    assert signal.getsignal(signum) == before
-    assert len(asked) == (3 if scoring else 2)
-    evaluate(benchmark_shards, tmp_path, asked)
-    assert len(asked) == 9
-    assert files(tmp_path) == files(whole)
+    overrides = options(checkpoint, benchmark_shards, f"data=[{','.join(SOME)}]")
+    monkeypatch.setattr(Progress, "add", interrupted)
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(composed("evaluate", tmp_path, overrides), overrides)
+    monkeypatch.undo()
+    # forked, because importing torch and lightning again is slow
+    arguments = (free_port(), checkpoint, benchmark_shards, tmp_path)
+    multiprocessing.start_processes(one_rank, arguments, nprocs=2, start_method="fork")
+    assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in SOME}
 
 
-def test_damaged_samples_are_counted_and_sets_without_others_refused(
-    benchmark_shards: Path, tmp_path: Path
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_interrupted_ranks_resume(
+    number: signal.Signals, whole: Path, checkpoint: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    shards = tmp_path / "shards"
-    shutil.copytree(benchmark_shards, shards)
-    (shard,) = (shards / "pas21_val").glob("*.tar")
-    content = bytearray(shard.read_bytes())
-    place = content.find(b"\xff\xd8\xff")  # the first image
-    content[place : place + 200] = bytes(200)
-    shard.write_bytes(content)
-    evaluate(shards, tmp_path / "one", [], predictions=None)
-    result = json.loads((tmp_path / "one" / "pas21" / "results.json").read_text())
-    assert (result["images"], result["left_out"]) == (2, 1)
-    shard.write_bytes(b"")
-    with pytest.raises(DataError, match="no sample can be read"):
-        evaluate(shards, tmp_path / "none", [], predictions=None)
+    """Both save progress and exit; the final result is that of one uninterrupted rank."""
+    some = ("coco", "ade150", "pc59")
+    more = ["trainer.devices=2", f"save_predictions={tmp_path / 'predictions'}"]
+    arguments = options(checkpoint, benchmark_shards, f"data=[{','.join(some)}]", *more)
+    with started(tmp_path, arguments, "evaluate.py") as process:
+        wait_for(lambda: any(tmp_path.glob("evaluation/*/.progress/coco/*/*.json")), process)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number, (tmp_path / "output.txt").read_text()
+        wait_for_exit(process.pid)
+    output = (tmp_path / "output.txt").read_text()
+    assert f"stopped by {number.name}" in output
+    assert "Traceback" not in output
+    assert not results(tmp_path).keys() >= set(some), "interrupted before the end"
+    done = run(tmp_path, *arguments, script="evaluate.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "batches are done, resuming" in done.stdout or "is finished: skipped" in done.stdout
+    assert results(tmp_path) == {name: result for name, result in results(whole).items() if name in some}
 
 
-def test_progress_bar_shows_the_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    metrics, progress = SegmentationMetrics((True,), ("ball",)), Progress(tmp_path, "d")
-    module = EvaluationModule("coco", Predictor([], 0), metrics, Mock(), progress)
-    monkeypatch.setattr(EvaluationProgress, "trainer", Mock(lightning_module=module))
-    assert EvaluationProgress().validation_description == "coco"
+def wait_for_exit(group: int, seconds: float = 20) -> None:
+    """Wait until all processes of a group have exited."""
+    limit = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < limit:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        pytest.fail("a rank is still running")
+
+
+def test_number_of_threads_is_independent_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums depend on it, and Lightning divides the CPUs among ranks by default."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    _trainer(composed("evaluate", tmp_path, ["trainer=cpu", "trainer.devices=2"]))
+    assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+
+
+def test_saved_predictions_have_the_same_scores(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"predictions={whole / 'predictions'}",
+        f"paths.shards={benchmark_shards}",
+        "data.num_workers=0",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+        SIX,
+    ]
+    scores = score_predictions(composed("evaluate", tmp_path, overrides))
+    base_and_novel = ("_base", "_novel")  # unknown for a folder of predictions
+    for name, result in results(whole).items():
+        expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
+        assert scores[name] == expected
+
+
+def test_own_sets_may_have_any_name_and_other_class_names(
+    checkpoint: Path, scene_shards: Path, tmp_path: Path
+) -> None:
+    """Their saved predictions are found again."""
+    names = tmp_path / "names.txt"
+    names.write_text("0:ball,sphere\n1:crate\n2:heavens:stuff\n3:field,meadow:stuff\n")
+    sets = {"münchen": "[b]", "2024_1": "2024 1"}
+    for folder in sets.values():
+        (tmp_path / folder).symlink_to(scene_shards)
+    kept, run_dir = tmp_path / "kept [1], 数据", tmp_path / "run 1e3"
+
+    def config(folder: Path, *more: str) -> DictConfig:
+        made = composed("evaluate", folder, list(more))
+        made.vocabulary.eval = {"2024_1": str(names)}
+        made.data.val = {name: str(tmp_path / folder) for name, folder in sets.items()}
+        return made
+
+    few = ["data=shards", "data.limit_samples=2"]
+    overrides = options(checkpoint, tmp_path, *few, f"save_predictions='{kept}'")
+    scores = evaluate(config(run_dir, *overrides), overrides)
+    found = results(run_dir)
+    assert set(found) == set(sets) == {path.name for path in kept.iterdir()}
+    (table,) = run_dir.glob("evaluation/*/results.md")
+    assert table.parent.name.startswith("münchen+2024_1-")
+    assert all(f"| {name} |" in table.read_text(encoding="utf-8") for name in sets)
+    rows = found["2024_1"]["per_class"]
+    assert [row["class"] for row in rows] == ["ball", "crate", "heavens", "field"]
+    assert all(row["seen"] for row in rows), "matched by the data set's names"
+    given = [*few, f"predictions='{kept}'", "data.num_workers=0", "trainer=cpu"]
+    assert score_predictions(config(tmp_path / "scored", *given)).keys() == scores.keys()

@@ -22,7 +22,7 @@ Found = dict[int, Instances]
 
 
 def score(found: Found, truths: Truths, isthing: tuple[bool, ...] = ISTHING) -> MaskAPResult:
-    objects = [image_objects(found[i], truth, i, isthing, f"image {i}") for i, truth in truths.items()]
+    objects = [image_objects(found[i], truth, i, isthing) for i, truth in truths.items()]
     return mask_ap(objects, isthing)
 
 
@@ -47,25 +47,21 @@ def pycocotools_stats(found: Found, truths: Truths, isthing: tuple[bool, ...]) -
     truth, annotations, results = COCO(), [], []
     for image_id, either in truths.items():
         objects = either if isinstance(either, TrueInstances) else annotated(either)
-        for label, mask, crowd, area in zip(
-            objects.labels.tolist(),
-            objects.masks,
-            objects.crowd.tolist(),
-            objects.areas.tolist(),
+        rows = zip(
+            *(objects.labels.tolist(), objects.masks, objects.crowd.int().tolist(), objects.areas.tolist()),
             strict=True,
-        ):
-            annotation = {"image_id": image_id, "category_id": label, "iscrowd": int(crowd), "area": area}
-            annotations.append(annotation | {"id": len(annotations) + 1, "segmentation": encode(mask)})
+        )
+        for number, (label, mask, crowd, area) in enumerate(rows, start=len(annotations) + 1):
+            shape = {"segmentation": encode(mask), "area": area, "iscrowd": crowd}
+            annotations.append({"id": number, "image_id": image_id, "category_id": label, **shape})
         instances = found[image_id]
-        for label, confidence, mask in zip(
-            instances.labels.tolist(), instances.scores.tolist(), instances.masks, strict=True
-        ):
-            result = {"image_id": image_id, "category_id": label, "score": confidence}
-            results.append(result | {"segmentation": encode(mask)})
+        rows = zip(instances.labels.tolist(), instances.scores.tolist(), instances.masks, strict=True)
+        for label, confidence, mask in rows:
+            shape = {"segmentation": encode(mask), "score": confidence}
+            results.append({"image_id": image_id, "category_id": label, **shape})
+    sizes = {i: instances.masks.shape[1:] for i, instances in found.items()}
     truth.dataset = {
-        "images": [
-            {"id": i, "height": f.masks.shape[1], "width": f.masks.shape[2]} for i, f in found.items()
-        ],
+        "images": [{"id": i, "height": height, "width": width} for i, (height, width) in sizes.items()],
         "annotations": annotations,
         "categories": [{"id": c} for c, thing in enumerate(isthing) if thing],
         "info": {},
@@ -133,14 +129,8 @@ def test_mean_of_per_class_is_ap_and_absent_classes_are_nan() -> None:
     present = {s.category for t in truths.values() for s in t.segments if s.isthing and not s.iscrowd}
     assert {c for c in range(len(ISTHING)) if not result.per_class[c].isnan()} == present
     assert float(result.per_class.nanmean()) == pytest.approx(result.ap, abs=1e-12)
-    assert result.num_classes == len(present)
+    assert result.classes == len(present)
     assert 0 < result.ap < 1
-
-
-def test_result_is_independent_of_order() -> None:
-    truths, found = random_scene(np.random.default_rng(2), 5)
-    backwards = score(dict(reversed(found.items())), dict(reversed(truths.items())))
-    assert six(backwards) == six(score(found, truths))
 
 
 TRUTH = segmentation(
@@ -149,7 +139,7 @@ TRUTH = segmentation(
 NONE = Instances(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 2, 3, dtype=torch.bool))
 
 
-def test_perfect_and_empty_predictions() -> None:
+def test_perfect_and_empty_predictions(capfd: pytest.CaptureFixture[str]) -> None:
     perfect = score({1: perfect_instances(TRUTH)}, {1: TRUTH})
     assert (perfect.ap, perfect.ap50, perfect.ap75, perfect.ap_small) == (1.0, 1.0, 1.0, 1.0)
     empty = score({1: NONE}, {1: TRUTH})
@@ -157,8 +147,9 @@ def test_perfect_and_empty_predictions() -> None:
     assert empty.per_class[:2].tolist() == [0.0, 0.0]
     assert six(score({}, {})) == [0.0] * 6
     no_truth = score({1: perfect_instances(TRUTH)}, {1: replace(TRUTH, ids=TRUTH.ids * 0, segments=())})
-    assert (no_truth.ap, no_truth.num_classes) == (0.0, 0)
+    assert (no_truth.ap, no_truth.classes) == (0.0, 0)
     assert score({1: NONE}, {1: replace(TRUTH, segments=())}, (False,)).per_class.isnan().all()
+    assert capfd.readouterr().out == ""
 
 
 def test_detections_on_crowds_are_ignored() -> None:
@@ -170,11 +161,6 @@ def test_detections_on_crowds_are_ignored() -> None:
     assert score({1: found}, {1: plain}).ap < 1.0
 
 
-def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    score({1: perfect_instances(TRUTH)}, {1: TRUTH})
-    assert capfd.readouterr().out == ""
-
-
 def _instances(labels: list[int], scores: list[float], height: int = 2) -> Instances:
     masks = torch.ones(1, height, 3, dtype=torch.bool)
     return Instances(torch.tensor(labels), torch.tensor(scores), masks)
@@ -183,15 +169,15 @@ def _instances(labels: list[int], scores: list[float], height: int = 2) -> Insta
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (_instances([0], [0.5], height=4), r"image 17 .*\(4, 3\).*\(2, 3\)"),
-        (_instances([0], [float("nan")]), "image 17 .*score"),
-        (_instances([5], [0.5]), "image 17: 5 "),
-        (_instances([2], [0.5]), "image 17: class 2 "),
+        (_instances([0], [0.5], height=4), r"\(4, 3\).*\(2, 3\)"),
+        (_instances([0], [float("nan")]), "score"),
+        (_instances([5], [0.5]), "class 5"),
+        (_instances([2], [0.5]), "class 2"),
     ],
 )
 def test_invalid_instances_raise_an_error(found: Instances, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score({17: found}, {17: TRUTH})
+        score({1: found}, {1: TRUTH})
 
 
 def test_equals_pycocotools_on_real_maps() -> None:

@@ -21,7 +21,7 @@ from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
-from odise_pl.evaluation import evaluate
+from odise_pl.evaluation import run as evaluation
 from odise_pl.runs.command import report
 from odise_pl.runs.conf import compose_config
 from odise_pl.training import run as train
@@ -147,7 +147,7 @@ def check_evaluation(run_dir: Path, shards: Path) -> None:
     """Evaluating a run's checkpoint gives the scores of its last validation."""
     data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
     overrides = [*data, "trainer=cpu", f"ckpt='{run_dir / 'checkpoints' / 'last.ckpt'}'"]
-    (result,) = evaluate.evaluate(composed("evaluate", run_dir, overrides), overrides).values()
+    (result,) = evaluation.evaluate(composed("evaluate", run_dir, overrides), overrides).values()
     trained = json.loads((run_dir / "finished.json").read_text())["scores"]["val"]
     assert result == pytest.approx(trained)
 
@@ -187,14 +187,14 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     ckpt = swept / "captioner=blip,timesteps=learnable" / "checkpoints" / "last.ckpt"
     data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0", "trainer=cpu"]
     arguments = ["experiment=ablation_classifier", *data, f"ckpt='{ckpt}'", f"hydra.sweep.dir={tmp_path}"]
-    code, shown = programs.run(evaluate.main, *arguments)
+    code, shown = programs.run(evaluation.main, *arguments)
     assert code == 0, shown
     classifiers = {"discriminative", "diffusion", "both"}
     assert {name.split("/")[0] for name in markers(tmp_path)} == {f"classifier={c}" for c in classifiers}
     assert len(markers(tmp_path)) == 3
     report(tmp_path)
     assert {row["classifier"] for row in table(tmp_path / "report" / "all_runs.csv")} == classifiers
-    _, shown = programs.run(evaluate.main, *arguments)
+    _, shown = programs.run(evaluation.main, *arguments)
     assert shown.count("is finished: skipped") == 3
 
 

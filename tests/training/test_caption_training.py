@@ -131,7 +131,7 @@ def test_losses_decrease(run: Path) -> None:
 
 
 def test_checkpoint_evaluates_with_every_classifier(run: Path, shards: Path, tmp_path: Path) -> None:
-    from odise_pl.evaluation.evaluate import evaluate
+    from odise_pl.evaluation.run import evaluate
 
     found: list[dict[str, float]] = []
     for classifier in ("both", "diffusion", "discriminative"):

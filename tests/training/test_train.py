@@ -42,7 +42,7 @@ def run(script: str, run_dir: Path, *arguments: str) -> subprocess.CompletedProc
 
 def test_it_learns(shards: Path, tmp_path: Path) -> None:
     """A random frozen backbone and a fresh head fit four generated images, and evaluate.py says so."""
-    from odise_pl.evaluation.evaluate import evaluate
+    from odise_pl.evaluation.run import evaluate
     from odise_pl.training.run import train
 
     fit = ["data.limit_samples=4", "data.epoch_length=400", "trainer.max_steps=100", "validate_every=90"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from odise_pl.structures import Instances, PanopticSegmentation, Segment
+from odise_pl.data.label_maps import decode_ids
+from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Truth
 
 NUM_CLASSES = 5
 ISTHING = (True, True, False, False, True)
@@ -64,6 +64,33 @@ def perfect_instances(truth: PanopticSegmentation) -> Instances:
     )
 
 
+def perfect(truth: Truth, shift: int = 0) -> Prediction:
+    """The truth as a prediction, moved by ``shift`` columns."""
+    objects = truth.instances
+    if objects is None:
+        found = perfect_instances(truth.panoptic)
+    else:
+        labels, masks = objects.labels[~objects.crowd], objects.masks[~objects.crowd]
+        found = Instances(labels, torch.ones(len(labels)), masks)
+    semantic = semantic_map(truth.panoptic, fill=-1) if truth.semantic is None else truth.semantic.long()
+    return Prediction(
+        shifted(truth.panoptic, 0, shift),
+        replace(found, scores=torch.linspace(1, 0.3, len(found.labels)), masks=found.masks.roll(shift, 2)),
+        semantic.roll(shift, 1),
+    )
+
+
+def empty(truth: PanopticSegmentation) -> Prediction:
+    """A prediction of nothing."""
+    size = truth.ids.shape
+    none = Instances(
+        torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, *size, dtype=torch.bool)
+    )
+    return Prediction(
+        PanopticSegmentation(torch.zeros(size, dtype=torch.int32), ()), none, torch.full(size, -1)
+    )
+
+
 def shifted(truth: PanopticSegmentation, rows: int = 4, columns: int = 9) -> PanopticSegmentation:
     """A plausible wrong prediction: the truth moved, without hidden segments, crowds as plain ones."""
     ids = torch.roll(truth.ids, (rows, columns), (0, 1))
@@ -78,30 +105,22 @@ class CocoMini:
     names: tuple[str, ...]
 
 
-def coco_mini_root() -> Path:
-    """The folder of real COCO images; skips the test when it is absent."""
-    default = Path(__file__).parents[2].parent / "shared" / "coco_mini"
-    root = Path(os.environ.get("ODISE_COCO_MINI", default))
-    if not (root / "annotations").is_dir():
-        pytest.skip(f"no real COCO maps at {root}: set ODISE_COCO_MINI to a COCO panoptic folder")
-    return root
-
-
 def read_coco_mini(count: int) -> CocoMini:
-    """The first maps of the validation split."""
-    root = coco_mini_root() / "annotations"
+    """The first maps of the validation split of real COCO images; skips the test if they are missing."""
+    default = Path(__file__).parents[1].parent / "shared" / "coco_mini"
+    root = Path(os.environ.get("ODISE_COCO_MINI", default)) / "annotations"
+    if not root.is_dir():
+        pytest.skip(f"no real COCO maps in {root}: set ODISE_COCO_MINI to a COCO panoptic folder")
     content = json.loads((root / "panoptic_val2017.json").read_text())
     categories = {c["id"]: i for i, c in enumerate(content["categories"])}
     isthing = tuple(bool(c["isthing"]) for c in content["categories"])
     truths = {}
     for annotation in content["annotations"][:count]:
-        with Image.open(root / "panoptic_val2017" / annotation["file_name"]) as image:
-            rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+        ids = decode_ids((root / "panoptic_val2017" / annotation["file_name"]).read_bytes())
         labels = [categories[s["category_id"]] for s in annotation["segments_info"]]
         segments = [
             Segment(s["id"], label, isthing[label], bool(s["iscrowd"]))
             for s, label in zip(annotation["segments_info"], labels, strict=True)
         ]
-        ids = rgb @ np.array([1, 256, 65536], dtype=np.int32)
         truths[annotation["image_id"]] = segmentation(ids, segments)
     return CocoMini(truths, isthing, tuple(c["name"] for c in content["categories"]))
