@@ -210,7 +210,6 @@ def test_grounding_loss_ignores_missing_annotations() -> None:
     [
         (lambda f, t: f.pop("weights"), "--weights"),
         (lambda f, t: f.update(weights="gone.pth"), "gone.pth"),
-        (lambda f, t: f.pop("test_labels"), "'test_labels'"),
         (lambda f, t: (f.clear(), t.clear(), t.update(x=torch.ones(1))), "unknown kind"),
     ],
 )
