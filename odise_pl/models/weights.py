@@ -14,10 +14,6 @@ from torch import Tensor, nn
 
 from odise_pl.errors import UserError
 
-_CLIP_COMMAND = (
-    "hf download timm/vit_large_patch14_clip_336.openai open_clip_model.safetensors --local-dir weights"
-)
-
 
 class WeightsError(UserError, RuntimeError):
     """A weights file is missing, damaged or does not fit the model."""
@@ -51,29 +47,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"weights file not found: {path}")
     is_archive = zipfile.is_zipfile(path)
     try:
-        if is_archive:
-            _refuse_torchscript(path)
         return dict(load_file(path)) if path.suffix == ".safetensors" else _read_archive(path, is_archive)
-    except WeightsError:
-        raise
     except Exception as error:  # readers of damaged files raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, pickle.UnpicklingError):  # whose text recommends to run pickled code
-            unsafe = "loading it would run code; save its tensors as .safetensors"
-            reason = unsafe if is_archive else "neither .safetensors nor written by torch.save"
+            reason = "loading it would run code" if is_archive else "not written by torch.save"
         raise WeightsError(
-            f"{path} is damaged or not a weights file ({reason}); download the file again"
+            f"{path} is damaged or not a weights file ({reason}); download it again, or save its tensors "
+            "as .safetensors"
         ) from error
-
-
-def _refuse_torchscript(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise WeightsError(
-                f"{path} is a TorchScript program, which is not run; save its tensors as .safetensors. "
-                "OpenAI's CLIP ViT-L/14 at 336 pixels is available in that format: "
-                f"{_CLIP_COMMAND}\n    and set clip.weights=weights/open_clip_model.safetensors"
-            )
 
 
 def _read_archive(path: Path, mapped: bool) -> dict[str, Any]:

@@ -16,9 +16,7 @@ def predict(
             help="checkpoint of a run, or an official release", metavar="CKPT", exists=True, dir_okay=False
         ),
     ],
-    pictures: Annotated[
-        list[str], typer.Argument(help="files, folders or patterns such as '*.jpg'", metavar="PICTURE...")
-    ],
+    pictures: Annotated[list[str], typer.Argument(help="files and folders", metavar="PICTURE...")],
     words: Annotated[
         str,
         typer.Option(
@@ -63,17 +61,20 @@ def kmeans(
     tap: Annotated[
         str, typer.Option(help="a feature map, e.g. encoder.2, unet.up.2, decoder.1")
     ] = "unet.up.2",
-    timestep: Annotated[int, typer.Option(help="diffusion step, 0..999")] = 0,
-    clusters: Annotated[int, typer.Option(help="number of clusters")] = 8,
+    timestep: Annotated[int, typer.Option(help="diffusion step", min=0, max=999)] = 0,
+    clusters: Annotated[int, typer.Option(help="number of clusters", min=1)] = 8,
     backbone: Annotated[str, typer.Option(help="name in conf/backbone")] = "stable_diffusion_v1",
     weights: Annotated[str | None, typer.Option(help="file, diffusers folder, hub id or random")] = None,
     size: Annotated[
-        int | None, typer.Option(help="shorter side of the diffusion model's input (default: the backbone's)")
+        int | None,
+        typer.Option(help="shorter side of the diffusion model's input (default: the backbone's)", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="of k-means and of random weights")] = 0,
-    out: Annotated[Path | None, typer.Option(help="a .png or a folder (default: beside the image)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder (default: beside the image)", file_okay=False)
+    ] = None,
 ) -> None:
-    """Draw k-means clusters of frozen diffusion features beside images."""
+    """Draw k-means clusters of frozen diffusion features beside images, as IMAGE_kmeans.png."""
     from odise_pl.prediction.kmeans import draw_clusters
 
     for path in draw_clusters(images, out, tap, timestep, clusters, backbone, weights, size, seed):

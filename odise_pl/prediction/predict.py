@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -51,9 +50,6 @@ def predict(
     """
     # Pillow warns of large pictures and refuses very large ones
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     images = find_images(pictures)
     if (refused := unwritable(out)) is not None:
         raise SettingError(f"--out {out}: {refused}")
@@ -108,11 +104,11 @@ def write_prediction(
     segments = [{"name": names[s["category_id"]], **s} for s in annotation["segments_info"]]
     content = {"file_name": annotation["file_name"], "segments": segments}
     folder.mkdir(parents=True, exist_ok=True)
-    picture = image.copy()
-    paint(picture, prediction.panoptic, vocabulary.names)
     shown = io.BytesIO()
     # stronger compression takes six times as long and saves little
-    picture.save(shown, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    paint(image, prediction.panoptic, vocabulary.names).save(
+        shown, "PNG", compress_level=1, compress_type=zlib.Z_RLE
+    )
     write_bytes(folder / f"{name}_segments.png", shown.getvalue())
     write_bytes(folder / f"{name}_ids.png", encode_ids(ids))
     write_text(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")

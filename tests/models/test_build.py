@@ -62,9 +62,15 @@ CAPTIONERS = {
 
 
 @pytest.mark.parametrize(
-    ("learnable", "timesteps"), [(False, (500,)), (True, (0, 100, 200)), (False, "learnable")], ids=str
+    ("captioner", "learnable", "timesteps"),
+    [
+        ("implicit", True, (0, 100)),
+        ("implicit", False, (500,)),
+        ("empty", False, "learnable"),
+        ("heuristic", False, (500,)),
+        ("blip", True, (0,)),
+    ],
 )
-@pytest.mark.parametrize("captioner", CAPTIONERS)
 def test_captioners_condition_all_steps(captioner: str, learnable: bool, timesteps: Any) -> None:
     """Trainable parameters before the UNet receive gradients through it."""
     model = tiny_models.odise(captioner=CAPTIONERS[captioner](learnable_time=learnable), timesteps=timesteps)

@@ -62,11 +62,10 @@ def check_prediction(prediction: Prediction, size: tuple[int, int], classes: int
     assert prediction.instances.scores.isfinite().all()
 
 
-@pytest.mark.parametrize(("autocast", "checkpoint"), [(False, False), (True, True)])
-def test_gradients_reach_only_trainable_parameters(autocast: bool, checkpoint: bool) -> None:
-    network = tiny_models.odise(checkpoint_activations=checkpoint).train()
+def test_gradients_reach_only_trainable_parameters() -> None:
+    network = tiny_models.odise(checkpoint_activations=True).train()
     classes = network.encode_classes(VOCABULARY.labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = network(torch.rand(1, 3, 64, 64), classes)
         loss = sum(
             o.class_logits.float().square().mean() + o.mask_logits.float().square().mean() for o in outputs
@@ -185,8 +184,7 @@ def test_single_prediction_equals_batched_prediction() -> None:
         assert (alone.semantic == together[i].semantic).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("supervision", ["label", "caption"])
-@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize(("supervision", "count"), [("label", 300), ("caption", 1)])
 def test_prediction_under_autocast(supervision: str, count: int) -> None:
     network = with_settings(model(supervision))
     labels = [(f"thing {i}", *[f"word {i} {j}" for j in range(i % 3)]) for i in range(count)]
@@ -196,21 +194,6 @@ def test_prediction_under_autocast(supervision: str, count: int) -> None:
         prediction = network.predict(images, sizes, [(30, 50)], classes)[0]
     check_prediction(prediction, (30, 50), count)
     assert not prediction.instances.scores.requires_grad
-
-
-@pytest.mark.parametrize(("mode", "runs"), [("diffusion", 0), ("both", 1)])
-def test_masked_clip_runs_at_most_once_per_image(
-    mode: str, runs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = with_settings(model(), mode=mode)
-    classes = network.prepare(VOCABULARY, TRAINING)
-    calls, encode = list[int](), network.clip.encode_masks
-    monkeypatch.setattr(
-        network.clip, "encode_masks", lambda x, visible: calls.append(len(x)) or encode(x, visible)
-    )
-    images, sizes = pad_images([image(64, 128)])  # of two windows
-    network.predict(images, sizes, sizes, classes)
-    assert calls == [1] * runs
 
 
 def test_pad_images() -> None:

@@ -12,11 +12,10 @@ from odise_pl.losses.grounding import grounding_loss
 from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.models.backbones.latent_diffusion import noise_schedule
 from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion, tokenize
-from odise_pl.models.weights import read_checkpoint, tensors_of
-from tests.parity.architecture import clip_architecture, diffusion_architecture
 from tests.parity.checks import LOSS, Check, compare, compare_maps, equal
 from tests.parity.models import frozen_files
 from tests.parity.records import Case
+from tests.parity.sizes import sizes_of
 
 RECORDED_CHARACTERS = 300  # texts were truncated before CLIP's tokenizer in the records
 
@@ -41,10 +40,10 @@ def check_grounding(case: Case) -> list[Check]:
 def check_text(case: Case, weights: Path | None) -> list[Check]:
     """Tokens, both text encoders, CLIP's preprocessing and image embedding, and the noise schedule."""
     held, texts = case.tensors, case.fact("text")
-    diffusion, clip_file = (str(path) for path in frozen_files(case.folder, weights))
-    models = load_diffusion(diffusion, diffusion_architecture(tensors_of(read_checkpoint(diffusion))))
-    clip = FrozenCLIP(load_clip(clip_file, clip_architecture(tensors_of(read_checkpoint(clip_file)))))
-    encoder = models.text_encoder.eval()
+    diffusion, clip_file = frozen_files(case.folder, weights)
+    sizes = sizes_of(diffusion)
+    encoder = load_diffusion(str(diffusion), sizes.diffusion).text_encoder.eval()
+    clip = FrozenCLIP(load_clip(str(clip_file), sizes.clip))
     checks = [
         *token_checks(case),
         *schedule_checks(case),

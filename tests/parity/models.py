@@ -12,20 +12,14 @@ from torch import Tensor, nn
 
 from odise_pl.checkpoints.io import load_trainable_state, load_weights, recognise, trainable_names
 from odise_pl.checkpoints.official_names import to_official, to_ours
-from odise_pl.files import is_plain_name
 from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.odise import ClassifierSettings, Odise
-from odise_pl.models.weights import read_checkpoint, tensors_of
+from odise_pl.models.weights import read_checkpoint
 from odise_pl.vocabulary import Category, Vocabulary
-from tests.parity.architecture import (
-    clip_architecture,
-    diffusion_architecture,
-    head_settings,
-    pyramid_channels,
-)
 from tests.parity.predictions import RecordedThresholds
 from tests.parity.records import Case, RecordError
+from tests.parity.sizes import sizes_of
 
 DIFFUSION_MARK, CLIP_MARK = "model.diffusion_model.", "visual.conv1.weight"
 CLASSIFIERS = {
@@ -61,14 +55,11 @@ def model_of(case: Case, weights: Path | None, input_size: int | None = None) ->
 def _checkpoint_of(case: Case, weights: Path | None) -> Path:
     """The file that the case names, beside the case or beside ``weights``; else ``weights``."""
     named = case.facts.get("weights")
-    if named is not None and not is_plain_name(named):
-        raise RecordError(f"weights {named!r} is not the name of a file")
-    candidates = [folder / named for folder in _folders(case.folder, weights)] if named else []
-    for path in [*candidates, *([weights] if weights else [])]:
-        if path.is_file():
-            return path
-    reason = f"its weights {named} are not in {case.folder}" if named else "its JSON names no weights"
-    raise RecordError(f"{reason}; name the file with --weights FILE")
+    candidates = [folder / named for folder in _folders(case.folder, weights) if named]
+    path = next((path for path in [*candidates, weights] if path is not None and path.is_file()), None)
+    if path is None:
+        raise RecordError(f"its weights {named} are not in {case.folder}; name the file with --weights FILE")
+    return path
 
 
 def frozen_files(folder: Path, weights: Path | None) -> tuple[Path, Path]:
@@ -91,11 +82,9 @@ def _file_with(mark: str, folders: Sequence[Path]) -> Path:
 
 def input_side(case: Case) -> int:
     """Side of the diffusion model's input."""
-    size = case.fact("backbone_in_size")
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise RecordError(f"backbone_in_size {size} is not square")
-    return int(sides.pop())
+    height, width = case.fact("backbone_in_size")
+    assert height == width
+    return int(height)
 
 
 @cache
@@ -108,30 +97,23 @@ def _build(
     input_size: int,
     learnable_time: bool,
 ) -> Odise:
-    state = _by_our_names(checkpoint)
-    head = head_settings(state)
+    sizes = sizes_of(diffusion)
     model = build_odise(
-        BackboneSettings(
-            weights=str(diffusion),
-            architecture=diffusion_architecture(tensors_of(read_checkpoint(diffusion))),
-            timesteps=steps,
-            input_size=input_size,
-            window=input_size,
-            channels=pyramid_channels(state),
-        ),
-        ClipSettings(str(clip), architecture=clip_architecture(tensors_of(read_checkpoint(clip)))),
+        BackboneSettings(str(diffusion), sizes.diffusion, steps, input_size, input_size, 0, sizes.channels),
+        ClipSettings(str(clip), architecture=sizes.clip),
         implicit_captioner(learnable_time),
-        head,
+        sizes.head,
         CLASSIFIERS[supervision],
         InferenceSettings(),
         supervision,
         published_quirks=True,
     )
-    sizes = {name: value for name, value in vars(head).items() if not name.startswith("pixel_")}
-    model.mask_decoder = RecordedThresholds(**sizes, object_head=supervision == "caption")
+    decoder = {name: value for name, value in vars(sizes.head).items() if not name.startswith("pixel_")}
+    model.mask_decoder = RecordedThresholds(**decoder, object_head=supervision == "caption")
     if learnable_time:
         load_weights(model, checkpoint)
     else:  # the weights may include a time embedding
+        state = _by_our_names(checkpoint)
         kept = {name: value for name, value in state.items() if not name.startswith(_TIME)}
         load_trainable_state(model, kept, str(checkpoint))
     return model

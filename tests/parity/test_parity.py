@@ -23,16 +23,9 @@ Change = Callable[[dict[str, Any], dict[str, Tensor]], object]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 REFERENCE = Path(os.environ.get("ODISE_REFERENCE", Path(__file__).parents[2] / ".." / "shared" / "reference"))
 SMALL = REFERENCE / "small"
-ISOLATED = [
-    "isolated_grounding",
-    "isolated_matcher_criterion",
-    "isolated_noun_phrases",
-    "isolated_postprocess",
-]
 CASES = [
-    *["isolated_matcher_criterion", "isolated_postprocess", "isolated_text", "eval_label_A"],
-    *["eval_label_steps_0_100_200", "eval_label_windows", "eval_caption_windows"],
-    *["train_label_T1", "train_caption_T1", "adamw_steps_label"],
+    *["isolated_text", "eval_label_steps_0_100_200", "eval_label_windows", "eval_caption_windows"],
+    *["train_caption_T1", "adamw_steps_label"],
     *(
         pytest.param(case, marks=pytest.mark.slow)
         for case in ("eval_caption_A", "eval_label_C_padded", "adamw_steps_caption")
@@ -134,11 +127,15 @@ def test_wrong_isolated_records_fail(case: str, tmp_path: Path, capsys: pytest.C
 
 @recorded
 def test_wrong_evaluation_record_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the changed stages and those that read them fail."""
     stages = {
-        "rec/ldm_extractor.encode_to_latent/1/latent": {"latent"},
+        "rec/ldm_extractor.encode_to_latent/1/latent": {"latent", "noisy latent"},
         "rec/ldm_extractor.forward/1/cond_inputs": {"conditioning"},
         "rec/ldm_extractor.forward/0/features/5": {"features (recorded latent)"},
-        "rec/backbone.forward/0/out/s4": {"end to end: pyramid"},
+        "rec/backbone.forward/0/out/s4": {
+            "end to end: pyramid",
+            *(f"pixel decoder (recorded pyramid): {what}" for what in ("levels", "mask features")),
+        },
         "rec/predictor/0/aux_outputs/3/mask_embed": {
             "mask decoder (recorded features): mask embeddings",
             "end to end: mask embeddings",
@@ -153,13 +150,12 @@ def test_wrong_evaluation_record_fails(tmp_path: Path, capsys: pytest.CaptureFix
             tensors[name] += 2e-3 * tensors[name].abs().max()
 
     assert main([changed(SMALL, "eval_label_A", tmp_path, shift)]) == 1
-    found = failed(capsys.readouterr().out)
-    assert found >= {"places of windows"}.union(*stages.values())
-    assert not any("text" in stage or "recorded logits" in stage for stage in found)
+    assert failed(capsys.readouterr().out) == {"places of windows"}.union(*stages.values())
 
 
 @recorded
 def test_wrong_training_record_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the changed stages and those that read them fail."""
     longer = "backbone.feature_projections.3.0.conv2.weight"
     turned = "sem_seg_head.predictor.transformer_ffn_layers.1.linear1.bias"
 
@@ -173,49 +169,30 @@ def test_wrong_training_record_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     assert main([changed(SMALL, "train_label_T1", tmp_path, change)]) == 1
     output = capsys.readouterr().out
-    assert failed(output) >= {
-        *[f"end to end: {stage}" for stage in ("loss_dice", "matches", "mask embeddings")],
-        "gradients: norms",
-        "gradients: directions (1 - cosine)",
+    assert failed(output) == {
+        *(f"recorded predictions: {stage}" for stage in ("loss_dice", "matches")),
+        *(f"end to end: {stage}" for stage in ("loss_dice", "matches", "mask embeddings")),
+        *(f"gradients: {what}" for what in ("norms", "directions (1 - cosine)")),
     }
     assert longer in output
     assert turned in output
-    assert "end to end: masks" not in failed(output)
 
 
 @recorded
-@pytest.mark.parametrize(
-    ("case", "weight"),
-    [
-        ("eval_label_windows", "sem_seg_head.pixel_decoder.mask_features.weight"),
-        ("train_label_T1", "sem_seg_head.predictor.transformer_cross_attention_layers.1.norm.weight"),
-    ],
-)
-def test_wrong_weight_fails(case: str, weight: str, tmp_path: Path) -> None:
+def test_wrong_weight_fails(tmp_path: Path) -> None:
     """Weights are given by the option; correct ones pass in another test."""
-    folder = changed(SMALL, case, tmp_path, lambda facts, tensors: facts.pop("weights"))
+    folder = changed(SMALL, "eval_label_windows", tmp_path, lambda facts, tensors: facts.pop("weights"))
     data = torch.load(SMALL / "odise_label.pth", weights_only=True)
-    data["model"][weight] *= 1.01
+    data["model"]["sem_seg_head.pixel_decoder.mask_features.weight"] *= 1.01
     torch.save(data, tmp_path / "other.pth")
     assert main([folder, "--weights", str(tmp_path / "other.pth")]) == 1
 
 
 @recorded
-def test_weights_option_allows_records_in_another_folder(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    changed(SMALL, "isolated_text", tmp_path / "x", lambda facts, tensors: None)
-    for path in (tmp_path / "x").iterdir():
-        if path.stem == "held_x":
-            path.rename(tmp_path / path.name)
-    assert main([str(tmp_path), "--weights", str(SMALL / "odise_label.pth")]) == 0
-
-
-@recorded
-@pytest.mark.parametrize("annotated", [None, 1])
-def test_grounding_loss_ignores_missing_annotations(annotated: int | None) -> None:
+def test_grounding_loss_ignores_missing_annotations() -> None:
     """Grounding losses are those of the full record; of the others, one is changed and fails."""
     (full,) = read_cases(SMALL, ["train_caption_T1"])
-    dropped = ("grads/", "points_", "rec/matcher", *(f"inputs/{i}/gt_" for i in (0, 1) if i != annotated))
+    dropped = ("grads/", "points_", "rec/matcher", "inputs/0/gt_", "inputs/1/gt_")
     tensors = {name: x for name, x in full.tensors.items() if not name.startswith(dropped)}
     facts = {name: x for name, x in full.facts.items() if not name.startswith(("grad_norm/", "total"))}
     facts |= {name: 0.0 for name in facts if name.startswith("losses/") and GROUNDING not in name}
@@ -234,11 +211,6 @@ def test_grounding_loss_ignores_missing_annotations(annotated: int | None) -> No
     [
         (lambda f, t: f.pop("weights"), "--weights"),
         (lambda f, t: f.update(weights="gone.pth"), "gone.pth"),
-        (lambda f, t: f.update(weights="../odise_label.pth"), "'../odise_label.pth'"),
-        (lambda f, t: f.update(model="neither"), "'neither'"),
-        (lambda f, t: f.update(backbone_in_size=[64, 128]), "backbone_in_size"),
-        (lambda f, t: f.pop("test_labels"), "'test_labels'"),
-        (lambda f, t: t.update({"inputs/1/image": torch.ones(1, 2)}), "damaged"),
         (lambda f, t: (f.clear(), t.clear(), t.update(x=torch.ones(1))), "unknown kind"),
     ],
 )
@@ -251,26 +223,7 @@ def test_incomplete_records_are_named(
     assert "held_x" in line
 
 
-@pytest.mark.parametrize("content", ["{", "[1]"])
-def test_damaged_json_is_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "odd.json").write_text(content)
-    assert main([str(tmp_path)]) == 2
-    assert "odd" in capsys.readouterr().err
-
-
-def test_truncated_tensors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = changed(FIXTURES, "isolated_grounding", tmp_path, lambda facts, tensors: None)
-    path = tmp_path / "held_x.safetensors"
-    path.write_bytes(path.read_bytes()[:-50])
-    assert main([folder]) == 2
-    assert "held_x" in capsys.readouterr().err
-
-
 def test_missing_cases_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 2
     assert main([str(tmp_path)]) == 2
     assert main([str(FIXTURES), "--case", "nothing"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
-    assert "nowhere" in errors[0]
-    assert "nothing" in errors[2]
+    assert "nothing" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
 from tests.parity.checks import Check, Tolerance, compare, compare_maps, worst
 from tests.parity.predictions import RecordedThresholds
-from tests.parity.records import Case, kind_of
 
 ONE = torch.ones(1)
 
@@ -41,25 +38,6 @@ def test_share_of_values_may_differ_by_more() -> None:
     assert compare("x", ours, recorded, tolerance)[0].ok
     ours[2] = 1.01
     assert not compare("x", ours, recorded, tolerance)[0].ok
-
-
-@pytest.mark.parametrize(
-    ("facts", "names", "kind"),
-    [
-        ({"phrases": {}, "tags": {}}, [], "noun_phrases"),
-        ({"total": [1.0, 2.0]}, [], "optimiser"),
-        ({"total": 1.0}, ["inputs/0/image", "inputs/0/gt_masks"], "training"),
-        ({"losses/loss_ce": 0.0}, ["inputs/0/image"], "training"),
-        ({"model": "caption"}, ["inputs/0/image", "grads/x"], "training"),
-        ({"model": "label"}, ["inputs/0/image"], "evaluation"),
-        ({}, ["outputs/word_embed"], "grounding"),
-        ({}, ["cases/0/mask_cls"], "postprocess"),
-        ({"text": ["a"]}, ["hf_tokens"], "text"),
-        ({}, ["K12/outputs/pred_masks"], "criterion"),
-    ],
-)
-def test_kind_of_case(facts: dict[str, Any], names: list[str], kind: str, tmp_path: Any) -> None:
-    assert kind_of(Case("held_x", tmp_path, facts, dict.fromkeys(names, ONE))) == kind
 
 
 def test_recorded_thresholds_use_recorded_masks() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -61,9 +60,8 @@ def load_clip(
     """Build a CLIP model and load its weights.
 
     Args:
-        weights: ``random``; a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``); or
-            ``MODEL:TAG`` of open_clip (``ViT-L-14-336:openai``), downloaded or from its cache.
-        architecture: for ``random`` and files; ViT-L/14@336 by default.
+        weights: ``random``, or a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``).
+        architecture: ViT-L/14@336 by default.
         mapped: leave the image encoder's weights in the mapped file; see ``build_odise``.
 
     Raises:
@@ -73,7 +71,7 @@ def load_clip(
     if weights == "random":
         return build_clip(architecture)
     if not Path(weights).is_file():
-        return _from_open_clip(weights)
+        raise WeightsError(f"clip.weights={weights} does not exist; give a file, or random")
     model = _on_meta(architecture)
     tensors = {n: t for n, t in tensors_of(read_checkpoint(weights)).items() if n not in _NOT_WEIGHTS}
     require_finite(tensors, weights)
@@ -93,32 +91,6 @@ def _on_meta(architecture: CLIPArchitecture) -> open_clip.CLIP:
     mask = torch.full(model.attn_mask.shape, float("-inf")).triu_(1)
     model.register_buffer("attn_mask", mask, persistent=False)
     return model
-
-
-def _from_open_clip(weights: str) -> open_clip.CLIP:
-    name, _, tag = weights.partition(":")
-    if name not in open_clip.list_models() or not tag:
-        raise WeightsError(
-            f"CLIP weights not found: {weights}; set clip.weights to a file or to MODEL:TAG of open_clip"
-        )
-    if not _is_plain_vit(open_clip.get_model_config(name)):
-        raise WeightsError(
-            f"CLIP {weights}: masked CLIP needs a vision transformer with a class token, and CLIP's text "
-            "encoder; set clip.weights to such a model, e.g. ViT-L-14-336:openai"
-        )
-    try:
-        model = open_clip.create_model(name, pretrained=tag, force_quick_gelu=tag == "openai")
-    except Exception as error:  # network errors of many kinds
-        raise WeightsError(f"cannot download CLIP {weights}: {error}") from error
-    require_finite(model.state_dict(), f"CLIP {weights}")
-    return model
-
-
-def _is_plain_vit(config: dict[str, Any]) -> bool:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    other_kinds = {"timm_model_name", "attentional_pool", "pool_type", "block_type"} & vision.keys()
-    own_text = text.get("vocab_size") == VOCABULARY and not config.get("custom_text")
-    return isinstance(vision.get("layers"), int) and not other_kinds and own_text
 
 
 class FrozenCLIP(Frozen):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -69,8 +67,11 @@ class DiffusionBackbone(nn.Module):
         windows = plan_windows(height, width, self.window)
         side = windows[0].side
         cuts = cut_windows(images, windows, self.input_size)
-        chunks = self._chunks(cuts, None if captions is None else [*captions] * len(windows))
-        pyramids = [self._window_pyramid(*chunk, side) for chunk in chunks]
+        said, size = captions and [*captions] * len(windows), self._at_once(len(cuts))
+        pyramids = [
+            self._window_pyramid(part, said and said[i * size : (i + 1) * size], side)
+            for i, part in enumerate(cuts.split(size))
+        ]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
         return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
 
@@ -81,12 +82,6 @@ class DiffusionBackbone(nn.Module):
 
     def _at_once(self, windows: int) -> int:
         return self.window_batch or (windows if self.training else EVAL_WINDOWS)
-
-    def _chunks(self, cuts: Tensor, captions: Captions) -> Iterator[tuple[Tensor, Captions]]:
-        """Windows of one forward pass each, with their captions."""
-        size = self._at_once(len(cuts))
-        for start in range(0, len(cuts), size):
-            yield cuts[start : start + size], captions and captions[start : start + size]
 
     def _window_pyramid(self, cuts: Tensor, captions: Captions, side: int) -> list[Tensor]:
         condition: Conditioning = self.captioner(cuts, captions)

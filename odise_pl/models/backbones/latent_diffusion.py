@@ -7,6 +7,7 @@ one and stop at the last tap; the rest of the UNet and the expensive half of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,7 +159,7 @@ class LatentDiffusionFeatures(Frozen):
         if time_condition is not None:
             embedding = embedding + time_condition
         x, skips = self._unet_down(latent, embedding, context)
-        x = self._run(unet.mid_block, x, embedding, context)
+        x = self._recomputed(unet.mid_block, x, embedding, context)
         features = []
         for stage, block in enumerate(unet.up_blocks):
             for i, resnet in enumerate(block.resnets):
@@ -189,20 +190,10 @@ class LatentDiffusionFeatures(Frozen):
     ) -> Tensor:
         x = self._recomputed(resnet, x, embedding)
         if getattr(block, "has_cross_attention", False):
-            x = self._run(block.attentions[i], x, None, context)
+            (x,) = self._recomputed(partial(block.attentions[i], return_dict=False), x, context)
         return x
 
-    def _run(
-        self, module: Callable[..., Any], x: Tensor, embedding: Tensor | None, context: Tensor
-    ) -> Tensor:
-        def call(x: Tensor, context: Tensor) -> Tensor:
-            if embedding is not None:
-                return module(x, embedding, encoder_hidden_states=context)
-            return module(x, encoder_hidden_states=context, return_dict=False)[0]
-
-        return self._recomputed(call, x, context)
-
-    def _recomputed(self, function: Callable[..., Any], *tensors: Tensor) -> Tensor:
+    def _recomputed(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(function, *tensors, use_reentrant=False)
         return function(*tensors)

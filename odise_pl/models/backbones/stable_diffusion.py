@@ -113,7 +113,7 @@ def load_diffusion(
         models = DiffusionModels(**{name: load_network(name, weights, path.is_dir()) for name in _KINDS})
     else:
         raise WeightsError(
-            f"diffusion weights not found: {weights}; set backbone.weights to a file or folder"
+            f"no weights of a diffusion model at {weights}; give a file, a diffusers folder or a hub id"
         )
     _check_fit(models, weights)
     return models
@@ -200,7 +200,6 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
         network, report = kind.from_pretrained(
             source,
             subfolder=name,
-            variant=_variant(Path(source, name)),
             local_files_only=local,
             output_loading_info=True,
             **more,
@@ -214,12 +213,6 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
     require_finite(network.state_dict(), f"{source}/{name}")
     copy_to_memory(network.parameters())
     return network.float()
-
-
-def _variant(folder: Path) -> str | None:
-    """``fp16`` if a folder has no other weights, else None."""
-    files = [path.name for path in folder.glob("*model*") if path.suffix in (".safetensors", ".bin")]
-    return "fp16" if files and all(".fp16" in name for name in files) else None
 
 
 def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:

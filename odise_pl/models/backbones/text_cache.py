@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 
 class TextCache:
-    """Least-recently-used cache of a frozen text encoder.
+    """Cache of the last ``limit`` texts of a frozen text encoder.
 
     Args:
         encode: maps N texts to N encodings.
@@ -19,7 +18,7 @@ class TextCache:
 
     def __init__(self, encode: Callable[[Sequence[str]], Tensor], limit: int = 20_000) -> None:
         self.encode, self.limit = encode, limit
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: dict[str, Tensor] = {}
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Encodings [len(texts), ...] on ``device``; each text that is not cached is encoded once."""
@@ -30,9 +29,7 @@ class TextCache:
             with torch.inference_mode(False):
                 # a view would keep the whole tensor in memory
                 self._known.update(zip(new, (row.clone() for row in self.encode(new)), strict=True))
-        for text in texts:
-            self._known.move_to_end(text)
         found = torch.stack([self._known[text] for text in texts])
-        while len(self._known) > self.limit:
-            self._known.popitem(last=False)
+        for text in list(self._known)[: -self.limit]:
+            del self._known[text]
         return found

@@ -22,14 +22,7 @@ def tokenizer(vocabulary: int = VOCABULARY) -> SimpleTokenizer:
 
     A smaller vocabulary keeps the most frequent merges, so rare words have more tokens. The last two tokens
     are always start and end of a text.
-
-    Raises:
-        ValueError: the vocabulary is too small for single bytes, or larger than CLIP's.
     """
-    if not _BYTES + _SPECIAL <= vocabulary <= VOCABULARY:
-        raise ValueError(
-            f"vocabulary of {vocabulary} tokens: it must have {_BYTES + _SPECIAL} to {VOCABULARY}"
-        )
     if vocabulary == VOCABULARY:
         return SimpleTokenizer()
     header_and_merges = gzip.decompress(Path(default_bpe()).read_bytes()).split(b"\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,59 +51,48 @@ class ResizedMasks(Masks):
 
     def __init__(self, mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> None:
         super().__init__(mask_logits)
-        self.size = output
+        self.size, self._valid = output, valid
         height, width = mask_logits.shape[1:]
-        self._canvas_rows, self._output_rows = _Taps.of(height, canvas[0]), _Taps.of(valid[0], output[0])
-        canvas_columns, _ = _Taps.of(width, canvas[1]).part(slice(valid[1]))
-        self._columns = [taps.to(mask_logits) for taps in (canvas_columns, _Taps.of(valid[1], output[1]))]
+        self._canvas_rows, self._output_rows = (
+            self._places(height, canvas[0]),
+            self._places(valid[0], output[0]),
+        )
+        self._columns = [
+            self._places(width, canvas[1])[: valid[1]],
+            self._places(valid[1], output[1]),
+        ]
+
+    def _places(self, old: int, new: int) -> Tensor:
+        """Places of ``new`` cells among ``old``, as PyTorch computes them in single precision."""
+        places = torch.tensor(float(old)) / new * (torch.arange(new) + 0.5) - 0.5
+        return places.clamp(min=0).to(self.device)
 
     def _band(self, rows: slice) -> Band:
-        output, on_canvas = self._output_rows.part(rows)
-        canvas, source = self._canvas_rows.part(on_canvas)
-        steps = [taps.to(self._logits) for taps in (canvas, output)]
+        output = self._output_rows[rows]
+        on_canvas = _source(output)
+        canvas = self._canvas_rows[: self._valid[0]][on_canvas]
+        source = _source(canvas)
+        steps = [canvas - source.start, output - on_canvas.start]
 
         def band(query: int) -> Tensor:
             logits = self._logits[query, source]
             for columns, rows in zip(self._columns, steps, strict=True):
-                logits = rows.resize(columns.resize(logits, 1), 0)
+                logits = _resize(_resize(logits, columns, 1), rows, 0)
             return logits
 
         return band
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """Linear interpolation along one side: the two source cells of each target cell.
+def _source(places: Tensor) -> slice:
+    """The cells that some places are between, up to the last cell of the map."""
+    return slice(int(places[0]), int(places[-1]) + 2)
 
-    Attributes:
-        first, second: source cells, int64 [N].
-        share: weight of the second, [N].
-    """
 
-    first: Tensor
-    second: Tensor
-    share: Tensor
-
-    @classmethod
-    def of(cls, old: int, new: int) -> _Taps:
-        """Resize ``old`` cells to ``new`` as PyTorch does, in single precision."""
-        place = (torch.tensor(float(old)) / new * (torch.arange(new) + 0.5) - 0.5).clamp(min=0)
-        first = place.long().clamp(max=old - 1)
-        return cls(first, (first + 1).clamp(max=old - 1), (place - first).clamp(0, 1))
-
-    def part(self, cells: slice) -> tuple[_Taps, slice]:
-        """Taps of some target cells, relative to the source cells that they read, and these cells."""
-        first, second = self.first[cells], self.second[cells]
-        source = slice(int(first[0]), int(second[-1]) + 1)
-        return _Taps(first - source.start, second - source.start, self.share[cells]), source
-
-    def to(self, like: Tensor) -> _Taps:
-        """A copy with the device and precision of ``like``."""
-        return _Taps(self.first.to(like.device), self.second.to(like.device), self.share.to(like))
-
-    def resize(self, maps: Tensor, dim: int) -> Tensor:
-        """Resize dimension ``dim`` of [h, w]."""
-        share = self.share[:, None] if dim == 0 else self.share
-        # the order in which PyTorch's kernels round
-        second = maps.index_select(dim, self.second) * share
-        return torch.addcmul(second, maps.index_select(dim, self.first), 1 - share)
+def _resize(maps: Tensor, places: Tensor, dim: int) -> Tensor:
+    """Linear interpolation of [h, w] at places along dimension ``dim``."""
+    first = places.long().clamp(max=maps.shape[dim] - 1)
+    share = (places - first).to(maps.dtype)
+    share = share[:, None] if dim == 0 else share
+    # the order in which PyTorch's kernels round
+    second = maps.index_select(dim, (first + 1).clamp(max=maps.shape[dim] - 1)) * share
+    return torch.addcmul(second, maps.index_select(dim, first), 1 - share)

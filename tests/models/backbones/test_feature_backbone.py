@@ -44,22 +44,20 @@ def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tenso
     """Each window of each image alone, merged by a loop."""
     features, captioner, pyramid = parts()
     height, width = batch.shape[-2:]
-    results = []
-    for level, stride in enumerate((4, 8, 16, 32)):
-        total = torch.zeros(len(batch), 128, height // stride, width // stride)
-        count = torch.zeros(height // stride, width // stride)
-        cells = side // stride
-        for w in plan_windows(height, width, side):
-            rows = slice(w.top // stride, w.top // stride + cells)
-            columns = slice(w.left // stride, w.left // stride + cells)
-            for b in range(len(batch)):
-                cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
-                cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
-                said = captioner(cut)
-                total[b, :, rows, columns] += pyramid(features(cut, said.context, said.time), side)[level][0]
-            count[rows, columns] += 1
-        results.append(total / count)
-    return results
+    totals = [torch.zeros(len(batch), 128, height // s, width // s) for s in (4, 8, 16, 32)]
+    counts = [torch.zeros(height // s, width // s) for s in (4, 8, 16, 32)]
+    for w in plan_windows(height, width, side):
+        for b in range(len(batch)):
+            cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
+            cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
+            said = captioner(cut)
+            for i, level in enumerate(pyramid(features(cut, said.context, said.time), side)):
+                stride = 4 << i
+                rows = slice(w.top // stride, (w.top + side) // stride)
+                columns = slice(w.left // stride, (w.left + side) // stride)
+                totals[i][b, :, rows, columns] += level[0]
+                counts[i][rows, columns] += 1 / len(batch)
+    return [total / count for total, count in zip(totals, counts, strict=True)]
 
 
 @pytest.mark.parametrize(("size", "window", "side"), [((64, 96), 64, 64), ((96, 128), None, 96)])

@@ -21,8 +21,6 @@ from odise_pl.models.backbones.latent_diffusion import (
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
 from odise_pl.models.backbones.timesteps import check_timesteps
 
-GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
-
 
 @contextmanager
 def inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
@@ -62,8 +60,9 @@ def reference_features(models: DiffusionModels, images: Tensor, context: Tensor,
     return from_encoder + from_unet + from_decoder
 
 
-@GENERATIONS
-@pytest.mark.parametrize(("step", "size"), [(0, 128), (250, 192)])
+@pytest.mark.parametrize(
+    ("architecture", "step", "size"), [(tiny_models.SD1, 0, 128), (tiny_models.SD2, 250, 192)]
+)
 def test_features_equal_inputs_of_residual_blocks_in_diffusers(
     architecture: DiffusionArchitecture, step: int, size: int
 ) -> None:
@@ -111,9 +110,8 @@ def test_time_condition_is_added_to_the_time_embedding() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * b.abs().max().item())
 
 
-@GENERATIONS
-def test_nothing_runs_after_the_last_tap(architecture: DiffusionArchitecture) -> None:
-    models = tiny_models.diffusion(architecture)
+def test_nothing_runs_after_the_last_tap() -> None:
+    models = tiny_models.diffusion()
     unet, decoder = models.unet, models.vae.decoder
     dead = [
         unet.up_blocks[3].resnets[2],
@@ -134,12 +132,11 @@ def test_nothing_runs_after_the_last_tap(architecture: DiffusionArchitecture) ->
     assert len(last) == 2
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_reach_only_the_conditioning(checkpoint: bool) -> None:
+def test_gradients_reach_only_the_conditioning() -> None:
     models = deepcopy(tiny_models.diffusion())
     for network in (models.unet, models.vae):
         network.requires_grad_(True)
-    backbone = LatentDiffusionFeatures(models, (0, 10), checkpoint).train()
+    backbone = LatentDiffusionFeatures(models, (0, 10)).train()
     images, context = example()
     images.requires_grad_()
     context.requires_grad_()
@@ -155,14 +152,11 @@ def test_gradients_reach_only_the_conditioning(checkpoint: bool) -> None:
     assert [n for n, p in backbone.named_parameters() if p.grad is not None or p.requires_grad] == []
 
 
-@GENERATIONS
-def test_recomputed_activations_give_the_same_gradients(
-    architecture: DiffusionArchitecture,
-) -> None:
+def test_recomputed_activations_give_the_same_gradients() -> None:
     images, context = example()
     results = []
     for checkpoint in (False, True):
-        backbone = LatentDiffusionFeatures(tiny_models.diffusion(architecture), (3,), checkpoint)
+        backbone = LatentDiffusionFeatures(tiny_models.diffusion(tiny_models.SD2), (3,), checkpoint)
         words = context.clone().requires_grad_()
         extra = torch.zeros(2, 1, 128, requires_grad=True)
         features = backbone(images, words, extra)

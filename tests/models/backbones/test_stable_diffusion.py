@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_models
@@ -34,7 +33,7 @@ def save_folder(models: DiffusionModels, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["nowhere.ckpt", "./nowhere", "nobody/nothing"])
+@pytest.mark.parametrize("name", ["nowhere.ckpt", "nobody/nothing"])
 def test_missing_weights_are_named(name: str) -> None:
     with pytest.raises(WeightsError, match=name):
         load_diffusion(name)
@@ -51,35 +50,22 @@ def test_foreign_files_are_named(tmp_path: Path, name: str) -> None:
         load_diffusion(str(path), tiny_models.SD1)
 
 
-def damage(folder: Path, network: str, without: str) -> None:
-    """Remove the tensors whose names contain ``without`` from a saved network."""
-    path = next((folder / network).glob("*.safetensors"))
-    tensors = load_file(path)
-    left = {n: t for n, t in tensors.items() if without not in n}
-    assert len(left) < len(tensors)
-    save_file(left, path, metadata={"format": "pt"})
-
-
 def same(one: nn.Module, other: nn.Module) -> bool:
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
-@pytest.mark.parametrize(("network", "part"), [("unet", "mid_block"), ("vae", "post_quant_conv"),
-                                               ("text_encoder", "final_layer_norm")])  # fmt: skip
-def test_incomplete_folder_is_named(tmp_path: Path, network: str, part: str) -> None:
-    damage(save_folder(tiny_models.diffusion(), tmp_path), network, part)
-    with pytest.raises(WeightsError, match=f"{tmp_path}: {network} .*{part}"):
+def test_incomplete_folder_is_named(tmp_path: Path) -> None:
+    (path,) = (save_folder(tiny_models.diffusion(), tmp_path) / "unet").glob("*.safetensors")
+    left = {name: tensor for name, tensor in load_file(path).items() if "mid_block" not in name}
+    save_file(left, path, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=f"{tmp_path}: unet .*mid_block"):
         load_diffusion(str(tmp_path))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"vae_channels": (32, 32, 64)}, "the VAE's levels must be 4"),
-    ({"context_dim": 64}, "the width of the UNet's context must be 32"),
-])  # fmt: skip
-def test_mismatching_sizes_are_named(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(WeightsError, match=f"random: {message}.*backbone.architecture"):
-        load_diffusion("random", replace(tiny_models.SD1, **change))
+def test_mismatching_sizes_are_named() -> None:
+    with pytest.raises(WeightsError, match=r"random: the VAE's levels must be 4.*backbone.architecture"):
+        load_diffusion("random", replace(tiny_models.SD1, vae_channels=(32, 32, 64)))
 
 
 def test_inpainting_model_is_refused(tmp_path: Path) -> None:
@@ -88,16 +74,6 @@ def test_inpainting_model_is_refused(tmp_path: Path) -> None:
     UNet2DConditionModel.from_config(wider).save_pretrained(tmp_path / "unet")
     with pytest.raises(WeightsError, match=f"{tmp_path}: the UNet's input channels must be 4"):
         load_diffusion(str(tmp_path))
-
-
-def test_random_weights_follow_the_global_seed() -> None:
-    torch.manual_seed(5)
-    first = load_diffusion("random", tiny_models.SD1)
-    torch.manual_seed(5)
-    second, third = (load_diffusion("random", tiny_models.SD1) for _ in range(2))
-    for name in NETWORKS:
-        assert same(getattr(first, name), getattr(second, name))
-        assert not same(getattr(first, name), getattr(third, name))
 
 
 def test_padding_of_tokens() -> None:

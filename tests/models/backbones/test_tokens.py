@@ -13,7 +13,7 @@ def test_full_vocabulary_equals_clip() -> None:
     assert torch.equal(tokenize(TEXTS, VOCABULARY, 77), open_clip.tokenize(TEXTS))
 
 
-@pytest.mark.parametrize("vocabulary", [514, 1000, 4096])
+@pytest.mark.parametrize("vocabulary", [514, 4096])
 def test_small_vocabulary_encodes_all_texts(vocabulary: int) -> None:
     codec = tokenizer(vocabulary)
     assert codec.vocab_size == vocabulary
@@ -25,9 +25,3 @@ def test_small_vocabulary_encodes_all_texts(vocabulary: int) -> None:
     assert rows.max() < vocabulary
     assert (rows[1, 2:] == 7).all()
     assert rows[3, -1] == vocabulary - 1
-
-
-@pytest.mark.parametrize("vocabulary", [0, 513, VOCABULARY + 1])
-def test_invalid_vocabulary_sizes_are_refused(vocabulary: int) -> None:
-    with pytest.raises(ValueError, match="514 to 49408"):
-        tokenizer(vocabulary)

@@ -58,17 +58,6 @@ def test_decoder_layer_equals_formula() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [0, 4])
-def test_decoder_predicts_before_and_after_each_layer(layers: int) -> None:
-    outputs = decoder(layers)(features())
-    assert len(outputs) == layers + 1
-    for output in outputs:
-        assert output.mask_logits.shape == (2, 6, 16, 24)
-        assert output.mask_embed.shape == (2, 6, 40)
-        assert output.pooled.shape == (2, 6, 32)
-        assert output.object_logits is None
-
-
 def test_layers_attend_inside_previous_masks() -> None:
     model, x = decoder(4), features()
     calls: list[tuple[Tensor, ...]] = []
@@ -150,10 +139,9 @@ def loss(outputs: list[DecoderOutput]) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_every_parameter_trains(autocast: bool) -> None:
+def test_every_parameter_trains() -> None:
     model = decoder(3)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(features())
     loss(outputs).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

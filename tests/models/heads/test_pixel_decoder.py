@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import tiny_models
 import torch
 from torch import Tensor
@@ -19,12 +18,6 @@ def pyramid(height: int = 64, width: int = 96, channels: int = 48) -> list[Tenso
 def decoder() -> PixelDecoder:
     torch.manual_seed(1)
     return PixelDecoder(48, 32, 64, feedforward=48, layers=2, heads=4, points=2)
-
-
-def test_shapes_of_pixel_features() -> None:
-    features = decoder()(pyramid())
-    assert features.mask_features.shape == (2, 64, 16, 24)
-    assert [tuple(x.shape) for x in features.levels] == [(2, 32, 2, 3), (2, 32, 4, 6), (2, 32, 8, 12)]
 
 
 def test_pixel_decoder_equals_formula() -> None:
@@ -51,13 +44,13 @@ def test_pixel_decoder_equals_formula() -> None:
     features = model([s2, s3, s4, s5])
     torch.testing.assert_close(features.mask_features, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.levels[2], finest, rtol=1e-4, atol=1e-5)
+    assert [tuple(level.shape[2:]) for level in features.levels] == shapes
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_every_parameter_trains(autocast: bool) -> None:
+def test_every_parameter_trains() -> None:
     model = decoder()
     tiny_models.stir(model)  # offsets and attention weights start at zero
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         features = model(pyramid())
     sum(x.float().square().sum() for x in (features.mask_features, *features.levels)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
