@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from odise_pl.metrics.overlap import IntArray, count_overlaps
 from odise_pl.structures import PanopticSegmentation, Segment
@@ -56,6 +58,36 @@ class PanopticQualityResult:
     tp: Tensor
     fp: Tensor
     fn: Tensor
+
+
+class PanopticQuality(Metric):
+    """Panoptic quality as a torchmetrics metric, for models and training loops of any kind.
+
+    Its state is integers, so the result does not depend on how images are split over ranks.
+
+    Args:
+        isthing: per class, whether it is a thing (True) or stuff.
+        options: of :class:`torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, isthing: Sequence[bool], **options: Any) -> None:
+        super().__init__(**options)
+        self.isthing = tuple(isthing)
+        self.add_state("counts", torch.zeros(4, len(self.isthing), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: PanopticSegmentation, truth: PanopticSegmentation) -> None:
+        """Score an image; errors as in :func:`count_matches`."""
+        self.counts += count_matches(prediction, truth, len(self.isthing)).to(self.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``pq``, ``sq``, ``rq``, ``pq_things`` and ``pq_stuff`` in 0..1."""
+        found = panoptic_quality(self.counts.cpu(), self.isthing)
+        values = {"pq": found.all.pq, "sq": found.all.sq, "rq": found.all.rq}
+        values |= {"pq_things": found.things.pq, "pq_stuff": found.stuff.pq}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def count_matches(prediction: PanopticSegmentation, truth: PanopticSegmentation, num_classes: int) -> Tensor:

@@ -10,7 +10,13 @@ from hotcoco.panoptic import PanopticEval
 from panoptic_maps import ISTHING, random_pair, read_coco_mini, segmentation, shifted
 
 from odise_pl.data.label_maps import encode_ids
-from odise_pl.metrics.panoptic_quality import IOU_BITS, PanopticQualityResult, count_matches, panoptic_quality
+from odise_pl.metrics.panoptic_quality import (
+    IOU_BITS,
+    PanopticQuality,
+    PanopticQualityResult,
+    count_matches,
+    panoptic_quality,
+)
 from odise_pl.structures import PanopticSegmentation, Segment
 
 Pair = tuple[PanopticSegmentation, PanopticSegmentation]
@@ -134,3 +140,19 @@ def test_invalid_maps_raise_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         count_matches(prediction, truth, 3)
+
+
+def test_metric_merges_ranks_exactly() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [random_pair(rng) for _ in range(6)]
+    first, second = PanopticQuality(ISTHING), PanopticQuality(ISTHING)
+    for number, pair in enumerate(pairs):
+        (first if number % 2 else second).update(*pair)
+    first.merge_state(second)
+    expected = score(pairs)
+    found = {name: float(value) for name, value in first.compute().items()}
+    assert found == {
+        **{name: getattr(expected.all, name) for name in ("pq", "sq", "rq")},
+        "pq_things": expected.things.pq,
+        "pq_stuff": expected.stuff.pq,
+    }
