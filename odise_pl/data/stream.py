@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets
-from odise_pl.structures import Batch, PanopticSegmentation, Sample, Targets, TrueInstances, Truth
+from odise_pl.structures import Batch, PanopticSegmentation, Sample, SampleInfo, Targets, TrueInstances, Truth
 
 # Keys of independent random streams, also independent of those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
@@ -82,7 +82,7 @@ class TrainStream(IterableDataset[Batch]):
         image, ids = self.transform(decoded.image, decoded.ids, augmentation)
         words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
         tensor, targets = image_tensor(image), make_targets(ids, decoded.segments)
-        return _sample(decoded, tensor, targets, words=words, labelled=decoded.labelled)
+        return _sample(decoded, tensor, targets, words=words)
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
@@ -169,17 +169,8 @@ class EvalStream(IterableDataset[Batch]):
 
 
 def _sample(decoded: DecodedSample, image: torch.Tensor, targets: Targets, **others: Any) -> Sample:
-    return Sample(
-        image=image,
-        targets=targets,
-        image_id=decoded.image_id,
-        key=decoded.key,
-        original_size=decoded.size,
-        captions=decoded.captions,
-        generated_caption=decoded.generated_caption,
-        image_suffix=decoded.image_suffix,
-        **others,
-    )
+    info = {field.name: getattr(decoded, field.name) for field in fields(SampleInfo)}
+    return Sample(image=image, targets=targets, original_size=decoded.size, **info, **others)
 
 
 def _truth(decoded: DecodedSample) -> Truth:

@@ -99,12 +99,12 @@ class EvaluationModule(lightning.LightningModule):
         except ValueError as error:
             folder = f" in {self.predictor.folder}" if isinstance(self.predictor, FolderPredictor) else ""
             raise PredictionError(f"{self.name}: predictions{folder} cannot be scored: {error}") from error
-        self.metrics.skip(batch.left_out)
+        self.metrics.skip(len(batch.skipped))
 
     def on_validation_epoch_end(self) -> None:
         """Compute the result over all ranks and interrupted runs."""
         result = self.metrics.compute()
-        if result.left_out and not result.num_images:
+        if result.skipped and not result.num_images:
             raise DataError(f"{self.name}: no sample can be read: all are damaged or without labels")
         if isinstance(self.predictor, FolderPredictor):
             self.predictor.check_images(result)
