@@ -84,7 +84,7 @@ class PanopticDataModule(LightningDataModule):
         if augment not in AUGMENTATIONS:
             raise SettingError(f"data.augment={augment} must be {' or '.join(AUGMENTATIONS)}")
         check_number("data.color_jitter", color_jitter, whole=False, most=1)
-        positive = {"eval_batch_size": eval_batch_size, "image_size": image_size}
+        positive: dict[str, object] = {"eval_batch_size": eval_batch_size, "image_size": image_size}
         positive |= {"eval_short_side": eval_short_side, "eval_long_side": eval_long_side}
         optional = {"epoch_length": epoch_length, "limit_samples": limit_samples}
         positive |= {name: value for name, value in optional.items() if value is not None}

@@ -28,7 +28,9 @@ def parse_json(content: bytes) -> Any:
     """
     try:
         return json.loads(content)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+    except RecursionError as error:
+        raise DataError("is JSON that is nested too deeply") from error
+    except ValueError as error:  # also for bytes that are not UTF-8
         raise DataError(f"is not JSON in UTF-8 ({error}); it may be truncated") from error
 
 

@@ -182,10 +182,10 @@ def test_resume_with_damage_gives_same_batches(copied: Path) -> None:
 
 def test_timeout_is_one_clear_error(shards: Path) -> None:
     found = open_shard_set(shards)
-    hanging = tuple(f"pipe:sleep 3; cat {url}" for url in found.urls)
+    hanging = tuple(f"pipe:sleep 2; cat {url}" for url in found.urls)
     stream = EvalStream(hanging, EvalPlan(found.sizes), EvalResize(32, 32))
     with pytest.raises(DataError, match=r"data\.timeout"):
-        list(BatchSource(num_workers=1, timeout=1).batches(stream))
+        list(BatchSource(num_workers=1, timeout=0.5).batches(stream))
 
 
 def test_killed_loader_process_is_one_clear_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
