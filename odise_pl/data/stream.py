@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,16 +65,38 @@ class TrainStream(IterableDataset[Batch]):
         start, size = self.first + number, self.plan.batch_size
         piece = self.plan.piece(self.epoch, self.rank, worker, workers)
         items = read_piece(self.urls, piece, start // workers * size)
-        reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker), self.isthing)
+        reserve: list[RawSample] = []
         for index in range(start, self.plan.batches, workers):
             samples, skipped = [], []
             for place, item in enumerate(itertools.islice(items, size)):
                 decoded = try_decode(item, self.isthing)
                 if isinstance(decoded, Damage):
                     skipped.append(decoded.text)
-                    decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
+                    reserve = reserve or self._reserve(worker)
+                    chosen = self._random(_SUBSTITUTE, index, place).integers(len(reserve))
+                    decoded = decode(reserve[chosen])
                 samples.append(self._sample(decoded, index, place))
             yield collate(samples, skipped)
+
+    def _reserve(self, worker: int) -> list[RawSample]:
+        """Readable samples of one random shard; a resumed run has the same.
+
+        Raises:
+            DataError: no shard of the set holds a readable sample.
+        """
+        random, cause = self._random(_RESERVE, worker), ""
+        for shard in random.permutation(np.flatnonzero(self.plan.sizes)):
+            chosen = np.sort(random.permutation(self.plan.sizes[shard])[:_RESERVE_SIZE])
+            good = []
+            for item in read_shard(self.urls[shard], chosen.tolist()):
+                decoded = try_decode(item, self.isthing)
+                if isinstance(decoded, Damage):
+                    cause = decoded.text
+                elif isinstance(item, RawSample):
+                    good.append(item)
+            if good:
+                return good
+        raise DataError(f"no sample of {len(self.urls)} shards can be read: {cause}")
 
     def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
         augmentation = self._random(_AUGMENTATION, index, place)
@@ -86,49 +107,6 @@ class TrainStream(IterableDataset[Batch]):
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
-
-
-@dataclass
-class Reserve:
-    """Readable samples of one shard, read when the first substitute is needed.
-
-    The choice depends only on ``random``, so a resumed run has the same reserve.
-
-    Attributes:
-        urls: the shards.
-        sizes: samples per shard.
-        random: chooses the shard and its samples.
-        isthing: see :func:`~odise_pl.data.decoding.decode`.
-    """
-
-    urls: Sequence[str]
-    sizes: Sequence[int]
-    random: np.random.Generator
-    isthing: Sequence[bool] | None = None
-
-    def draw(self, random: np.random.Generator) -> DecodedSample:
-        """A sample of the reserve.
-
-        Raises:
-            DataError: no shard of the set holds a readable sample.
-        """
-        return decode(self._samples[random.integers(len(self._samples))])
-
-    @cached_property
-    def _samples(self) -> list[RawSample]:
-        cause = ""
-        for shard in self.random.permutation(np.flatnonzero(self.sizes)):
-            chosen = self.random.permutation(self.sizes[shard])[:_RESERVE_SIZE]
-            good = []
-            for item in read_shard(self.urls[shard], np.sort(chosen).tolist()):
-                decoded = try_decode(item, self.isthing)
-                if isinstance(decoded, Damage):
-                    cause = decoded.text
-                elif isinstance(item, RawSample):
-                    good.append(item)
-            if good:
-                return good
-        raise DataError(f"no sample of {len(self.urls)} shards can be read: {cause}")
 
 
 @dataclass(eq=False)
