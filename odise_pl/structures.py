@@ -119,35 +119,44 @@ class Targets(TensorStruct):
     masks: Tensor
 
 
-@dataclass(frozen=True)
-class Sample(TensorStruct):
-    """One transformed image.
+@dataclass(frozen=True, kw_only=True)
+class SampleInfo:
+    """What a data set says about an image.
 
     Attributes:
-        image: float32 [3, H, W] in 0..1.
-        targets: training targets at the image's (transformed) size.
         image_id: the data set's id.
         key: the sample's key in its shard.
-        original_size: size before the transform.
-        captions: all captions of the image in the data set.
-        truth: at the original size; None in training.
-        words: noun phrases of one randomly chosen caption, for the grounding loss.
+        captions: all captions; may be empty.
         labelled: False if the image has no annotation; its empty targets then mean "unknown".
         generated_caption: a captioning model's caption of the whole untransformed image, if there is one.
         image_suffix: file name suffix of the image in its shard.
     """
 
-    image: Tensor
-    targets: Targets
     image_id: int
     key: str
-    original_size: Size
     captions: tuple[str, ...] = ()
-    truth: Truth | None = None
-    words: tuple[str, ...] = ()
     labelled: bool = True
     generated_caption: str | None = None
     image_suffix: str = "jpg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(SampleInfo, TensorStruct):
+    """One transformed image.
+
+    Attributes:
+        image: float32 [3, H, W] in 0..1.
+        targets: training targets at the image's (transformed) size.
+        original_size: size before the transform.
+        truth: at the original size; None in training.
+        words: noun phrases of one randomly chosen caption, for the grounding loss.
+    """
+
+    image: Tensor
+    targets: Targets
+    original_size: Size
+    truth: Truth | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,6 @@ class Batch(TensorStruct):
         original_sizes: size before the transform; predictions are resized to it.
         truths: at the original size; None in training.
         skipped: one reason for each sample that was skipped or, in training, replaced.
-        left_out: number of skipped samples.
         number: index among all batches of an evaluation set, on any number of devices; -1 in training.
         words, labelled, generated_captions, image_suffixes: see :class:`Sample`; empty takes the default
             for every image.
@@ -178,7 +186,6 @@ class Batch(TensorStruct):
     skipped: tuple[str, ...] = ()
     words: tuple[tuple[str, ...], ...] = ()
     labelled: tuple[bool, ...] = ()
-    left_out: int = 0
     generated_captions: tuple[str | None, ...] = ()
     number: int = -1
     image_suffixes: tuple[str, ...] = ()

@@ -6,7 +6,6 @@ all its forms.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -26,19 +25,11 @@ from odise_pl.errors import UserError
 MEASURES = ("panoptic", "instances", "semantic")
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
-# in OpenSeg's lists, for ids that the data set does not use
-_UNUSED_ID = "invalid_class_id"
-_TAB_BETWEEN_NAMES = re.compile(r"[^\s,:] *\t *[^\s,:]")
+_UNUSED_ID = "invalid_class_id"  # in OpenSeg's lists, for ids that the data set does not use
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # surrogates: bytes on the command line that are not UTF-8
 _LOOKS_LIKE_FILE = re.compile(r"[^,]*/[^,]*|.*\.(txt|json)|[^,]*\.\w+", re.I)
-_JSON_FIELDS = {
-    "id": (int, "a whole number"),
-    "name": (str, "text"),
-    "synonyms": (list, "a list of names"),
-    "isthing": (int, "true or false"),
-    "official": (str, "text"),
-}
-_JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in some scripts
+_JSON_DEFAULTS = {"synonyms": [], "isthing": True, "official": ""}
+_JSON_TYPES = {"id": int, "name": str, "synonyms": list, "isthing": int, "official": str}
 
 
 class VocabularyError(UserError, ValueError):
@@ -180,9 +171,7 @@ class Vocabulary:
         return cls(name, tuple(_category_from_json(item, index, name) for index, item in enumerate(items)))
 
 
-def load_vocabulary(
-    source: Vocabulary | str | Path | Sequence[Any], name: str | None = None, one_word: bool = False
-) -> Vocabulary:
+def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], one_word: bool = False) -> Vocabulary:
     """Read a vocabulary.
 
     Args:
@@ -200,7 +189,7 @@ def load_vocabulary(
 
             Classes in lines are things unless the line ends with ``:stuff``, in any case. Ids count from 0
             unless the lines have ids. Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-        name: the vocabulary's name; by default the packaged name, the file's, or "custom".
+            The vocabulary has the name of its file, or "custom".
         one_word: read ``"dog"`` as a class, not as a misspelt vocabulary name.
 
     Raises:
@@ -209,12 +198,8 @@ def load_vocabulary(
     if isinstance(source, Vocabulary):
         return source
     if isinstance(source, str):
-        source = _file_of(source, one_word) or source
-    if isinstance(source, Path):
-        return _from_file(source, name)
-    if isinstance(source, str):
-        return _from_text(source, name or "custom", commas_between_classes=True)
-    return _from_entries(source, name or "custom")
+        source = _find_file(source) or _typed_entries(source, one_word)
+    return _from_file(source) if isinstance(source, Path) else _from_entries(source, "custom")
 
 
 def packaged_vocabularies() -> tuple[str, ...]:
@@ -227,70 +212,56 @@ def _packaged_directory() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "data" / "vocabularies"
 
 
-def _file_of(source: str, one_word: bool) -> Path | None:
-    """The file, packaged or not, that a string names; None if the string is the text of a vocabulary."""
-    known = packaged_vocabularies()
-    if source in known:
-        return _packaged_directory() / f"{source}.json"
-    if len(source.splitlines()) > 1:
-        return None
-    if os.path.isfile(source):  # noqa: PTH113  Path.is_file fails for strings too long for a path
-        return Path(source)
-    misspelt = any(name.startswith(f"{source}_") for name in known) or difflib.get_close_matches(
-        source, known
-    )
-    is_list = _clean(source).startswith("[")
-    is_text = is_list or (not _LOOKS_LIKE_FILE.fullmatch(source) and (one_word or re.search("[,:]", source)))
-    if not source or misspelt or not is_text:
+def _find_file(source: str) -> Path | None:
+    """The file, packaged or not, that a string names."""
+    packaged = source in packaged_vocabularies()
+    path = _packaged_directory() / f"{source}.json" if packaged else Path(source)
+    return path if os.path.isfile(path) else None  # noqa: PTH113  Path.is_file fails for a long text
+
+
+def _typed_entries(text: str, one_word: bool) -> Sequence[Any]:
+    """Classes in lines, in brackets, or in one line with commas between them."""
+    several = len(text.splitlines()) > 1 or text.lstrip().startswith("[")
+    if not several and (_LOOKS_LIKE_FILE.fullmatch(text) or not (one_word or re.search("[,:]", text))):
         raise VocabularyError(
-            f"no vocabulary '{source}': it is neither a file nor a packaged vocabulary "
-            f'({", ".join(known)}); a list of names is written [dog, "park bench"]'
+            f"no vocabulary '{text}': it is neither a file nor a packaged vocabulary "
+            f'({", ".join(packaged_vocabularies())}); a list of names is written [dog, "park bench"]'
         )
-    return None
+    entries = _entries(text)
+    in_one_line = len(entries) == 1 and not text.lstrip().startswith("[")
+    return _without_trailing_commas(entries[0]).split(",") if in_one_line else entries
 
 
-def _from_file(path: Path, name: str | None) -> Vocabulary:
+def _from_file(path: Path) -> Vocabulary:
     try:
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data))
         if path.suffix.lower() != ".json":
-            return _from_text(text, name or path.stem)
-        content = json.loads(text)
+            return _from_entries(_entries(text), path.stem)
+        content, name = json.loads(text), path.stem
         if isinstance(content, dict) and isinstance(content.get("vocabulary"), dict):  # of a shard set
             content = content["vocabulary"]
-            name = name or content.get("name")
-        return Vocabulary.from_json(content, name or path.stem)
+            name = content.get("name", name)
+        return Vocabulary.from_json(content, name)
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path}: is not text in UTF-8 ({error}); save it as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise VocabularyError(f"{path}: cannot be read as a vocabulary: {error}") from error
+        raise VocabularyError(f"{path}: cannot be read as a vocabulary in UTF-8: {error}") from error
 
 
-def _from_text(text: str, name: str, commas_between_classes: bool = False) -> Vocabulary:
-    """One class per line, with commas between its names, or a list in brackets.
-
-    With ``commas_between_classes``, commas in a single line separate classes, not names of a class.
-    """
+def _entries(text: str) -> Sequence[Any]:
+    """One class per line, or a list in brackets."""
     if _NOT_TEXT.search(text):
-        raise VocabularyError(f"vocabulary '{name}' has characters that are not text; save it as UTF-8")
-    if _clean(text).startswith("["):
-        return _from_entries(_parse_list(_clean(text)), name)
-    lines = [line for line in text.splitlines() if _without_trailing_commas(line)]
-    if len(lines) == 1 and commas_between_classes:
-        lines = _without_trailing_commas(lines[0]).split(",")
-    return _from_entries(lines, name)
+        raise VocabularyError("a vocabulary has characters that are not text; save it as UTF-8")
+    if text.lstrip().startswith("["):
+        return _parse_list(text)
+    return [line for line in text.splitlines() if _without_trailing_commas(line)]
 
 
 def _clean(name: str) -> str:
     """A name in Unicode's composed form, without invisible characters and extra spaces."""
-    shown = (
-        c
-        for c in unicodedata.normalize("NFC", name)
-        if c.isspace() or c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf")
-    )
-    return " ".join("".join(shown).split())
+    visible = (c for c in unicodedata.normalize("NFC", name) if c.isspace() or c.isprintable())
+    return " ".join("".join(visible).split())
 
 
 def _without_trailing_commas(entry: str) -> str:
@@ -330,29 +301,28 @@ def _parse_entry(entry: Any, where: str) -> tuple[int | None, tuple[str, ...], b
             "numbers)"
         )
     match = _ENTRY.fullmatch(_without_trailing_commas(",".join(parts)))
-    listed = _without_trailing_commas(match["names"]).split(",") if match else []
-    names = tuple(dict.fromkeys(map(_clean, listed)))
-    if match is None or "" in names or any(_TAB_BETWEEN_NAMES.search(part) for part in parts):
+    names = [_clean(name) for name in _without_trailing_commas(match["names"] if match else "").split(",")]
+    if match is None or "" in names:
         raise VocabularyError(
             f"{where}: {entry!r} is not written as [ID:]NAME[,SYNONYM...][:thing|:stuff]; put one comma "
             "between names, and names that contain a colon into a JSON file"
         )
-    return int(match["id"]) if match["id"] else None, names, (match["kind"] or "thing").casefold() == "thing"
+    identifier, isthing = match["id"], (match["kind"] or "thing").casefold() == "thing"
+    return int(identifier) if identifier else None, tuple(dict.fromkeys(names)), isthing
 
 
 def _category_from_json(data: Any, index: int, vocabulary: str) -> Category:
     what = f"vocabulary '{vocabulary}': class {index}"
     if not isinstance(data, Mapping):
         raise VocabularyError(f"{what} is {data!r}, expected an object with id and name")
-    values = {"synonyms": [], "isthing": True, "official": ""} | dict(data)
-    for field, (kind, expected) in _JSON_FIELDS.items():
+    values = _JSON_DEFAULTS | dict(data)
+    for field, kind in _JSON_TYPES.items():
         if not isinstance(values.get(field), kind):
-            raise VocabularyError(f"{what} has {field} {values.get(field)!r}, expected {expected}")
-    name, synonyms = _clean(values["name"]), values["synonyms"]
-    if not all(isinstance(synonym, str) for synonym in synonyms):
-        raise VocabularyError(f"{what}, '{name}', has synonyms that are not text")
-    others = tuple(synonym for synonym in dict.fromkeys(map(_clean, synonyms)) if synonym != name)
-    return Category(values["id"], name, others, bool(values["isthing"]), values["official"])
+            raise VocabularyError(f"{what} has {field} {values.get(field)!r}, expected {kind.__name__}")
+    if not all(isinstance(synonym, str) for synonym in values["synonyms"]):
+        raise VocabularyError(f"{what} has synonyms that are not text")
+    name, *others = dict.fromkeys(map(_clean, (values["name"], *values["synonyms"])))
+    return Category(values["id"], name, tuple(others), bool(values["isthing"]), values["official"])
 
 
 def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
@@ -385,15 +355,13 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:
     """Raise VocabularyError if a list has the names or ids of a data set in another order."""
-    ours, theirs = (
-        {"names": [*map(normalise_name, v.names)], "ids": [*map(str, v._index)]} for v in (own, new)
-    )
-    if theirs["ids"] == [str(index) for index in range(len(new))]:  # the list gives no ids of its own
-        ours["ids"] = theirs["ids"]
-    for what in ("names", "ids"):
-        if ours[what] != theirs[what] and sorted(ours[what]) == sorted(theirs[what]):
-            place = next(i for i in range(len(new)) if ours[what][i] != theirs[what][i])
+    for what in ("name", "id"):
+        ours, theirs = (
+            [normalise_name(str(getattr(category, what))) for category in one.categories]
+            for one in (own, new)
+        )
+        unnumbered = theirs == [str(index) for index in range(len(new))]  # the list gives no ids of its own
+        if ours != theirs and sorted(ours) == sorted(theirs) and not unnumbered:
             raise VocabularyError(
-                f"vocabulary '{new.name}' has the {what} of the data set '{own.name}' in another order: "
-                f"class {place} is '{theirs[what][place]}', not '{ours[what][place]}'; use its order"
+                f"vocabulary '{new.name}' has each {what} of the data set '{own.name}', but in another order"
             )

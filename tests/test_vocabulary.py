@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,10 +23,6 @@ PACKAGED = {  # classes, things
 }
 
 
-def vocabulary(*names: str) -> Vocabulary:
-    return Vocabulary("test", tuple(Category(10 * i, name) for i, name in enumerate(names)))
-
-
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_vocabulary(name: str, tmp_path: Path) -> None:
     assert packaged_vocabularies() == tuple(sorted(PACKAGED))
@@ -43,9 +37,11 @@ def test_packaged_vocabulary(name: str, tmp_path: Path) -> None:
     # the same list in OpenSeg's format, also where a synonym is another class's name
     file = tmp_path / "openseg.txt"
     file.write_text("\n".join(f"{c.id}:{','.join(c.names)}" for c in loaded.categories), encoding="utf-8")
-    assert [(c.id, c.names) for c in load_vocabulary(file).categories] == [
-        (c.id, c.names) for c in loaded.categories
-    ]
+    same = load_vocabulary(file)
+    assert (same.labels, [c.id for c in same.categories]) == (
+        loaded.labels,
+        [c.id for c in loaded.categories],
+    )
 
 
 def test_coco_names_are_english_with_official_spelling() -> None:
@@ -80,16 +76,11 @@ def test_overlap_compares_all_names() -> None:
     assert training.overlap(test) == (True, True, True)
 
 
-def test_overlap_counts_the_official_spelling() -> None:
-    raw = vocabulary("wall-other-merged", "spaceship")
-    coco = load_vocabulary("coco_panoptic")
-    assert raw.overlap(coco) == (True, False)
-    assert sum(coco.overlap(raw)) == 1
-
-
 def test_overlap_of_benchmarks_with_coco() -> None:
     coco = load_vocabulary("coco_panoptic")
     assert all(coco.overlap(coco))
+    official = load_vocabulary(["wall-other-merged", "spaceship"])
+    assert official.overlap(coco) == (True, False), "an official spelling is a name"
     assert all(load_vocabulary("pascal_voc_21").overlap(coco)), "every class of VOC occurs in COCO"
     ade = load_vocabulary("ade20k_150")
     known = dict(zip(ade.names, ade.overlap(coco), strict=True))
@@ -109,75 +100,38 @@ def test_list_of_names() -> None:
 FARM = "cow,cattle\nhay bale\nmeadow:stuff\n"
 
 
-@pytest.mark.parametrize(
-    ("encoding", "end"), [("utf-8-sig", "\r\n"), ("utf-16", "\n"), ("utf-32", "\r"), ("utf-16-le", "\x85")]
-)
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8-sig", "\r\n"), ("utf-16", "\n")])
 def test_text_file_of_any_encoding_and_line_ending(tmp_path: Path, encoding: str, end: str) -> None:
     file = tmp_path / "farm.txt"
     file.write_bytes(FARM.replace("\n", end).encode(encoding))
     loaded = load_vocabulary(file)
-    assert loaded == load_vocabulary(["cow,cattle", "hay bale", "meadow:stuff"], name="farm")
+    assert (loaded.name, loaded.labels) == ("farm", (("cow", "cattle"), ("hay bale",), ("meadow",)))
+    assert loaded.isthing == (True, True, False)
     assert load_vocabulary(str(file)) == loaded
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "\ufeffdog",
-        "\xa0dog\u3000",
-        "\u200bdo\u200bg\u200b , puppy",
-        "dog,puppy,,,",
-        "\tdog\t,\tpuppy",
-        "dog:thing,,",
-        "dog\x1a",
-    ],
-)
-def test_invisible_characters_are_removed(tmp_path: Path, line: str) -> None:
+def test_invisible_characters_and_trailing_commas_are_removed(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
+    line = "\u200bdo\u200bg\u200b\xa0,\tpuppy:thing,,"
     file.write_text(f"\n,,,\n \t\n{line}\n\u200b\n\n", encoding="utf-8", newline="")
-    (names,) = load_vocabulary(file).labels
-    assert names in (("dog",), ("dog", "puppy"))
-    assert load_vocabulary([line]).labels == (names,)
+    assert load_vocabulary(file).labels == load_vocabulary([line]).labels == (("dog", "puppy"),)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "Hündin\n".encode("cp1252"),
-        b"dog\0\n",
-        "dog".encode("utf-16") + b"\x00",
-        b"dog\tpuppy\n",
-        b"\x80\x04.",
-    ],
-)
-@pytest.mark.parametrize("name", ["list.txt", "list.json"])
-def test_unreadable_file_is_named(tmp_path: Path, content: bytes, name: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(VocabularyError, match=name):
-        load_vocabulary(tmp_path / name)
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("text", [FARM, "3:cow,cattle\n\n5:meadow:stuff", "[cow,\n meadow:stuff]"])
-def test_text_of_a_file_equals_the_file(tmp_path: Path, text: str, end: str) -> None:
+def test_text_of_a_file_equals_the_file(tmp_path: Path) -> None:
     file = tmp_path / "custom.txt"
-    file.write_text(text.replace("\n", end), encoding="utf-8", newline="")
-    typed = text.rstrip("\n").replace("\n", end)  # as $(cat FILE) has it
-    assert load_vocabulary(typed) == load_vocabulary(file)
+    for text in (FARM, "3:cow,cattle\r\n\r\n5:meadow:stuff", "[cow,\n meadow:stuff]"):
+        file.write_text(text, encoding="utf-8", newline="")
+        assert load_vocabulary(text.rstrip("\n")) == load_vocabulary(file)  # as $(cat FILE) has it
 
 
 def test_one_line_has_several_classes() -> None:
     expected = (("dog",), ("park bench",), ("grass",))
-    for line in (
-        "dog,park bench,grass:stuff",
-        " dog, park bench,\tgrass:stuff, \r\n",
-        "\ndog,park bench,grass:stuff",
-    ):
+    for line in ("dog,park bench,grass:stuff", "\n dog, park bench,\tgrass:stuff, \r\n"):
         assert load_vocabulary(line).labels == expected
         assert load_vocabulary(line).isthing == (True, True, False)
     assert load_vocabulary("dog", one_word=True).labels == (("dog",),)
     assert load_vocabulary("St. Bernard,7.5 mm drill").names == ("St. Bernard", "7.5 mm drill")
-    assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300
+    assert len(load_vocabulary(",".join(f"name {i}" for i in range(300)))) == 300  # longer than a path may be
 
 
 def test_unusual_file_names(tmp_path: Path) -> None:
@@ -221,7 +175,7 @@ def test_manifest_of_shard_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [["grass", "Dog"], ["5:lawn", "3:hound"]])
 def test_rename_rejects_other_order(lines: list[str]) -> None:
     own = Vocabulary("mine", (Category(3, "dog"), Category(5, "grass", (), False)))
-    with pytest.raises(VocabularyError, match=r"'custom' .* 'mine' in another order"):
+    with pytest.raises(VocabularyError, match=r"'custom' .* 'mine', but in another order"):
         rename(own, lines)
     assert rename(own, ["dog", "lawn"]).names == ("dog", "lawn")
 
@@ -232,7 +186,6 @@ def test_rename_rejects_other_order(lines: list[str]) -> None:
         ((), "'test' has no classes"),
         ((Category(1, "dog"), Category(2, " DOG")), r"'dog' \(id 1\) and ' DOG' \(id 2\).* same name"),
         ((Category(1, "dog"), Category(1, "cat")), r"'dog' \(id 1\) and 'cat' \(id 1\).* same id"),
-        ((Category(1, " "),), r"class 0 \(id 1"),
         ((Category(1, "dog", ("",)),), r"class 0 .*'dog'.* synonyms"),
         ((Category(-1, "dog"),), "id -1.* id"),
     ],
@@ -246,19 +199,14 @@ def test_invalid_vocabulary(categories: tuple[Category, ...], message: str) -> N
     ("source", "name"),
     [
         ("coco", r"'coco'.*coco_panoptic.*\[dog"),
-        ("dog", "'dog'"),
         ("missing.json", "'missing.json'"),
-        ([], "'custom'"),
         ("dog,cat,dog", "'dog'"),
-        (["1:dog", "1:cat"], "'dog' .* 'cat' .*same id"),
         (["1:dog", "cat"], "1 of 2 classes have an id"),
         (["dog,,puppy"], "'dog,,puppy'"),
         (["dog", []], r"\[\] is neither a name"),
         (b"caf\xe9\ndog".decode(errors="surrogateescape"), "UTF-8"),
         ("[dog, on]", "True is neither a name.*quote"),
-        ("[dog", r"\[dog"),
         (["grass:stuf"], "'grass:stuf'.*:stuff"),
-        (["dog\tpuppy"], "dog.*comma"),
     ],
 )
 def test_invalid_source_is_named(source: str | list[object], name: str) -> None:
@@ -267,27 +215,19 @@ def test_invalid_source_is_named(source: str | list[object], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "categories"),
-        ('{"categories": ["dog"]}', "class 0 is 'dog'"),
-        ('{"categories": [{"id": "1", "name": "dog"}]}', "class 0 has id '1'"),
-        ('{"categories": [{"id": 1}]}', "class 0 has name None"),
-        (
-            '{"categories": [{"id": 1, "name": "dog", "isthing": "no"}]}',
-            "isthing 'no', expected true or false",
-        ),
-        ('{"categories": [{"id": 1, "name": "dog", "synonyms": [2]}]}', "synonyms"),
+        ("list.txt", "Hündin\n".encode("cp1252"), "UTF-8"),
+        ("list.txt", b"dog\0\n", "UTF-8"),
+        ("bad.json", "Hündin\n".encode("cp1252"), "UTF-8"),
+        ("bad.json", b"{", "cannot be read"),
+        ("bad.json", b'{"categories": ["dog"]}', "class 0 is 'dog'"),
+        ("bad.json", b'{"categories": [{"id": 1}]}', "class 0 has name None"),
+        ("bad.json", b'{"categories": [{"id": 1, "name": "dog", "isthing": "no"}]}', "isthing 'no'"),
+        ("bad.json", b'{"categories": [{"id": 1, "name": "dog", "synonyms": [2]}]}', "synonyms"),
     ],
 )
-def test_invalid_json_names_the_file(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "bad.json"
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(VocabularyError, match=f"bad.json: .*{message}"):
-        load_vocabulary(file)
-
-
-def test_vocabulary_imports_no_torch() -> None:
-    code = "import sys, odise_pl.vocabulary; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_invalid_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VocabularyError, match=f"{name}: .*{message}"):
+        load_vocabulary(tmp_path / name)

@@ -35,7 +35,6 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
         skipped=tuple(skipped),
         words=tuple(sample.words for sample in samples),
         labelled=tuple(sample.labelled for sample in samples),
-        left_out=len(skipped),
         generated_captions=tuple(sample.generated_caption for sample in samples),
         image_suffixes=tuple(sample.image_suffix for sample in samples),
         number=number,

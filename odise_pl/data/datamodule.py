@@ -57,7 +57,7 @@ class PanopticDataModule(LightningDataModule):
 
     Raises:
         SettingError: an option is invalid.
-        DataError: an option is unknown; later, if a shard set is missing or too small.
+        DataError: later, if a shard set is missing or too small.
     """
 
     def __init__(
@@ -82,29 +82,24 @@ class PanopticDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if augment not in AUGMENTATIONS:
-            raise DataError(f"data.augment is {augment!r}; choose {' or '.join(AUGMENTATIONS)}")
-        if not 0 <= color_jitter <= 1:
-            raise DataError(f"data.color_jitter is {color_jitter}; give 0 (none, as published) to 1")
-        numbers = {  # value and minimum
-            "batch_size": (batch_size, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "image_size": (image_size, 1),
-            "eval_short_side": (eval_short_side, 1),
-            "eval_long_side": (eval_long_side, 1),
-            "epoch_length": (epoch_length, 1),
-            "limit_samples": (limit_samples, 1),
-            "num_workers": (num_workers, 0),
-            "shuffle_buffer": (shuffle_buffer, 0),
-            "words": (words, 0),
-        }
-        for name, (value, minimum) in numbers.items():
-            if value not in (None, "auto") or name not in ("batch_size", "epoch_length", "limit_samples"):
-                check_number(f"data.{name}", value, minimum)
-        if (
-            not isinstance(scale_range, Sequence)
-            or len(scale_range) != 2
-            or not 0 < scale_range[0] <= scale_range[1]
-        ):
+            raise SettingError(f"data.augment={augment} must be {' or '.join(AUGMENTATIONS)}")
+        check_number("data.color_jitter", color_jitter, whole=False, most=1)
+        positive: dict[str, object] = {"eval_batch_size": eval_batch_size, "image_size": image_size}
+        positive |= {"eval_short_side": eval_short_side, "eval_long_side": eval_long_side}
+        optional = {"epoch_length": epoch_length, "limit_samples": limit_samples}
+        positive |= {name: value for name, value in optional.items() if value is not None}
+        if batch_size != "auto":
+            positive["batch_size"] = batch_size
+        for name, value in positive.items():
+            check_number(f"data.{name}", value, 1)
+        for name, value in {
+            "num_workers": num_workers,
+            "shuffle_buffer": shuffle_buffer,
+            "words": words,
+        }.items():
+            check_number(f"data.{name}", value)
+        low, high = scale_range if isinstance(scale_range, Sequence) and len(scale_range) == 2 else (0, 0)
+        if not 0 < low <= high:
             raise SettingError(f"data.scale_range={scale_range} must be [SMALLEST,LARGEST], above 0")
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer samples than devices
         self.train, self._eval_sources = train, parse_eval_sets(val)
@@ -113,7 +108,7 @@ class PanopticDataModule(LightningDataModule):
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
         self.limit_samples, self.words = limit_samples, words
         self.resize = EvalResize(eval_short_side, eval_long_side)
-        jitter = LargeScaleJitter(image_size, (float(scale_range[0]), float(scale_range[1])))
+        jitter = LargeScaleJitter(image_size, (float(low), float(high)))
         self.transform: Transform = jitter if augment == "lsj" else self.resize
         if color_jitter:
             self.transform = ColorJitter(self.transform, color_jitter)

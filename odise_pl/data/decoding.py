@@ -18,40 +18,28 @@ from odise_pl.data.label_maps import decode_ids, decode_semantic, unique_ids
 from odise_pl.data.manifest import FILE_NAME
 from odise_pl.data.reading import Damage, Item, RawSample
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError, prefix_errors
-from odise_pl.structures import Segment, Size
+from odise_pl.structures import SampleInfo, Segment, Size
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class DecodedSample:
+@dataclass(frozen=True, kw_only=True)
+class DecodedSample(SampleInfo):
     """A sample before any transform.
 
     Attributes:
-        key: the sample's key in its shard.
         image: RGB.
-        ids: int32 [H, W], the segment of each pixel, 0 for void.
+        ids: int32 [H, W], the segment of each pixel, 0 for void; all void if the sample is not labelled.
         segments: the segments of the map, crowds included.
-        image_id: the data set's id.
-        captions: may be empty.
-        labelled: False if the record has no segments_info; then every pixel is void.
         semantic: int32 [H, W], class of each pixel or -1; None if it follows from the segments.
         objects: annotated objects; None if they are the things of the id map.
-        generated_caption: from a captioning model, if any.
-        image_suffix: suffix of the image in its shard.
     """
 
-    key: str
     image: Image.Image
     ids: NDArray[np.int32]
     segments: tuple[Segment, ...]
-    image_id: int
-    captions: tuple[str, ...]
-    labelled: bool = True
     semantic: NDArray[np.int32] | None = None
     objects: Objects | None = None
-    generated_caption: str | None = None
-    image_suffix: str = "jpg"
 
     @property
     def size(self) -> Size:
@@ -88,10 +76,14 @@ def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSamp
 
 def _decode(raw: RawSample) -> DecodedSample:
     image = _decode_member(raw, raw.image, decode_rgb)
-    record = _decode_member(raw, RECORD, _record) | {"image_suffix": raw.image}
+    record = _decode_member(raw, RECORD, _record) | {
+        "key": raw.key,
+        "image": image,
+        "image_suffix": raw.image,
+    }
     size = image.height, image.width
     if not record["labelled"]:
-        return DecodedSample(raw.key, image, np.zeros(size, dtype=np.int32), **record)
+        return DecodedSample(ids=np.zeros(size, dtype=np.int32), **record)
     ids = _decode_member(raw, PANOPTIC, decode_ids)
     semantic = _decode_member(raw, SEMANTIC, decode_semantic) if SEMANTIC in raw.members else None
     for kind, values in (("panoptic", ids), ("semantic", semantic)):
@@ -102,7 +94,7 @@ def _decode(raw: RawSample) -> DecodedSample:
         raise DataError(f"{PANOPTIC} has ids that {RECORD} lacks: {sorted(unknown)[:5]}")
     has_objects = INSTANCES in raw.members
     objects = _decode_member(raw, INSTANCES, lambda data: read_objects(data, size)) if has_objects else None
-    return DecodedSample(raw.key, image, ids, semantic=semantic, objects=objects, **record)
+    return DecodedSample(ids=ids, semantic=semantic, objects=objects, **record)
 
 
 def _decode_member(raw: RawSample, suffix: str, read: Callable[[bytes], _T]) -> _T:

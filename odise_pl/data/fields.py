@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from reprlib import repr as shortened
 from typing import Any
 
 from odise_pl.data.records import DataError, prefix_errors
+from odise_pl.files import is_plain_name
 
 _MAX_AREA = 1e10  # COCO's evaluation ignores larger objects
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can have them alone, UTF-8 cannot
 
 
 def parse_json(content: bytes) -> Any:
@@ -28,24 +30,19 @@ def parse_json(content: bytes) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise DataError("is JSON that is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not in UTF-8 ({error}); save it as UTF-8") from error
-    except ValueError as error:
-        raise DataError(f"is not JSON ({error}); it may be truncated") from error
+    except ValueError as error:  # also for bytes that are not UTF-8
+        raise DataError(f"is not JSON in UTF-8 ({error}); it may be truncated") from error
 
 
-def integer(
-    data: Any, field: str, default: int | None = None, least: int = -(2**63), most: int = 2**63 - 1
-) -> int:
+def integer(data: Any, field: str, least: int = -(2**63), most: int = 2**63 - 1) -> int:
     """An integer field within bounds, by default those of 64 bits.
 
     Raises:
-        DataError: it is missing (and there is no default), of another type or out of bounds.
+        DataError: it is missing, of another type or out of bounds.
     """
-    value = _field(data, field, default)
-    if type(value) is not int or not least <= value <= most:
-        raise DataError(f"has {field} {shortened(value)}, expected a whole number from {least} to {most}")
-    return value
+    value = _field(data, field)
+    valid = type(value) is int and least <= value <= most
+    return _checked(valid, value, field, f"a whole number from {least} to {most}")
 
 
 def identifier(data: Any, field: str) -> int:
@@ -61,17 +58,14 @@ def positive(data: Any, field: str) -> int:
 def area(data: Any, field: str) -> float:
     """An area, int or float as written."""
     value = _field(data, field)
-    if not _is_number(value) or not 0 <= value <= _MAX_AREA:
-        raise DataError(f"has {field} {shortened(value)}, expected a number from 0 to {_MAX_AREA:.0e}")
-    return value
+    valid = _is_number(value) and 0 <= value <= _MAX_AREA
+    return _checked(valid, value, field, f"a number from 0 to {_MAX_AREA:.0e}")
 
 
 def string(data: Any, field: str) -> str:
     """A text field, which may be empty."""
     value = _field(data, field)
-    if not isinstance(value, str) or _has_any(value, "Cs"):
-        raise DataError(f"has {field} {shortened(value)}, expected text")
-    return value
+    return _checked(isinstance(value, str) and not _SURROGATE.search(value), value, field, "text")
 
 
 def text(data: Any, field: str) -> str:
@@ -96,46 +90,36 @@ def plain_path(path: str) -> str:
         DataError: it is absolute, or contains ``..`` or characters that file names cannot have.
     """
     plain = PurePosixPath(path)
-    if plain.is_absolute() or ".." in plain.parts or not plain.parts or _has_any(path, "Cc", "Cs"):
+    if not plain.parts or not all(map(is_plain_name, plain.parts)):
         raise DataError(f"is not a path below its folder: {shortened(path)}")
     return plain.as_posix()
-
-
-def _has_any(value: str, *categories: str) -> bool:
-    """Whether text has characters of these Unicode categories, none of which are printable."""
-    return not value.isprintable() and any(unicodedata.category(one) in categories for one in value)
 
 
 def sequence(data: Any, field: str) -> list[Any]:
     """A field that is a list."""
     value = _field(data, field)
-    if not isinstance(value, list):
-        raise DataError(f"has {field} {shortened(value)}, expected a list")
-    return value
+    return _checked(isinstance(value, list), value, field, "a list")
 
 
 def flag(data: Any, field: str, default: bool | None = None) -> bool:
     """A field of 0, 1, false or true, required if there is no default."""
     value = _field(data, field, default)
-    if value not in (0, 1) or not isinstance(value, int):
-        raise DataError(f"has {field} {shortened(value)}, expected 0 or 1")
-    return bool(value)
+    return bool(_checked(isinstance(value, int) and value in (0, 1), value, field, "0 or 1"))
 
 
 def box(data: Any, field: str) -> tuple[float, ...]:
     """A field of four numbers."""
     value = _field(data, field)
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-        raise DataError(f"has {field} {shortened(value)}, expected four numbers")
-    return tuple(value)
+    valid = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return tuple(_checked(valid, value, field, "four numbers"))
 
 
 def segmentation(data: Any, field: str) -> Any:
     """A field with COCO's polygons or run-length code; their content is not checked."""
     value = _field(data, field)
-    if not isinstance(value, list | dict) or not value:
-        raise DataError(f"has {field} {shortened(value)}, expected polygons or a run-length code")
-    return value
+    return _checked(
+        isinstance(value, list | dict) and bool(value), value, field, "polygons or a run-length code"
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -149,4 +133,10 @@ def _field(data: Any, field: str, default: Any = None) -> Any:
     value = data.get(field, default)
     if value is None:
         raise DataError(f"has no {field}")
+    return value
+
+
+def _checked(valid: bool, value: Any, field: str, expected: str) -> Any:
+    if not valid:
+        raise DataError(f"has {field} {shortened(value)}, expected {expected}")
     return value

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from odise_pl.data.images import encode_png, has_16_bit_colours, open_image, raw_modes, read_header
+from odise_pl.data.images import encode_png, open_image, read_header
 from odise_pl.data.records import DataError
 
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
@@ -20,7 +20,7 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
         DataError: it cannot be decoded or is not an RGB PNG of 8 bits.
     """
     image = open_image(data)
-    if image.format != "PNG" or image.mode != "RGB" or has_16_bit_colours(read_header(data)):
+    if image.format != "PNG" or image.mode != "RGB" or _raw_mode(data) != "RGB":
         raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
     # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte
     values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
@@ -46,11 +46,17 @@ def decode_values(data: bytes) -> NDArray[np.int32]:
     Raises:
         DataError: it cannot be decoded or has colours of 16 bits.
     """
-    values = np.array(open_image(data), dtype=np.int32)
-    header = read_header(data)
-    if has_16_bit_colours(header):
+    values, raw = np.array(open_image(data), dtype=np.int32), _raw_mode(data)
+    if values.ndim == 3 and "16" in raw:
         raise DataError("has colours of 16 bits per channel; a label image has channels of 8")
-    return values // max(_STEPS.get(raw, 1) for raw in ("", *raw_modes(header)))
+    return values // _STEPS.get(raw, 1)
+
+
+def _raw_mode(data: bytes) -> str:
+    """Pillow's name of the pixel format in the file; empty if it has none."""
+    tiles = read_header(data).tile
+    args = tiles[0].args if tiles else ""
+    return str(args[0] if isinstance(args, tuple) else args)
 
 
 def decode_semantic(data: bytes) -> NDArray[np.int32]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.transforms import EvalResize, Transform, image_tensor, make_targets
-from odise_pl.structures import Batch, PanopticSegmentation, Sample, Targets, TrueInstances, Truth
+from odise_pl.structures import Batch, PanopticSegmentation, Sample, SampleInfo, Targets, TrueInstances, Truth
 
 # Keys of independent random streams, also independent of those of the plan.
 _AUGMENTATION, _SUBSTITUTE, _RESERVE, _WORDS = 10, 11, 12, 13
@@ -66,61 +65,30 @@ class TrainStream(IterableDataset[Batch]):
         start, size = self.first + number, self.plan.batch_size
         piece = self.plan.piece(self.epoch, self.rank, worker, workers)
         items = read_piece(self.urls, piece, start // workers * size)
-        reserve = Reserve(self.urls, self.plan.sizes, self._random(_RESERVE, worker), self.isthing)
+        reserve: list[RawSample] = []
         for index in range(start, self.plan.batches, workers):
             samples, skipped = [], []
             for place, item in enumerate(itertools.islice(items, size)):
                 decoded = try_decode(item, self.isthing)
                 if isinstance(decoded, Damage):
                     skipped.append(decoded.text)
-                    decoded = reserve.draw(self._random(_SUBSTITUTE, index, place))
+                    reserve = reserve or self._reserve(worker)
+                    chosen = self._random(_SUBSTITUTE, index, place).integers(len(reserve))
+                    decoded = decode(reserve[chosen])
                 samples.append(self._sample(decoded, index, place))
             yield collate(samples, skipped)
 
-    def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
-        augmentation = self._random(_AUGMENTATION, index, place)
-        image, ids = self.transform(decoded.image, decoded.ids, augmentation)
-        words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
-        tensor, targets = image_tensor(image), make_targets(ids, decoded.segments)
-        return _sample(decoded, tensor, targets, words=words, labelled=decoded.labelled)
-
-    def _random(self, purpose: int, *keys: int) -> np.random.Generator:
-        return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
-
-
-@dataclass
-class Reserve:
-    """Readable samples of one shard, read when the first substitute is needed.
-
-    The choice depends only on ``random``, so a resumed run has the same reserve.
-
-    Attributes:
-        urls: the shards.
-        sizes: samples per shard.
-        random: chooses the shard and its samples.
-        isthing: see :func:`~odise_pl.data.decoding.decode`.
-    """
-
-    urls: Sequence[str]
-    sizes: Sequence[int]
-    random: np.random.Generator
-    isthing: Sequence[bool] | None = None
-
-    def draw(self, random: np.random.Generator) -> DecodedSample:
-        """A sample of the reserve.
+    def _reserve(self, worker: int) -> list[RawSample]:
+        """Readable samples of one random shard; a resumed run has the same.
 
         Raises:
             DataError: no shard of the set holds a readable sample.
         """
-        return decode(self._samples[random.integers(len(self._samples))])
-
-    @cached_property
-    def _samples(self) -> list[RawSample]:
-        cause = ""
-        for shard in self.random.permutation(np.flatnonzero(self.sizes)):
-            chosen = self.random.permutation(self.sizes[shard])[:_RESERVE_SIZE]
+        random, cause = self._random(_RESERVE, worker), ""
+        for shard in random.permutation(np.flatnonzero(self.plan.sizes)):
+            chosen = np.sort(random.permutation(self.plan.sizes[shard])[:_RESERVE_SIZE])
             good = []
-            for item in read_shard(self.urls[shard], np.sort(chosen).tolist()):
+            for item in read_shard(self.urls[shard], chosen.tolist()):
                 decoded = try_decode(item, self.isthing)
                 if isinstance(decoded, Damage):
                     cause = decoded.text
@@ -129,6 +97,16 @@ class Reserve:
             if good:
                 return good
         raise DataError(f"no sample of {len(self.urls)} shards can be read: {cause}")
+
+    def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
+        augmentation = self._random(_AUGMENTATION, index, place)
+        image, ids = self.transform(decoded.image, decoded.ids, augmentation)
+        words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
+        tensor, targets = image_tensor(image), make_targets(ids, decoded.segments)
+        return _sample(decoded, tensor, targets, words=words)
+
+    def _random(self, purpose: int, *keys: int) -> np.random.Generator:
+        return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
 
 
 @dataclass(eq=False)
@@ -169,17 +147,8 @@ class EvalStream(IterableDataset[Batch]):
 
 
 def _sample(decoded: DecodedSample, image: torch.Tensor, targets: Targets, **others: Any) -> Sample:
-    return Sample(
-        image=image,
-        targets=targets,
-        image_id=decoded.image_id,
-        key=decoded.key,
-        original_size=decoded.size,
-        captions=decoded.captions,
-        generated_caption=decoded.generated_caption,
-        image_suffix=decoded.image_suffix,
-        **others,
-    )
+    info = {field.name: getattr(decoded, field.name) for field in fields(SampleInfo)}
+    return Sample(image=image, targets=targets, original_size=decoded.size, **info, **others)
 
 
 def _truth(decoded: DecodedSample) -> Truth:

@@ -50,7 +50,7 @@ class LargeScaleJitter:
         if random.random() < 0.5:
             image, ids = ImageOps.mirror(image), ids[:, ::-1]
         target = random.uniform(*self.scale_range) * self.size
-        scaled = fit_size((image.height, image.width), target)
+        scaled = _scaled((image.height, image.width), target / max(image.size))
         top, left = (round(random.random() * max(side - self.size, 0)) for side in scaled)
         bottom, right = min(top + self.size, scaled[0]), min(left + self.size, scaled[1])
         crop = resize_image(image, scaled).crop((left, top, right, bottom))
@@ -106,12 +106,8 @@ class EvalResize:
         return self.image(image), resize_ids(ids, self.size((image.height, image.width)))
 
 
-def fit_size(size: Size, target: float) -> Size:
-    """The size that just fits into a square of ``target`` pixels at the same aspect ratio; at least 1."""
-    return _scaled(size, target / max(size))
-
-
 def _scaled(size: Size, scale: float) -> Size:
+    """The nearest whole size, at least 1."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 

@@ -113,7 +113,7 @@ class FolderPredictor(nn.Module):
         """
         for name, found in ((_PANOPTIC_JSON, self._panoptic), (_INSTANCES_JSON, self._instances)):
             unknown = sorted(set(found or ()) - result.image_ids)
-            if len(unknown) > result.left_out:
+            if len(unknown) > result.skipped:
                 first = unknown[0]
                 raise self._error(
                     name, f"{len(unknown)} images are not in the data set, first image_id {first}"

@@ -112,13 +112,13 @@ class EvaluationModule(lightning.LightningModule):
             metrics.update(predictions, truths, batch.image_ids)
         except ValueError as error:
             raise PredictionError(f"{self.benchmark.name}: predictions cannot be scored: {error}") from error
-        metrics.skip(batch.left_out)
+        metrics.skip(len(batch.skipped))
         return metrics.state()
 
     def on_validation_epoch_end(self) -> None:
         """Compute the result over all ranks and interrupted runs."""
         result = self.metrics.compute()
-        if result.left_out and not result.num_images:
+        if result.skipped and not result.num_images:
             name = self.benchmark.name
             raise DataError(f"{name}: no sample can be read: all are damaged or without labels")
         if isinstance(self.predictor, FolderPredictor):

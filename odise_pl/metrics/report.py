@@ -26,7 +26,7 @@ def as_dict(result: EvaluationResult, name: str) -> dict[str, Any]:
     return {
         "data": name,
         "images": result.num_images,
-        "left_out": result.left_out,
+        "left_out": result.skipped,
         "scores": result.scalars(),
         "groups": result.groups(),
         "panoptic": _panoptic(result),

@@ -32,7 +32,7 @@ class EvaluationResult:
         isthing: per class, whether it is a thing.
         image_ids: of the scored images.
         seen: per class, whether the model was trained on a class of that name; None if unknown.
-        left_out: number of skipped samples, which are damaged or without labels.
+        skipped: number of samples that are damaged or without labels.
     """
 
     panoptic: PanopticQualityResult | None
@@ -42,7 +42,7 @@ class EvaluationResult:
     isthing: tuple[bool, ...]
     image_ids: frozenset[int]
     seen: tuple[bool, ...] | None = None
-    left_out: int = 0
+    skipped: int = 0
 
     @property
     def num_images(self) -> int:
@@ -194,7 +194,7 @@ class SegmentationMetrics:
             isthing=self.isthing,
             image_ids=frozenset(counts["image_ids"]),
             seen=self.seen,
-            left_out=counts["skipped"],
+            skipped=counts["skipped"],
         )
 
 

@@ -49,8 +49,7 @@ class Segmenter:
         Instances take the most memory: one byte per pixel and instance.
 
         Args:
-            image: see :func:`~odise_pl.data.images.to_upright_rgb`. Pass images with 16 bits per channel as
-                ``Image.open`` returns them, because Pillow drops eight bits when it reads the pixels.
+            image: see :func:`~odise_pl.data.images.to_upright_rgb`.
             vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. The embeddings of
                 the last one are cached.
 

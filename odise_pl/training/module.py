@@ -171,7 +171,7 @@ class OdiseModule(lightning.LightningModule):
         self.log_dict({"loss": total.detach()} | last, prog_bar=True, logger=False, batch_size=images)
 
     def _log_samples(self, batch: Batch) -> None:
-        self._skipped += batch.left_out
+        self._skipped += len(batch.skipped)
         self.log("data/skipped", float(self._skipped), batch_size=len(batch), sync_dist=True, reduce_fx="sum")
         if self.grounding is not None:
             without = sum(not words for words in batch.words) / len(batch)
@@ -204,7 +204,7 @@ class OdiseModule(lightning.LightningModule):
     ) -> dict[str, list[NetworkPrediction]]:
         """Predict, score, and hand the predictions to the callbacks."""
         metrics = self.metrics[dataloader_idx]
-        metrics.skip(batch.left_out)
+        metrics.skip(len(batch.skipped))
         predictions = self._predictors[dataloader_idx](batch)  # of none, too: other ranks may wait for it
         if len(batch):
             metrics.update(predictions, [t for t in batch.truths if t is not None], batch.image_ids)
@@ -219,7 +219,7 @@ class OdiseModule(lightning.LightningModule):
             self.results[name] = result
             prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
             values = {key: 100 * value for key, value in result.scalars().items()}
-            values["left_out"] = float(result.left_out)
+            values["left_out"] = float(result.skipped)
             self.log_dict({f"{prefix}/{key}": value for key, value in values.items()}, sync_dist=True)
 
     # Checkpoints

@@ -48,4 +48,4 @@ def test_batches_are_padded_right_and_below() -> None:
     assert batch.generated_captions == ("said of 1", "said of 2")
     assert batch.original_sizes == ((100, 140), (160, 60))
     assert batch.truths == (samples[0].truth, samples[1].truth)
-    assert (batch.skipped, batch.left_out, batch.number) == (("damaged",), 1, 5)
+    assert (batch.skipped, batch.number) == (("damaged",), 5)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,7 +78,6 @@ def fit(data: PanopticDataModule, folder: Path, resume: Path | None = None, **op
 @pytest.mark.parametrize(
     ("hook", "number", "used", "limit"),
     [
-        ("on_train_batch_end", 4, 4, {"max_epochs": 2}),
         ("on_train_batch_start", 5, 4, {"max_epochs": 2}),  # as if the step then failed
         ("on_train_batch_end", 15, 15, {"max_epochs": -1, "max_steps": 2 * BATCHES}),
         ("on_validation_end", 1, BATCHES, {"max_epochs": 2}),
@@ -118,9 +115,8 @@ def test_resume_with_other_num_workers_warns(
 ) -> None:
     save = SaveOnce("on_train_batch_end", 2, tmp_path / "saved.ckpt")
     fit(module(shards), tmp_path, max_steps=2, callbacks=[save])
-    for workers in (1, 2):
-        assert "num_workers" not in caplog.text
-        fit(module(shards, num_workers=workers), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
+    assert "num_workers" not in caplog.text
+    fit(module(shards, num_workers=2), tmp_path, tmp_path / "saved.ckpt", max_steps=3)
     assert "num_workers" in caplog.text
 
 
@@ -134,10 +130,9 @@ def test_several_evaluation_sets(shards: Path, tmp_path: Path) -> None:
     assert others.names == ("a", "b", "c")
 
 
-def test_loader_lengths(shards: Path) -> None:
-    data = module(shards, val=str(shards), epoch_length=50)
+def test_epoch_length_may_exceed_the_set(shards: Path) -> None:
+    data = module(shards, epoch_length=50)
     assert len(data.train_dataloader()) == data.train_plan().batches == 25
-    assert len(data.val_dataloader()) == 23  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +141,6 @@ def test_loader_lengths(shards: Path) -> None:
         ({"augment": "much"}, r"data\.augment"),
         ({"color_jitter": 1.5}, r"data\.color_jitter"),
         ({"words": -1}, r"data\.words"),
-        ({"val": {"own": {"shards": "DIR", "short_side": 8}}}, r"data\.val\.own"),
     ],
 )
 def test_invalid_option_is_named(shards: Path, options: dict[str, Any], named: str) -> None:
@@ -159,15 +153,9 @@ def test_missing_option_is_named(shards: Path) -> None:
         module(shards).vocabulary("val")
 
 
-@pytest.mark.parametrize(("name", "split"), [("my_train", "train2017"), ("my_open", "val2017")])
-def test_error_for_missing_set_has_prepare_command(name: str, split: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path / name}/dataset\.json.*prepare coco .*{split}"):
-        module(tmp_path / name).setup("fit")
-
-
-def test_error_for_missing_toy_set_has_toyworld_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"toyworld.*make --out {tmp_path}"):
-        open_shard_set(tmp_path / "toy_train")
+def test_error_for_missing_set_names_commands(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path}/dataset\.json.*odise prepare.*toyworld make"):
+        module(tmp_path).setup("fit")
 
 
 def test_set_without_shards_is_rejected(shards: Path, tmp_path: Path) -> None:
@@ -190,12 +178,3 @@ def test_unreachable_set_is_named(url: str) -> None:
     with pytest.raises(DataError) as error:
         open_shard_set(url)
     assert url in str(error.value)
-
-
-def test_manifest_imports_no_torch(shards: Path) -> None:
-    code = (
-        "import sys; from odise_pl.data.manifest import open_shard_set; import odise_pl.data.eval_sets; "
-        f"open_shard_set({str(shards)!r}); sys.exit('torch' in sys.modules)"
-    )
-    root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -15,26 +15,8 @@ from odise_pl.data.manifest import find_missing_shards, open_shard_set
 from odise_pl.data.records import DataError
 
 NAMES = [
-    *("../x.tar", "/etc/x.tar", "a\\x.tar", "..", "", ".x.tar", "-x.tar", "x y.tar", "x" * 5000),
-    *(
-        "pipe:touch FILE",
-        "x.tar; touch FILE; cat y",
-        "$(touch FILE).tar",
-        "x|touch FILE",
-        "http://host/x.tar",
-    ),
-    *(
-        "x*.tar",
-        "x-{000..100}.tar",
-        "~x.tar",
-        "x%2f.tar",
-        "x'.tar",
-        "x\n.tar",
-        "x\0.tar",
-        "x\ud800.tar",
-        None,
-        7,
-    ),
+    *("../x.tar", "/etc/x.tar", "a\\x.tar", "", ".x.tar", "-x.tar", "x" * 5000, "x\ud800.tar", None, 7),
+    *("pipe:touch FILE", "x.tar; touch FILE; cat y", "http://host/x.tar", "x-{000..100}.tar", "x\n.tar"),
 ]
 
 
@@ -54,41 +36,31 @@ def test_unsafe_shard_name_is_rejected(
     name = name.replace("FILE", str(proof)) if isinstance(name, str) else name
     folder = described(shards, tmp_path, lambda data: data["shards"][0].update(name=name))
     monkeypatch.chdir(folder)
-    for source in (folder, ".", "dataset.json", f"file://{folder}", f"pipe:cat {folder}/dataset.json"):
+    for source in (folder, ".", f"pipe:cat {folder}/dataset.json"):
         with pytest.raises(DataError, match=r"dataset\.json.*name"):
             open_shard_set(source)
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("name", ["coco-000000.tar", "münchen_1.5-7.tar", "数据.tar", "2024", "_x"])
+@pytest.mark.parametrize("name", ["münchen_1.5-7.tar", "数据.tar", "2024"])
 def test_shard_name_may_have_letters_of_any_script(shards: Path, tmp_path: Path, name: str) -> None:
     folder = described(shards, tmp_path, lambda data: data["shards"][0].update(name=name))
     (folder / name).touch()
     assert open_shard_set(folder).urls[0] == str(folder / name)
 
 
-def test_folder_named_like_a_command_is_not_run(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(shards, tmp_path / "pipe:touch proof;"))
-    (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
-    monkeypatch.chdir(tmp_path)
-    for source in (f"./{folder.name}", f"./{folder.name}/dataset.json", f"./{folder.name}/other.json"):
-        found = open_shard_set(source)
-        assert not find_missing_shards(found)
-        assert all(url.startswith("./pipe:") for url in found.urls)
-    assert not (tmp_path / "proof").exists()
-
-
-@pytest.mark.parametrize("name", ["x.json", "dataset.json", "~x"])
-def test_folder_named_like_a_file_or_home_is_found(
+@pytest.mark.parametrize("name", ["pipe:touch proof;", "x.json", "~x"])
+def test_folder_named_like_a_command_file_or_home_is_found(
     shards: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / name))
     (folder / "other.json").write_bytes((folder / "dataset.json").read_bytes())
     monkeypatch.chdir(tmp_path)
-    for source in (folder, folder / "dataset.json", folder / "other.json", name, f"./{name}"):
-        assert not find_missing_shards(open_shard_set(source))
+    for source in (folder, f"./{name}", f"./{name}/dataset.json", f"./{name}/other.json", f"file://{folder}"):
+        found = open_shard_set(source)
+        assert not find_missing_shards(found)
+        assert all(url.startswith("/") for url in found.urls)
+    assert not (tmp_path / "proof").exists()
 
 
 def put(*path: Any, value: object) -> Callable[[dict[str, Any]], object]:
@@ -100,31 +72,27 @@ def put(*path: Any, value: object) -> Callable[[dict[str, Any]], object]:
     return change
 
 
-COUNTS = [("shards", 0, "samples"), ("shards", 0, "bytes"), ("counts", "segments"), ("max_shard_bytes",)]
 CATEGORIES = ("vocabulary", "categories")
 
 
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        *((path, value, path[-1]) for path in COUNTS for value in ("7", -1, None, 10**30)),
+        *((("shards", 0, "bytes"), value, "bytes") for value in ("7", -1, None, 10**30)),
+        (("counts", "segments"), -1, "segments"),
+        (("max_shard_bytes",), "7", "max_shard_bytes"),
         (("format",), 2, "format"),
-        (("name",), 5, "name"),
-        (("shards", 0, "sha256"), 5, "sha256"),
         (("source", "split"), ["x"], "split"),
         (("source",), None, "expected an object"),
         (("captioning",), {"model": 1, "sha256": "", "max_tokens": 2, "shards": ""}, "model"),
-        (("vocabulary", "name"), 5, "vocabulary.name"),
-        *(((*CATEGORIES, 0, "isthing"), value, "isthing") for value in (5, None, "1")),
-        *(((*CATEGORIES, 0, "id"), value, "id") for value in (None, "1", 2**70)),
+        (("vocabulary", "name"), 5, "vocabulary.*name"),
+        ((*CATEGORIES, 0, "isthing"), None, "isthing"),
+        ((*CATEGORIES, 0, "id"), "1", "id"),
         ((*CATEGORIES, 1, "name"), "square", "square"),
-        (CATEGORIES, {}, "categories"),
         ((*CATEGORIES, 0), "dog", "dog"),
         *((("measures",), value, "measures") for value in ("panoptic", ["speed"], [])),
         (("counts", "samples"), 22, "counts.samples"),
-        (("counts",), [1], "expected an object"),
         (("shards", 0, "samples"), 10**9, "counts.samples"),
-        (("shards",), {}, "shards"),
         (("shards", 0), "x", "expected an object"),
         (("shards", 0, "name"), "train2017-000001.tar", "same name"),
     ],
@@ -144,8 +112,8 @@ def test_invalid_manifest_is_named(tmp_path: Path, content: str | bytes) -> None
         open_shard_set(tmp_path)
 
 
-@pytest.mark.parametrize("split", ["münchen", "v1.5 {a,b}", "$(x)"])
-def test_shards_of_any_split_have_plain_file_names(tmp_path: Path, split: str) -> None:
+def test_shards_of_any_split_have_plain_file_names(tmp_path: Path) -> None:
+    split = "münchen v1.5 {a,b} $(x)"
     make_coco(tmp_path / "coco", 3, split=split)
     pack(tmp_path / "coco", tmp_path / "out", split)
     assert not find_missing_shards(open_shard_set(tmp_path / "out"))

@@ -47,8 +47,7 @@ def batch() -> Batch:
         captions=((), ()),
         original_sizes=((64, 64), (64, 64)),
         truths=(None, None),
-        skipped=("shard 3: cut off",),
-        left_out=5,
+        skipped=("shard 3: cut off",) * 5,
     )
 
 
@@ -70,14 +69,14 @@ def test_loss_reaches_trainable_weights_alone() -> None:
 
 def test_samples_missing_in_validation_are_counted() -> None:
     evaluated = module(evaluations={"val": CLASSES}).eval()
-    nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=(), left_out=3)
+    nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=())
     assert evaluated.validation_step(nothing, 0) == {"predictions": []}
     segments = tuple(Segment(i + 1, i, CLASSES.isthing[i]) for i in range(2))
     truth = PanopticSegmentation(torch.ones(64, 64, dtype=torch.int64), segments[:1])
     with torch.no_grad():
         evaluated.validation_step(replace(batch(), truths=(Truth(truth), Truth(truth))), 1)
     result = evaluated.metrics[0].compute()
-    assert (result.num_images, result.left_out) == (2, 8)
+    assert (result.num_images, result.skipped) == (2, 10)
 
 
 def test_non_finite_loss_has_gradients_for_other_ranks_and_its_step_is_skipped() -> None:
