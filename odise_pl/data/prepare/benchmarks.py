@@ -9,17 +9,13 @@ from pathlib import Path
 from odise_pl.data.prepare.ade20k import read_ade150, read_ade847
 from odise_pl.data.prepare.pascal import read_context, read_voc
 from odise_pl.data.prepare.source import Source
-from odise_pl.data.records import DataError
 
-_ADE = ("validation", "training")
-_PASCAL = ("val", "train", "trainval")
-# Name -> reader, and splits, the default first.
-_BENCHMARKS: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
-    "ade150": (read_ade150, _ADE),
-    "ade847": (read_ade847, _ADE),
-    "pc59": (partial(read_context, classes=59), _PASCAL),
-    "pc459": (partial(read_context, classes=459), _PASCAL),
-    "pas21": (read_voc, _PASCAL),
+_READERS: dict[str, Callable[..., Source]] = {
+    "ade150": read_ade150,
+    "ade847": read_ade847,
+    "pc59": partial(read_context, classes=59),
+    "pc459": partial(read_context, classes=459),
+    "pas21": read_voc,
 }
 
 
@@ -27,9 +23,6 @@ def read_benchmark(name: str, root: Path | Sequence[Path], split: str | None = N
     """Read a split of a benchmark, by default its evaluation split.
 
     Raises:
-        DataError: the split is unknown, or a part is missing.
+        DataError: a part is missing.
     """
-    read, splits = _BENCHMARKS[name]
-    if split not in (None, *splits):
-        raise DataError(f"--split {split}: {name} has {', '.join(splits)}")
-    return read(root, split or splits[0])
+    return _READERS[name](root, **({"split": split} if split else {}))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -32,7 +32,6 @@ class FileClasses:
         vocabulary: the classes of the packed data set.
         index: class index of each category id.
         reasons: why other ids have no class.
-        notes: for the user.
     """
 
     path: Path
@@ -40,7 +39,6 @@ class FileClasses:
     vocabulary: Vocabulary
     index: Mapping[int, int]
     reasons: Mapping[int, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     def index_of(self, category_id: int) -> int:
         """The class index of an id; DataError if it has none."""
@@ -66,47 +64,38 @@ def choose_classes(data: Any, path: Path, choice: str, name: str, things: bool =
         DataError: the file's categories are unusable, or the chosen vocabulary disagrees with them.
     """
     listed = _read_categories(data, path, things)
-    stuff = [category for category in listed if things and not category.isthing]
-    if stuff:
+    if stuff := [category for category in listed if things and not category.isthing]:
         raise DataError(
-            f"{path}: category {stuff[0].id} '{stuff[0].name}' has isthing 0, but the instance format has "
-            f"no stuff: remove the category, or set isthing to 1; to pack stuff, use odise prepare coco with "
-            f"annotations in the panoptic format"
+            f"{path}: category {stuff[0].id} '{stuff[0].name}' has isthing 0, but the instance format "
+            f"has no stuff: remove it, set isthing to 1, or use odise prepare coco with panoptic annotations"
         )
-    try:
-        vocabulary, notes = _choose(data, listed, path, choice, name)
-    except VocabularyError as error:
-        raise DataError(f"{path}: {error}") from error
-    index = {category.id: vocabulary.index_of(category.id) for category in listed}
-    return FileClasses(path, listed, vocabulary, index, notes=notes)
+    with prefix_errors(f"{path}:"):
+        try:
+            vocabulary = _choose(listed, choice, name)
+        except VocabularyError as error:
+            raise DataError(str(error)) from error
+    return FileClasses(path, listed, vocabulary, {c.id: vocabulary.index_of(c.id) for c in listed})
 
 
 def match_classes(data: Any, path: Path, known: FileClasses) -> FileClasses:
     """Match the categories of an instance file with those of its panoptic file by name.
 
-    If several categories have the name, the id decides.
-
     Raises:
         DataError: the file's categories are unusable.
     """
     listed = _read_categories(data, path, things=True)
+    times = Counter(normalise_name(category.name) for category in known.listed)
+    things = {normalise_name(c.name): known.index[c.id] for c in known.listed if c.isthing}
     index: dict[int, int] = {}
     reasons = {}
     for category in listed:
-        same = [
-            other for other in known.listed if normalise_name(other.name) == normalise_name(category.name)
-        ]
-        if len(same) > 1:
-            same = [other for other in same if other.id == category.id] or same
-        called = f"'{category.name}', which {known.path.name}"
-        if len(same) != 1:
-            reasons[category.id] = f"{called} {'has several times' if same else 'has no category of'}"
-        elif not same[0].isthing:
-            reasons[category.id] = f"{called} has as stuff, which has no objects"
-        elif known.index[same[0].id] in index.values():
+        name = normalise_name(category.name)
+        if name not in things or times[name] > 1:
+            reasons[category.id] = f"'{category.name}', which is no thing of {known.path.name}, or several"
+        elif things[name] in index.values():
             raise DataError(f"{path}: two categories have the name '{category.name}'")
         else:
-            index[category.id] = known.index[same[0].id]
+            index[category.id] = things[name]
     return FileClasses(path, listed, known.vocabulary, index, reasons)
 
 
@@ -127,66 +116,38 @@ def _category(item: Any, things: bool) -> Category:
         return Vocabulary.from_json({"categories": [item]}, "categories").categories[0]
     except (DataError, VocabularyError) as error:
         shown = item.get("name", item.get("id")) if isinstance(item, Mapping) else item
-        colon = "" if isinstance(error, DataError) else ":"
         raise DataError(
-            f"category {shortened(shown)}{colon} {error}; see data/README.md for the fields of a category"
+            f"category {shortened(shown)} {error}; see data/README.md for the fields of a category"
         ) from error
 
 
-def _choose(
-    data: Any, listed: Sequence[Category], path: Path, choice: str, name: str
-) -> tuple[Vocabulary, tuple[str, ...]]:
-    """The vocabulary, and notes for the user."""
+def _choose(listed: Sequence[Category], choice: str, name: str) -> Vocabulary:
     if choice not in ("auto", "annotation"):
         chosen = load_vocabulary(choice)
-        if reason := _find_disagreement(chosen, listed):
-            hint = "use --vocabulary annotation for the file's own categories"
-            raise DataError(f"{path}: {reason}; {hint}")
-        return chosen, ()
+        if unknown := _find_unknown(chosen, listed):
+            kind = "thing" if unknown.isthing else "stuff"
+            raise DataError(
+                f"category {unknown.id} is {kind} '{unknown.name}', which vocabulary '{chosen.name}' lacks "
+                f"or has with another id; use --vocabulary annotation for the file's own categories"
+            )
+        return chosen
     official = load_vocabulary("coco_panoptic")
     things = Vocabulary("coco_things", tuple(c for c in official.categories if c.isthing))
     for known in (official, things) if choice == "auto" else ():
-        if len(known) == len(listed) and not _find_disagreement(known, listed):
-            return known, ()
-    return _own_vocabulary(data, listed, name)
-
-
-def _own_vocabulary(data: Any, listed: Sequence[Category], name: str) -> tuple[Vocabulary, tuple[str, ...]]:
-    """The file's own classes; a supercategory is prepended to duplicate names."""
-    times = Counter(normalise_name(category.name) for category in listed)
-    named = tuple(
-        _add_supercategory(category, item.get("supercategory"))
-        if times[normalise_name(category.name)] > 1
-        else category
-        for item, category in zip(data["categories"], listed, strict=True)
-    )
-    renamed = [new.name for old, new in zip(listed, named, strict=True) if old != new]
-    note = f"the supercategory was prepended to duplicate category names: {', '.join(renamed)}"
+        if len(known) == len(listed) and not _find_unknown(known, listed):
+            return known
     try:
-        return Vocabulary(name, named), (note,) if renamed else ()
+        return Vocabulary(name, tuple(listed))
     except VocabularyError as error:
         raise VocabularyError(f"{error}: {_OWN_NAMES}") from error
 
 
-def _add_supercategory(category: Category, supercategory: Any) -> Category:
-    if not isinstance(supercategory, str) or not supercategory.strip():
-        return category
-    official = category.official or category.name
-    return replace(category, name=f"{supercategory.strip()} {category.name}", official=official)
-
-
-def _find_disagreement(vocabulary: Vocabulary, listed: Sequence[Category]) -> str | None:
-    """How a vocabulary disagrees with the categories of a file, if it does."""
+def _find_unknown(vocabulary: Vocabulary, listed: Sequence[Category]) -> Category | None:
+    """The first category that has no class of the same id, name (or synonym) and kind."""
     known = {category.id: category for category in vocabulary.categories}
     for category in listed:
         ours = known.get(category.id)
         names = {name.casefold() for name in (*ours.names, ours.official)} if ours else set()
         if ours is None or category.name.casefold() not in names or category.isthing != ours.isthing:
-            theirs = "has no such id" if ours is None else f"has {_describe(ours)}"
-            what = f"category {category.id} is {_describe(category)}"
-            return f"{what}, but vocabulary '{vocabulary.name}' {theirs}"
+            return category
     return None
-
-
-def _describe(category: Category) -> str:
-    return f"{'thing' if category.isthing else 'stuff'} '{category.official or category.name}'"

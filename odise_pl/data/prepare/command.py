@@ -27,7 +27,7 @@ app = typer.Typer(help="Pack a data set into shards.", no_args_is_help=True)
 _Root = Annotated[
     list[Path],
     typer.Option(
-        help="Folder with the data set, unpacked or in its archives (zip, tar, tar.gz), or an archive. "
+        help="Folder with the data set, unpacked or in zip archives, or a zip archive. "
         "Repeat the option to search several."
     ),
 ]
@@ -131,7 +131,6 @@ def captions(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes (default: one for each core, four for each GPU).")
     ] = None,
-    skip_bad: _SkipBad = False,
 ) -> None:
     """Copy a shard set and add a caption by BLIP to each sample."""
     from odise_pl.data.manifest import open_shard_set
@@ -140,7 +139,7 @@ def captions(
     from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 
     model = CaptionModel.find(weights, max_tokens, device)
-    _report(prepare_captions(shard_set, out, model, workers or model.workers, skip_bad), out)
+    _report(prepare_captions(shard_set, out, model, workers or model.workers), out)
 
 
 def _pack(source: Source, out: Path, workers: int | None, max_shard_mb: float, skip_bad: bool) -> None:

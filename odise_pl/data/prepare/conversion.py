@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from odise_pl.data.images import open_image, open_stored, pack_image, resize_image, to_rgb
 from odise_pl.data.label_maps import decode_values, encode_ids, encode_semantic, resize_ids, unique_ids
-from odise_pl.data.prepare.files import SourceFile
 from odise_pl.data.prepare.panoptic import format_some
 from odise_pl.data.prepare.source import Members, Problem, SourceSample
 from odise_pl.data.records import PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.data.segments import describe_segments
 
 Ids = NDArray[np.int32]
+Decode = Callable[[bytes], Ids]
 VOID = -1  # in class maps
 _UNKNOWN = -2
-_T = TypeVar("_T")
 _JPEG_QUALITY = 95
 _INSTANCE = 256  # the id of a thing is its class + 1 + 256 * number of the instance
-
-
-class FileFault(DataError):
-    """A fault of one file of a sample."""
-
-    def __init__(self, file: SourceFile, cause: str) -> None:
-        super().__init__(cause)
-        self.file = file
-
-
-@contextmanager
-def blame_file(file: SourceFile) -> Iterator[None]:
-    """Turn a DataError into a :class:`FileFault`."""
-    try:
-        yield
-    except DataError as error:
-        raise FileFault(file, str(error)) from error
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of the pixels of a sample.
-
-    Attributes:
-        classes: int32 [H, W], class index or ``VOID``.
-        instances: int32 [H, W], ``class + 1 + 256 * number`` of the object of a pixel, 0 for none; None if
-            the data set has no objects.
-    """
-
-    classes: Ids
-    instances: Ids | None = None
 
 
 @dataclass(frozen=True)
@@ -64,44 +29,52 @@ class Conversion:
     """How to convert the samples of a data set; can be pickled.
 
     Attributes:
-        read: reads the label files; raises :class:`FileFault`.
         isthing: one flag per class.
+        classes: decodes the first label file to class indices or ``VOID``, int32 [H, W].
+        objects: decodes the second label file to ``class + 1 + 256 * number`` of the object of a pixel, 0 for
+            none, int32 [H, W]; None if the data set has no objects.
         short_side: images are scaled down to this shorter side; None keeps their size.
     """
 
-    read: Callable[[SourceSample], Labels]
     isthing: tuple[bool, ...]
+    classes: Decode
+    objects: Decode | None = None
     short_side: int | None = None
 
+    @property
+    def _decoders(self) -> tuple[Decode, ...]:
+        return (self.classes,) if self.objects is None else (self.classes, self.objects)
+
     def check(self, sample: SourceSample) -> list[Problem]:
-        """Read the files of a sample; returns the first fault of each file."""
-        faults: list[FileFault] = []
-        image, labels = _attempt(_open, sample, faults), _attempt(self.read, sample, faults)
-        if image is not None and labels is not None and labels.classes.shape != (image.height, image.width):
-            size = f"{labels.classes.shape[1]}x{labels.classes.shape[0]}"
-            cause = f"has {size} pixels, its image {image.width}x{image.height}"
-            faults.append(FileFault(sample.labels[0], cause))
-        return [Problem(sample.name, fault.file.display_name, str(fault)) for fault in faults]
+        """Read the files of a sample; returns the first fault."""
+        file = sample.image
+        try:
+            image = open_stored(file.read())
+            for file, decode in zip(sample.labels, self._decoders, strict=True):
+                height, width = decode(file.read()).shape
+                if (width, height) != image.size:
+                    raise DataError(f"has {width}x{height} pixels, its image {image.width}x{image.height}")
+        except DataError as error:
+            return [Problem(sample.name, file.display_name, str(error))]
+        return []
 
     def pack(self, sample: SourceSample) -> tuple[Members, int]:
         """The members of a sample without problems, and its number of segments."""
-        labels = self._scaled(self.read(sample))
-        ids = panoptic_ids(labels, self.isthing)
+        pairs = zip(sample.labels, self._decoders, strict=True)
+        classes, *objects = (self._scaled(decode(file.read())) for file, decode in pairs)
+        ids = panoptic_ids(classes, objects[0], self.isthing) if objects else classes + 1
         categories = {value: _category(value, len(self.isthing)) for value in unique_ids(ids).tolist()}
         segments = describe_segments(ids, categories, self.isthing)
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
         suffix, image = self._image(sample)
         members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
-        if labels.instances is not None:  # objects may hide part of the semantic truth
-            members[SEMANTIC] = encode_semantic(labels.classes)
+        if objects:  # they may hide part of the semantic truth
+            members[SEMANTIC] = encode_semantic(classes)
         return members, len(segments)
 
-    def _scaled(self, labels: Labels) -> Labels:
-        size = self._size((labels.classes.shape[0], labels.classes.shape[1]))
-        if size == labels.classes.shape:
-            return labels
-        instances = None if labels.instances is None else resize_ids(labels.instances, size)
-        return Labels(resize_ids(labels.classes, size), instances)
+    def _scaled(self, ids: Ids) -> Ids:
+        size = self._size((ids.shape[0], ids.shape[1]))
+        return ids if size == ids.shape else resize_ids(ids, size)
 
     def _image(self, sample: SourceSample) -> tuple[str, bytes]:
         content = sample.image.read()
@@ -120,34 +93,26 @@ class Conversion:
         return height, width
 
 
-def _open(sample: SourceSample) -> Image.Image:
-    with blame_file(sample.image):
-        return open_stored(sample.image.read_checked())
-
-
-def _attempt(read: Callable[[SourceSample], _T], sample: SourceSample, faults: list[FileFault]) -> _T | None:
-    try:
-        return read(sample)
-    except FileFault as fault:
-        faults.append(fault)
-        return None
-
-
-def read_pixels(file: SourceFile, channels: int) -> Ids:
-    """Read the stored values of a label image.
+def decode_pixels(content: bytes, channels: int) -> Ids:
+    """Decode the stored values of a label image.
 
     Args:
-        file: the image.
+        content: the file.
         channels: 1 for int32 [H, W], else int32 [H, W, C] with at least this number of channels.
 
     Raises:
-        DataError: it cannot be read, or has another number of channels.
+        DataError: it cannot be decoded, or has another number of channels.
     """
-    values = decode_values(file.read_checked())
+    values = decode_values(content)
     found = 1 if values.ndim == 2 else values.shape[2]
     if found < channels or (channels == 1 and found > 1):
         raise DataError(f"has {found} channels, expected {channels}")
     return values
+
+
+def decode_classes(content: bytes, table: Ids) -> Ids:
+    """Decode a label image of one channel to class indices, see :func:`look_up`."""
+    return look_up(decode_pixels(content, 1), table)
 
 
 def class_table(index_of: Mapping[int, int], void: Iterable[int]) -> Ids:
@@ -178,17 +143,13 @@ def look_up(values: Ids, table: Ids) -> Ids:
     return table[values]
 
 
-def panoptic_ids(labels: Labels, isthing: Sequence[bool]) -> Ids:
-    """A panoptic map, int32 [H, W], 0 for void: stuff from the class map, covered by things.
+def panoptic_ids(classes: Ids, objects: Ids, isthing: Sequence[bool]) -> Ids:
+    """A panoptic map, int32 [H, W], 0 for void: stuff from the class map, covered by objects.
 
-    Without instances every class is stuff. The id of stuff is its class index plus 1. Pixels of a thing class
-    that no object covers are void.
+    The id of stuff is its class index plus 1. Pixels of a thing class that no object covers are void.
     """
-    ids = labels.classes + 1
-    if labels.instances is None:
-        return ids
     stuff = np.array([*(not thing for thing in isthing), False])  # the last entry is for VOID, -1
-    return np.where(labels.instances > 0, labels.instances, np.where(stuff[labels.classes], ids, 0))
+    return np.where(objects > 0, objects, np.where(stuff[classes], classes + 1, 0))
 
 
 def _category(value: int, classes: int) -> int:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from odise_pl.data.fields import plain_path
-from odise_pl.data.images import IMAGE_SUFFIXES
 from odise_pl.data.prepare.conversion import Conversion
-from odise_pl.data.prepare.files import SourceFile
+from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.prepare.source import Problem, Source, SourceSample, make_key
-from odise_pl.data.prepare.tree import Folder
 from odise_pl.data.records import DataError, prefix_errors
 from odise_pl.vocabulary import Vocabulary
 
-_JPEG = (".jpg", ".jpeg")
 _MAX_DIGITS = 18  # fit into 64 bits
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split of a data set with label files only.
+    """A split of a data set with label files only; its images are JPEG files.
 
     Attributes:
         dataset, split, vocabulary, measures: see :class:`Source`.
@@ -38,62 +34,49 @@ class Benchmark:
     split: str
     vocabulary: Vocabulary
     conversion: Conversion
-    images: Folder
-    labels: tuple[Folder, ...]
+    images: SourcePath
+    labels: tuple[SourcePath, ...]
     suffix: str
     measures: tuple[str, ...] = ("semantic",)
 
     def from_folder(self) -> Source:
-        """All images of the folder; where it holds label files too, a PNG is an image only if it has one.
+        """All images of the folder.
 
         Raises:
-            DataError: the folder has no image.
+            DataError: the folder has no image, or one whose name a shard cannot hold.
         """
-        names = self.images.names()
-        found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-        if self.images in self.labels:  # label files are PNGs, too
-            all_names = set(names)
-            found = [n for n in found if n.lower().endswith(_JPEG) or self._label(n) in all_names]
+        found = [name for name in self.images.names() if name.lower().endswith(".jpg")]
         if not found:
-            raise DataError(f"{self.images.path}: has no image")
-        usable, problems = [], list(self._labels_without_image({self._label(name) for name in found}))
-        for name in found:
-            try:
-                usable.append(plain_path(name))
-            except DataError as error:  # a shard cannot hold it
-                shown = self.images.file(name).display_name
-                problems.append(Problem(shown, shown, f"its name {error}"))
-        return self._source(self.images.file("").display_name, usable, problems)
+            raise DataError(f"{self.images.path}: has no JPEG image")
+        problems = self._labels_without_image({self._label(name) for name in found})
+        return self._source(self.images.path, f"{self.images.display_name}/", found, problems)
 
-    def from_list(self, listed: SourceFile) -> Source:
-        """The images that a text file lists, one name per line.
+    def from_list(self, listed: SourcePath) -> Source:
+        """The images that a text file lists, one name without suffix per line.
 
         Raises:
-            DataError: the list cannot be read or is empty.
+            DataError: the list cannot be read, is empty, or has a name that is no plain path.
         """
-        stems = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        if not stems:
+        found = [f"{line.split()[0]}.jpg" for line in listed.read_text().splitlines() if line.strip()]
+        if not found:
             raise DataError(f"{listed.path}: lists no images")
-        by_stem = defaultdict(list)
-        for name in self.images.names():
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                by_stem[_stem(name)].append(name)
-        with prefix_errors(f"{listed.path}: names an image that"):
-            found = [plain_path(name) for stem in stems for name in by_stem.get(stem, [f"{stem}.jpg"])]
-        return self._source(listed.display_name, found, ())
+        return self._source(listed.path, listed.display_name, found, ())
 
     def _label(self, name: str) -> str:
         return _stem(name) + self.suffix
 
     def _labels_without_image(self, expected: set[str]) -> Iterator[Problem]:
-        cause = f"has no image of this name in {self.images.file('').display_name}"
+        cause = f"has no image of this name in {self.images.display_name}"
         for folder in self.labels:
             for name in folder.names():
                 if name.endswith(self.suffix) and name not in expected:
                     yield Problem(folder.file(name).display_name, folder.file(name).display_name, cause)
 
-    def _source(self, annotations: str, found: Sequence[str], problems: Sequence[Problem]) -> Source:
-        stems = [_stem(name) for name in found]
+    def _source(
+        self, place: Path, annotations: str, found: Sequence[str], problems: Iterable[Problem]
+    ) -> Source:
+        with prefix_errors(f"{place}: an image name"):
+            stems = [_stem(plain_path(name)) for name in found]
         samples = [
             SourceSample(
                 key=make_key(PurePosixPath(name).name),
@@ -125,16 +108,14 @@ def _stem(name: str) -> str:
 
 
 def _check_unique(samples: Sequence[SourceSample]) -> None:
-    names = defaultdict(list)
+    names: dict[str, str] = {}
     for sample in samples:
-        names[sample.key].append(sample.name)
-    repeated = [some for some in names.values() if len(some) > 1]
-    if repeated:
-        more = f" (and {len(repeated) - 1} more such groups)" if len(repeated) > 1 else ""
-        raise DataError(
-            f"{' and '.join(repeated[0])} would have the same name in the shards{more}; image names must be "
-            f"unique without folder and suffix"
-        )
+        other = names.setdefault(sample.key, sample.name)
+        if other != sample.name:
+            raise DataError(
+                f"{other} and {sample.name} would have the same name in the shards; image names must be "
+                f"unique without folder and suffix"
+            )
 
 
 def image_ids(stems: Sequence[str]) -> list[int]:

@@ -31,7 +31,7 @@ from odise_pl.data.prepare.shards import (
     write_shards,
 )
 from odise_pl.data.prepare.source import Members, Problem, Source, SourceSample
-from odise_pl.data.records import DataError
+from odise_pl.data.records import DataError, prefix_errors
 from odise_pl.files import write_bytes
 
 PROBLEMS = "problems.json"
@@ -59,17 +59,19 @@ def prepare(
         DataError: there are problems (``problems.json`` lists them), or the folder has other files.
     """
     if (folder / FILE_NAME).exists():
-        expected = (_origin(source), source.vocabulary, max_shard_bytes)
+        expected = (source.origin, source.vocabulary, max_shard_bytes)
         return read_finished(folder, lambda m: (m.source, m.vocabulary, m.max_shard_bytes) == expected)
     with output_folder(folder):
         checked = _check(source, workers)
         found = (problem for one in checked for problem in one.problems)
-        problems = report_problems(_origin(source), [*source.problems, *found], folder, skip_bad)
+        problems = _report_problems(source.origin, [*source.problems, *found], folder, skip_bad)
         good = [pair for pair in zip(source.samples, checked, strict=True) if not pair[1].problems]
         if not good:
-            why = f"; {folder / PROBLEMS} says why" if problems else ""
-            raise DataError(f"{source.annotations} of {source.split}: has no usable sample{why}")
-        fingerprint = (asdict(_origin(source)), source.vocabulary.to_json(), max_shard_bytes)
+            raise DataError(
+                f"{source.annotations} of {source.split}: has no usable sample; problems: {len(problems)}, "
+                f"listed in {folder / PROBLEMS}"
+            )
+        fingerprint = (asdict(source.origin), source.vocabulary.to_json(), max_shard_bytes)
         digests = [facts.digest for _, facts in good]
         plans = _plans(source, good, max_shard_bytes)
         shards = write_shards(plans, folder, (*fingerprint, digests), workers)
@@ -143,13 +145,11 @@ def _read(
     samples: Sequence[SourceSample], pack: Callable[[SourceSample], tuple[Members, int]]
 ) -> Iterator[Packed]:
     for sample in samples:
-        try:
+        with prefix_errors(f"{sample.name}: a file could be read before, but"):
             yield sample.key, pack(sample)[0]
-        except OSError as error:
-            raise DataError(f"{error.filename}: can no longer be read ({error.strerror})") from error
 
 
-def report_problems(
+def _report_problems(
     origin: Origin, found: Sequence[Problem], folder: Path, skip_bad: bool
 ) -> Sequence[Problem]:
     """Write the distinct problems, sorted, to ``problems.json`` and return them.
@@ -161,37 +161,26 @@ def report_problems(
     if not problems:
         path.unlink(missing_ok=True)
         return problems
+    entries = _count_entries(problems)
     data = {
         "format": FORMAT,
         "source": asdict(origin),
-        "left_out": count_entries(problems),
+        "left_out": entries,
         "problems": [asdict(problem) for problem in problems],
     }
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode(errors="backslashreplace"))
     if not skip_bad:
+        first = "; ".join(f"{problem.file}: {problem.cause}" for problem in problems[:_SHOWN])
         raise DataError(
-            f"{_summary(problems)}; {path} lists them all. No shard was written: fix them, or skip these "
-            f"entries with --skip-bad"
+            f"{len(problems)} problems, entries with problems: {entries} ({first}); {path} lists all. "
+            f"No shard was written: fix them, or skip these entries with --skip-bad"
         )
     return problems
 
 
-def count_entries(problems: Sequence[Problem]) -> int:
-    """Number of entries with problems."""
+def _count_entries(problems: Sequence[Problem]) -> int:
     return len({problem.sample for problem in problems})
-
-
-def _summary(problems: Sequence[Problem]) -> str:
-    first = "; ".join(f"{problem.file}: {problem.cause}" for problem in problems[:_SHOWN])
-    more = " ..." if len(problems) > _SHOWN else ""
-    count, entries = len(problems), count_entries(problems)
-    found = f"{count} problem{'s' * (count > 1)} in {entries} {'entries' if entries > 1 else 'entry'}"
-    return f"{found} ({first}{more})"
-
-
-def _origin(source: Source) -> Origin:
-    return Origin(source.dataset, source.split, source.annotations, source.sha256)
 
 
 def _manifest(
@@ -201,8 +190,8 @@ def _manifest(
         samples=len(good),
         segments=sum(facts.segments for _, facts in good),
         captions=sum(len(sample.captions) for sample, _ in good),
-        left_out=count_entries(problems),
+        left_out=_count_entries(problems),
         problems=len(problems),
     )
-    name, origin = f"{source.dataset}_{source.split}", _origin(source)
-    return Manifest(name, source.vocabulary, counts, shards, origin, max_shard_bytes, source.measures)
+    name = f"{source.dataset}_{source.split}"
+    return Manifest(name, source.vocabulary, counts, shards, source.origin, max_shard_bytes, source.measures)

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from pycocotools import mask as mask_api
 
 from odise_pl.data.images import exif_orientation, open_stored, pack_image
 from odise_pl.data.instances import encode_rle
 from odise_pl.data.label_maps import decode_ids, unique_ids
+from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.prepare.source import Members, Problem, SourceSample, to_json
-from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, DataError
+from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, DataError, prefix_errors
 
 _SHOWN = 5
+Check = tuple[SourcePath, Callable[[SourceSample], object]]  # a file, and a function that raises its fault
+
+
+def find_problems(sample: SourceSample, *checks: Check) -> list[Problem]:
+    """The faults that checks of a sample raise as DataError."""
+    problems = []
+    for file, check in checks:
+        try:
+            check(sample)
+        except DataError as error:
+            problems.append(Problem(sample.name, file.display_name, str(error)))
+    return problems
 
 
 def check_panoptic(sample: SourceSample) -> list[Problem]:
-    """Compare image, PNG and objects of a sample with its annotation; returns all problems."""
-    (panoptic,) = sample.labels
-    faults = [(sample.image, cause) for cause in (*find_image_faults(sample), *encode_instances(sample)[1])]
-    faults += [(panoptic, cause) for cause in _find_panoptic_faults(sample)]
-    return [Problem(sample.name, file.display_name, cause) for file, cause in faults]
+    """Compare image, PNG and objects of a sample with its annotation; returns the first fault of each."""
+    image, (panoptic,) = sample.image, sample.labels
+    return find_problems(
+        sample, (image, check_image), (image, encode_instances), (panoptic, _check_panoptic_png)
+    )
 
 
 def pack_panoptic(sample: SourceSample) -> tuple[Members, int]:
     """The members of a sample, and its number of segments."""
     members = {**image_member(sample), PANOPTIC: sample.labels[0].read(), RECORD: sample.record()}
     if sample.instances is not None:
-        members[INSTANCES] = encode_instances(sample)[0]
+        members[INSTANCES] = encode_instances(sample)
     return members, len(sample.segments)
 
 
@@ -36,60 +49,43 @@ def image_member(sample: SourceSample) -> dict[str, bytes]:
     return dict([pack_image(sample.image.read())])
 
 
-def encode_instances(sample: SourceSample) -> tuple[bytes, list[str]]:
-    """The member with the valid objects of a sample, and the faults of the others."""
-    items, faults = [], []
+def encode_instances(sample: SourceSample) -> bytes:
+    """The member with the objects of a sample; DataError for the first object without a valid mask."""
+    items = []
     for instance in sample.instances or ():
-        try:
+        with prefix_errors(instance.where):
             code = encode_rle(instance.segmentation, sample.size)
             if not mask_api.area(code):
                 raise DataError("has no pixel inside the image")
-        except DataError as error:
-            faults.append(f"{instance.where} {error}")
-            continue
         mask = {"size": list(sample.size), "counts": code["counts"].decode()}
-        items.append(
-            {
-                "category": instance.category,
-                "iscrowd": instance.iscrowd,
-                "area": instance.area,
-                "segmentation": mask,
-            }
-        )
-    return to_json(items), faults
+        fields = {"category": instance.category, "iscrowd": instance.iscrowd, "area": instance.area}
+        items.append({**fields, "segmentation": mask})
+    return to_json(items)
 
 
-def find_image_faults(sample: SourceSample) -> Iterator[str]:
-    """Faults of the image file of a sample with an annotated size."""
-    try:
-        image = open_stored(sample.image.read_checked())
-    except DataError as error:
-        yield str(error)
-        return
+def check_image(sample: SourceSample) -> None:
+    """Raise DataError if the image file cannot be used or has another size than annotated."""
+    image = open_stored(sample.image.read())
     turned = exif_orientation(image)
     hint = f" (its EXIF orientation {turned} is not applied: annotations refer to the stored pixels)"
-    if (image.height, image.width) != sample.size:
-        yield _wrong_size("the image", (image.height, image.width), sample.size) + hint * (turned != 1)
+    _check_size("the image", (image.height, image.width), sample, hint if turned != 1 else "")
 
 
-def _find_panoptic_faults(sample: SourceSample) -> Iterator[str]:
-    try:
-        ids = decode_ids(sample.labels[0].read_checked())
-    except DataError as error:
-        yield str(error)
-        return
-    if ids.shape != sample.size:
-        yield _wrong_size("the PNG", (ids.shape[0], ids.shape[1]), sample.size)
+def _check_panoptic_png(sample: SourceSample) -> None:
+    ids = decode_ids(sample.labels[0].read())
+    _check_size("the PNG", (ids.shape[0], ids.shape[1]), sample)
     painted = set(unique_ids(ids).tolist()) - {0}
     listed = {segment.id for segment in sample.segments}
     if painted - listed:
-        yield f"has pixels of ids that segments_info lacks: {format_some(painted - listed)}"
+        raise DataError(f"has pixels of ids that segments_info lacks: {format_some(painted - listed)}")
     if listed - painted:
-        yield f"has no pixel of ids that segments_info lists: {format_some(listed - painted)}"
+        raise DataError(f"has no pixel of ids that segments_info lists: {format_some(listed - painted)}")
 
 
-def _wrong_size(what: str, actual: tuple[int, int], annotated: tuple[int, int]) -> str:
-    return f"{what} has {actual[1]}x{actual[0]} pixels, the annotation says {annotated[1]}x{annotated[0]}"
+def _check_size(what: str, size: tuple[int, int], sample: SourceSample, hint: str = "") -> None:
+    if size != sample.size:
+        height, width = sample.size
+        raise DataError(f"{what} has {size[1]}x{size[0]} pixels, the annotation says {width}x{height}{hint}")
 
 
 def format_some(values: set[int]) -> str:

@@ -13,27 +13,19 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from odise_pl.data.prepare.conversion import (
-    Conversion,
-    Ids,
-    Labels,
-    blame_file,
-    class_table,
-    look_up,
-    read_pixels,
-)
+from odise_pl.data.prepare.conversion import Conversion, Ids, class_table, decode_classes, look_up
 from odise_pl.data.prepare.listing import Benchmark
-from odise_pl.data.prepare.source import Source, SourceSample
+from odise_pl.data.prepare.source import Source
 from odise_pl.data.prepare.tree import Tree
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
 
 _CONTEXT = (
-    "download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010 and "
+    "download and unpack VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010 and "
     "trainval.tar.gz from https://cs.stanford.edu/~roozbeh/pascal-context, see data/README.md"
 )
 _VOC = (
-    "download VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, "
+    "download and unpack VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, "
     "see data/README.md"
 )
 # Label values of the 59 classes among the 459, in the order of the packaged vocabulary.
@@ -54,26 +46,23 @@ def read_context(root: Path | Sequence[Path], split: str = "val", classes: int =
     vocabulary = load_vocabulary(f"pascal_context_{classes}")
     values = CONTEXT_59 if classes == 59 else [category.id for category in vocabulary.categories]
     table = class_table({value: index for index, value in enumerate(values)}, range(460))
-    conversion = Conversion(partial(_read_label_map, classes=table), vocabulary.isthing)
-    listed = tree.need_file(f"VOC2010/ImageSets/Main/{split}.txt", archive)
-    images = tree.need_folder("VOC2010/JPEGImages", archive)
-    labels = tree.need_folder("trainval", "trainval.tar.gz")
+    conversion = Conversion(vocabulary.isthing, partial(_decode_label_map, table=table))
+    listed = tree.need(f"VOC2010/ImageSets/Main/{split}.txt", archive)
+    images = tree.need("VOC2010/JPEGImages", archive)
+    labels = tree.need("trainval", "trainval.tar.gz")
     return Benchmark(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").from_list(
         listed
     )
 
 
-def _read_label_map(sample: SourceSample, classes: Ids) -> Labels:
-    (file,) = sample.labels
-    with blame_file(file):
-        content = file.read_checked()
-        try:
-            values = loadmat(io.BytesIO(content))["LabelMap"]
-        except Exception as error:  # a damaged file makes the reader raise almost anything
-            raise DataError(f"is not a MATLAB file with a LabelMap ({error})") from error
-        if values.ndim != 2:
-            raise DataError(f"has a LabelMap of {values.ndim} dimensions, expected 2")
-        return Labels(look_up(values.astype(np.int32), classes))
+def _decode_label_map(content: bytes, table: Ids) -> Ids:
+    try:
+        values = loadmat(io.BytesIO(content))["LabelMap"]
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise DataError(f"is not a MATLAB file with a LabelMap ({error})") from error
+    if values.ndim != 2:
+        raise DataError(f"has a LabelMap of {values.ndim} dimensions, expected 2")
+    return look_up(values.astype(np.int32), table)
 
 
 def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
@@ -85,14 +74,8 @@ def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
     tree, archive = Tree(root, _VOC), "VOCtrainval_11-May-2012.tar"
     vocabulary = load_vocabulary("pascal_voc_21")
     table = class_table({category.id: index for index, category in enumerate(vocabulary.categories)}, [255])
-    conversion = Conversion(partial(_read_class_image, classes=table), vocabulary.isthing)
-    listed = tree.need_file(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
-    images = tree.need_folder("VOC2012/JPEGImages", archive)
-    labels = tree.need_folder("VOC2012/SegmentationClass", archive)
+    conversion = Conversion(vocabulary.isthing, partial(decode_classes, table=table))
+    listed = tree.need(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
+    images = tree.need("VOC2012/JPEGImages", archive)
+    labels = tree.need("VOC2012/SegmentationClass", archive)
     return Benchmark("pas21", split, vocabulary, conversion, images, (labels,), ".png").from_list(listed)
-
-
-def _read_class_image(sample: SourceSample, classes: Ids) -> Labels:
-    (file,) = sample.labels
-    with blame_file(file):
-        return Labels(look_up(read_pixels(file, 1), classes))

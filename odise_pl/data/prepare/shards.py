@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -68,28 +68,21 @@ def output_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         DataError: another run has locked it, or it has other tar files.
+        OSError: it cannot be created.
     """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; --out must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / _LOCK
     try:
         with FileLock(lock, timeout=0):
             try:
-                _reject_foreign_shards(folder)
+                foreign = [] if (folder / _FINGERPRINT).exists() else sorted(folder.glob("*.tar"))
+                if foreign:
+                    raise DataError(f"{foreign[0]} is of another data set; use an empty folder for --out")
                 yield
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
         raise DataError(f"another run is writing to {folder}; wait until it has finished") from error
-
-
-def _reject_foreign_shards(folder: Path) -> None:
-    foreign = [] if (folder / _FINGERPRINT).exists() else sorted(folder.glob("*.tar"))
-    if foreign:
-        raise DataError(
-            f"{folder} has {foreign[0].name}, which this command did not write; use an empty folder for --out"
-        )
 
 
 def write_shards(
@@ -124,17 +117,16 @@ def _write_shard(plan: ShardPlan, folder: Path) -> Shard:
     path = folder / plan.name
     if not path.exists():
         complete = folder / _WORK / plan.name
-        with atomic_write(complete) as file, _open_tar(file) as tar:
+        with (
+            atomic_write(complete) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar,
+        ):
             for key, members in plan.read():
                 _add(tar, key, members)
         complete.rename(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Shard(plan.name, plan.samples, path.stat().st_size, digest)
-
-
-def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")
 
 
 def _add(tar: tarfile.TarFile, key: str, members: Members) -> None:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from odise_pl.data.prepare.files import SourceFile
+from odise_pl.data.manifest import Origin
+from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.records import SegmentRecord
 from odise_pl.vocabulary import MEASURES, Vocabulary
 
@@ -53,8 +54,8 @@ class SourceSample:
 
     key: str
     name: str
-    image: SourceFile
-    labels: tuple[SourceFile, ...]
+    image: SourcePath
+    labels: tuple[SourcePath, ...]
     image_id: int
     size: tuple[int, int] = (0, 0)
     segments: tuple[SegmentRecord, ...] = ()
@@ -108,7 +109,7 @@ class Source:
         problems: faults in the annotation file.
         notes: for the user.
         check: opens the files of a sample and returns all problems.
-        pack: returns the members of a sample without problems, and its number of segments; may raise OSError.
+        pack: returns the members of a sample without problems, and its number of segments.
         measures: which of ``MEASURES`` the annotations are complete for.
     """
 
@@ -123,6 +124,11 @@ class Source:
     check: Callable[[SourceSample], list[Problem]]
     pack: Callable[[SourceSample], tuple[Members, int]]
     measures: tuple[str, ...] = MEASURES
+
+    @property
+    def origin(self) -> Origin:
+        """Format, split and annotation file, for the manifest."""
+        return Origin(self.dataset, self.split, self.annotations, self.sha256)
 
 
 def make_key(file_name: str) -> str:

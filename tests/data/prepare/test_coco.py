@@ -67,10 +67,6 @@ def of_image(**fields: object) -> Damage:
     return lambda coco: change(coco.annotation["images"][1], fields)
 
 
-def of_annotation(**fields: object) -> Damage:
-    return lambda coco: change(coco.annotation["annotations"][1], fields)
-
-
 def of_segment(**fields: object) -> Damage:
     return lambda coco: change(segments(coco)[0], fields)
 
@@ -84,14 +80,12 @@ def change(entry: dict[str, object], fields: dict[str, object]) -> None:
 MAPS = "annotations/panoptic_train2017"
 IMAGE_FILE, PNG_FILE = f"train2017/{IMAGE}", f"{MAPS}/{PNG}"
 JSON_FILE, CAPTIONS = "annotations/panoptic_train2017.json", "annotations/captions_train2017.json"
-INFINITE, NAN = float("inf"), float("nan")
+NAN = float("nan")
 # Damage, file and cause of the problem, and number of usable samples of four.
 PROBLEM_CAUSES: list[tuple[Damage, str, str, int]] = [
     (lambda coco: (coco.images / IMAGE).unlink(), IMAGE_FILE, "is missing", 3),
-    (lambda coco: (coco.pngs / PNG).unlink(), PNG_FILE, "is missing", 3),
     (lambda coco: cut(coco.images / IMAGE), IMAGE_FILE, "cannot be decoded (image file is truncated", 3),
     (lambda coco: cut(coco.pngs / PNG), PNG_FILE, "cannot be decoded (", 3),
-    (lambda coco: (coco.images / IMAGE).write_bytes(b""), IMAGE_FILE, "the file is empty", 3),
     (animated, IMAGE_FILE, "WEBP file of several pictures", 3),
     (turned_by_exif, IMAGE_FILE, "EXIF orientation 6 is not applied", 3),
     (lambda coco: Image.new("L", (9, 9)).save(coco.pngs / PNG), PNG_FILE, "PNG of mode L", 3),
@@ -100,28 +94,20 @@ PROBLEM_CAUSES: list[tuple[Damage, str, str, int]] = [
     (lambda coco: segments(coco).append({**segments(coco)[0], "id": 12345}), PNG_FILE, "lists: 12345", 3),
     (of_image(height=7), IMAGE_FILE, "the annotation says", 3),
     (of_image(id=1), JSON_FILE, "has the id 1 of another image", 2),
-    (of_image(file_name="000000000001.jpg"), JSON_FILE, "the file_name 000000000001.jpg of another", 2),
     (same_key, JSON_FILE, "gives the key of another image", 2),
     (of_image(width=...), JSON_FILE, "images[1] has no width", 3),
-    (of_image(file_name=""), JSON_FILE, "images[1] has an empty file_name", 3),
     (of_image(file_name="../secret.jpg"), JSON_FILE, "not a path below its folder: '../secret.jpg'", 3),
-    (of_image(file_name="\ud800.jpg"), JSON_FILE, "images[1] has file_name", 3),
     (of_image(id=-1), JSON_FILE, "images[1] has id -1", 3),
-    (of_image(id="2"), JSON_FILE, "images[1] has id '2', expected a whole number", 3),
-    (lambda coco: coco.annotation["images"].pop(1), JSON_FILE, "has image_id 2, which images lacks", 3),
-    (lambda coco: coco.annotation["images"].pop(1), IMAGE_FILE, "no entry of images", 3),
-    (lambda coco: annotations(coco).pop(1), JSON_FILE, "no annotation has image_id 2", 3),
+    (lambda coco: coco.annotation["images"].pop(1), JSON_FILE, "have image_id 2, which images lacks", 3),
+    (lambda coco: annotations(coco).pop(1), JSON_FILE, "no annotations have image_id 2", 3),
     (lambda coco: annotations(coco).append(annotations(coco)[1]), JSON_FILE, "2 annotations have", 3),
     (lambda coco: unlisted(coco.images), "train2017/extra.png", "no entry of images in panoptic_", 4),
     (lambda coco: unlisted(coco.pngs), f"{MAPS}/extra.png", "no entry of annotations", 4),
-    (of_annotation(file_name=f"../{PNG}"), JSON_FILE, "annotations[1] has a file_name that", 3),
-    (of_annotation(segments_info=...), JSON_FILE, "annotations[1] has no segments_info", 3),
-    (of_segment(category_id=55), JSON_FILE, "[0] has category_id 55, which categories lacks", 3),
+    (lambda coco: annotations(coco)[1].pop("segments_info"), JSON_FILE, "[1] has no segments_info", 3),
     (lambda coco: segments(coco)[0].update(id=segments(coco)[1]["id"]), JSON_FILE, "duplicate ids", 3),
-    (of_segment(area=INFINITE), JSON_FILE, "segments_info[0] has area inf", 3),
+    (of_segment(category_id=55), JSON_FILE, "[0] has category_id 55, which categories lacks", 3),
     (of_segment(bbox=[1, 2, NAN, 4]), JSON_FILE, "segments_info[0] has bbox", 3),
     (of_segment(id=0), JSON_FILE, "segments_info[0] has id 0", 3),
-    (lambda coco: segments(coco).insert(0, [1, 2]), JSON_FILE, "segments_info[0] is [1, 2]", 3),
     (lambda coco: coco.captions["annotations"][3].pop("caption"), CAPTIONS, "[3] has no caption", 4),
 ]
 
@@ -135,22 +121,19 @@ def test_problems_are_listed(tmp_path: Path, damage: Damage, file: str, cause: s
     coco = make_coco(tmp_path / "coco", 4)
     damage(coco)
     coco.save()
-    with pytest.raises(DataError, match=PROBLEMS):
-        pack(coco.root, tmp_path / "out")
+    assert pack(coco.root, tmp_path / "out", skip_bad=True).counts.samples == usable
     problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())["problems"]
     assert [p for p in problems if p["file"] == file and cause in p["cause"]], problems
-    assert pack(coco.root, tmp_path / "out", skip_bad=True).counts.samples == usable
 
 
-def test_all_faults_of_a_sample_are_listed(tmp_path: Path) -> None:
+def test_faults_of_all_files_of_a_sample_are_listed(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 2)
-    first, second, _ = annotations(coco)[0]["segments_info"]
-    first["category_id"], second["bbox"] = 55, None
+    annotations(coco)[0]["segments_info"][0]["category_id"] = 55
     del coco.annotation["images"][0]["height"]
     cut(coco.images / IMAGE)
     (coco.pngs / PNG).unlink()
     coco.save()
-    with pytest.raises(DataError, match="5 problems in 2 entries"):
+    with pytest.raises(DataError, match="4 problems, entries with problems: 2"):
         pack(coco.root, tmp_path / "out")
     problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())
     assert problems["left_out"] == 2
@@ -160,7 +143,6 @@ def test_all_faults_of_a_sample_are_listed(tmp_path: Path) -> None:
     ("path", "archive"),
     [
         ("", "--root"),
-        ("train2017", "train2017.zip"),
         ("annotations/panoptic_train2017.json", "panoptic_annotations_trainval2017.zip"),
         ("annotations/panoptic_train2017", "panoptic_train2017.zip"),
     ],
@@ -178,7 +160,6 @@ def test_missing_part_is_named_with_its_archive(tmp_path: Path, path: str, archi
     [
         ('{"images": [', "is not JSON"),
         ("[]", "expected an object"),
-        ('{"categories": {}}', "has categories {}, expected a list"),
         (json.dumps({"categories": CATEGORIES, "annotations": []}), "no images"),
         (json.dumps({"categories": CATEGORIES, "images": []}), "no annotations"),
         (json.dumps({"categories": [], "images": [], "annotations": []}), "no classes"),
@@ -203,7 +184,7 @@ def test_captions_are_optional(tmp_path: Path) -> None:
     ]
     coco.save()
     source = read_coco(coco.root, "train2017")
-    assert [note.split(" captions")[0] for note in source.notes] == ["1", "1"]
+    assert [note.split(" captions")[0] for note in source.notes] == ["2"]
     assert source.samples[0].captions == ("caption 0 of image 1", "caption 1 of image 1")
     (coco.root / "annotations" / "captions_train2017.json").unlink()
     assert read_coco(coco.root, "train2017").samples[0].captions == ()
@@ -223,9 +204,9 @@ def test_void_image_with_dotted_name_in_subfolder(tmp_path: Path) -> None:
     pack(coco.root, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb"])
-def test_keys_are_plain_file_names(name: str) -> None:
-    assert make_key(name) == "a_b"
+def test_keys_are_plain_file_names() -> None:
+    names = ("a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb")
+    assert {make_key(name) for name in names} == {"a_b"}
 
 
 # Categories
@@ -253,7 +234,7 @@ def test_packaged_vocabulary_is_chosen_for_its_categories(tmp_path: Path) -> Non
 
 def test_named_vocabulary_must_agree(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
-    with pytest.raises(DataError, match=r"category 1 is thing 'square', but .* has thing 'person'"):
+    with pytest.raises(DataError, match=r"category 1 is thing 'square', which .*'coco_panoptic' lacks"):
         read_coco(coco.root, "train2017", "coco_panoptic")
     with pytest.raises(DataError, match="no vocabulary 'nonsense'"):
         read_coco(coco.root, "train2017", "nonsense")
@@ -263,7 +244,7 @@ def test_named_vocabulary_must_agree(tmp_path: Path) -> None:
     source = read_coco(coco.root, "train2017", str(path))
     assert [segment.category for segment in source.samples[0].segments] == [1, 2, 3]
     path.write_text(json.dumps({"categories": mine[:3]}))
-    with pytest.raises(DataError, match=r"category 90 is stuff 'ground'.* has no such id"):
+    with pytest.raises(DataError, match=r"category 90 is stuff 'ground'.* lacks"):
         read_coco(coco.root, "train2017", str(path))
 
 
@@ -274,11 +255,10 @@ def categories(*changes: dict[str, object]) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        *(({"isthing": value}, "category 'ground' has .*isthing") for value in (..., 2, "1")),
+        *(({"isthing": value}, "category 'ground' has .*isthing") for value in (..., 2)),
         ({"id": 7}, "2 categories have the id 7"),
         ({"id": True}, "has id True"),
         ({"name": " "}, "empty name"),
-        ({"id": -7}, "'ground' has id -7, "),
     ],
 )
 def test_invalid_category_is_named(tmp_path: Path, fields: dict[str, object], message: str) -> None:
@@ -290,20 +270,11 @@ def test_invalid_category_is_named(tmp_path: Path, fields: dict[str, object], me
         read_coco(coco.root, "train2017")
 
 
-def test_duplicate_category_names_are_qualified(tmp_path: Path) -> None:
+def test_duplicate_category_names_need_a_vocabulary(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
-    furniture, toy = (
-        {"name": name, "supercategory": above} for name, above in (("other", "furniture"), ("Other", "toy"))
-    )
-    coco.annotation["categories"] = categories(furniture, toy, {})
+    coco.annotation["categories"] = categories({"name": "other"}, {"name": "Other"}, {})
     coco.save()
-    source = read_coco(coco.root, "train2017")
-    assert "furniture other, toy Other" in source.notes[0]
-    assert source.vocabulary.names == ("furniture other", "toy Other", "ground")
-    assert [category.official for category in source.vocabulary.categories] == ["other", "Other", ""]
-    coco.annotation["categories"] = categories({"name": "other"}, {"name": "other"}, {})
-    coco.save()
-    with pytest.raises(DataError, match=r"'other'.*--vocabulary FILE\.json"):
+    with pytest.raises(DataError, match=r"'other'.*'Other'.*--vocabulary FILE\.json"):
         read_coco(coco.root, "train2017")
     named = categories({"name": "box", "official": "other"}, {"name": "ball", "official": "other"}, {})
     (tmp_path / "names.json").write_text(json.dumps({"categories": named}))
@@ -314,12 +285,11 @@ def test_duplicate_category_names_are_qualified(tmp_path: Path) -> None:
 # Files
 
 
-@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
-def test_byte_order_marks_are_read(tmp_path: Path, mark: str) -> None:
+def test_byte_order_marks_are_read(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     before = read_coco(coco.root, "train2017")
     for path in (coco.root / "annotations").glob("*.json"):
-        path.write_text(path.read_text(), encoding=mark)
+        path.write_text(path.read_text(), encoding="utf-8-sig")
     assert read_coco(coco.root, "train2017").samples == before.samples
 
 
@@ -342,25 +312,19 @@ def test_other_image_formats_are_packed(tmp_path: Path) -> None:
             assert sample.members["png"] == (coco.images / f"{sample.key}.png").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["数据", "a b", "x*y", "50%", "a#b", "{0..2}", "a::b"])
-@pytest.mark.parametrize("relative", [False, True])
-def test_unusual_folder_and_split_names(
-    tmp_path: Path, name: str, relative: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["数据 a#b", "x*y 50%", "{0..2}", "a::b"])
+def test_unusual_folder_and_split_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     coco = make_coco(tmp_path / name / "coco", 1, split=name)
-    if relative:
-        monkeypatch.chdir(tmp_path)
-    above = Path() if relative else tmp_path
-    pack(above / name / "coco", above / name, name)
-    shards = open_shard_set(above / name)
+    monkeypatch.chdir(tmp_path)
+    pack(Path(name) / "coco", Path(name), name)
+    shards = open_shard_set(Path(name))
     assert shards.manifest.source.split == name
     (sample,) = read_shard(shards.urls[0], [0])
     assert isinstance(sample, RawSample)
     assert sample.members["jpg"] == (coco.images / "000000000001.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("split", ["", "../train2017", "/tmp", "a\0b"])
+@pytest.mark.parametrize("split", ["", "../train2017", "a\0b"])
 def test_split_outside_root_is_rejected(tmp_path: Path, split: str) -> None:
-    make_coco(tmp_path / "coco", 1)
     with pytest.raises(DataError, match=r"--split.* not a path below its folder"):
-        read_coco(tmp_path / "coco", split)
+        read_coco(tmp_path, split)

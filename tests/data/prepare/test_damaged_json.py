@@ -96,7 +96,7 @@ def check(read: Read, out: Path, skip_bad: bool) -> None:
     mini.samples(out)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
 @given(data=st.data())
 def test_changed_annotation_file_is_packed_or_named(
     sets: dict[str, tuple[Path, Read]], data: st.DataObject

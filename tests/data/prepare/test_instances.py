@@ -11,7 +11,7 @@ import mini_benchmarks as mini
 import numpy as np
 import pytest
 from mini_benchmarks import samples
-from mini_coco import CATEGORIES, MiniCoco, make_coco, pack
+from mini_coco import MiniCoco, make_coco, pack
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -70,9 +70,8 @@ def test_image_and_annotation_paths_are_options(tmp_path: Path) -> None:
     source = read_coco_instances(tmp_path / "root", "mine", "auto", "train", "train/_annotations.coco.json")
     prepare(source, tmp_path / "out")
     np.testing.assert_array_equal(np.asarray(samples(tmp_path / "out")[2].image), pixels)
-    for option in ("images", "annotations"):
-        with pytest.raises(DataError, match=f"^--{option} is not a path below its folder: '../a'"):
-            read_coco_instances(tmp_path / "root", "train", **{option: "../a"})
+    with pytest.raises(DataError, match="--annotations is not a path below its folder"):
+        read_coco_instances(tmp_path / "root", "train", annotations="../a")
 
 
 TRIANGLE = [2, 2, 9, 2, 9, 9]
@@ -81,16 +80,12 @@ TRIANGLE = [2, 2, 9, 2, 9, 9]
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"segmentation": [[1, 2]]}, "annotations[4] of instances_val2017.json has a polygon of 2 numbers"),
-        ({"segmentation": [TRIANGLE, [2, 2, 9, 2]]}, "has a polygon of 4 numbers"),
+        ({"segmentation": [TRIANGLE, [2, 2, 9, 2]]}, "of instances_val2017.json has a polygon of 4 numbers"),
         ({"segmentation": [[2, 2, 9, 2, 9, float("nan")]]}, "has a polygon [2, 2, 9, 2, 9, nan]"),
-        ({"segmentation": [[[2, 2], [9, 2], [9, 9]]]}, "has a polygon [[2, 2]"),
         ({"segmentation": {"size": [52, 44], "counts": [5, 5]}}, "2288 pixels"),
         ({"segmentation": {"size": [3, 4], "counts": [12]}}, "of size [3, 4]"),
-        ({"segmentation": {"size": [52, 44], "counts": [2288]}}, "has no pixel"),
         ({"segmentation": [[200, 200, 300, 200, 300, 300]]}, "has no pixel"),
         ({"segmentation": []}, "has segmentation []"),
-        ({"bbox": [1, 2, 3, "4"]}, "has bbox [1, 2, 3, '4']"),
         ({"area": -1}, "has area -1"),
         ({"image_id": 99}, "which images lacks"),
         ({"category_id": 4}, "category_id 4"),
@@ -101,20 +96,15 @@ TRIANGLE = [2, 2, 9, 2, 9, 9]
 def test_problems_of_objects_are_listed(change: dict[str, object], cause: str, tmp_path: Path) -> None:
     mini.coco_instances(tmp_path / "root")
     rewrite(tmp_path / "root", annotations=lambda some: [*some[:4], some[4] | change, *some[5:]])
-    with pytest.raises(DataError, match="1 problem in 1 entry"):
-        pack_instances(tmp_path / "root", tmp_path / "out")
+    pack_instances(tmp_path / "root", tmp_path / "out", skip_bad=True)
     (problem,) = json.loads((tmp_path / "out" / PROBLEMS).read_text())["problems"]
     assert cause in problem["cause"]
-    pack_instances(tmp_path / "root", tmp_path / "out", skip_bad=True)
 
 
-@pytest.mark.parametrize("isthing", [0, 2, None])
+@pytest.mark.parametrize("isthing", [0, 2])
 def test_categories_must_be_things(isthing: object, tmp_path: Path) -> None:
     mini.coco_instances(tmp_path / "root")
-    for value in (1, True, isthing):
-        path = rewrite(tmp_path / "root", categories=lambda c, value=value: [c[0], c[1] | {"isthing": value}])
-        if value is not isthing:
-            read_coco_instances(tmp_path / "root", "val2017")
+    path = rewrite(tmp_path / "root", categories=lambda c: [c[0], c[1] | {"isthing": isthing}])
     with pytest.raises(DataError, match=rf"{path}.*toothbrush.*isthing"):
         read_coco_instances(tmp_path / "root", "val2017")
 
@@ -156,34 +146,13 @@ def test_categories_are_matched_by_name(tmp_path: Path) -> None:
     assert {i: o.labels.tolist() for i, o in objects.items() if o} == {1: [0], 2: []}
 
 
-def test_categories_with_duplicate_names_are_matched_by_id(tmp_path: Path) -> None:
-    coco = make_coco(tmp_path / "coco", 1)
-    furniture, toy = ({"name": "other", "supercategory": above} for above in ("furniture", "toy"))
-    coco.annotation["categories"] = [CATEGORIES[0] | furniture, {"id": 41, "isthing": 1} | toy, CATEGORIES[2]]
-    coco.annotation["annotations"][0]["segments_info"][1]["category_id"] = 41
-    coco.save()
-    beside(coco, "instances", [{"id": 41, "name": "other"}])
-    (sample,) = read_coco(coco.root, "train2017").samples
-    assert [one.category for one in sample.instances or ()] == [1]
-    path = beside(coco, "instances", [{"id": 42, "name": "other"}])
-    path.write_text(path.read_text().replace('"category_id": 41', '"category_id": 42'))
-    (problem,) = read_coco(coco.root, "train2017").problems
-    assert "'other', which panoptic_train2017.json has several times" in problem.cause
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("zebra", "category_id 41, 'zebra', which panoptic_train2017.json has no"),
-        ("ground", "category_id 41, 'ground', which panoptic_train2017.json has as stuff"),
-    ],
-)
-def test_objects_without_thing_class_are_problems(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize("name", ["zebra", "ground"])
+def test_objects_without_thing_class_are_problems(tmp_path: Path, name: str) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     beside(coco, "instances", [{"id": 41, "name": name}])
     (problem,) = read_coco(coco.root, "train2017").problems
     assert problem.file == "annotations/instances_train2017.json"
-    assert message in problem.cause
+    assert f"category_id 41, '{name}', which is no thing of panoptic_train2017.json" in problem.cause
 
 
 OTHER_IMAGE = {"id": 1, "file_name": "000000000002.jpg", "height": 9, "width": 9}
@@ -195,7 +164,6 @@ OTHER_IMAGE = {"id": 1, "file_name": "000000000002.jpg", "height": 9, "width": 9
         ("instances", {"categories": None}, "categories"),
         ("instances", {"categories": [*DISC, {"id": 41, "name": "square"}]}, "2 categories have the id 41"),
         ("instances", {"categories": [*DISC, {"id": 42, "name": "disc "}]}, "two categories have the name"),
-        ("instances", {"categories": [{"id": "41", "name": "disc"}]}, "category 'disc' has id '41'"),
         ("instances", {"images": None}, "images"),
         ("instances", {"images": [OTHER_IMAGE]}, r"images\[0\] has id 1 .*000000000001\.jpg"),
         ("captions", {"images": [OTHER_IMAGE]}, r"images\[0\] has id 1 .*000000000001\.jpg"),
@@ -212,7 +180,7 @@ def test_unusable_optional_file(tmp_path: Path, name: str, content: dict[str, An
     ("images", "cause"),
     [
         ([], "no entry of images has id 2 (000000000002.jpg)"),
-        ([{"id": 2}], "images[0] has no height"),
+        ([{"id": 2}], "images[0] has no file_name"),
         (
             [{"id": 2, "file_name": "000000000002.jpg", "height": 128, "width": 192}],
             "images[0] has height and width [128, 192]",
@@ -237,23 +205,16 @@ def test_objects_of_other_images_are_counted(tmp_path: Path) -> None:
     assert note.startswith("1 objects")
 
 
-def test_optional_files_in_other_roots(tmp_path: Path) -> None:
+def test_optional_files_in_other_roots_and_archives(tmp_path: Path) -> None:
     coco = make_coco(tmp_path / "coco", 1)
     path = beside(coco, "instances", DISC)
     (tmp_path / "more" / "annotations").mkdir(parents=True)
     moved = path.rename(tmp_path / "more" / "annotations" / path.name)
     (sample,) = read_coco([coco.root, tmp_path / "more"], "train2017").samples
     assert len(sample.instances or ()) == 1
-    archive = coco.root / "annotations_trainval2017.zip"
-    with zipfile.ZipFile(archive, "w") as file:
+    with zipfile.ZipFile(coco.root / "annotations_trainval2017.zip", "w") as file:
         file.write(moved, f"annotations/{path.name}")
     assert read_coco(coco.root, "train2017").samples == (sample,)
-    archive.unlink()
-    (coco.root / "other" / "annotations").mkdir(parents=True)
-    moved.rename(coco.root / "other" / "annotations" / path.name)
-    source = read_coco(coco.root, "train2017")
-    assert source.samples[0].instances is None
-    assert any("annotations/instances_train2017.json" in note for note in source.notes)
 
 
 # Objects in a shard
@@ -264,23 +225,12 @@ OBJECT = {"category": 0, "iscrowd": 0, "area": 1, "segmentation": [[0, 0, 2, 0, 
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("[" * 100_000, "JSON"),
         ("{}", "list"),
         ("[3]", "3"),
         ('[{"category": 0}]', "iscrowd"),
-        *(
-            (json.dumps([OBJECT | {field: value}]), field)
-            for field, values in {
-                "category": (2**70, "0", True, 0.5),
-                "iscrowd": (2, None),
-                "area": (-1, float("nan"), "1"),
-                "segmentation": (None, []),
-            }.items()
-            for value in values
-        ),
+        (json.dumps([OBJECT | {"area": -1}]), "area"),
         (json.dumps([OBJECT | {"segmentation": {"size": [1, 1], "counts": "1"}}]), "size"),
     ],
-    ids=lambda value: value[:40],
 )
 def test_damaged_objects_are_rejected(content: str, named: str) -> None:
     with pytest.raises(DataError, match=named):
