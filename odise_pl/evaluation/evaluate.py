@@ -23,10 +23,10 @@ from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
 from odise_pl.runs.record import (
     evaluation_folder,
+    extract_ablation_settings,
     in_sweep,
     is_finished,
     mark_finished,
-    settings_of,
     write_settings,
 )
 from odise_pl.runs.resume import checkpoint_path
@@ -62,7 +62,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         fractions by set and metric; empty if a sweep skips this evaluation because it is finished.
     """
     from odise_pl.checkpoints.io import load_weights
-    from odise_pl.checkpoints.reading import describe
+    from odise_pl.checkpoints.reading import describe, digest_weights
     from odise_pl.evaluation.predictors import NetworkPredictor
     from odise_pl.evaluation.run import Benchmark, Output, evaluate_all
     from odise_pl.runs.published import BENCHMARKS
@@ -78,7 +78,12 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         "classifier": network.model["classifier"]["mode"],
     }
     description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
-    subject = {"network": description, **_sides(network), "weights": described.digest, "step": described.step}
+    subject = {
+        "network": description,
+        **_sides(network),
+        "weights": digest_weights(path),
+        "step": described.step,
+    }
     settings = _settings(config, **subject)
     folder = evaluation_folder(Path(config.run_dir), _folder_words(config, about), settings)
     if in_sweep() and is_finished(folder, settings):
@@ -102,7 +107,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     output = Output(folder, _digest(settings), about, published, kept, config.save_every)
     scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        mark_finished(folder, settings_of(network.model), scores)
+        mark_finished(folder, extract_ablation_settings(network.model), scores)
     return scores
 
 
