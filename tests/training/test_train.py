@@ -19,7 +19,7 @@ def run(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("run")
     fit = ["data.limit_samples=4", "data.epoch_length=400", "trainer.max_steps=100", "validate_every=90"]
-    fit += ["criterion.num_points=1024"]
+    fit += ["criterion.num_points=1024", "data.batch_size=2", "global_batch=2", "optimizer.reference_batch=2"]
     train(composed("train", folder, [*SMALL, *fit, f"data.train={scene_shards}", f"data.val={scene_shards}"]))
     return folder
 
