@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +41,7 @@ def not_a_number(batch: Batch) -> Batch:
     return replace(batch, images=batch.images * float("nan"))
 
 
-def sleep(batch: Batch) -> Batch:
-    time.sleep(60)
-    return batch
-
-
-FAULTS = {"die": die, "die_first": die_first, "fail": fail, "nan": not_a_number, "sleep": sleep}
+FAULTS = {"die": die, "die_first": die_first, "fail": fail, "nan": not_a_number}
 
 if __name__ == "__main__":
     OdiseModule.training_step = faulty  # type: ignore[method-assign]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,28 +15,23 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from trained import ROOT, SMALL
 
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.runs.conf import compose_config
 from odise_pl.structures import Batch
 from odise_pl.training.module import OdiseModule
 
-ROOT = Path(__file__).parents[1]
 OPTIONS = [
-    "experiment=laptop",
+    *SMALL,
     "data.num_workers=1",
+    "data.augment=lsj",
     "data.image_size=64",
-    "data.eval_short_side=64",
     "data.eval_long_side=64",
     "data.limit_samples=7",
-    "backbone.input_size=64",
     "model.head.channels=32",
     "model.head.mask_channels=32",
     "model.head.embed_dim=32",
-    "model.head.queries=12",
-    "criterion.num_points=256",
-    "trainer.enable_progress_bar=false",
-    "~callbacks.progress",
     "trainer.log_every_n_steps=1",
     "callbacks.checkpoint.every_n_train_steps=1",
     "callbacks.pictures.count=1",
@@ -128,30 +122,6 @@ def step_of(folder: Path) -> int:
     """Of the newest checkpoint; 0 without."""
     link = folder / "checkpoints" / "last.ckpt"
     return int(link.readlink().stem.removeprefix("step_")) if link.is_symlink() else 0
-
-
-def kill_at_random(folder: Path, arguments: list[str], random: random.Random) -> int | None:
-    """SIGKILL a run with all its processes, half of the times anywhere, else while it trains.
-
-    After five new steps at most, so that a fast machine does not finish before.
-
-    Returns the step of its last checkpoint then, or None if it was finished before.
-    """
-    before = step_of(folder)
-    furthest = before + random.randint(1, 5)
-    with started(folder, arguments) as process:
-        moment = time.monotonic() + random.uniform(0, 20)
-        if random.random() < 0.5:
-            while process.poll() is None and step_of(folder) == before:
-                time.sleep(0.005)
-            moment = time.monotonic() + random.uniform(0, 2)
-        while process.poll() is None and time.monotonic() < moment and step_of(folder) < furthest:
-            time.sleep(0.005)
-        if process.poll() is not None:
-            assert process.returncode == 0, (folder / "output.txt").read_text()
-            return None
-        os.killpg(process.pid, signal.SIGKILL)
-    return step_of(folder)
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:

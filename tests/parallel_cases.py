@@ -1,9 +1,8 @@
-"""Short runs whose strategies must agree; as a program, one rank of them: ``parallel_cases.py OUT``."""
+"""Short runs whose strategies must agree."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import tiny_models
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from ranks import torchrun
 from torch import Tensor
 
 from odise_pl.distributed.sharding import ShardedStrategy, keep_in_step
@@ -31,7 +31,6 @@ WORDS = (DOG, (), BALL, DOG)
 LABELLED = ((True, True, False, True), (True, True, False, False), (False,) * 4)
 # Steps, height of the images, and settings of the network.
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "label": (2, 64, {}),
     "caption": (3, 64, {}),
     # The second rank's images are twice as high and have twice as many windows, which run one by one and
     # again in the backward pass; gradients of two batches are accumulated; each rank has its own sentences.
@@ -160,14 +159,11 @@ def predict(model: OdiseModule, rank: int, height: int) -> list[Tensor]:
     return [result for p in predictions for result in (p.semantic, p.instances.scores)]
 
 
-def main(out: Path) -> None:
-    """One rank of two."""
-    rank = int(os.environ["RANK"])
+def run_rank(rank: int, port: int, out: Path) -> None:
+    """One rank of two, started as torchrun does."""
+    os.environ |= torchrun(0, rank, 1, 2) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
     for name, strategy in (("ddp", DDPStrategy), ("fsdp", ShardedStrategy)):
         for case in CASES:
             found = fit(case, rank, 2, strategy=strategy(), devices=2)
             torch.save(found, out / f"{name} {case} {rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

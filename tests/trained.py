@@ -20,8 +20,6 @@ SMALL = [
     "criterion.num_points=256",
     "trainer.enable_progress_bar=false",
     "~callbacks.progress",
-    "~callbacks.report",
-    "~callbacks.pictures",
 ]
 
 
@@ -34,5 +32,6 @@ def train_a_little(shards: Path, folder: Path, steps: int = 4) -> Path:
     from odise_pl.training.run import train
 
     fit = [f"trainer.max_steps={steps}", "validate_every=100", f"data.train={shards}"]
+    fit += ["~callbacks.report", "~callbacks.pictures"]
     train(composed("train", folder, [*SMALL, *fit]))
     return folder / "checkpoints" / "last.ckpt"

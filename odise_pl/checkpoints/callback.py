@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from odise_pl.checkpoints.files import LAST, saved_checkpoints
 from odise_pl.checkpoints.position import translate
 from odise_pl.distributed.shutdown import Preempted, StopRequest
-from odise_pl.errors import UserError
+from odise_pl.errors import UserError, check_number
 from odise_pl.files import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
-            _link(Path(path))
+            link = Path(path).with_name(f".{LAST}")
+            link.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system without links: the newest file is the last
+                link.symlink_to(Path(path).name)
+                link.replace(link.with_name(LAST))
             for old in saved_checkpoints(Path(path).parent)[self.keep :]:
                 old.unlink()
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
@@ -72,6 +77,8 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 500, keep: int = 2) -> None:
+        check_number("callbacks.checkpoint.every_n_train_steps", every_n_train_steps, 1)
+        check_number("callbacks.checkpoint.keep", keep, 1)
         super().__init__(
             dirpath,
             "step_{step}",
@@ -81,7 +88,7 @@ class Checkpoints(ModelCheckpoint):
             train_time_interval=timedelta(0),  # at every call of the hook
         )
         self.folder, self.every = Path(dirpath), every_n_train_steps
-        self._io, self._stop = AtomicCheckpointIO(max(keep, 1)), StopRequest()
+        self._io, self._stop = AtomicCheckpointIO(keep), StopRequest()
         self._step = self._saved = self._tried = self._validated = 0
         self._validates = False
         self._position: dict[str, Any] = {}
@@ -226,13 +233,3 @@ def _validate(trainer: lightning.Trainer) -> None:
     loop.restarting = False  # else it would continue the validation before
     loop.run()
     trainer.training = True
-
-
-def _link(path: Path) -> None:
-    last, link = path.with_name(LAST), path.with_name(f".{LAST}")
-    link.unlink(missing_ok=True)
-    try:
-        link.symlink_to(path.name)
-        link.replace(last)
-    except OSError:  # a file system without links: the newest file is the last
-        last.unlink(missing_ok=True)

@@ -7,24 +7,16 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Convert checkpoints from and to the official format.", no_args_is_help=True)
-Source = Annotated[Path, typer.Argument(help="the checkpoint to read")]
-Target = Annotated[Path, typer.Argument(help="the file to write")]
+app = typer.Typer(help="Convert checkpoints to the official format.", no_args_is_help=True)
 
 
 @app.command("export")
-def export_checkpoint(source: Source, target: Target) -> None:
+def export_checkpoint(
+    source: Annotated[Path, typer.Argument(help="the checkpoint to read")],
+    target: Annotated[Path, typer.Argument(help="the file to write")],
+) -> None:
     """Convert a checkpoint of this project to the official format."""
     from odise_pl.checkpoints.io import export_official
 
     export_official(source, target)
-    print(f"written: {target}")
-
-
-@app.command("import")
-def import_checkpoint(source: Source, target: Target) -> None:
-    """Convert an official checkpoint to this project's format."""
-    from odise_pl.checkpoints.io import import_official
-
-    import_official(source, target)
     print(f"written: {target}")

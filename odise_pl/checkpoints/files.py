@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 LAST = "last.ckpt"
@@ -25,9 +24,3 @@ def last_checkpoint(run_dir: str | Path) -> Path | None:
     if last.exists():
         return last.parent / last.readlink() if last.is_symlink() else last
     return next(iter(saved_checkpoints(folder)), None)
-
-
-def as_option(path: Path) -> str:
-    """``ckpt=PATH``, quoted for the shell and Hydra."""
-    plain = str(path)
-    return f"ckpt={plain}" if shlex.quote(plain) == plain and "=" not in plain else f"\"ckpt='{plain}'\""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from odise_pl.checkpoints.files import as_option, saved_checkpoints
+from odise_pl.checkpoints.files import saved_checkpoints
 from odise_pl.checkpoints.io import PREFIX, recognise
 from odise_pl.checkpoints.official_names import supervision_of, to_ours
 from odise_pl.models.weights import WeightsError, read_checkpoint
@@ -29,14 +29,12 @@ class CheckpointDescription:
             with weights only, such as the official release's.
         vocabulary: training classes.
         step: training step.
-        batch_size: images per device and forward pass.
         supervision: ``label`` or ``caption``, from the names of the weights.
     """
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
     step: int | None
-    batch_size: int | None
     supervision: str
 
 
@@ -60,42 +58,39 @@ def _describe(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointDesc
 
 
 def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
-    weights: Mapping[str, Tensor] = checkpoint.get("state_dict") or checkpoint["model"]
     step = checkpoint.get("global_step", checkpoint.get("iteration"))
-    batch_size = (checkpoint.get("PanopticDataModule") or {}).get("batch_size")
-    for name, value in (("step", step), ("batch_size", batch_size)):
-        if value is not None and type(value) is not int:
-            raise TypeError(f"{name} {value!a:.80} is not a whole number")
+    if step is not None and type(step) is not int:
+        raise TypeError(f"step {step!a:.80} is not a whole number")
+    weights: Mapping[str, Tensor] = checkpoint.get("state_dict") or checkpoint["model"]
+    supervision = supervision_of(to_ours(name) or name.removeprefix(PREFIX) for name in weights)
     kept = checkpoint.get("odise")
-    vocabulary = (
-        None if kept is None else Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-    )
-    record = None if kept is None else dict(kept["record"]) or None
-    names = [to_ours(name) or name.removeprefix(PREFIX) for name in weights]
-    return CheckpointDescription(record, vocabulary, step, batch_size, supervision_of(names))
+    if kept is None:
+        return CheckpointDescription(None, None, step, supervision)
+    vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
+    return CheckpointDescription(dict(kept["record"]) or None, vocabulary, step, supervision)
 
 
-def describe_resumable(path: Path) -> CheckpointDescription:
-    """Read the metadata of a checkpoint that training resumes from.
+def check_resumable(path: Path) -> int:
+    """The step of a checkpoint that training resumes from.
 
     Raises:
         WeightsError: it is damaged, has no training state, or is not of this project; the message names an
             earlier intact checkpoint of the run, if there is one.
     """
     try:
-        return _describe_intact(path)
+        return _check_intact(path)
     except WeightsError as error:
         raise WeightsError(f"{error}{_suggest_earlier(path)}") from error
 
 
-def _describe_intact(path: Path) -> CheckpointDescription:
+def _check_intact(path: Path) -> int:
     if path.is_file():
         _verify_checksums(path)
     checkpoint = read_checkpoint(path)
-    description = _describe(checkpoint, path)
-    if any(name not in checkpoint for name in _NEEDED):
+    step = _describe(checkpoint, path).step
+    if step is None or any(name not in checkpoint for name in _NEEDED):
         raise WeightsError(f"{path} has weights but no training state: start a new run with init_from={path}")
-    return description
+    return step
 
 
 def _verify_checksums(path: Path) -> None:
@@ -115,8 +110,8 @@ def _suggest_earlier(path: Path) -> str:
     for other in saved_checkpoints(path.parent):
         if other.resolve() != path.resolve():
             try:
-                step = _describe_intact(other).step
+                step = _check_intact(other)
             except WeightsError:
                 continue
-            return f"; the checkpoint of step {step} is intact, resume from it with {as_option(other)}"
+            return f"; {other} of step {step} is intact: delete {path.name} to resume from it"
     return ""

@@ -38,7 +38,7 @@ class PanopticDataModule(LightningDataModule):
     Args:
         train: shard set to train on.
         val: shard set to evaluate on, or several by name.
-        batch_size: images per forward pass on each device; "auto": set later, when the model is known.
+        batch_size: images per forward pass on each device; "auto": set before training.
         eval_batch_size: images per evaluation step. Images of different sizes share one padded canvas and its
             windows, which changes the results.
         num_workers: loader processes per device.

@@ -1,7 +1,7 @@
 """Several devices: everything that knows how the network is distributed over them.
 
 The network is 1.3 billion frozen weights and 28 million trained ones. The frozen image networks are sharded
-by PyTorch's ``fully_shard``, block by block, over the devices of a node (or over all): no device holds more
+by PyTorch's ``fully_shard``, block by block, over the devices of a node: no device holds more
 than its part and the block that runs. The trained parts and the text encoders, which are small and rarely
 run, are whole on every device; gradients are averaged by ``DistributedDataParallel``.
 
@@ -51,24 +51,20 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class ShardedStrategy(DDPStrategy):
-    """DDP whose frozen image networks are sharded; checkpoints are the same as those of one device.
+    """DDP whose frozen image networks are sharded over the devices of a node.
 
-    Args:
-        across_nodes: shard over all devices instead of those of a node, whose connections are faster.
-        options: see Lightning's ``DDPStrategy``.
+    Checkpoints are the same as those of one device; ``options`` are those of Lightning's ``DDPStrategy``.
     """
 
-    def __init__(self, across_nodes: bool = False, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         # else DDP regroups gradients into buckets after the first step, and a resumed run would sum them in
         # another order than an undisturbed one
         super().__init__(find_unused_parameters=True, **options)
-        self.across_nodes = across_nodes
 
     @cached_property
     def shards(self) -> DeviceMesh:
         """The devices that hold the frozen weights together."""
-        nodes, devices = self.num_nodes, self.num_processes
-        sizes = (1, nodes * devices) if self.across_nodes else (nodes, devices)
+        sizes = (self.num_nodes, self.num_processes)
         return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("nodes", "devices"))["devices"]
 
     def setup(self, trainer: lightning.Trainer) -> None:

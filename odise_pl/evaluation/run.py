@@ -20,7 +20,7 @@ from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
-from odise_pl.runs.record import evaluation_folder, in_sweep, is_finished, mark_finished, settings_of
+from odise_pl.runs.record import evaluation_folder, in_sweep, is_finished, mark_finished, extract_ablation_settings
 from odise_pl.runs.resume import checkpoint_path
 from odise_pl.runs.sweep import report_errors
 
@@ -91,7 +91,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     output = Output(folder, settings, about, published, kept)
     scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        mark_finished(folder, settings_of(network.model), scores)
+        mark_finished(folder, extract_ablation_settings(network.model), scores)
     return scores
 
 

@@ -6,15 +6,15 @@ The classes that take numbers check their ranges.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import Network, is_file_name
-from odise_pl.checkpoints.files import checkpoint_folder, last_checkpoint
 from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.errors import SettingError, UserError, check_number
@@ -24,41 +24,22 @@ from odise_pl.runs.resume import checkpoint_path
 from odise_pl.vocabulary import load_vocabulary
 
 
-def check_training(config: DictConfig, checkpoint: Path | None) -> None:
-    """Check the settings, that all files exist, and that no other run's checkpoints are overwritten.
-
-    Args:
-        config: composed.
-        checkpoint: to resume from, if any.
+def check_training(config: DictConfig) -> None:
+    """Check the settings of a training and that its files exist, independent of its run folder.
 
     Raises:
         SettingError: lists all problems, each with a way out.
     """
-    problems = training_problems(config)
-    if checkpoint is not None and not checkpoint.exists():
-        problems.append(f"ckpt={config.ckpt}: {checkpoint} does not exist; remove ckpt to start a new run")
-    folder = checkpoint_folder(config.run_dir)
-    if checkpoint is not None and checkpoint.resolve().parent != folder.resolve():
-        if last_checkpoint(config.run_dir) is not None:
-            problems.append(
-                f"run {config.run} already has checkpoints: add run=NAME to resume {checkpoint} in another"
-            )
-        if config.init_from is not None:
-            problems.append("init_from starts a new run, ckpt resumes one: give only one of them")
-    if config.init_from is not None and not Path(config.init_from).is_file():
-        problems.append(f"init_from={config.init_from} does not exist")
-    raise_problems(problems)
-
-
-def training_problems(config: DictConfig) -> list[str]:
-    """Invalid settings and missing files of a training configuration, independent of its run folder."""
-    return [
+    problems = [
         *_bad_settings(config),
         *_bad_vocabularies(config),
         *missing_weights(Network.of_config(config), config.paths),
         *_missing_shards(config, "train", "val"),
         *missing_captions(config, ("train", "val")),
     ]
+    if config.init_from is not None and not Path(config.init_from).is_file():
+        problems.append(f"init_from={config.init_from} does not exist")
+    raise_problems(problems)
 
 
 def check_evaluation(config: DictConfig) -> None:
@@ -68,10 +49,9 @@ def check_evaluation(config: DictConfig) -> None:
         SettingError: lists all problems, each with a way out.
     """
     problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
-    for option in ("run_dir", "save_predictions"):
-        place = config[option]
-        if place is not None and (problem := unwritable(Path(place))) is not None:
-            problems.append(f"{option}={place}: {problem}; choose another folder")
+    place = config.save_predictions
+    if place is not None and (problem := unwritable(Path(place))) is not None:
+        problems.append(f"save_predictions={place}: {problem}; choose another folder")
     if (config.ckpt is None) == (config.predictions is None):
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
@@ -111,15 +91,14 @@ def unwritable(folder: Path) -> str | None:
 
 def _bad_settings(config: DictConfig) -> Iterator[str]:
     """Settings that would fail only after minutes, or silently do something else."""
+    checks: list[Callable[[], object]] = [lambda: check_timesteps(config.backbone.timesteps)]
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
+        checks.append(partial(check_number, name, OmegaConf.select(config, name), least))
+    for check in checks:
         try:
-            check_number(name, OmegaConf.select(config, name), least)
+            check()
         except SettingError as error:
             yield str(error)
-    try:
-        check_timesteps(config.backbone.timesteps)
-    except SettingError as error:
-        yield str(error)
     for name in ("learnable_time", "on_the_fly"):  # any other value would count as true
         value = config.captioner.get(name, False)
         if not isinstance(value, bool):

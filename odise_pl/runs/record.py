@@ -36,6 +36,7 @@ _IGNORED_IN = {
         *("log_every_n_steps", "enable_progress_bar"),
     ),
     "data": ("num_workers", "timeout"),
+    "backbone": ("window_batch",),
 }
 
 
@@ -78,7 +79,7 @@ class FinishedRun:
     scores: Mapping[str, Mapping[str, float]]
 
 
-def settings_of(model: Mapping[str, Any]) -> RunSettings:
+def extract_ablation_settings(model: Mapping[str, Any]) -> RunSettings:
     """The ablation settings of a network, from the arguments that build it."""
     steps, captioner = model["backbone"]["timesteps"], model["captioner"]
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
@@ -104,10 +105,10 @@ def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolved(config: DictConfig, **more: Any) -> dict[str, Any]:
-    """A composed configuration as plain values, plus other settings of the run."""
+def resolve_settings(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return {name: value for name, value in plain.items() if name != "hydra"} | more
+    return {name: value for name, value in plain.items() if name != "hydra"}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -137,7 +138,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return plain
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Changed settings that affect the results, as ``KEY OLD -> NEW``."""
     old, new = dict(_flatten(_relevant(before))), dict(_flatten(_relevant(now)))
     pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in sorted({*old, *new})}
@@ -163,7 +164,7 @@ def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     if not (folder / FINISHED).exists():
         return False
     kept = read_settings(folder)
-    return kept is not None and not changes(kept, settings)
+    return kept is not None and not list_changes(kept, settings)
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -225,4 +226,4 @@ def evaluation_folder(run_dir: Path, words: Sequence[str], settings: Mapping[str
 
 def _is_of_another(folder: Path, settings: Mapping[str, Any]) -> bool:
     kept = read_settings(folder)
-    return (folder / FINISHED).exists() if kept is None else bool(changes(kept, settings))
+    return (folder / FINISHED).exists() if kept is None else bool(list_changes(kept, settings))

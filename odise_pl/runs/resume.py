@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from odise_pl.checkpoints.files import LAST, checkpoint_folder, last_checkpoint
 from odise_pl.errors import SettingError
-from odise_pl.runs.record import FINISHED, changes, in_sweep, read_settings
+from odise_pl.runs.record import FINISHED, in_sweep, list_changes, read_settings
 
 _log = logging.getLogger(__name__)
 _SHOWN = 6  # changed settings in a message
@@ -28,17 +28,19 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
         settings: the resolved settings of ``config``.
 
     Raises:
-        SettingError: the folder contains another run, or the optimizer settings of a resumed run differ.
+        SettingError: the folder contains another run, the checkpoint is missing, or the optimizer settings of
+            a resumed run differ.
     """
     folder = Path(config.run_dir)
     if (folder / FINISHED).exists() and (config.ckpt is None or in_sweep()):
-        found = changes(read_settings(folder) or {}, settings)
+        found = list_changes(read_settings(folder) or {}, settings)
         raise SettingError(
             f"{folder} contains a finished run with other settings ({_some(found)}); start another with "
             "run=NAME, or delete it"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)
+        _check_checkpoint(config, path)
         _check_optimizer(config, settings, path)
         return path
     last = last_checkpoint(folder)
@@ -55,9 +57,22 @@ def checkpoint_path(ckpt: str, run_dir: str | Path) -> Path:
     return last_checkpoint(run_dir) or checkpoint_folder(run_dir) / LAST
 
 
+def _check_checkpoint(config: DictConfig, path: Path) -> None:
+    """Refuse a checkpoint that is missing, and one of another run if this run has its own."""
+    if not path.exists():
+        raise SettingError(f"ckpt={config.ckpt}: {path} does not exist; remove ckpt to start a new run")
+    if path.resolve().parent != checkpoint_folder(config.run_dir).resolve():
+        if last_checkpoint(config.run_dir) is not None:
+            raise SettingError(
+                f"run {config.run} already has checkpoints: add run=NAME to resume {path} in another"
+            )
+        if config.init_from is not None:
+            raise SettingError("init_from starts a new run, ckpt resumes one: give only one of them")
+
+
 def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path) -> None:
     kept = read_settings(Path(config.run_dir))
-    found = [] if kept is None else changes(kept, settings)
+    found = [] if kept is None else list_changes(kept, settings)
     if found:
         raise SettingError(
             f"run {config.run} exists with other settings ({_some(found)}): add run=NAME to start "
@@ -67,7 +82,7 @@ def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path)
 
 def _check_optimizer(config: DictConfig, settings: Mapping[str, Any], path: Path) -> None:
     kept = read_settings(path.absolute().parent.parent)
-    found = [] if kept is None else [c for c in changes(kept, settings) if c.startswith(_OPTIMISATION)]
+    found = [] if kept is None else [c for c in list_changes(kept, settings) if c.startswith(_OPTIMISATION)]
     if found:
         raise SettingError(
             f"ckpt={config.ckpt}: a resumed run keeps its optimizer settings ({_some(found)}); restore these "

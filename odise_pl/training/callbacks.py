@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -152,11 +151,10 @@ class ResultReport(Callback):
 
     Args:
         folder: where ``SET/results.json`` and ``SET/results.md`` go.
-        about: what was evaluated, kept in the JSON beside the step.
     """
 
-    def __init__(self, folder: str, about: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.about = Path(folder), dict(about or {})
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -166,4 +164,4 @@ class ResultReport(Callback):
         console = Console()
         console.print(result_table(summaries).terminal(console.width))
         for summary in summaries:
-            write_summary(summary, self.folder / summary["data"], {"step": trainer.global_step, **self.about})
+            write_summary(summary, self.folder / summary["data"], {"step": trainer.global_step})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from odise_pl.errors import SettingError, check_number
 
+PUBLISHED_BATCH = 2  # on each of 32 devices
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 
@@ -86,6 +88,11 @@ def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Calla
         return float(ramp * settings.gamma ** sum(step >= drop for drop in drops))
 
     return factor
+
+
+def choose_batch_size(global_batch: int, devices: int) -> int:
+    """Images per forward pass on each device: two, as published, or one if they do not divide its share."""
+    return math.gcd(PUBLISHED_BATCH, global_batch // devices)
 
 
 def accumulation_steps(global_batch: int, batch_size: int, devices: int) -> int:

@@ -15,7 +15,13 @@ from odise_pl.distributed.launch import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
-from odise_pl.runs.record import is_finished, mark_finished, resolved, settings_of, write_settings
+from odise_pl.runs.record import (
+    extract_ablation_settings,
+    is_finished,
+    mark_finished,
+    resolve_settings,
+    write_settings,
+)
 from odise_pl.runs.resume import resolve_resume
 from odise_pl.runs.sweep import report_errors
 
@@ -32,10 +38,12 @@ _log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Train; a finished run is skipped."""
     watch_first_process()
-    with report_errors(), sole_run(config.run_dir):
-        if is_finished(Path(config.run_dir), resolved(config)):
+    with report_errors():
+        if is_finished(Path(config.run_dir), resolve_settings(config)):
             _log.info("%s is finished: skipped", config.run_dir)
-        else:
+            return
+        check_training(config)
+        with sole_run(config.run_dir):
             train(config)
 
 
@@ -51,25 +59,22 @@ def train(config: DictConfig) -> dict[str, float]:
     Raises:
         UserError: something is missing or does not fit together.
     """
-    settings = resolved(config)
+    settings = resolve_settings(config)
     checkpoint = resolve_resume(config, settings)
-    check_training(config, checkpoint)
     quiet_libraries()
 
-    from odise_pl.checkpoints.reading import describe_resumable
-    from odise_pl.training.batch_size import fit_to_device
+    from odise_pl.checkpoints.reading import check_resumable
     from odise_pl.training.faults import explain_faults
-    from odise_pl.training.optimization import accumulation_steps
+    from odise_pl.training.optimization import accumulation_steps, choose_batch_size
 
-    resumed = None if checkpoint is None else describe_resumable(checkpoint)
+    step = None if checkpoint is None else check_resumable(checkpoint)
     network = Network.of_config(config)
-    trainer = _trainer(config, None if resumed is None else resumed.step)
+    trainer = _trainer(config, step)
     data: PanopticDataModule = instantiate(config.data)
     module = _module(config, network, data, resume=checkpoint is not None)
-    before, windows = None if resumed is None else resumed.batch_size, config.backbone.window_batch
-    sizes = fit_to_device(module, trainer, config.data.image_size, config.data.batch_size, windows, before)
-    data.batch_size, module.model.backbone.window_batch = sizes.batch, sizes.windows
-    steps = accumulation_steps(config.global_batch, sizes.batch, trainer.world_size)
+    if config.data.batch_size == "auto":
+        data.batch_size = choose_batch_size(config.global_batch, trainer.world_size)
+    steps = accumulation_steps(config.global_batch, data.batch_size, trainer.world_size)
     trainer.accumulate_grad_batches = steps
     trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
     if trainer.is_global_zero:
@@ -82,7 +87,7 @@ def train(config: DictConfig) -> dict[str, float]:
             trainer.validate(module, data, verbose=False)  # the last step's results are the run's results
     if trainer.is_global_zero:
         scores = {name: result.scalars() for name, result in module.results.items()}
-        mark_finished(Path(config.run_dir), settings_of(network.model), scores)
+        mark_finished(Path(config.run_dir), extract_ablation_settings(network.model), scores)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

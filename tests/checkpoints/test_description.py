@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ Change = Callable[[dict[str, Any]], object]
 PATHS = {"weights": "weights", "toyworld": "toyworld"}
 
 
+@cache
+def network(*overrides: str) -> Network:
+    return Network.of_config(compose_config("train", ["run=x", "run_dir=x", *overrides]))
+
+
 def record(*overrides: str) -> dict[str, Any]:
-    config = compose_config("train", ["run=x", "run_dir=x", *overrides])
-    return copy.deepcopy(Network.of_config(config).record())
+    return copy.deepcopy(network(*overrides).record())
 
 
 def targets(values: Any) -> set[str]:
@@ -47,24 +52,21 @@ def test_allowed_targets_are_those_of_conf() -> None:
     assert found == TARGETS
 
 
-def test_description_is_resolved_except_paths() -> None:
-    kept = record("backbone=toy", "clip=toy", "fusion.seen_share=0.1", "backbone.timesteps=[100]")
+def test_description_is_resolved_and_changed_by_command_line() -> None:
+    kept = record("backbone=toy", "fusion.seen_share=0.1", "backbone.timesteps=[100]")
     assert kept["model"]["backbone"]["weights"] == "${paths.toyworld}/diffusion"
     assert kept["model"]["backbone"]["timesteps"] == [100]
     assert kept["model"]["classifier"]["seen_share"] == 0.1
-    resolved = read_record(kept, "c.ckpt").resolved({"toyworld": "there"})
-    assert resolved.backbone.weights == "there/diffusion"
-
-
-def test_command_line_settings_override_description() -> None:
-    changes = {"backbone.weights": "x.ckpt", "fusion.unseen_share": 0.5, "model.inference.top_k": 7}
-    network = read_record(record(), "c.ckpt").changed({**changes, "data.eval_long_side": 999, "seed": 3})
-    assert network.model["backbone"]["weights"] == "x.ckpt"
-    assert network.model["classifier"]["unseen_share"] == 0.5
-    assert network.model["inference"]["top_k"] == 7
-    assert network.sides == (1024, 999)
+    read = read_record(kept, "c.ckpt")
+    assert read.resolved({"toyworld": "there"}).backbone.weights == "there/diffusion"
     empty = {"_target_": "odise_pl.models.build.empty_captioner"}
-    assert network.changed({"captioner": empty}).model["captioner"] == empty
+    changes = {"backbone.weights": "x.ckpt", "fusion.unseen_share": 0.5, "model.inference.top_k": 7}
+    now = read.changed({**changes, "captioner": empty, "data.eval_long_side": 999, "seed": 3})
+    assert now.model["backbone"]["weights"] == "x.ckpt"
+    assert now.model["classifier"]["unseen_share"] == 0.5
+    assert now.model["inference"]["top_k"] == 7
+    assert now.model["captioner"] == empty
+    assert now.sides == (1024, 999)
 
 
 @pytest.fixture
@@ -95,7 +97,6 @@ for _ in range(5000):
 MKDIR = {"_target_": "os.mkdir", "path": "PROOF"}
 HOSTILE: list[tuple[tuple[str, ...], Any]] = [
     (("model", "_target_"), "os.mkdir"),
-    (("model", "head"), MKDIR),
     (("model", "head"), None),
     (("model", "head", "_target_"), "odise_pl.models.build.load_diffusion"),
     (("model", "backbone", "_target_"), ["os.mkdir"]),
@@ -103,17 +104,13 @@ HOSTILE: list[tuple[tuple[str, ...], Any]] = [
     (("model", "backbone", "more"), [[{"deep": MKDIR}]]),
     (("model", "backbone", "more"), NESTED),
     (("model", "backbone", "weights"), "${paths.weights}/${oc.env:HOME}"),
-    (("model", "backbone", "weights"), "${paths.nowhere}/x.ckpt"),
     (("model", "backbone", "weights"), "${oc.create:{_target_:os.mkdir}}"),
     (("model", "backbone", "weights"), "\x1b[2Jb.ckpt"),
     (("model", "backbone", "weights"), None),
     (("model", "backbone", "weights.x"), MKDIR),
-    (("model", "captioner", "_target_"), "builtins.eval"),
     (("model", "captioner", "_args_"), ["PROOF"]),
-    (("model", "classifier", "mask_prompt"), "${oc.env:HOME}"),
     (("model", "clip", "weights"), torch.ones(2)),
     (("model", "clip"), [MKDIR]),
-    (("model", "clip"), {}),
     (("sides",), [64, "${oc.env:HOME}"]),
     (("sides",), [64]),
 ]
@@ -128,11 +125,8 @@ def placed(value: Any, proof: Path) -> Any:
 
 
 @pytest.mark.parametrize(("path", "value"), HOSTILE, ids=lambda value: reprlib.repr(value))
-def test_hostile_descriptions_are_refused(
-    checkpoint: Path, tmp_path: Path, path: tuple[str, ...], value: Any
-) -> None:
-    kept = copy.deepcopy(describe(checkpoint).record)
-    assert kept is not None
+def test_hostile_descriptions_are_refused(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
+    kept = record("backbone=tiny", "clip=tiny")
     put(*path, value=placed(value, tmp_path / "proof"))(kept)
     with pytest.raises(UserError, match=r"odd\.ckpt") as error:
         read_record(kept, "odd.ckpt").build(PATHS)
@@ -169,7 +163,7 @@ def test_checkpoint_cannot_start_downloads(tmp_path: Path, part: str) -> None:
     odd = record("captioner=blip", "captioner.on_the_fly=true")
     for weights in ("someone/model", *(["random"] if part == "captioner" else [])):
         odd["model"][part]["weights"] = weights
-        with pytest.raises(SettingError, match=rf"c\.ckpt names {part}\.weights={weights}"):
+        with pytest.raises(SettingError, match=rf"c\.ckpt: .* {part}\.weights='{weights}'"):
             read_record(odd, "c.ckpt")
         read_record(odd, "c.ckpt", [f"{part}.weights"])
     odd["model"][part]["weights"] = str(tmp_path)
@@ -186,20 +180,19 @@ def test_missing_weights_show_download_command_of_conf() -> None:
     assert "curl" not in str(error.value)
 
 
-@pytest.mark.parametrize("step", ["../../x", 1.5, True, [1]], ids=str)
-def test_step_must_be_a_number(changed: Callable[[Change], Path], step: Any) -> None:
-    with pytest.raises(WeightsError, match=r"odd\.ckpt.*step"):
-        describe(changed(put("global_step", value=step)))
-
-
 @pytest.mark.parametrize(
-    "odise",
-    [[], {"record": {}}, {"vocabulary": {"name": "x", "categories": [{}]}, "record": {}}, {"vocabulary": 3}],
-    ids=str,
+    "edit",
+    [
+        put("global_step", value="../../x"),
+        put("global_step", value=True),
+        put("odise", value=[]),
+        put("odise", value={"record": {}}),
+        put("odise", "vocabulary", value={"name": "x", "categories": [{}]}),
+    ],
 )
-def test_damaged_description_is_named(changed: Callable[[Change], Path], odise: Any) -> None:
+def test_damaged_description_is_named(changed: Callable[[Change], Path], edit: Change) -> None:
     with pytest.raises(WeightsError, match=r"odd\.ckpt"):
-        describe(changed(put("odise", value=odise)))
+        describe(changed(edit))
 
 
 def test_setting_of_newer_version_is_named(changed: Callable[[Change], Path]) -> None:

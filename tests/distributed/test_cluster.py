@@ -9,24 +9,14 @@ import pytest
 import ranks
 import torch
 from interruptions import assert_same_end
-from trained import composed
+from trained import SMALL, composed
 
 from odise_pl.models.weights import read_checkpoint
 
 # four processes twice: minutes on two cores
 pytestmark = pytest.mark.slow
 
-
-SMALL = [
-    "experiment=laptop",
-    "data.num_workers=0",
-    "data.augment=none",
-    "data.eval_short_side=64",
-    "data.eval_long_side=64",
-    "data.eval_batch_size=3",  # three batches for four ranks: one has none
-    "backbone.input_size=64",
-    "model.head.queries=12",
-    "criterion.num_points=256",
+PLACES = [
     "trainer=fsdp",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
@@ -34,15 +24,16 @@ SMALL = [
     "trainer.devices=2",
     "trainer.enable_progress_bar=false",
 ]
+BATCHES = "data.eval_batch_size=3"  # three batches for four ranks: one has none
 
 
 def train(shards: Path, folder: Path, *more: str) -> None:
     """Two epochs on two machines of two devices, as torchrun starts them."""
     seen = [f"+callbacks.seen={{_target_: ranks.Seen, folder: '{folder}'}}"]
     run = ["data.batch_size=1", "global_batch=4", "trainer.max_steps=4", "validate_every=4"]
-    logged = ["callbacks.checkpoint.every_n_train_steps=2", "~callbacks.progress"]
+    logged = ["callbacks.checkpoint.every_n_train_steps=2", BATCHES]
     data = [f"data.train={shards}", f"data.val={shards}", f"hydra.run.dir={folder}"]
-    ranks.run(ranks.torchrun, 2, 2, ["train.py", *SMALL, *run, *logged, *seen, *data, *more])
+    ranks.run(ranks.torchrun, 2, 2, ["train.py", *SMALL, *PLACES, *run, *logged, *seen, *data, *more])
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +68,8 @@ def test_evaluation_equals_that_of_one_device(cluster_run: Path, scene_shards: P
     from odise_pl.evaluation.run import evaluate
 
     common = [f"ckpt={cluster_run}/checkpoints/last.ckpt", "data=shards", f"data.val={scene_shards}"]
-    common += ["data.num_workers=0", "data.eval_batch_size=3"]
-    sharded = [name for name in SMALL if name.startswith("trainer")]
-    ranks.run(ranks.slurm, 2, 2, ["evaluate.py", *common, *sharded, f"hydra.run.dir={tmp_path}/four"])
+    common += ["data.num_workers=0", BATCHES]
+    ranks.run(ranks.slurm, 2, 2, ["evaluate.py", *common, *PLACES, f"hydra.run.dir={tmp_path}/four"])
     alone = [*common, "trainer=cpu", "trainer.enable_progress_bar=false"]
     evaluate(composed("evaluate", tmp_path / "one", alone), alone)
     four, one = (next((tmp_path / name).glob("evaluation/*/val/results.json")) for name in ("four", "one"))

@@ -16,7 +16,6 @@ from odise_pl.data.manifest import FILE_NAME, Captioning, open_shard_set
 from odise_pl.errors import SettingError, find_user_error, report_user_errors
 from odise_pl.runs.checks import check_evaluation, check_network, check_training, unwritable
 from odise_pl.runs.conf import compose_config
-from odise_pl.runs.resume import checkpoint_path
 
 
 @pytest.fixture
@@ -33,52 +32,41 @@ def config(tmp_path: Path, scene_shards: Path) -> object:
 
 def problems(config: DictConfig) -> str:
     with pytest.raises(SettingError) as error:
-        check_training(config, None if config.ckpt is None else checkpoint_path(config.ckpt, config.run_dir))
+        check_training(config)
     return str(error.value)
 
 
 def test_complete_configuration_passes(config) -> None:
-    check_training(config(), None)
-    check_training(config("backbone.timesteps=learnable"), None)
-    check_training(config("backbone.weights=someone/stable-diffusion", "clip.weights=ViT-L-14:openai"), None)
+    check_training(config())
+    check_training(config("backbone.timesteps=learnable"))
+    check_training(config("backbone.weights=someone/stable-diffusion", "clip.weights=ViT-L-14:openai"))
 
 
 def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
     places = [f"data.train={tmp_path}/shards", f"data.val={{one: {tmp_path}/one, two: {tmp_path}/two}}"]
     weights = ["backbone=stable_diffusion_v1", "clip=vit_l14_336"]
-    text = problems(
-        config(*places, *weights, f"ckpt={tmp_path}/old.ckpt", f"init_from={tmp_path}/official.pth")
-    )
+    text = problems(config(*places, *weights, f"init_from={tmp_path}/official.pth"))
     for word in ("sd-v1-3.ckpt", "hf download CompVis", "hf download timm", "data.train", "/one", "/two"):
         assert word in text
-    assert "old.ckpt" in text
     assert "official.pth" in text
     assert "data.train" in problems(config("data.train=null"))
 
 
 @pytest.mark.parametrize(
-    ("override", "word"),
+    ("overrides", "word"),
     [
-        ("captioner.learnable_time=maybe", "captioner.learnable_time"),
-        ("+captioner.on_the_fly=maybe", "captioner.on_the_fly"),
-        ("vocabulary.eval=nofile.txt", "vocabulary.eval"),
-        ("captioner=blip", "has no generated captions"),
-        *((f"backbone.timesteps={steps}", "backbone.timesteps") for steps in ("[1000]", "[0,0]", "x")),
+        (["captioner.learnable_time=maybe"], "captioner.learnable_time"),
+        (["vocabulary.eval=nofile.txt"], "vocabulary.eval"),
+        (["backbone.timesteps=[1000]"], "backbone.timesteps"),
+        (["global_batch=0"], "global_batch"),
+        (["model=odise_caption", "data.words=0"], "data.words=0"),
+        (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),
+        (["captioner=blip"], "has no generated captions"),
+        (["captioner=blip", "captioner.on_the_fly=true"], "captioner.weights=weights/blip"),
     ],
 )
-def test_invalid_settings_are_named(config, override: str, word: str) -> None:
-    assert word in problems(config(override))
-
-
-def test_fsdp_needs_a_supported_precision(config) -> None:
-    check_training(config("trainer=fsdp"), None)
-    assert "trainer.precision" in problems(config("trainer=fsdp", "trainer.precision=16-mixed"))
-
-
-def test_missing_captioning_model_is_named(config) -> None:
-    text = problems(config("captioner=blip", "captioner.on_the_fly=true"))
-    assert "captioner.weights=weights/blip" in text
-    assert "hf download Salesforce" in text
+def test_invalid_settings_are_named(config, overrides: list[str], word: str) -> None:
+    assert word in problems(config(*overrides))
 
 
 def described(folder: Path, shards: Path, model: str | None) -> str:
@@ -95,7 +83,7 @@ def test_captioner_needs_captions_of_one_model(config, scene_shards: Path, tmp_p
     sets = {name: described(tmp_path / name, scene_shards, name) for name in ("one", "other")}
     bare = described(tmp_path / "bare", scene_shards, None)
     blip = ["captioner=blip", f"data.train={sets['one']}"]
-    check_training(config(*blip, f"data.val={sets['one']}"), None)
+    check_training(config(*blip, f"data.val={sets['one']}"))
     text = problems(config(*blip, f"data.val={{a: {bare}}}"))
     assert f"odise captions --shards {bare}" in text
     assert "data.train" not in text
@@ -119,15 +107,6 @@ def test_evaluation_needs_either_checkpoint_or_predictions(config, tmp_path: Pat
     ):
         with pytest.raises(SettingError):
             check_evaluation(config(*bad, name="evaluate"))
-
-
-def test_checkpoint_of_another_run_is_refused(config, tmp_path: Path) -> None:
-    last, other = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
-    other.touch()
-    assert "already has checkpoints" in problems(config(f"ckpt={other}"))
-    assert "give only one" in problems(config(f"ckpt={other}", f"init_from={other}", f"run_dir={tmp_path}"))
 
 
 def test_unwritable_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +140,9 @@ def test_invalid_trainer_options_are_reported() -> None:
         Trainer(accelerator="cpu", devices=0)
 
 
-@pytest.mark.parametrize("module", ["runs.checks", "runs.resume", "runs.report", "runs.sweep"])
-def test_module_does_not_import_torch(module: str) -> None:
-    code = f"import sys, odise_pl.{module}; sys.exit('torch' in sys.modules)"
+def test_modules_do_not_import_torch() -> None:
+    modules = ", ".join(f"odise_pl.runs.{name}" for name in ("checks", "resume", "report", "sweep"))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -171,20 +150,19 @@ def test_module_does_not_import_torch(module: str) -> None:
     "override",
     [
         *("data.batch_size=0", "data.limit_samples=true", "data.num_workers=-1", "data.scale_range=[2.0]"),
-        *("global_batch=0", "model.head.heads=x", "model.head.channels=100", "backbone.window=100"),
-        *("criterion.oversample=0", "fusion.seen_share=2"),
+        *("model.head.heads=x", "model.head.channels=100", "backbone.window=100"),
+        *("criterion.oversample=0", "fusion.seen_share=2", "optimizer.lr=0", "optimizer.milestones=[1.5]"),
+        "callbacks.checkpoint.keep=0",
     ],
 )
-def test_invalid_numbers_are_named(config, override: str) -> None:
-    """By the checks or by the classes that configurations instantiate."""
+def test_constructors_name_invalid_numbers(config, override: str) -> None:
     made = config(override)
-
-    def start() -> None:
-        check_training(made, None)
-        for section in ("data", "criterion", "optimizer"):
-            instantiate(made[section])
-        Network.of_config(made).build(made.paths)
-
-    with pytest.raises(Exception, match=re.escape(override.partition("=")[0].split(".")[-1])) as error:
-        start()
+    section = override.partition(".")[0]
+    build = {
+        "callbacks": lambda: instantiate(made.callbacks.checkpoint),
+        **dict.fromkeys(("data", "criterion", "optimizer"), lambda: instantiate(made[section])),
+    }
+    name = re.escape(override.partition("=")[0].split(".")[-1])
+    with pytest.raises(Exception, match=name) as error:
+        build.get(section, lambda: Network.of_config(made).build(made.paths))()
     assert find_user_error(error.value) is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ from omegaconf import OmegaConf
 from odise_pl.runs.record import (
     RunError,
     RunSettings,
-    changes,
     evaluation_folder,
+    extract_ablation_settings,
     find_runs,
-    in_sweep,
     is_finished,
+    list_changes,
     mark_finished,
     read_run,
     read_settings,
-    settings_of,
     write_settings,
 )
 
@@ -44,8 +44,8 @@ def test_ablation_settings_of_a_network() -> None:
         "captioner": {"_target_": "odise_pl.models.build.implicit_captioner", "learnable_time": False},
         "classifier": {"mode": "both"},
     }
-    assert settings_of(model) == WORDS
-    learned = settings_of(model | {"backbone": {"timesteps": "learnable"}})
+    assert extract_ablation_settings(model) == WORDS
+    learned = extract_ablation_settings(model | {"backbone": {"timesteps": "learnable"}})
     assert (learned.timesteps, learned.learnable_time) == ("learnable", True)
 
 
@@ -56,9 +56,9 @@ def test_changes_list_only_relevant_settings() -> None:
         {"data": {"num_workers": 0}},
         {"trainer": {"devices": 8}},
     ):
-        assert changes(settings(), settings(**same)) == []
+        assert list_changes(settings(), settings(**same)) == []
     other = settings(global_batch=8, data={"words": 3}, trainer={"max_steps": 20})
-    assert changes(settings(), other) == [
+    assert list_changes(settings(), other) == [
         "data.words absent -> 3",
         "global_batch 4 -> 8",
         "trainer.max_steps 10 -> 20",
@@ -70,7 +70,7 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
     write_settings(tmp_path / "run", settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None))
     kept = read_settings(tmp_path / "run")
     assert kept is not None
-    assert changes(kept, settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None)) == []
+    assert list_changes(kept, settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None)) == []
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(RunError, match=r"config\.yaml"):
         read_settings(tmp_path)
@@ -104,7 +104,7 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
         find_runs(tmp_path / "c")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"model": "label"}}'])
+@pytest.mark.parametrize("text", ["[]", '{"settings": {"model": "label"}}'])
 def test_damaged_finished_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "finished.json").write_text(text)
     with pytest.raises(RunError, match=r"finished\.json"):
@@ -127,17 +127,18 @@ def test_evaluation_folder_depends_on_settings(tmp_path: Path) -> None:
 
 
 def test_newest_scores_of_a_run_count(tmp_path: Path) -> None:
+    """Of the training and its evaluations, except those with another classifier."""
     places = [tmp_path, tmp_path / "evaluation" / "a", tmp_path / "evaluation" / "a-2", tmp_path / "other"]
     for pq, folder in enumerate(places):
         folder.mkdir(parents=True, exist_ok=True)
         mark_finished(folder, WORDS, {"val": {"pq": float(pq)}})
         os.utime(folder / "finished.json", (pq, pq))
-    (places[1].parent / "b").mkdir()
-    mark_finished(places[1].parent / "b", WORDS, {"ade20k": {"pq": 7.0}})
-    first, other = find_runs(tmp_path)
-    assert (first.folder, other.folder) == (tmp_path, places[3])
-    assert first.scores == {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}}
-
-
-def test_no_sweep_outside_hydra() -> None:
-    assert not in_sweep()
+    for name, words in (("b", WORDS), ("c", replace(WORDS, classifier="diffusion"))):
+        (tmp_path / "evaluation" / name).mkdir()
+        mark_finished(tmp_path / "evaluation" / name, words, {"ade20k": {"pq": 7.0}})
+    runs = {(run.folder, run.settings.classifier): run.scores for run in find_runs(tmp_path)}
+    assert runs == {
+        (tmp_path, "both"): {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}},
+        (tmp_path, "diffusion"): {"ade20k": {"pq": 7.0}},
+        (places[3], "both"): {"val": {"pq": 3.0}},
+    }

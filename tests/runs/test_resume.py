@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.files import as_option, last_checkpoint, saved_checkpoints
+from odise_pl.checkpoints.files import last_checkpoint, saved_checkpoints
 from odise_pl.errors import SettingError
-from odise_pl.runs.record import RunSettings, mark_finished, resolved, write_settings
+from odise_pl.runs.record import RunSettings, mark_finished, resolve_settings, write_settings
 from odise_pl.runs.resume import resolve_resume
 
 WORDS = RunSettings("label", "0", False, "implicit", "both")
@@ -19,6 +19,7 @@ def config(folder: Path, **changes: object) -> DictConfig:
         "run": "mine",
         "run_dir": str(folder),
         "ckpt": None,
+        "init_from": None,
         "global_batch": 4,
         "optimizer": {"lr": 0.1},
         "data": {"train": "here", "num_workers": 4},
@@ -31,7 +32,7 @@ def config(folder: Path, **changes: object) -> DictConfig:
 
 def resume(folder: Path, **changes: object) -> Path | None:
     made = config(folder, **changes)
-    return resolve_resume(made, resolved(made))
+    return resolve_resume(made, resolve_settings(made))
 
 
 def saved(folder: Path, *steps: int) -> Path:
@@ -49,7 +50,7 @@ def saved(folder: Path, *steps: int) -> Path:
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Path:
     """The folder of a run interrupted after step 10."""
-    write_settings(tmp_path, resolved(config(tmp_path)))
+    write_settings(tmp_path, resolve_settings(config(tmp_path)))
     saved(tmp_path, 5, 10)
     return tmp_path
 
@@ -81,6 +82,17 @@ def test_resume_keeps_optimizer_settings(interrupted: Path, tmp_path: Path) -> N
             resume(tmp_path / "another", ckpt=str(named), **changed)
 
 
+def test_missing_checkpoints_and_those_of_other_runs_are_refused(interrupted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.ckpt"
+    with pytest.raises(SettingError, match=r"other\.ckpt does not exist"):
+        resume(interrupted, ckpt=str(other))
+    other.touch()
+    with pytest.raises(SettingError, match="already has checkpoints"):
+        resume(interrupted, ckpt=str(other))
+    with pytest.raises(SettingError, match="give only one"):
+        resume(tmp_path / "new", ckpt=str(other), init_from=str(other))
+
+
 def test_finished_run_with_other_settings_is_refused(interrupted: Path) -> None:
     mark_finished(interrupted, WORDS, {})
     longer = {"trainer": {"max_steps": 20}}
@@ -98,8 +110,3 @@ def test_last_checkpoint_is_found_without_link(tmp_path: Path) -> None:
     (place / "last.ckpt").symlink_to("gone.ckpt")
     assert last_checkpoint(tmp_path) == place / "step_2.ckpt"
     assert [path.name for path in saved_checkpoints(place)] == ["step_2.ckpt", "step_3.ckpt"]
-
-
-def test_checkpoint_option_is_quoted_for_the_shell() -> None:
-    assert as_option(Path("runs/a/step_1.ckpt")) == "ckpt=runs/a/step_1.ckpt"
-    assert as_option(Path("runs/seed=1/a.ckpt")) == "\"ckpt='runs/seed=1/a.ckpt'\""

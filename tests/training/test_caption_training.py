@@ -1,4 +1,4 @@
-"""The caption model: what a step computes, and training and evaluation through the entry points."""
+"""The caption model: what a step computes, and training."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ import torch
 from parallel_cases import BALL, DOG, batch, same_points
 from scenes import CAPTIONS, make_scenes
 from shard_members import unlabel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from trained import composed
+from trained import SMALL, composed
 
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
 from odise_pl.training.module import OdiseModule, StepLosses
 
-SMALL = [
-    "experiment=laptop",
+STEPS = 40
+FIT = [
     "model=odise_caption",
-    "data.num_workers=0",
-    "data.augment=none",
-    "data.eval_short_side=64",
-    "data.eval_long_side=64",
-    "backbone.input_size=64",
-    "model.head.queries=12",
     "criterion.num_points=512",
-    "trainer.enable_progress_bar=false",
-    "~callbacks.progress",
+    "validate_every=1000",
+    "data.epoch_length=400",
+    "trainer.log_every_n_steps=1",
+    f"trainer.max_steps={STEPS}",
 ]
 PROJECTION = "model.text_projection.proj.weight"
 
@@ -85,37 +82,17 @@ def test_without_labels_only_words_teach(model: OdiseModule) -> None:
     assert gradients(model, losses)[PROJECTION].abs().sum() > 0
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight scenes; two have no caption, one caption has no noun, and one image has no labels."""
-    folder = tmp_path_factory.mktemp("captioned")
-    captions = [CAPTIONS, CAPTIONS, CAPTIONS, ["Ah!"], CAPTIONS, CAPTIONS]
-    make_scenes(folder / "coco", 8, captions=captions)
-    prepare(read_coco(folder / "coco", "train2017"), folder / "shards")
-    (shard,) = (folder / "shards").glob("*.tar")
-    unlabel(shard, "2")
-    return folder / "shards"
-
-
-STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_losses_decrease(tmp_path: Path) -> None:
+    """On scenes of which two have no caption, one caption has no noun, and one image has no labels."""
     from odise_pl.training.run import train
 
-    folder = tmp_path_factory.mktemp("run")
-    steps = [f"trainer.max_steps={STEPS}", "validate_every=1000", "data.epoch_length=400"]
-    logging = ["trainer.log_every_n_steps=1", f"callbacks.checkpoint.every_n_train_steps={STEPS}"]
-    overrides = [*SMALL, *steps, *logging, f"data.train={shards}", f"data.val={shards}"]
-    train(composed("train", folder, overrides))
-    return folder
-
-
-def test_losses_decrease(run: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"))
+    make_scenes(tmp_path / "coco", 8, captions=[CAPTIONS, CAPTIONS, CAPTIONS, ["Ah!"], CAPTIONS, CAPTIONS])
+    prepare(read_coco(tmp_path / "coco", "train2017"), tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    unlabel(shard, "2")
+    data = [f"data.{name}={tmp_path / 'shards'}" for name in ("train", "val")]
+    train(composed("train", tmp_path, [*SMALL, *FIT, *data]))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     curves = {
         name: torch.tensor([event.value for event in events.Scalars(name)])
@@ -128,24 +105,3 @@ def test_losses_decrease(run: Path) -> None:
     assert 0 < curves["data/without_words"].mean() < 1
     for name in ("train/loss", "train/loss_mask", "train/loss_classification"):
         assert curves[name][-10:].mean() < 0.8 * curves[name][:10].mean(), name
-
-
-def test_checkpoint_evaluates_with_every_classifier(run: Path, shards: Path, tmp_path: Path) -> None:
-    from odise_pl.evaluation.run import evaluate
-
-    found: list[dict[str, float]] = []
-    for classifier in ("both", "diffusion", "discriminative"):
-        sources = [f"data.val={shards}", "data=shards", "data.num_workers=0", "trainer=cpu"]
-        overrides = [*sources, f"classifier={classifier}", f"ckpt={run / 'checkpoints' / 'last.ckpt'}"]
-        found.append(evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"])
-        assert all(0 <= value <= 1 for value in found[-1].values())
-    assert found[0] != found[1] != found[2] != found[0]
-
-
-def test_captions_need_words(tmp_path: Path, shards: Path) -> None:
-    from odise_pl.errors import SettingError
-    from odise_pl.runs.checks import check_training
-
-    config = composed("train", tmp_path, [*SMALL, f"data.train={shards}", "data.words=0"])
-    with pytest.raises(SettingError, match=r"data\.words=0"):
-        check_training(config, None)

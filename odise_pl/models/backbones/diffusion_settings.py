@@ -60,7 +60,7 @@ class BackboneSettings:
         timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a learned time
             embedding for every captioner, which overrides its ``learnable_time``.
         input_size, window: see :class:`DiffusionBackbone`.
-        window_batch: see :class:`DiffusionBackbone`; ``auto`` is replaced before training.
+        window_batch: see :class:`DiffusionBackbone`; earlier versions wrote ``auto`` into checkpoints.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
         source: download command of the weights, for messages.
