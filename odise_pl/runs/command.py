@@ -14,7 +14,7 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="folder for the tables (default: DIR/report)")] = None,
 ) -> None:
-    """Compare finished runs with the paper's ablations: tables in Markdown and CSV."""
+    """Compare finished runs with the paper's ablations: tables in Markdown and CSV, and a plot."""
     from odise_pl.runs.record import find_runs
     from odise_pl.runs.report import write
 

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-# By table: the attribute of RunSettings that varies, and PQ on ADE20K and COCO by its value, in the paper's
-# order; trained on COCO.
-ABLATIONS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
-    "timestep": (
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """PQ in percent, trained on COCO."""
+
+    ade20k: float
+    coco: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One table of the paper.
+
+    Attributes:
+        name: of the setting that varies, also used for files.
+        field: its attribute of :class:`~odise_pl.runs.record.RunSettings`.
+        rows: by value of the attribute, in the paper's order.
+    """
+
+    name: str
+    field: str
+    rows: dict[str, Published]
+
+
+ABLATIONS = (
+    Ablation(
+        "timestep",
         "timesteps",
         {
-            "0": (23.3, 44.2),
-            "100": (22.8, 43.2),
-            "200": (21.5, 42.4),
-            "500": (20.9, 38.2),
-            "0+100+200": (23.1, 43.7),
-            "learnable": (22.8, 44.0),
+            "0": Published(23.3, 44.2),
+            "100": Published(22.8, 43.2),
+            "200": Published(21.5, 42.4),
+            "500": Published(20.9, 38.2),
+            "0+100+200": Published(23.1, 43.7),
+            "learnable": Published(22.8, 44.0),
         },
     ),
-    "captioner": (
+    Ablation(
         "captioner",
-        {"empty": (21.8, 43.5), "heuristic": (22.2, 44.0), "blip": (22.3, 44.1), "implicit": (23.3, 44.2)},
+        "captioner",
+        {
+            "empty": Published(21.8, 43.5),
+            "heuristic": Published(22.2, 44.0),
+            "blip": Published(22.3, 44.1),
+            "implicit": Published(23.3, 44.2),
+        },
     ),
-    "classifier": (
+    Ablation(
         "classifier",
-        {"discriminative": (15.0, 26.5), "diffusion": (20.1, 42.3), "both": (23.3, 44.2)},
+        "classifier",
+        {
+            "discriminative": Published(15.0, 26.5),
+            "diffusion": Published(20.1, 42.3),
+            "both": Published(23.3, 44.2),
+        },
     ),
-}
-# The fixed settings of each ablation.
-STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}
+)
 # PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
 BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
     "label": {
@@ -46,3 +80,5 @@ BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
         "pas21": {"miou": 82.7},
     },
 }
+# The fixed settings of each ablation.
+STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}

@@ -2,74 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
-from odise_pl.runs.published import ABLATIONS, STANDARD
+from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
 from odise_pl.runs.record import FinishedRun, RunSettings
 
 METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
-Groups = Mapping[RunSettings, Sequence[FinishedRun]]
 
 
-def group_by_settings(runs: Iterable[FinishedRun]) -> Groups:
-    """The runs of each combination of settings, in the order of the settings' values."""
-    groups: dict[RunSettings, list[FinishedRun]] = {}
-    for run in sorted(runs, key=lambda run: [str(value) for value in vars(run.settings).values()]):
-        groups.setdefault(run.settings, []).append(run)
-    return groups
+def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
+    """Percentages by evaluation set and metric, averaged over the runs that measured them."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for data, scores in run.scores.items():
+            for metric in METRICS.values():
+                if metric in scores:
+                    values.setdefault((data, metric), []).append(100 * scores[metric])
+    return {key: fmean(found) for key, found in values.items()}
 
 
-def ablation_table(title: str, runs: Iterable[FinishedRun]) -> Table:
-    """One of the paper's tables with our scores and values, of runs with its fixed settings."""
-    name, published = ABLATIONS[title]
-    fixed = {key: value for key, value in STANDARD.items() if key != name}
-    groups = group_by_settings(run for run in runs if fixed.items() <= vars(run.settings).items())
-    columns, rows = _columns(groups), []
-    for value in dict.fromkeys([*published, *(getattr(settings, name) for settings in groups)]):
-        paper = [f"{pq:.1f}" for pq in published.get(value, ())] or [NONE, NONE]
-        found = [settings for settings in groups if getattr(settings, name) == value]
-        for settings in found:
-            kind = (settings.model, "yes" if settings.learnable_time else "no")
-            rows.append((value, *kind, *paper, *_cells(columns, groups[settings])))
-        if not found:
-            rows.append((value, NONE, NONE, *paper, *_cells(columns, [])))
-    header = (title, "model", "time learned", "paper: ADE20K PQ", "paper: COCO PQ", *columns, "runs")
-    return Table(title, header, tuple(rows))
+@dataclass(frozen=True)
+class Row:
+    """Runs of an ablation with the same settings.
+
+    Attributes:
+        value: of the setting that varies.
+        model: ``label`` or ``caption``; :data:`NONE` without runs.
+        learned: ``yes`` if the time embedding is learned, else ``no``; :data:`NONE` without runs.
+        runs: to average.
+    """
+
+    value: str
+    model: str
+    learned: str
+    runs: tuple[FinishedRun, ...]
 
 
-def all_runs_table(runs: Iterable[FinishedRun]) -> Table:
-    """A row for each combination of settings, averaged over its runs."""
-    groups = group_by_settings(runs)
-    columns = _columns(groups)
-    rows = tuple(
-        (*map(str, vars(settings).values()), *_cells(columns, group)) for settings, group in groups.items()
-    )
-    names = [name.replace("_", " ") for name in RunSettings.__dataclass_fields__]
-    return Table("all runs", (*names, *columns, "runs"), rows)
-
-
-def _columns(groups: Groups) -> dict[str, tuple[str, str]]:
-    """Evaluation set and metric by the title of their column."""
-    sets = sorted({data for group in groups.values() for run in group for data in run.scores})
-    return {f"{data} {title}": (data, metric) for data in sets for title, metric in METRICS.items()}
-
-
-def _cells(columns: Mapping[str, tuple[str, str]], runs: Sequence[FinishedRun]) -> list[str]:
-    """Percentages averaged over the runs that measured them, and the number of runs."""
-    measured = [
-        [100 * run.scores[data][metric] for run in runs if metric in run.scores.get(data, {})]
-        for data, metric in columns.values()
+def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
+    """The paper's rows and those of other values; runs that differ in another setting are skipped."""
+    fixed = {name: value for name, value in STANDARD.items() if name != ablation.field}
+    groups: dict[str, dict[tuple[str, str], list[FinishedRun]]] = {value: {} for value in ablation.rows}
+    for run in runs:
+        if all(getattr(run.settings, name) == value for name, value in fixed.items()):
+            group = groups.setdefault(getattr(run.settings, ablation.field), {})
+            kind = (run.settings.model, "yes" if run.settings.learnable_time else "no")
+            group.setdefault(kind, []).append(run)
+    return [
+        Row(value, *kind, tuple(some))
+        for value, kinds in groups.items()
+        for kind, some in sorted(kinds.items()) or [((NONE, NONE), [])]
     ]
-    return [*(f"{fmean(values):.1f}" if values else NONE for values in measured), str(len(runs))]
+
+
+def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
+    """The paper's table with our scores beside it."""
+    found = rows_of(ablation, runs)
+    columns = _columns([run for row in found for run in row.runs])
+    paper = ("paper: ADE20K PQ", "paper: COCO PQ")
+    header = (ablation.name, "model", "time learned", *paper, *(_title(c) for c in columns), "runs")
+    rows = []
+    for row in found:
+        known = ablation.rows.get(row.value)
+        published = [f"{x:.1f}" for x in known] if known else [NONE] * 2
+        scores = _cells(columns, mean_scores(row.runs))
+        rows.append((row.value, row.model, row.learned, *published, *scores, str(len(row.runs))))
+    return Table(ablation.name, header, tuple(rows))
+
+
+def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
+    """A row for each combination of settings, averaged over its runs."""
+    groups: dict[RunSettings, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.settings, []).append(run)
+    columns, names = _columns(runs), [field.name for field in fields(RunSettings)]
+    rows = tuple(
+        (*(str(getattr(s, name)) for name in names), *_cells(columns, mean_scores(group)), str(len(group)))
+        for s, group in sorted(groups.items(), key=lambda item: [str(getattr(item[0], n)) for n in names])
+    )
+    header = (*(name.replace("_", " ") for name in names), *(_title(c) for c in columns), "runs")
+    return Table("all runs", header, rows)
+
+
+def _columns(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
+    sets = sorted({data for run in runs for data in run.scores})
+    return [(data, metric) for data in sets for metric in METRICS.values()]
+
+
+def _title(column: tuple[str, str]) -> str:
+    shown = {metric: name for name, metric in METRICS.items()}
+    return f"{column[0]} {shown[column[1]]}"
+
+
+def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], float]) -> list[str]:
+    return [f"{scores[c]:.1f}" if c in scores else NONE for c in columns]
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """The values; rows of the same value also show their other settings."""
+    often = Counter(row.value for row in rows)
+    return [
+        f"{row.value}\n{row.model}{', time learned' if row.learned == 'yes' else ''}"
+        if often[row.value] > 1
+        else row.value
+        for row in rows
+    ]
+
+
+def draw(runs: Sequence[FinishedRun], path: Path) -> None:
+    """Draw the PQ of every ablation as bars, the paper's and ours side by side, to a PNG."""
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, ablation in zip(figure.subplots(1, len(ABLATIONS)), ABLATIONS, strict=True):
+        found = rows_of(ablation, runs)
+        scores = [mean_scores(row.runs) for row in found]
+        sets = sorted({data for by in scores for data, metric in by if metric == "pq"})
+        known = [ablation.rows.get(row.value, (0.0, 0.0)) for row in found]
+        series = {f"paper: {name}": [pair[i] for pair in known] for i, name in enumerate(("ADE20K", "COCO"))}
+        series |= {data: [by.get((data, "pq"), 0.0) for by in scores] for data in sets}
+        width = 0.8 / len(series)
+        for i, (name, heights) in enumerate(series.items()):
+            places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(found))]
+            color = ("0.75", "0.45")[i] if i < 2 else None
+            axes.bar(places, heights, width, label=name, color=color)
+        axes.set_xticks(range(len(found)), _labels(found), rotation=20)
+        axes.set(title=ablation.name, ylabel="PQ (%)")
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
-    """Write ``ablations.md`` and one CSV for each table; returns their paths."""
-    tables = [*(ablation_table(title, runs) for title in ABLATIONS), all_runs_table(runs)]
+    """Write ``ablations.md``, one CSV for each table, and ``ablations.png``; returns their paths."""
+    tables = [*(ablation_table(ablation, runs) for ablation in ABLATIONS), all_runs_table(runs)]
     folder.mkdir(parents=True, exist_ok=True)
     notes = (
         "In percent. The paper's numbers are those of its caption model, trained at full scale on COCO. The "
@@ -80,4 +152,6 @@ def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
     for table in tables:
         paths.append(folder / f"{table.title.replace(' ', '_')}.csv")
         write_text(paths[-1], table.csv())
+    paths.append(folder / "ablations.png")
+    draw(runs, paths[-1])
     return paths
