@@ -20,7 +20,13 @@ from odise_pl.distributed.launch import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
-from odise_pl.runs.record import evaluation_folder, in_sweep, is_finished, mark_finished, extract_ablation_settings
+from odise_pl.runs.record import (
+    evaluation_folder,
+    extract_ablation_settings,
+    in_sweep,
+    is_finished,
+    mark_finished,
+)
 from odise_pl.runs.resume import checkpoint_path
 from odise_pl.runs.sweep import report_errors
 

@@ -39,12 +39,14 @@ def main(config: DictConfig) -> None:
     """Train; a finished run is skipped."""
     watch_first_process()
     with report_errors():
-        if is_finished(Path(config.run_dir), resolve_settings(config)):
-            _log.info("%s is finished: skipped", config.run_dir)
-            return
-        check_training(config)
-        with sole_run(config.run_dir):
-            train(config)
+        folder, settings = Path(config.run_dir), resolve_settings(config)
+        if not is_finished(folder, settings):
+            check_training(config)
+            with sole_run(folder):
+                if not is_finished(folder, settings):  # by another process, while this one waited
+                    train(config)
+                    return
+        _log.info("%s is finished: skipped", folder)
 
 
 def train(config: DictConfig) -> dict[str, float]:

@@ -48,6 +48,9 @@ class Contrast(nn.Module):
     regions.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
         self.clip, self.loss = clip, ClipLoss()

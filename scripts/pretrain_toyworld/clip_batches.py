@@ -149,7 +149,7 @@ def mosaic(views: Sequence[View]) -> View:
     for number, view in enumerate(views):
         left, top = half * (number % 2), half * (number // 2)
         tile = (left, top, left + half, top + half)
-        image[top : top + half, left : left + half] = Image.fromarray(view.image).reduce(2)
+        image[top : top + half, left : left + half] = np.asarray(Image.fromarray(view.image).reduce(2))
         parts.append((tile, view.caption))
         parts += [(_moved(box, WHOLE, tile), caption) for box, caption in view.parts]
     return View(image, "", parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def train(
     schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
         optimizer, _WARMUP, recipe.steps, recipe.cycles
     )
-    parts = {"task": task, "average": average, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"task": task, "average": average, "optimizer": optimizer, "schedule": schedule}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         for name, part in parts.items():
@@ -88,7 +88,7 @@ def train(
             print(f"step {number + 1} of {recipe.steps}: loss {loss.item():.4f}", flush=True)
             with atomic_write(checkpoint) as file:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, file)
-    trained: _Task = average.module.cpu()
+    trained: Any = average.module.cpu()
     return trained
 
 
