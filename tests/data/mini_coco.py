@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.manifest import Manifest
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
@@ -47,11 +48,6 @@ class MiniCoco:
         (self.root / "annotations" / f"captions_{self.split}.json").write_text(json.dumps(self.captions))
 
 
-def colours(ids: np.ndarray) -> Image.Image:
-    """An id map as an RGB image, in COCO's encoding."""
-    return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
-
-
 def make_coco(root: Path, count: int = 6, split: str = "train2017", seed: int = 0) -> MiniCoco:
     """``count`` images of noise, annotated with a square, a crowd of discs, ground, and a strip of void."""
     random = np.random.default_rng(seed)
@@ -66,7 +62,7 @@ def make_coco(root: Path, count: int = 6, split: str = "train2017", seed: int = 
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(coco.images / f"{name}.jpg", quality=70)
         ids, segments = _segments(height, width, random)
-        colours(ids).save(coco.pngs / f"{name}.png")
+        (coco.pngs / f"{name}.png").write_bytes(encode_ids(ids))
         image = {"id": number, "file_name": f"{name}.jpg", "height": height, "width": width}
         coco.annotation["images"].append(image)
         coco.annotation["annotations"].append(
@@ -90,18 +86,20 @@ def _segments(
     ids[25:35, 3:12] = crowd
     segments = []
     for number, category, iscrowd in ((square, 1, 0), (crowd, 7, 1), (ground, 90, 0)):
-        ys, xs = np.nonzero(ids == number)
-        x, y = int(xs.min()), int(ys.min())
-        segments.append(
-            {
-                "id": number,
-                "category_id": category,
-                "iscrowd": iscrowd,
-                "area": len(ys),
-                "bbox": [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1],
-            }
-        )
+        segment = {"id": number, "category_id": category, "iscrowd": iscrowd, "bbox": [3, 5, 27, 30]}
+        segments.append(segment | {"area": int((ids == number).sum())})
     return ids, segments
+
+
+def beside(coco: MiniCoco, name: str, categories: object, **content: object) -> Path:
+    """Write a file of objects or captions with an object of category 41 in image 1."""
+    box = {"bbox": [10, 8, 20, 12], "area": 240, "segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]]}
+    one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0, **box}
+    images = coco.annotation["images"]
+    data = {"images": images, "annotations": [one], "categories": categories, **content}
+    path = coco.root / "annotations" / f"{name}_{coco.split}.json"
+    path.write_text(json.dumps(data))
+    return path
 
 
 def pack(root: Path, out: Path, split: str = "train2017", **options: Any) -> Manifest:

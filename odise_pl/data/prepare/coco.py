@@ -113,16 +113,21 @@ def _read_captions(
     if file is None:
         return Annotations(panoptic, {}, {}), []
     data = file.read_json()
-    captions = read_annotations(file, data, read_caption)
+    captions, notes = read_annotations(file, data, read_caption), []
     if "images" in data:
         _read_images_beside(file, data, images)
+    else:
+        notes.append(f"{file.display_name} lists no images: captions are matched by image_id alone")
     skipped = sum(
         not text or image_id not in images.by_id
         for image_id, texts in captions.values.items()
         for text in texts
     )
-    note = f"{skipped} captions are skipped: they have no text, or this split does not list their images"
-    return captions, [note] if skipped else []
+    if skipped:
+        notes.append(
+            f"{skipped} captions are skipped: they have no text, or this split does not list their images"
+        )
+    return captions, notes
 
 
 def _read_objects(

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mini_coco import CATEGORIES, MiniCoco, colours, make_coco, pack
+from mini_coco import CATEGORIES, MiniCoco, make_coco, pack
 from PIL import Image
 
-from odise_pl.data.decoding import decode
+from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import PROBLEMS
-from odise_pl.data.prepare.source import make_key
 from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.vocabulary import load_vocabulary
@@ -27,11 +26,6 @@ Damage = Callable[[MiniCoco], object]
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def animated(coco: MiniCoco) -> None:
-    image = Image.open(coco.images / IMAGE)
-    image.save(coco.images / IMAGE, format="webp", save_all=True, append_images=[image.rotate(180)])
 
 
 def turned_by_exif(coco: MiniCoco) -> None:
@@ -86,7 +80,6 @@ PROBLEM_CAUSES: list[tuple[Damage, str, str, int]] = [
     (lambda coco: (coco.images / IMAGE).unlink(), IMAGE_FILE, "is missing", 3),
     (lambda coco: cut(coco.images / IMAGE), IMAGE_FILE, "cannot be decoded (image file is truncated", 3),
     (lambda coco: cut(coco.pngs / PNG), PNG_FILE, "cannot be decoded (", 3),
-    (animated, IMAGE_FILE, "WEBP file of several pictures", 3),
     (turned_by_exif, IMAGE_FILE, "EXIF orientation 6 is not applied", 3),
     (lambda coco: Image.new("L", (9, 9)).save(coco.pngs / PNG), PNG_FILE, "PNG of mode L", 3),
     (narrow_png, PNG_FILE, "the PNG has", 3),
@@ -124,19 +117,6 @@ def test_problems_are_listed(tmp_path: Path, damage: Damage, file: str, cause: s
     assert pack(coco.root, tmp_path / "out", skip_bad=True).counts.samples == usable
     problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())["problems"]
     assert [p for p in problems if p["file"] == file and cause in p["cause"]], problems
-
-
-def test_faults_of_all_files_of_a_sample_are_listed(tmp_path: Path) -> None:
-    coco = make_coco(tmp_path / "coco", 2)
-    annotations(coco)[0]["segments_info"][0]["category_id"] = 55
-    del coco.annotation["images"][0]["height"]
-    cut(coco.images / IMAGE)
-    (coco.pngs / PNG).unlink()
-    coco.save()
-    with pytest.raises(DataError, match="4 problems, entries with problems: 2"):
-        pack(coco.root, tmp_path / "out")
-    problems = json.loads((tmp_path / "out" / PROBLEMS).read_text())
-    assert problems["left_out"] == 2
 
 
 @pytest.mark.parametrize(
@@ -184,7 +164,9 @@ def test_captions_are_optional(tmp_path: Path) -> None:
     ]
     coco.save()
     source = read_coco(coco.root, "train2017")
-    assert [note.split(" captions")[0] for note in source.notes] == ["2"]
+    unchecked, skipped = source.notes
+    assert unchecked.startswith("annotations/captions_train2017.json lists no images")
+    assert skipped.startswith("2 captions")
     assert source.samples[0].captions == ("caption 0 of image 1", "caption 1 of image 1")
     (coco.root / "annotations" / "captions_train2017.json").unlink()
     assert read_coco(coco.root, "train2017").samples[0].captions == ()
@@ -195,18 +177,13 @@ def test_void_image_with_dotted_name_in_subfolder(tmp_path: Path) -> None:
     image, annotation = coco.annotation["images"][0], coco.annotation["annotations"][0]
     annotation["segments_info"] = []
     void = np.zeros((image["height"], image["width"]), dtype=np.int64)
-    colours(void).save(coco.pngs / annotation["file_name"])
+    (coco.pngs / annotation["file_name"]).write_bytes(encode_ids(void))
     (coco.images / "cam.1").mkdir()
     (coco.images / "000000000001.jpg").rename(coco.images / "cam.1" / "frame.01.jpg")
     image["file_name"] = "cam.1/frame.01.jpg"
     coco.save()
     assert read_coco(coco.root, "train2017").samples[0].key == "cam_1_frame_01"
     pack(coco.root, tmp_path / "out")
-
-
-def test_keys_are_plain_file_names() -> None:
-    names = ("a/b.jpg", "a\\b.jpg", "a\nb.jpg", "a.b.jpg", "a\x7fb")
-    assert {make_key(name) for name in names} == {"a_b"}
 
 
 # Categories
@@ -293,26 +270,7 @@ def test_byte_order_marks_are_read(tmp_path: Path) -> None:
     assert read_coco(coco.root, "train2017").samples == before.samples
 
 
-def test_other_image_formats_are_packed(tmp_path: Path) -> None:
-    coco = make_coco(tmp_path / "coco", 4)
-    pixels = {}
-    for image, kind in zip(coco.annotation["images"], ("png", "webp", "tiff", "bmp"), strict=True):
-        path = coco.images / image["file_name"]
-        image["file_name"] = path.with_suffix(f".{kind}").name
-        pixels[path.stem] = np.asarray(Image.open(path))
-        path.unlink()
-        Image.fromarray(pixels[path.stem]).save(path.with_suffix(f".{kind}"), lossless=True)
-    coco.save()
-    pack(coco.root, tmp_path / "out")
-    for sample in read_shard(open_shard_set(tmp_path / "out").urls[0], list(range(4))):
-        assert isinstance(sample, RawSample)
-        assert sample.image == "png"
-        np.testing.assert_array_equal(np.asarray(decode(sample).image), pixels[sample.key])
-        if sample.key.endswith("1"):
-            assert sample.members["png"] == (coco.images / f"{sample.key}.png").read_bytes()
-
-
-@pytest.mark.parametrize("name", ["数据 a#b", "x*y 50%", "{0..2}", "a::b"])
+@pytest.mark.parametrize("name", ["数据 a#b x*y", "50% {0..2} a::b"])
 def test_unusual_folder_and_split_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     coco = make_coco(tmp_path / name / "coco", 1, split=name)
     monkeypatch.chdir(tmp_path)
@@ -324,7 +282,6 @@ def test_unusual_folder_and_split_names(tmp_path: Path, name: str, monkeypatch: 
     assert sample.members["jpg"] == (coco.images / "000000000001.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("split", ["", "../train2017", "a\0b"])
-def test_split_outside_root_is_rejected(tmp_path: Path, split: str) -> None:
+def test_split_outside_root_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--split.* not a path below its folder"):
-        read_coco(tmp_path, split)
+        read_coco(tmp_path, "../train2017")

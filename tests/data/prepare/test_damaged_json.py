@@ -14,7 +14,7 @@ import mini_benchmarks as mini
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini_coco import make_coco
+from mini_coco import beside, make_coco
 
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.coco_instances import read_coco_instances
@@ -56,27 +56,16 @@ def changed(document: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
     return document
 
 
-def objects(root: Path) -> None:
-    """An instance file next to the panoptic one, with other category ids."""
-    square = {"segmentation": [[10, 8, 30, 8, 30, 20, 10, 20]], "bbox": [10, 8, 20, 12], "area": 240}
-    one = {"id": 1, "image_id": 1, "category_id": 41, "iscrowd": 0}
-    images = [{"id": 1, "file_name": f"{1:012d}.jpg", "height": 40, "width": 40}]
-    categories = [{"id": 41, "name": "disc", "supercategory": "toy"}]
-    path = root / "annotations" / f"instances_{SPLIT}.json"
-    mini.write_json(path, images, [one | square], categories)
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Read]]:
     """By name: an annotation file, and the reader of its data set."""
     panoptic, instances = (tmp_path_factory.mktemp(name) for name in ("panoptic", "instances"))
-    make_coco(panoptic, 1, split=SPLIT)
-    objects(panoptic)
+    objects = beside(make_coco(panoptic, 1, split=SPLIT), "instances", [{"id": 41, "name": "disc"}])
     mini.coco_instances(instances, SPLIT)
     folder = panoptic / "annotations"
     return {
         "panoptic": (folder / f"panoptic_{SPLIT}.json", lambda: read_coco(panoptic, SPLIT)),
-        "beside": (folder / f"instances_{SPLIT}.json", lambda: read_coco(panoptic, SPLIT)),
+        "beside": (objects, lambda: read_coco(panoptic, SPLIT)),
         "captions": (folder / f"captions_{SPLIT}.json", lambda: read_coco(panoptic, SPLIT)),
         "instances": (
             instances / "annotations" / f"instances_{SPLIT}.json",
