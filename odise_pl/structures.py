@@ -171,8 +171,7 @@ class Batch(TensorStruct):
         truths: at the original size; None in training.
         skipped: one reason for each sample that was skipped or, in training, replaced.
         number: index among all batches of an evaluation set, on any number of devices; -1 in training.
-        words, labelled, generated_captions, image_suffixes: see :class:`Sample`; empty takes the default
-            for every image.
+        words, labelled, generated_captions, image_suffixes: see :class:`Sample`.
     """
 
     images: Tensor
@@ -183,18 +182,12 @@ class Batch(TensorStruct):
     captions: tuple[tuple[str, ...], ...]
     original_sizes: tuple[Size, ...]
     truths: tuple[Truth | None, ...]
+    words: tuple[tuple[str, ...], ...]
+    labelled: tuple[bool, ...]
+    generated_captions: tuple[str | None, ...]
+    image_suffixes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
-    words: tuple[tuple[str, ...], ...] = ()
-    labelled: tuple[bool, ...] = ()
-    generated_captions: tuple[str | None, ...] = ()
     number: int = -1
-    image_suffixes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        defaults = {"words": (), "labelled": True, "generated_captions": None, "image_suffixes": "jpg"}
-        for name, value in defaults.items():
-            if not getattr(self, name):  # a frozen dataclass has no other way to set a field
-                object.__setattr__(self, name, (value,) * len(self.image_ids))
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -91,6 +91,8 @@ def batch(step: int = 0, height: int = 64, images: slice = slice(None), **change
         "truths": (None,) * 4,
         "words": WORDS,
         "labelled": LABELLED[step],
+        "generated_captions": (None,) * 4,
+        "image_suffixes": ("jpg",) * 4,
     }
     return Batch(**{name: value[images] for name, value in (whole | changes).items()})
 

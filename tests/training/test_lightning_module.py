@@ -45,6 +45,10 @@ def batch() -> Batch:
         captions=((), ()),
         original_sizes=((64, 64), (64, 64)),
         truths=(None, None),
+        words=((), ()),
+        labelled=(True, True),
+        generated_captions=(None, None),
+        image_suffixes=("jpg", "jpg"),
         skipped=("shard 3: cut off",) * 5,
     )
 
