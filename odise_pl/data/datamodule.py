@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import LightningDataModule
 
 from odise_pl.data.eval_sets import parse_eval_sets
@@ -84,20 +83,15 @@ class PanopticDataModule(LightningDataModule):
         if augment not in AUGMENTATIONS:
             raise SettingError(f"data.augment={augment} must be {' or '.join(AUGMENTATIONS)}")
         check_number("data.color_jitter", color_jitter, whole=False, most=1)
-        positive: dict[str, object] = {"eval_batch_size": eval_batch_size, "image_size": image_size}
-        positive |= {"eval_short_side": eval_short_side, "eval_long_side": eval_long_side}
+        positive = {"batch_size": 1 if batch_size == "auto" else batch_size, "image_size": image_size}
+        positive |= {"eval_batch_size": eval_batch_size, "eval_short_side": eval_short_side}
+        positive |= {"eval_long_side": eval_long_side}
         optional = {"epoch_length": epoch_length, "limit_samples": limit_samples}
         positive |= {name: value for name, value in optional.items() if value is not None}
-        if batch_size != "auto":
-            positive["batch_size"] = batch_size
-        for name, value in positive.items():
-            check_number(f"data.{name}", value, 1)
-        for name, value in {
-            "num_workers": num_workers,
-            "shuffle_buffer": shuffle_buffer,
-            "words": words,
-        }.items():
-            check_number(f"data.{name}", value)
+        others = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer, "words": words}
+        for least, numbers in ((1, positive), (0, others)):
+            for name, value in numbers.items():
+                check_number(f"data.{name}", value, least)
         low, high = scale_range if isinstance(scale_range, Sequence) and len(scale_range) == 2 else (0, 0)
         if not 0 < low <= high:
             raise SettingError(f"data.scale_range={scale_range} must be [SMALLEST,LARGEST], above 0")
@@ -219,9 +213,5 @@ class PanopticDataModule(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
     def _rank(self) -> tuple[int, int]:
-        """Rank and number of ranks."""
-        if self.trainer is not None:
-            return self.trainer.global_rank, self.trainer.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
+        """Rank and number of ranks; those of a single process without a Trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

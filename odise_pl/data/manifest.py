@@ -277,10 +277,7 @@ def _read(location: str) -> bytes:
 def _fetch(location: str) -> bytes:
     if is_local(location):
         return Path(location).read_bytes()
-    if urlsplit(location).scheme in (
-        "http",
-        "https",
-    ):  # WebDataset's curl repeats a failed request for minutes
+    if urlsplit(location).scheme in ("http", "https"):  # WebDataset's curl repeats a request for minutes
         with urllib.request.urlopen(location, timeout=_TIMEOUT) as response:
             return bytes(response.read())
     from webdataset.gopen import gopen  # imports torch

@@ -119,7 +119,7 @@ def _paint(toy_set: ToySet, root: Path, seed: int, workers: int) -> None:
     for folder in (root / toy_set.name, root / "annotations" / f"panoptic_{toy_set.name}"):
         folder.mkdir(parents=True)
     paint = partial(_paint_one, toy_set, root, seed)
-    painted = processes.run(paint, range(toy_set.count), workers, _CHUNK)
+    painted = processes.run(paint, range(toy_set.count), workers, f"painting {toy_set.name}", _CHUNK)
     images, annotations, captions = zip(*painted, strict=True)
     categories = vocabulary(toy_set.novel).to_json()["categories"]
     panoptic = {"images": images, "annotations": annotations, "categories": categories}

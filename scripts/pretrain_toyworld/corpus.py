@@ -63,7 +63,7 @@ Corpus = Sequence[Picture]
 
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
     """The first ``count`` pictures of the corpus, which is fixed."""
-    return processes.run_with_progress(_paint_picture, range(count), workers, "painting", chunk=100)
+    return processes.run(_paint_picture, range(count), workers, "painting", chunk=100)
 
 
 def _paint_picture(number: int) -> Picture:

@@ -58,7 +58,6 @@ def read_coco_instances(
         vocabulary=classes.vocabulary,
         samples=tuple(replace(s, instances=tuple(objects.values.get(s.image_id, ()))) for s in samples),
         problems=tuple(problems),
-        notes=(),
         check=_check,
         pack=partial(_pack, isthing=classes.vocabulary.isthing),
         measures=("instances",),

@@ -96,7 +96,6 @@ class Benchmark:
             vocabulary=self.vocabulary,
             samples=tuple(sorted(samples, key=lambda sample: sample.key)),
             problems=tuple(problems),
-            notes=(),
             check=self.conversion.check,
             pack=self.conversion.pack,
             measures=self.measures,

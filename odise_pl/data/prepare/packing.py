@@ -20,7 +20,7 @@ from odise_pl.data.manifest import (
     find_missing_shards,
     open_shard_set,
 )
-from odise_pl.data.prepare.processes import run_with_progress
+from odise_pl.data.prepare.processes import run
 from odise_pl.data.prepare.shards import (
     Packed,
     ShardPlan,
@@ -113,7 +113,7 @@ _Good = Sequence[tuple[SourceSample, _Checked]]
 
 def _check(source: Source, workers: int) -> list[_Checked]:
     function = partial(_check_sample, check=source.check, pack=source.pack)
-    return run_with_progress(function, source.samples, workers, "checking samples", _CHUNK)
+    return run(function, source.samples, workers, "checking samples", _CHUNK)
 
 
 def _check_sample(

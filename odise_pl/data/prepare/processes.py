@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,38 +22,31 @@ _Result = TypeVar("_Result")
 
 
 def run(
-    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, chunk: int = 1
-) -> Iterator[_Result]:
-    """Yield the results in the order of the tasks; in this process when ``workers`` is 1.
+    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, what: str, chunk: int = 1
+) -> list[_Result]:
+    """The results in the order of the tasks, with a progress bar on stderr.
 
     Args:
         function: must be picklable, like its arguments and results.
         tasks: its arguments.
-        workers: number of processes.
+        workers: number of processes; 1 uses this process.
+        what: description of the progress bar.
         chunk: tasks that a process takes at once.
 
     Raises:
         DataError: a worker process was killed.
     """
+    progress = partial(track, description=what, total=len(tasks), console=Console(stderr=True))
     if workers == 1 or len(tasks) < 2:
-        yield from map(function, tasks)
-        return
+        return list(progress(map(function, tasks)))
     # Spawned, not forked: a forked process would inherit the lock of the folder.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
     try:
-        yield from pool.map(function, tasks, chunksize=chunk)
+        return list(progress(pool.map(function, tasks, chunksize=chunk)))
     except BrokenProcessPool as error:
         raise DataError("a worker process was killed, probably out of memory; use fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def run_with_progress(
-    function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int, what: str, chunk: int = 1
-) -> list[_Result]:
-    """Like :func:`run`, with a progress bar on stderr."""
-    results = run(function, tasks, workers, chunk)
-    return list(track(results, what, len(tasks), console=Console(stderr=True)))
 
 
 def _exit_with_parent() -> None:

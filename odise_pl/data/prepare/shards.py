@@ -20,7 +20,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from odise_pl.data.manifest import FILE_NAME, Manifest, Shard
-from odise_pl.data.prepare.processes import run_with_progress
+from odise_pl.data.prepare.processes import run
 from odise_pl.data.prepare.source import Members
 from odise_pl.data.records import DataError
 from odise_pl.files import atomic_write, write_bytes, write_text
@@ -110,7 +110,7 @@ def write_shards(
     note.parent.mkdir(exist_ok=True)
     write_text(note, digest)
     write = partial(_write_shard, folder=folder)
-    return tuple(run_with_progress(write, plans, workers, "writing shards"))
+    return tuple(run(write, plans, workers, "writing shards"))
 
 
 def _write_shard(plan: ShardPlan, folder: Path) -> Shard:

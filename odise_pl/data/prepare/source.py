@@ -107,10 +107,10 @@ class Source:
         vocabulary: the classes; segments refer to them by index.
         samples: those without faults in the annotation file.
         problems: faults in the annotation file.
-        notes: for the user.
         check: opens the files of a sample and returns all problems.
         pack: returns the members of a sample without problems, and its number of segments.
         measures: which of ``MEASURES`` the annotations are complete for.
+        notes: for the user.
     """
 
     dataset: str
@@ -120,10 +120,10 @@ class Source:
     vocabulary: Vocabulary
     samples: tuple[SourceSample, ...]
     problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
     check: Callable[[SourceSample], list[Problem]]
     pack: Callable[[SourceSample], tuple[Members, int]]
     measures: tuple[str, ...] = MEASURES
+    notes: tuple[str, ...] = ()
 
     @property
     def origin(self) -> Origin:
@@ -132,5 +132,5 @@ class Source:
 
 
 def make_key(file_name: str) -> str:
-    """The key of an image in a shard: its path without dots, slashes and control characters."""
-    return re.sub(r"[./\\\x00-\x1f\x7f-\x9f]", "_", PurePosixPath(file_name).with_suffix("").as_posix())
+    """The key of an image in a shard: its path, see ``fields.plain_path``, without dots and slashes."""
+    return re.sub("[./]", "_", PurePosixPath(file_name).with_suffix("").as_posix())

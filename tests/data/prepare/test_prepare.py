@@ -19,7 +19,6 @@ import pytest
 from filelock import FileLock
 from mini_coco import CATEGORIES, make_coco, pack
 from shard_members import members
-from slow_prepare import SHARD_BYTES
 from typer.testing import CliRunner
 
 from odise_pl.cli import app
@@ -33,7 +32,6 @@ from odise_pl.data.records import DataError
 
 REPOSITORY = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-SLOW = Path(__file__).parents[1] / "slow_prepare.py"
 COCO_MINI = Path(os.environ.get("ODISE_COCO_MINI", REPOSITORY / "../shared/coco_mini"))
 
 
@@ -116,16 +114,19 @@ def test_resumed_run_gives_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_run_ends_its_workers_and_is_resumed(tmp_path: Path) -> None:
-    coco, out = make_coco(tmp_path / "coco", 20), tmp_path / "out"
-    kill_after_first_shard(coco.root, out, workers=2)
-    pack(coco.root, out, workers=2, max_shard_bytes=SHARD_BYTES)
-    pack(coco.root, tmp_path / "whole", max_shard_bytes=SHARD_BYTES)
-    assert contents(out) == contents(tmp_path / "whole")
-
-
-def kill_after_first_shard(root: Path, out: Path, workers: int) -> None:
-    """Start a slow run and kill it when its first shard is done."""
-    command = [sys.executable, str(SLOW), str(root), str(out), str(workers)]
+    coco, out = make_coco(tmp_path / "coco", 400), tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "odise_pl",
+        "prepare",
+        "coco",
+        "--root",
+        str(coco.root),
+        "--out",
+        str(out),
+    ]
+    command += ["--root", str(coco.root), "--out", str(out), "--max-shard-mb", "0.025"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while not list(out.glob("*.tar")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -135,6 +136,10 @@ def kill_after_first_shard(root: Path, out: Path, workers: int) -> None:
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "worker processes outlived the run"
+    assert not (out / "dataset.json").exists()
+    pack(coco.root, out, workers=2, max_shard_bytes=TWO_SAMPLES)
+    pack(coco.root, tmp_path / "whole", max_shard_bytes=TWO_SAMPLES)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_finished_set_is_not_overwritten(tmp_path: Path) -> None:
@@ -197,9 +202,9 @@ def test_skip_bad_writes_the_rest_and_counts(tmp_path: Path) -> None:
 
 
 def test_worker_processes_keep_the_order_and_report_a_killed_one() -> None:
-    assert list(processes.run(operator.neg, [5, 6, 7], 2)) == [-5, -6, -7]
+    assert processes.run(operator.neg, [5, 6, 7], 2, "testing") == [-5, -6, -7]
     with pytest.raises(DataError, match="a worker process was killed"):
-        list(processes.run(os._exit, [1, 1, 1], 2))
+        processes.run(os._exit, [1, 1, 1], 2, "testing")
 
 
 def test_prepare_command(tmp_path: Path) -> None:
