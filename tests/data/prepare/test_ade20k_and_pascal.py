@@ -15,7 +15,6 @@ import pytest
 from benchmark_shards import MAKE
 from mini_benchmarks import samples
 from PIL import Image
-from test_archives import zipped
 
 from odise_pl.data.decoding import DecodedSample
 from odise_pl.data.manifest import Manifest, open_shard_set
@@ -113,15 +112,6 @@ def test_large_photographs_are_scaled_to_512(tmp_path: Path) -> None:
         assert min(sample.size) == 512
         assert max(sample.size) == round(max(height, width) * 512 / min(height, width))
         assert set(np.unique(classes_of(sample))) == set(np.unique(made.classes[image]))
-
-
-def test_archive_gives_same_shards_as_folders(tmp_path: Path) -> None:
-    mini.ade150(tmp_path / "root")
-    loose = pack("ade150", tmp_path / "root", tmp_path / "loose")
-    zipped(tmp_path / "root/ADEChallengeData2016", tmp_path / "root/ADEChallengeData2016")
-    shutil.rmtree(tmp_path / "root/ADEChallengeData2016")
-    packed = pack("ade150", tmp_path / "root", tmp_path / "packed")
-    assert packed.shards == loose.shards
 
 
 @pytest.mark.parametrize(

@@ -73,17 +73,6 @@ def test_problems_name_archive_and_file(tmp_path: Path) -> None:
     assert "cannot be unpacked (Error -3" in problems
 
 
-def encrypted(archive: bytes) -> bytes:
-    """A zip whose members are marked as encrypted."""
-    content = bytearray(archive)
-    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        start = content.find(mark)
-        while start >= 0:
-            content[start + place] |= 1
-            start = content.find(mark, start + 4)
-    return bytes(content)
-
-
 def spoiled(archive: bytes, name: bytes) -> bytes:
     """A zip with damage in the content of a member."""
     start = archive.index(name) + len(name)
@@ -94,7 +83,6 @@ def spoiled(archive: bytes, name: bytes) -> bytes:
     ("name", "spoil", "cause"),
     [
         ("train2017.zip", lambda content: content[: len(content) // 2], "is damaged.*cocodataset.org"),
-        (ANNOTATIONS, encrypted, "password"),
         (ANNOTATIONS, lambda content: spoiled(content, MEMBER), "cannot be unpacked"),
     ],
 )

@@ -14,6 +14,7 @@ import tiny_blip
 import torch
 from PIL import Image
 from shard_members import members
+from test_stream import data, evaluated, train
 from typer.testing import CliRunner
 
 from odise_pl.cli import app
@@ -21,9 +22,6 @@ from odise_pl.data.manifest import FILE_NAME, Manifest, open_shard_set
 from odise_pl.data.prepare import captions
 from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.records import DataError
-from odise_pl.data.sample_order import EvalPlan, TrainPlan
-from odise_pl.data.stream import EvalStream, TrainStream
-from odise_pl.data.transforms import EvalResize
 from odise_pl.errors import UserError
 from odise_pl.models.blip import BlipSentences, load_blip
 
@@ -68,17 +66,10 @@ def test_copy_has_captions_of_the_model(shards: Path, captioned: Path, blip: Pat
             expected[record["image_id"]] = caption
         assert before == after  # images and maps
     assert len(said) > 1
-    batches_have(expected, captioned)
-
-
-def batches_have(expected: dict[int, str], captioned: Path) -> None:
-    """Batches for training and evaluation have the captions."""
-    shard_set, resize = open_shard_set(captioned), EvalResize(64, 64)
-    train = TrainStream(shard_set.urls, TrainPlan(shard_set.sizes, batch_size=2), resize)
-    for stream in (train, EvalStream(shard_set.urls, EvalPlan(shard_set.sizes, batch_size=2), resize)):
-        seen = {i: said for b in stream for i, said in zip(b.image_ids, b.generated_captions, strict=True)}
-        assert len(seen) >= 22
-        assert seen == {i: expected[i] for i in seen}
+    for batches in (train(data(captioned)), evaluated(data(captioned))):
+        assert sum(map(len, batches)) >= 22
+        for batch in batches:
+            assert batch.generated_captions == tuple(expected[image_id] for image_id in batch.image_ids)
 
 
 def test_manifest_names_the_model(shards: Path, captioned: Path, blip: Path) -> None:

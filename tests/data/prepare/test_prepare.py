@@ -115,18 +115,8 @@ def test_resumed_run_gives_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_run_ends_its_workers_and_is_resumed(tmp_path: Path) -> None:
     coco, out = make_coco(tmp_path / "coco", 400), tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "odise_pl",
-        "prepare",
-        "coco",
-        "--root",
-        str(coco.root),
-        "--out",
-        str(out),
-    ]
-    command += ["--root", str(coco.root), "--out", str(out), "--max-shard-mb", "0.025"]
+    command = [sys.executable, "-m", "odise_pl", "prepare", "coco", "--split", "train2017"]
+    command += ["--root", str(coco.root), "--out", str(out), "--workers", "2", "--max-shard-mb", "0.025"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while not list(out.glob("*.tar")):
         assert process.poll() is None, "the run ended before it could be killed"
