@@ -6,25 +6,17 @@ Of colours with 16 bits per channel Pillow keeps the upper 8.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from odise_pl.data.records import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # Pillow starts a program for some others (EPS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-_UNDO_ORIENTATION = {  # by EXIF value
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _DEPTHS = (8, 10, 12, 14, 16)  # bits per channel of cameras and scanners
 
 
@@ -107,19 +99,19 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
         DataError: it cannot be converted by :func:`to_rgb`.
     """
     image.load()  # turns a TIFF and removes its orientation
-    turn = _UNDO_ORIENTATION.get(exif_orientation(image))
-    rgb = to_rgb(image if turn is None else image.transpose(turn))
+    with suppress(Exception):  # a malformed block makes the reader raise almost anything
+        image = ImageOps.exif_transpose(image)
+    rgb = to_rgb(image)
     rgb.info.clear()  # otherwise the copy would be turned again
     return rgb
 
 
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) if it is missing or unreadable."""
-    try:
+    value = None
+    with suppress(Exception):  # as above
         value = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a malformed block makes the reader raise almost anything
-        return 1
-    return value if isinstance(value, int) and value in _UNDO_ORIENTATION else 1
+    return value if value in range(1, 9) else 1
 
 
 def decode_rgb(data: bytes) -> Image.Image:
