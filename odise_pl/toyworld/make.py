@@ -98,7 +98,8 @@ def _pack(toy_set: ToySet, root: Path, origin: str, seed: int, workers: int) -> 
     coco, shards = root / "coco", root / "shards"
     _paint(toy_set, coco, seed, workers)
     source = read_coco(coco, toy_set.name, "annotation")
-    source = replace(source, dataset="toy", vocabulary=vocabulary(toy_set.novel), annotations=origin)
+    made = replace(source.origin, dataset="toy", annotations=origin)
+    source = replace(source, origin=made, vocabulary=vocabulary(toy_set.novel))
     prepare(source, shards, workers, _SHARD_BYTES, skip_bad=False)
     return shards
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_pl.data import fields
+from odise_pl.data.manifest import Origin
 from odise_pl.data.prepare.coco_json import (
     Annotations,
     ImageEntry,
@@ -72,12 +73,9 @@ def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto")
     problems += [problem for image_id in captions.faults for problem in captions.problems(image_id)]
     problems += find_unlisted(folder, data["images"], f"images in {file.path.name}")
     problems += find_unlisted(maps, data["annotations"], f"annotations in {file.path.name}")
-    annotated = [part.read() for part in (file, objects_file) if part is not None]
+    annotated = b"".join(part.read() for part in (file, objects_file) if part is not None)
     return Source(
-        dataset="coco",
-        split=split,
-        annotations=file.path.name,
-        sha256=hashlib.sha256(b"".join(annotated)).hexdigest(),
+        origin=Origin("coco", split, file.path.name, hashlib.sha256(annotated).hexdigest()),
         vocabulary=classes.vocabulary,
         samples=tuple(
             replace(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from odise_pl.data.instances import paint_ids, read_objects
 from odise_pl.data.label_maps import encode_ids
+from odise_pl.data.manifest import Origin
 from odise_pl.data.prepare.coco import HINT, parse_subpath
 from odise_pl.data.prepare.coco_json import ImageList, find_unlisted, read_annotations, read_object
 from odise_pl.data.prepare.coco_vocabulary import choose_classes
@@ -51,10 +52,7 @@ def read_coco_instances(
     problems += entries.orphans(objects)
     problems += find_unlisted(folder, data["images"], f"images in {file.path.name}")
     return Source(
-        dataset="coco-instances",
-        split=split,
-        annotations=file.path.name,
-        sha256=hashlib.sha256(file.read()).hexdigest(),
+        origin=Origin("coco-instances", split, file.path.name, hashlib.sha256(file.read()).hexdigest()),
         vocabulary=classes.vocabulary,
         samples=tuple(replace(s, instances=tuple(objects.values.get(s.image_id, ()))) for s in samples),
         problems=tuple(problems),

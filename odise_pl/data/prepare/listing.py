@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from odise_pl.data.fields import plain_path
+from odise_pl.data.manifest import Origin
 from odise_pl.data.prepare.conversion import Conversion
 from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.prepare.source import Problem, Source, SourceSample, make_key
@@ -23,7 +24,8 @@ class Benchmark:
     """A split of a data set with label files only; its images are JPEG files.
 
     Attributes:
-        dataset, split, vocabulary, measures: see :class:`Source`.
+        dataset, split: see :class:`~odise_pl.data.manifest.Origin`.
+        vocabulary, measures: see :class:`Source`.
         conversion: of its samples.
         images: folder of the images.
         labels: folders with a label file for each image.
@@ -88,11 +90,9 @@ class Benchmark:
             for name, number in zip(found, image_ids(stems), strict=True)
         ]
         _check_unique(samples)
+        digest = hashlib.sha256("\n".join(stems).encode()).hexdigest()
         return Source(
-            dataset=self.dataset,
-            split=self.split,
-            annotations=annotations,
-            sha256=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+            origin=Origin(self.dataset, self.split, annotations, digest),
             vocabulary=self.vocabulary,
             samples=tuple(sorted(samples, key=lambda sample: sample.key)),
             problems=tuple(problems),

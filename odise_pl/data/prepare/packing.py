@@ -68,8 +68,8 @@ def prepare(
         good = [pair for pair in zip(source.samples, checked, strict=True) if not pair[1].problems]
         if not good:
             raise DataError(
-                f"{source.annotations} of {source.split}: has no usable sample; problems: {len(problems)}, "
-                f"listed in {folder / PROBLEMS}"
+                f"{source.origin.annotations} of {source.origin.split}: has no usable sample; "
+                f"{folder / PROBLEMS} lists {len(problems)} problems"
             )
         fingerprint = (asdict(source.origin), source.vocabulary.to_json(), max_shard_bytes)
         digests = [facts.digest for _, facts in good]
@@ -131,7 +131,7 @@ def _check_sample(
 
 
 def _plans(source: Source, good: _Good, max_shard_bytes: int) -> list[ShardPlan]:
-    prefix = re.sub(r"[^\w.-]+", "_", source.split).lstrip(".-") or "shard"
+    prefix = re.sub(r"[^\w.-]+", "_", source.origin.split).lstrip(".-") or "shard"
     groups = group_by_size(
         [sample for sample, _ in good], [facts.bytes for _, facts in good], max_shard_bytes
     )
@@ -193,5 +193,5 @@ def _manifest(
         left_out=_count_entries(problems),
         problems=len(problems),
     )
-    name = f"{source.dataset}_{source.split}"
+    name = f"{source.origin.dataset}_{source.origin.split}"
     return Manifest(name, source.vocabulary, counts, shards, source.origin, max_shard_bytes, source.measures)

@@ -100,10 +100,7 @@ class Source:
     """One split of a data set: its annotation, and its image and label files, not read yet.
 
     Attributes:
-        dataset: name of the data set's format, "coco".
-        split: name of the split, "train2017".
-        annotations: name of the annotation file.
-        sha256: of the annotation file.
+        origin: format, split and annotation file, for the manifest.
         vocabulary: the classes; segments refer to them by index.
         samples: those without faults in the annotation file.
         problems: faults in the annotation file.
@@ -113,10 +110,7 @@ class Source:
         notes: for the user.
     """
 
-    dataset: str
-    split: str
-    annotations: str
-    sha256: str
+    origin: Origin
     vocabulary: Vocabulary
     samples: tuple[SourceSample, ...]
     problems: tuple[Problem, ...]
@@ -124,11 +118,6 @@ class Source:
     pack: Callable[[SourceSample], tuple[Members, int]]
     measures: tuple[str, ...] = MEASURES
     notes: tuple[str, ...] = ()
-
-    @property
-    def origin(self) -> Origin:
-        """Format, split and annotation file, for the manifest."""
-        return Origin(self.dataset, self.split, self.annotations, self.sha256)
 
 
 def make_key(file_name: str) -> str:
