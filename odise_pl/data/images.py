@@ -108,10 +108,11 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) if it is missing or unreadable."""
-    value = None
-    with suppress(Exception):  # as above
+    try:
         value = image.getexif().get(ExifTags.Base.Orientation)
-    return value if value in range(1, 9) else 1
+    except Exception:  # as above
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def decode_rgb(data: bytes) -> Image.Image:
