@@ -214,10 +214,10 @@ FAULTS: list[tuple[str, Edit]] = [
     (f"{SEMANTIC_2}: is missing", lambda folder: (folder / SEMANTIC_2).unlink()),
     (f"{SEMANTIC_2}: has 7x5 pixels", replaced(SEMANTIC_2, png(7, 5))),
     (r"instances\.json: .*list", replaced("instances.json", b"{}")),
-    (r"instances\.json: entry 0 .*score", in_result(score=float("nan"))),
-    (r"instances\.json: entry 0 .*score", in_result(score=10**400)),
-    (r"instances\.json: entry 0 .*id 77777", in_result(category_id=77777)),
-    (r"instances\.json: entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
+    (r"instances\.json: image_id 1, entry 0 .*score", in_result(score=float("nan"))),
+    (r"instances\.json: image_id 1, entry 0 .*score", in_result(score=10**400)),
+    (r"instances\.json: image_id 1, entry 0 .*id 77777", in_result(category_id=77777)),
+    (r"instances\.json: image_id 1, entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
 ]  # fmt: skip
 
 
