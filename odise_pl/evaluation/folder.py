@@ -22,7 +22,7 @@ from odise_pl.data import fields
 from odise_pl.data.instances import encode_rle
 from odise_pl.data.label_maps import decode_ids, decode_semantic
 from odise_pl.data.records import DataError
-from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
+from odise_pl.evaluation.writer import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
 from odise_pl.files import is_plain_name
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Segment, Size

@@ -16,7 +16,7 @@ from odise_pl.data.images import read_image
 from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.records import DataError
 from odise_pl.errors import SettingError
-from odise_pl.evaluation.coco_results import panoptic_annotation
+from odise_pl.evaluation.writer import panoptic_annotation
 from odise_pl.files import write_bytes, write_text
 from odise_pl.prediction.drawing import paint
 from odise_pl.prediction.pictures import find_images

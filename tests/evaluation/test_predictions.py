@@ -26,10 +26,9 @@ from trained import composed
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare.coco_instances import read_coco_instances
 from odise_pl.data.prepare.packing import prepare
-from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor
 from odise_pl.evaluation.run import score_predictions
-from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.evaluation.writer import PredictionError, PredictionWriter
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 

@@ -83,20 +83,6 @@ def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
     assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
 
 
-def test_evaluations_count_with_their_run(tmp_path: Path) -> None:
-    finish(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}})
-    for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
-        finish(tmp_path / "run" / "evaluation" / str(number), settings(), found)
-    other = settings(classifier="diffusion")
-    finish(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}})
-    finish(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}})
-    report(tmp_path)
-    both, diffusion = table(tmp_path / "report" / "all_runs.csv")
-    scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
-    assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
-    assert [diffusion[name] for name in scores] == ["", "50.0", "", "1"]
-
-
 def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     finish(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}})
     report(tmp_path)
