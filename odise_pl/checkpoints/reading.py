@@ -76,8 +76,7 @@ def check_resumable(path: Path) -> int:
 
 
 def _check_intact(path: Path) -> int:
-    if path.is_file():
-        _verify_checksums(path)
+    _verify_checksums(path)
     checkpoint = read_checkpoint(path)
     step = _describe(checkpoint, path).step
     if step is None or any(name not in checkpoint for name in _NEEDED):
@@ -88,7 +87,7 @@ def _check_intact(path: Path) -> int:
 def _verify_checksums(path: Path) -> None:
     """Compare the checksums in the archive, which torch ignores."""
     if not zipfile.is_zipfile(path):
-        return  # a truncated archive; read_checkpoint reports it
+        return  # missing or truncated; read_checkpoint reports it
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

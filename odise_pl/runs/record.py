@@ -28,7 +28,8 @@ SETTINGS = "config.yaml"
 FINISHED = "finished.json"
 EVALUATIONS = "evaluation"  # folder of a run's evaluations
 _LONGEST = 80  # characters of each word in a folder name
-# Settings that do not change what a run computes, in whole sections and within others.
+# Settings that do not change what a run computes, in whole sections and within others; only records of
+# earlier versions have "progress" and "save_every".
 _IGNORED = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths", "save_every")
 _IGNORED_IN = {
     "trainer": (

@@ -16,7 +16,7 @@ from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
 from odise_pl.runs.record import FinishedRun, RunSettings
 
-METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
+METRICS = {"pq": "PQ", "map": "mAP", "miou": "mIoU"}
 
 
 def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
@@ -24,7 +24,7 @@ def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
     values: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for data, scores in run.scores.items():
-            for metric in METRICS.values():
+            for metric in METRICS:
                 if metric in scores:
                     values.setdefault((data, metric), []).append(100 * scores[metric])
     return {key: fmean(found) for key, found in values.items()}
@@ -94,12 +94,12 @@ def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
 
 def _columns(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     sets = sorted({data for run in runs for data in run.scores})
-    return [(data, metric) for data in sets for metric in METRICS.values()]
+    return [(data, metric) for data in sets for metric in METRICS]
 
 
 def _title(column: tuple[str, str]) -> str:
-    shown = {metric: name for name, metric in METRICS.items()}
-    return f"{column[0]} {shown[column[1]]}"
+    data, metric = column
+    return f"{data} {METRICS[metric]}"
 
 
 def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], float]) -> list[str]:
