@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from trained import SMALL, composed
+from small_runs import SMALL, composed
 
 from odise_pl.checkpoints.description import TARGETS, Network, read_record
 from odise_pl.checkpoints.reading import describe

@@ -21,7 +21,7 @@ from panoptic_maps import perfect
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from trained import composed
+from small_runs import composed
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare.coco_instances import read_coco_instances

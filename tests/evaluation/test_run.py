@@ -17,8 +17,8 @@ from benchmark_shards import BENCHMARKS
 from interruptions import run, started, wait_for
 from omegaconf import DictConfig
 from ranks import free_port, torchrun
+from small_runs import composed
 from torch import multiprocessing
-from trained import composed
 
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.run import _trainer, evaluate, score_predictions
