@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
-from odise_pl.runs.record import FinishedRun, RunSettings
+from odise_pl.runs.record import AblationSettings, FinishedRun
 
 METRICS = {"pq": "PQ", "map": "mAP", "miou": "mIoU"}
 
@@ -80,10 +80,10 @@ def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
 
 def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
     """A row for each combination of settings, averaged over its runs."""
-    groups: dict[RunSettings, list[FinishedRun]] = {}
+    groups: dict[AblationSettings, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
-    columns, names = _columns(runs), [field.name for field in fields(RunSettings)]
+    columns, names = _columns(runs), [field.name for field in fields(AblationSettings)]
     rows = tuple(
         (*(str(getattr(s, name)) for name in names), *_cells(columns, mean_scores(group)), str(len(group)))
         for s, group in sorted(groups.items(), key=lambda item: [str(getattr(item[0], n)) for n in names])

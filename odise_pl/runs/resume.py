@@ -35,7 +35,7 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
         found = list_changes(read_settings(folder) or {}, settings)
         raise SettingError(
             f"{folder} contains a finished run with other settings ({', '.join(found)}); start another with "
-            "run=NAME, or delete it"
+            "run=NAME, or delete the folder"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)
@@ -75,7 +75,7 @@ def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path)
     if found:
         raise SettingError(
             f"run {config.run} exists with other settings ({', '.join(found)}): add run=NAME to start "
-            f"another, or ckpt=last to resume from {last.name} with these settings"
+            f"another, or ckpt=last to resume from {last.name} with the new settings"
         )
 
 

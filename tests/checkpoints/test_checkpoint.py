@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from odise_pl.checkpoints.command import export_checkpoint
-from odise_pl.checkpoints.io import export_official, load_weights, trainable_parameters
 from odise_pl.checkpoints.official_names import UNUSED, to_official, to_ours
+from odise_pl.checkpoints.weights import export_official, load_weights, trainable_parameters
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.models.build import (

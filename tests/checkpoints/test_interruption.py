@@ -29,7 +29,7 @@ from interruptions import (
 )
 
 from odise_pl.checkpoints.files import saved_checkpoints
-from odise_pl.checkpoints.reading import check_resumable
+from odise_pl.checkpoints.metadata import check_resumable
 from odise_pl.distributed.shutdown import Preempted
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.structures import Batch

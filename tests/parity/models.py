@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from odise_pl.checkpoints.io import is_official, load_trainable_state, load_weights, trainable_parameters
 from odise_pl.checkpoints.official_names import to_official, to_ours
+from odise_pl.checkpoints.weights import is_official, load_trainable_state, load_weights, trainable_parameters
 from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.odise import ClassifierSettings, Odise

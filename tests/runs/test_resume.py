@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.files import last_checkpoint, saved_checkpoints
 from odise_pl.errors import SettingError
-from odise_pl.runs.record import RunSettings, mark_finished, resolve_settings, write_settings
+from odise_pl.runs.record import AblationSettings, mark_finished, resolve_settings, write_settings
 from odise_pl.runs.resume import resolve_resume
 
-WORDS = RunSettings("label", "0", False, "implicit", "both")
+WORDS = AblationSettings("label", "0", False, "implicit", "both")
 
 
 def config(folder: Path, **changes: object) -> DictConfig:

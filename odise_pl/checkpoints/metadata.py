@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from odise_pl.checkpoints.files import saved_checkpoints
-from odise_pl.checkpoints.io import PREFIX, is_official
 from odise_pl.checkpoints.official_names import supervision_of, to_ours
+from odise_pl.checkpoints.weights import PREFIX, is_official
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.vocabulary import Vocabulary
 
