@@ -112,7 +112,7 @@ def exif_orientation(image: Image.Image) -> int:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as above
         return 1
-    return int(value) if value in range(1, 9) else 1
+    return value if isinstance(value, int) and value in range(1, 9) else 1
 
 
 def decode_rgb(data: bytes) -> Image.Image:
