@@ -1,0 +1,7 @@
+"""``python -m odise_pl.data.prepare``: the same as ``odise prepare``."""
+
+from odise_pl.data.prepare.command import app
+from odise_pl.errors import report_user_errors
+
+with report_user_errors():
+    app()
