@@ -112,15 +112,14 @@ class Odise(nn.Module):
         mask_decoder: MaskDecoder,
         text_projection: TextProjection,
         clip: FrozenCLIP,
-        classifier: ClassifierSettings | None = None,
-        inference: InferenceSettings | None = None,
+        classifier: ClassifierSettings,
+        inference: InferenceSettings,
         published_quirks: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
         self.text_projection, self.clip = text_projection, clip
-        self.classifier = classifier or ClassifierSettings()
-        self.inference = inference or InferenceSettings()
+        self.classifier, self.inference = classifier, inference
         self.published_quirks = published_quirks
         self.mapped = False
         self._texts = TextCache(clip.encode_text)

@@ -57,13 +57,8 @@ class DiffusionBackbone(nn.Module):
 
         Returns:
             four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
-
-        Raises:
-            ValueError: a side is not a multiple of 32.
         """
         height, width = images.shape[-2:]
-        if height % STRIDES[-1] or width % STRIDES[-1]:
-            raise ValueError(f"images of {height}x{width} must be padded to multiples of {STRIDES[-1]} first")
         windows = plan_windows(height, width, self.window)
         side = windows[0].side
         cuts = cut_windows(images, windows, self.input_size)

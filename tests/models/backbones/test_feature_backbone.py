@@ -96,12 +96,6 @@ def test_gradients_are_independent_of_window_batch() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-8 * max(a.abs().max().item(), 1e-3))
 
 
-@pytest.mark.parametrize("size", [(64, 72), (80, 64)])
-def test_unpadded_images_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"images of {size[0]}x{size[1]} "):
-        backbone()(images(*size))
-
-
 @pytest.mark.parametrize(("setting", "value", "message"), [
     ("input_size", 96, "backbone.input_size=96 .* 64"),
     ("input_size", 0, "backbone.input_size=0 .* 64"),
