@@ -267,10 +267,10 @@ class Odise(nn.Module):
         return self.clip.encode_masks(self.clip.normalize(torch.cat(squashed)), visible)
 
 
-def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
-    """Images [3, H, W] zero-padded to one canvas (sides are multiples of ``multiple``), and their sizes."""
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+    """Images [3, H, W] zero-padded to one canvas, whose sides are multiples of 64, and their sizes."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    height, width = (-(-max(side) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in zip(*sizes, strict=True))
     padded = [
         F.pad(image, (0, width - w, 0, height - h)) for image, (h, w) in zip(images, sizes, strict=True)
     ]
