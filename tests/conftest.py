@@ -49,9 +49,15 @@ def scene_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a network after a few steps on the scenes; not to be changed."""
-    from trained import train_a_little
+    from small_runs import SMALL, composed
 
-    return train_a_little(scene_shards, tmp_path_factory.mktemp("trained"))
+    from odise_pl.training.run import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    fit = ["trainer.max_steps=4", "validate_every=100", f"data.train={scene_shards}"]
+    fit += ["~callbacks.report", "~callbacks.pictures"]
+    train(composed("train", folder, [*SMALL, *fit]))
+    return folder / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from trained import ROOT, SMALL
+from small_runs import ROOT, SMALL
 
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.runs.conf import compose_config

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
-from odise_pl.data.label_maps import decode_ids
 from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Truth
 
 NUM_CLASSES = 5
@@ -96,31 +91,3 @@ def shifted(truth: PanopticSegmentation, rows: int = 4, columns: int = 9) -> Pan
     ids = torch.roll(truth.ids, (rows, columns), (0, 1))
     seen = set(np.unique(ids.numpy()).tolist())
     return PanopticSegmentation(ids, tuple(replace(s, iscrowd=False) for s in truth.segments if s.id in seen))
-
-
-@dataclass(frozen=True)
-class CocoMini:
-    truths: dict[int, PanopticSegmentation]
-    isthing: tuple[bool, ...]
-    names: tuple[str, ...]
-
-
-def read_coco_mini(count: int) -> CocoMini:
-    """The first maps of the validation split of real COCO images; skips the test if they are missing."""
-    default = Path(__file__).parents[1].parent / "shared" / "coco_mini"
-    root = Path(os.environ.get("ODISE_COCO_MINI", default)) / "annotations"
-    if not root.is_dir():
-        pytest.skip(f"no real COCO maps in {root}: set ODISE_COCO_MINI to a COCO panoptic folder")
-    content = json.loads((root / "panoptic_val2017.json").read_text())
-    categories = {c["id"]: i for i, c in enumerate(content["categories"])}
-    isthing = tuple(bool(c["isthing"]) for c in content["categories"])
-    truths = {}
-    for annotation in content["annotations"][:count]:
-        ids = decode_ids((root / "panoptic_val2017" / annotation["file_name"]).read_bytes())
-        labels = [categories[s["category_id"]] for s in annotation["segments_info"]]
-        segments = [
-            Segment(s["id"], label, isthing[label], bool(s["iscrowd"]))
-            for s, label in zip(annotation["segments_info"], labels, strict=True)
-        ]
-        truths[annotation["image_id"]] = segmentation(ids, segments)
-    return CocoMini(truths, isthing, tuple(c["name"] for c in content["categories"]))

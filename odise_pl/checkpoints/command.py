@@ -16,7 +16,7 @@ def export_checkpoint(
     target: Annotated[Path, typer.Argument(help="the file to write")],
 ) -> None:
     """Convert a checkpoint of this project to the official format."""
-    from odise_pl.checkpoints.io import export_official
+    from odise_pl.checkpoints.weights import export_official
 
     export_official(source, target)
     print(f"written: {target}")

@@ -13,7 +13,7 @@ from odise_pl.data.datamodule import PanopticDataModule
 _log = logging.getLogger(__name__)
 
 
-def translate(trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
+def convert_position(trainer: lightning.Trainer, checkpoint: dict[str, Any]) -> None:
     """Convert the position in a checkpoint, in place, from batches of that run to batches of this one.
 
     Epoch, optimiser steps, schedule and the number of images used in the epoch stay. A step always ends with

@@ -11,7 +11,7 @@ A sharded block runs on all ranks together, so all have to run the blocks equall
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -139,7 +139,7 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
     if isinstance(model, FSDPModule):
         return
     rounded = set() if dtype == torch.float32 else {id(weight) for weight in _rounded(model)}
-    for block in blocks(model) if mesh is not None else ():
+    for block in _blocks(_image_networks(model)) if mesh is not None else ():
         for parameter in block.parameters():
             _hold(parameter, dtype if id(parameter) in rounded else None, model.mapped)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=_small(block))
@@ -170,18 +170,13 @@ def _join(model: Odise, mesh: DeviceMesh) -> None:
     EqualPasses(mesh.get_group()).attach(model.backbone)
 
 
-def blocks(model: Odise) -> Iterator[nn.Module]:
-    """The parts of the frozen image networks that are gathered as a whole, none of which contains another."""
-    for network in _image_networks(model):
-        yield from _blocks(network)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, BLOCKS):
-        yield module
-        return
-    for child in module.children():
-        yield from _blocks(child)
+def _blocks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The parts that are gathered as a whole, none of which contains another."""
+    for module in modules:
+        if isinstance(module, BLOCKS):
+            yield module
+        else:
+            yield from _blocks(module.children())
 
 
 def _image_networks(model: Odise) -> list[nn.Module]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import lightning
 
-from odise_pl.distributed.launch import is_launched_by_lightning
+from odise_pl.distributed.processes import is_launched_by_lightning
 
 # Slurm sends SIGUSR1 where a job asks for it ahead of time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """A signal ended the run with everything saved.
+    """A signal ended the program; the same command resumes.
 
     The exit code is 130 after Ctrl-C and 143 after any other signal. It is 0 in a process that Lightning
     launched: else Lightning would kill rank 0, which may still be saving.

@@ -22,7 +22,7 @@ from odise_pl.data import fields
 from odise_pl.data.instances import encode_rle
 from odise_pl.data.label_maps import decode_ids, decode_semantic
 from odise_pl.data.records import DataError
-from odise_pl.evaluation.coco_results import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
+from odise_pl.evaluation.writer import INSTANCES, PANOPTIC, SEMANTIC, PredictionError
 from odise_pl.files import is_plain_name
 from odise_pl.metrics.suite import EvaluationResult
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction, Segment, Size
@@ -30,7 +30,6 @@ from odise_pl.vocabulary import Vocabulary, VocabularyError, normalise_name
 
 _log = logging.getLogger(__name__)
 _PANOPTIC_JSON, _INSTANCES_JSON = f"{PANOPTIC}.json", f"{INSTANCES}.json"
-_Entry = tuple[int, Any]
 _EXPECTED = {
     "panoptic": f"{_PANOPTIC_JSON} with {PANOPTIC}/*.png",
     "instances": _INSTANCES_JSON,
@@ -54,9 +53,9 @@ class FolderPredictor(nn.Module):
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.folder, self.vocabulary = folder, vocabulary
-        # entries of each file with their positions, by image
-        self._panoptic: dict[int, list[_Entry]] | None = None
-        self._instances: dict[int, list[_Entry]] | None = None
+        # entries of each file by image
+        self._panoptic: dict[int, list[Any]] | None = None
+        self._instances: dict[int, list[Any]] | None = None
         with self._reading(_PANOPTIC_JSON):
             if (content := self._json(_PANOPTIC_JSON)) is not None:
                 self._panoptic = _by_image(fields.sequence(content, "annotations"))
@@ -142,7 +141,7 @@ class FolderPredictor(nn.Module):
             entries = self._panoptic.get(image_id, [])
             if len(entries) != 1:
                 raise DataError(f"has {len(entries)} annotations, expected one")
-            ((_, annotation),) = entries
+            (annotation,) = entries
             name = fields.string(annotation, "file_name")
             if not is_plain_name(name):
                 raise DataError(f"has file_name {name!a}, which is not the name of a file in {PANOPTIC}")
@@ -156,8 +155,8 @@ class FolderPredictor(nn.Module):
     def _read_instances(self, image_id: int, size: Size) -> Instances:
         results = [] if self._instances is None else self._instances.get(image_id, [])
         labels, scores, masks = [], [], []
-        for number, result in results:
-            with self._reading(f"{_INSTANCES_JSON}: entry {number} (image_id {image_id})"):
+        for number, result in enumerate(results):
+            with self._reading(f"{_INSTANCES_JSON}: image_id {image_id}, entry {number} of the image"):
                 labels.append(self.vocabulary.index_of(fields.integer(result, "category_id")))
                 scores.append(_score(result))
                 code = encode_rle(fields.segmentation(result, "segmentation"), size)
@@ -195,10 +194,10 @@ class FolderPredictor(nn.Module):
         return PredictionError(f"{self.folder}/{where}: {cause}")
 
 
-def _by_image(entries: Sequence[Any]) -> dict[int, list[_Entry]]:
+def _by_image(entries: Sequence[Any]) -> dict[int, list[Any]]:
     found = defaultdict(list)
-    for number, entry in enumerate(entries):
-        found[fields.integer(entry, "image_id")].append((number, entry))
+    for entry in entries:
+        found[fields.integer(entry, "image_id")].append(entry)
     return dict(found)
 
 

@@ -15,10 +15,9 @@ from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
 from odise_pl.distributed.sharding import place_all
 from odise_pl.distributed.shutdown import Interruption
-from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor
 from odise_pl.evaluation.progress import Progress
-from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.evaluation.writer import PredictionError, PredictionWriter
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import SIDES, Network, model_key, read_record
 from odise_pl.data.eval_sets import parse_eval_sets
-from odise_pl.distributed.launch import watch_first_process
+from odise_pl.distributed.processes import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
@@ -60,8 +60,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     Returns:
         fractions by set and metric; empty if a sweep skips this evaluation because it is finished.
     """
-    from odise_pl.checkpoints.io import load_weights
-    from odise_pl.checkpoints.reading import describe
+    from odise_pl.checkpoints.metadata import describe
+    from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.benchmarks import Benchmark, Output, evaluate_all
     from odise_pl.evaluation.predictors import NetworkPredictor
     from odise_pl.runs.published import BENCHMARKS

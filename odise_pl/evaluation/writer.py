@@ -1,4 +1,8 @@
-"""Write predictions as files that the official tools read."""
+"""Write predictions in COCO's result formats: panoptic JSON and PNGs, and instance results.
+
+https://cocodataset.org/#format-results. panopticapi and pycocotools read these files. COCO has no format for
+semantic maps: they are grey PNGs of class indices.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+
 from odise_pl.data.label_maps import encode_ids, encode_semantic
-from odise_pl.evaluation.coco_results import (
-    INSTANCES,
-    PANOPTIC,
-    SEMANTIC,
-    PredictionError,
-    instance_results,
-    panoptic_annotation,
-)
+from odise_pl.data.segments import describe_segments
+from odise_pl.errors import UserError
 from odise_pl.files import write_bytes, write_text
-from odise_pl.structures import Batch, Prediction
+from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction
 from odise_pl.vocabulary import Vocabulary
 
+PANOPTIC, INSTANCES, SEMANTIC = "panoptic", "instances", "semantic"  # PANOPTIC.json, PANOPTIC/, ...
 _PARTS = ".parts"
 _OWNER = f"{_PARTS}/evaluation"
 _FILES = (f"{PANOPTIC}.json", f"{INSTANCES}.json")
 _NAMES = (_PARTS, PANOPTIC, SEMANTIC, *_FILES)
+
+
+class PredictionError(UserError, ValueError):
+    """Predictions in a folder are missing or damaged, or do not match the data set."""
 
 
 class PredictionWriter:
@@ -125,3 +132,41 @@ class PredictionWriter:
     def clean(self) -> None:
         """Remove the parts."""
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+
+def panoptic_annotation(
+    panoptic: PanopticSegmentation, vocabulary: Vocabulary, image_id: int, file_name: str
+) -> tuple[dict[str, Any], NDArray[np.int32]]:
+    """The annotation of a panoptic map, and its ids, int32 [H, W]."""
+    ids = panoptic.ids.cpu().numpy().astype(np.int32, copy=False)
+    scores = {segment.id: segment.score for segment in panoptic.segments}
+    categories = {segment.id: segment.category for segment in panoptic.segments}
+    segments = [
+        {
+            "id": record.id,
+            "category_id": vocabulary.categories[record.category].id,
+            "isthing": int(record.isthing),
+            "iscrowd": 0,
+            "area": record.area,
+            "bbox": list(record.bbox),
+            "score": scores[record.id],
+        }
+        for record in describe_segments(ids, categories, vocabulary.isthing)
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments}, ids
+
+
+def instance_results(instances: Instances, vocabulary: Vocabulary, image_id: int) -> list[dict[str, Any]]:
+    """The scored objects of an image, their masks as compressed run-length codes."""
+    # one at a time: all masks of a large image take gigabytes
+    codes = [mask_api.encode(np.asfortranarray(mask.byte().cpu().numpy())) for mask in instances.masks]
+    facts = zip(instances.labels.tolist(), instances.scores.double().tolist(), codes, strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": vocabulary.categories[label].id,
+            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
+            "score": score,
+        }
+        for label, score, code in facts
+    ]

@@ -16,12 +16,11 @@ from odise_pl.data.images import read_image
 from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.records import DataError
 from odise_pl.errors import SettingError
-from odise_pl.evaluation.coco_results import panoptic_annotation
+from odise_pl.evaluation.writer import panoptic_annotation
 from odise_pl.files import write_bytes, write_text
 from odise_pl.prediction.drawing import paint
 from odise_pl.prediction.pictures import find_images
 from odise_pl.prediction.segmenter import Segmenter, load_segmenter
-from odise_pl.runs.checks import unwritable
 from odise_pl.structures import Prediction
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
@@ -51,8 +50,6 @@ def predict(
     # Pillow warns of large pictures and refuses very large ones
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     images = find_images(pictures)
-    if (refused := unwritable(out)) is not None:
-        raise SettingError(f"--out {out}: {refused}")
     vocabulary = load_vocabulary(words, one_word=True)
     segmenter = load_segmenter(checkpoint, settings, device)
     unread: list[str] = []  # messages, because the errors would keep the images in memory

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from odise_pl.checkpoints.description import Network, model_key, read_record
-from odise_pl.checkpoints.io import load_weights
-from odise_pl.checkpoints.reading import describe
+from odise_pl.checkpoints.metadata import describe
+from odise_pl.checkpoints.weights import load_weights
 from odise_pl.data.images import to_upright_rgb
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.errors import SettingError

@@ -49,9 +49,6 @@ def check_evaluation(config: DictConfig) -> None:
         SettingError: lists all problems, each with a way out.
     """
     problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
-    place = config.save_predictions
-    if place is not None and (problem := unwritable(Path(place))) is not None:
-        problems.append(f"save_predictions={place}: {problem}; choose another folder")
     if (config.ckpt is None) == (config.predictions is None):
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
@@ -77,16 +74,6 @@ def raise_problems(problems: Sequence[str]) -> None:
     """Raise SettingError with all problems, if there are any."""
     if problems:
         raise SettingError("\n  - ".join(["cannot start:", *problems]))
-
-
-def unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be created or written; None if it can."""
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        return f"{place} is a file, not a folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"
 
 
 def _bad_settings(config: DictConfig) -> Iterator[str]:

@@ -19,7 +19,7 @@ class Ablation:
 
     Attributes:
         name: of the setting that varies, also used for files.
-        field: its attribute of :class:`~odise_pl.runs.record.RunSettings`.
+        field: its attribute of :class:`~odise_pl.runs.record.AblationSettings`.
         rows: by value of the attribute, in the paper's order.
     """
 

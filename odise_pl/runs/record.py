@@ -28,7 +28,8 @@ SETTINGS = "config.yaml"
 FINISHED = "finished.json"
 EVALUATIONS = "evaluation"  # folder of a run's evaluations
 _LONGEST = 80  # characters of each word in a folder name
-# Settings that do not change what a run computes, in whole sections and within others.
+# Settings that do not change what a run computes, in whole sections and within others; only records of
+# earlier versions have "progress" and "save_every".
 _IGNORED = ("run", "run_dir", "ckpt", "callbacks", "logger", "hydra", "progress", "paths", "save_every")
 _IGNORED_IN = {
     "trainer": (
@@ -45,7 +46,7 @@ class RunError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class AblationSettings:
     """The settings that the paper's ablations vary.
 
     Attributes:
@@ -75,18 +76,18 @@ class FinishedRun:
     """
 
     folder: Path
-    settings: RunSettings
+    settings: AblationSettings
     scores: Mapping[str, Mapping[str, float]]
 
 
-def extract_ablation_settings(model: Mapping[str, Any]) -> RunSettings:
+def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
     """The ablation settings of a network, from the arguments that build it."""
     steps, captioner = model["backbone"]["timesteps"], model["captioner"]
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
     kind = captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
     kind += "_on_the_fly" if captioner.get("on_the_fly") else ""
     learned = words == "learnable" or bool(captioner.get("learnable_time"))
-    return RunSettings(model["supervision"], words, learned, kind, model["classifier"]["mode"])
+    return AblationSettings(model["supervision"], words, learned, kind, model["classifier"]["mode"])
 
 
 def in_sweep() -> bool:
@@ -153,7 +154,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def mark_finished(folder: Path, settings: RunSettings, scores: Mapping[str, Mapping[str, float]]) -> None:
+def mark_finished(
+    folder: Path, settings: AblationSettings, scores: Mapping[str, Mapping[str, float]]
+) -> None:
     """Write ``finished.json``, as the last step of a run; arguments as in :class:`FinishedRun`."""
     known = {name: {k: v for k, v in by.items() if math.isfinite(v)} for name, by in scores.items()}
     write_text(folder / FINISHED, json.dumps({"settings": vars(settings), "scores": known}, indent=1) + "\n")
@@ -177,7 +180,7 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
-        return FinishedRun(folder, RunSettings(**content["settings"]), scores)
+        return FinishedRun(folder, AblationSettings(**content["settings"]), scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it, and run the command again") from error
 
@@ -193,7 +196,7 @@ def find_runs(folder: Path) -> list[FinishedRun]:
     paths = sorted(folder.rglob(FINISHED), key=lambda path: path.stat().st_mtime_ns)
     if not paths:
         raise RunError(f"{folder} contains no finished run ({FINISHED} at any depth): choose another folder")
-    merged: dict[tuple[Path, RunSettings], FinishedRun] = {}
+    merged: dict[tuple[Path, AblationSettings], FinishedRun] = {}
     for run in (read_run(path.parent) for path in paths):
         key = _training_folder(run), run.settings
         older = merged[key].scores if key in merged else {}

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
-from odise_pl.runs.record import FinishedRun, RunSettings
+from odise_pl.runs.record import AblationSettings, FinishedRun
 
-METRICS = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
+METRICS = {"pq": "PQ", "map": "mAP", "miou": "mIoU"}
 
 
 def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
@@ -24,7 +24,7 @@ def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
     values: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for data, scores in run.scores.items():
-            for metric in METRICS.values():
+            for metric in METRICS:
                 if metric in scores:
                     values.setdefault((data, metric), []).append(100 * scores[metric])
     return {key: fmean(found) for key, found in values.items()}
@@ -80,10 +80,10 @@ def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
 
 def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
     """A row for each combination of settings, averaged over its runs."""
-    groups: dict[RunSettings, list[FinishedRun]] = {}
+    groups: dict[AblationSettings, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
-    columns, names = _columns(runs), [field.name for field in fields(RunSettings)]
+    columns, names = _columns(runs), [field.name for field in fields(AblationSettings)]
     rows = tuple(
         (*(str(getattr(s, name)) for name in names), *_cells(columns, mean_scores(group)), str(len(group)))
         for s, group in sorted(groups.items(), key=lambda item: [str(getattr(item[0], n)) for n in names])
@@ -94,12 +94,12 @@ def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
 
 def _columns(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     sets = sorted({data for run in runs for data in run.scores})
-    return [(data, metric) for data in sets for metric in METRICS.values()]
+    return [(data, metric) for data in sets for metric in METRICS]
 
 
 def _title(column: tuple[str, str]) -> str:
-    shown = {metric: name for name, metric in METRICS.items()}
-    return f"{column[0]} {shown[column[1]]}"
+    data, metric = column
+    return f"{data} {METRICS[metric]}"
 
 
 def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], float]) -> list[str]:

@@ -14,7 +14,6 @@ from odise_pl.errors import SettingError
 from odise_pl.runs.record import FINISHED, in_sweep, list_changes, read_settings
 
 _log = logging.getLogger(__name__)
-_SHOWN = 6  # changed settings in a message
 _OPTIMISATION = ("optimizer.", "global_batch ")  # settings that the optimizer state depends on
 
 
@@ -35,8 +34,8 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
     if (folder / FINISHED).exists() and (config.ckpt is None or in_sweep()):
         found = list_changes(read_settings(folder) or {}, settings)
         raise SettingError(
-            f"{folder} contains a finished run with other settings ({_some(found)}); start another with "
-            "run=NAME, or delete it"
+            f"{folder} contains a finished run with other settings ({', '.join(found)}); start another with "
+            "run=NAME, or delete the folder"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)
@@ -75,8 +74,8 @@ def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path)
     found = [] if kept is None else list_changes(kept, settings)
     if found:
         raise SettingError(
-            f"run {config.run} exists with other settings ({_some(found)}): add run=NAME to start "
-            f"another, or ckpt=last to resume from {last.name} with these settings"
+            f"run {config.run} exists with other settings ({', '.join(found)}): add run=NAME to start "
+            f"another, or ckpt=last to resume from {last.name} with the new settings"
         )
 
 
@@ -85,11 +84,6 @@ def _check_optimizer(config: DictConfig, settings: Mapping[str, Any], path: Path
     found = [] if kept is None else [c for c in list_changes(kept, settings) if c.startswith(_OPTIMISATION)]
     if found:
         raise SettingError(
-            f"ckpt={config.ckpt}: a resumed run keeps its optimizer settings ({_some(found)}); restore these "
-            f"options, or start a new run from the weights with init_from={path}"
+            f"ckpt={config.ckpt}: a resumed run keeps its optimizer settings ({', '.join(found)}); restore "
+            f"them, or start a new run from the weights with init_from={path}"
         )
-
-
-def _some(found: list[str]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more

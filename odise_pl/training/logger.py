@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,31 +24,26 @@ class TensorBoard(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Points of curves, by name."""
-        if not self._failed:
-            with self._unless_full():
-                super().log_metrics(metrics, step)
+        self._try(super().log_metrics, metrics, step)
 
     def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """A picture, uint8 [H, W, 3]; on rank 0."""
-        if not self._failed:
-            with self._unless_full():
-                self.experiment.add_image(name, picture, step, dataformats="HWC")
+        self._try(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
 
     def save(self) -> None:
         """Flush all that was logged to the disk."""
         self._failed = False
-        with self._unless_full():
-            super().save()
+        self._try(super().save)
 
     def finalize(self, status: str) -> None:
         """Write the rest."""
-        with self._unless_full():
-            super().finalize(status)
+        self._try(super().finalize, status)
 
-    @contextmanager
-    def _unless_full(self) -> Iterator[None]:
+    def _try(self, write: Callable[..., object], *arguments: Any) -> None:
+        if self._failed:
+            return
         try:
-            yield
+            write(*arguments)
         except (OSError, ValueError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps it
             if not isinstance(cause, OSError):

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from odise_pl.checkpoints.io import load_trainable_state, trainable_names
+from odise_pl.checkpoints.weights import PREFIX, load_trainable_state, trainable_parameters
 from odise_pl.distributed.sharding import place_all
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
@@ -27,8 +27,6 @@ from odise_pl.structures import Batch, Targets
 from odise_pl.training.nonfinite import StepSkipper
 from odise_pl.training.optimization import OptimizerSettings, build_optimizer, learning_rate_factor
 from odise_pl.vocabulary import MEASURES, Vocabulary
-
-PREFIX = "model."
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ class OdiseModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out; add what the run was trained on."""
-        kept = {PREFIX + name for name in trainable_names(self.model)}
+        kept = {PREFIX + name for name in trainable_parameters(self.model)}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
         skipped = torch.tensor(self._counters["skipped"], device=self.device)
         on_all_ranks = int(self.trainer.strategy.reduce(skipped, reduce_op="sum"))

@@ -49,10 +49,6 @@ class OptimizerSettings:
         if any(not 0 < m <= 1 for m in self.milestones):
             raise SettingError(f"optimizer.milestones={list(self.milestones)}: shares of the run, 0..1")
 
-    def scaled_lr(self, global_batch: int) -> float:
-        """The learning rate for this many images per optimiser step."""
-        return self.lr * global_batch / self.reference_batch
-
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups of the trainable parameters: decayed, and not decayed.
@@ -75,7 +71,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, global_batch: int) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of ``model``."""
     groups = parameter_groups(model, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.scaled_lr(global_batch))
+    return torch.optim.AdamW(groups, lr=settings.lr * global_batch / settings.reference_batch)
 
 
 def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
@@ -99,13 +95,12 @@ def accumulation_steps(global_batch: int, batch_size: int, devices: int) -> int:
     """Forward passes per optimiser step so that ``devices`` of ``batch_size`` images make the global batch.
 
     Raises:
-        SettingError: they do not; the message names batches that do.
+        SettingError: no whole number of passes does.
     """
     together = batch_size * devices
     if global_batch < together or global_batch % together:
-        lower, upper = max(1, global_batch // together) * together, -(-global_batch // together) * together
         raise SettingError(
-            f"global_batch={global_batch} is not a multiple of {devices} devices x batch_size={batch_size}; "
-            f"set global_batch={lower}{f' or {upper}' if upper != lower else ''}, or another data.batch_size"
+            f"global_batch={global_batch} is not a multiple of {devices} devices x batch_size={batch_size}: "
+            "change global_batch or data.batch_size"
         )
     return global_batch // together

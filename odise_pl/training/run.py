@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import Network
-from odise_pl.distributed.launch import sole_run, watch_first_process
+from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_libraries
@@ -65,7 +65,7 @@ def train(config: DictConfig) -> dict[str, float]:
     checkpoint = resolve_resume(config, settings)
     quiet_libraries()
 
-    from odise_pl.checkpoints.reading import check_resumable
+    from odise_pl.checkpoints.metadata import check_resumable
     from odise_pl.training.faults import explain_faults
     from odise_pl.training.optimization import accumulation_steps, choose_batch_size
 
@@ -117,7 +117,7 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
 
 
 def _module(config: DictConfig, network: Network, data: PanopticDataModule, resume: bool) -> OdiseModule:
-    from odise_pl.checkpoints.io import load_weights
+    from odise_pl.checkpoints.weights import load_weights
     from odise_pl.training.module import OdiseModule
     from odise_pl.vocabulary import rename
 

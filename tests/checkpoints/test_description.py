@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from trained import SMALL, composed
+from small_runs import SMALL, composed
 
 from odise_pl.checkpoints.description import TARGETS, Network, read_record
-from odise_pl.checkpoints.reading import describe
+from odise_pl.checkpoints.metadata import describe
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.weights import WeightsError
 from odise_pl.prediction.segmenter import load_segmenter

@@ -9,7 +9,7 @@ import pytest
 import ranks
 import torch
 from interruptions import assert_same_end
-from trained import SMALL, composed
+from small_runs import SMALL, composed
 
 from odise_pl.models.weights import read_checkpoint
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.records import DataError
+from odise_pl.errors import UserError
 from odise_pl.evaluation.benchmarks import Output, evaluate_all
-from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.module import Benchmark
-from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.evaluation.progress import Progress
+from odise_pl.evaluation.writer import PredictionError, PredictionWriter
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.structures import Batch, Prediction
 
@@ -74,15 +75,13 @@ def whole(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.parametrize("limit", [2, 3])
-def test_interrupted_evaluations_resume(
-    limit: int, whole: Path, benchmark_shards: Path, tmp_path: Path
-) -> None:
-    """After an interruption within or between sets, all files are byte for byte the same."""
+def test_interrupted_evaluations_resume(whole: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+    """After interruptions within and between sets, all files are byte for byte the same."""
     asked: list[str] = []
-    with pytest.raises(RuntimeError, match="killed"):
-        evaluate(benchmark_shards, tmp_path, asked, limit)
-    assert len(asked) == limit
+    for limit in (2, 3):
+        with pytest.raises(RuntimeError, match="killed"):
+            evaluate(benchmark_shards, tmp_path, asked, limit)
+        assert len(asked) == limit
     evaluate(benchmark_shards, tmp_path, asked)
     assert len(asked) == 9, "nothing is predicted twice"
     assert files(tmp_path) == files(whole)
@@ -187,3 +186,12 @@ def test_damaged_samples_are_counted_and_sets_without_others_refused(
     shard.write_bytes(b"")
     with pytest.raises(DataError, match="no sample can be read"):
         evaluate(shards, tmp_path / "none", [], predictions=None)
+
+
+def test_damaged_progress_is_named(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, "digest")
+    progress.add(7, {"skipped": 0})
+    (path,) = progress.folder.iterdir()
+    path.write_bytes(b"{")
+    with pytest.raises(UserError, match=str(path)):
+        progress.read(7)

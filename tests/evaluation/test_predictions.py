@@ -21,15 +21,14 @@ from panoptic_maps import perfect
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from trained import composed
+from small_runs import composed
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare.coco_instances import read_coco_instances
 from odise_pl.data.prepare.packing import prepare
-from odise_pl.evaluation.coco_results import PredictionError
 from odise_pl.evaluation.folder import FolderPredictor
 from odise_pl.evaluation.run import score_predictions
-from odise_pl.evaluation.writer import PredictionWriter
+from odise_pl.evaluation.writer import PredictionError, PredictionWriter
 from odise_pl.structures import Batch, Prediction
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
@@ -214,10 +213,10 @@ FAULTS: list[tuple[str, Edit]] = [
     (f"{SEMANTIC_2}: is missing", lambda folder: (folder / SEMANTIC_2).unlink()),
     (f"{SEMANTIC_2}: has 7x5 pixels", replaced(SEMANTIC_2, png(7, 5))),
     (r"instances\.json: .*list", replaced("instances.json", b"{}")),
-    (r"instances\.json: entry 0 .*score", in_result(score=float("nan"))),
-    (r"instances\.json: entry 0 .*score", in_result(score=10**400)),
-    (r"instances\.json: entry 0 .*id 77777", in_result(category_id=77777)),
-    (r"instances\.json: entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
+    (r"instances\.json: image_id 1, entry 0 .*score", in_result(score=float("nan"))),
+    (r"instances\.json: image_id 1, entry 0 .*score", in_result(score=10**400)),
+    (r"instances\.json: image_id 1, entry 0 .*id 77777", in_result(category_id=77777)),
+    (r"instances\.json: image_id 1, entry 0 .*size", in_result(segmentation={"size": [1, 1], "counts": "1"})),
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from odise_pl.checkpoints.io import load_trainable_state, load_weights, recognise, trainable_names
 from odise_pl.checkpoints.official_names import to_official, to_ours
+from odise_pl.checkpoints.weights import is_official, load_trainable_state, load_weights, trainable_parameters
 from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.odise import ClassifierSettings, Odise
@@ -121,7 +121,7 @@ def _build(
 
 def _by_our_names(checkpoint: Path) -> dict[str, Tensor]:
     data: Mapping[str, Any] = read_checkpoint(checkpoint)
-    if recognise(data, str(checkpoint)) == "ours":
+    if not is_official(data, str(checkpoint)):
         return {name.removeprefix("model."): value for name, value in data["state_dict"].items()}
     named = {to_ours(name): value for name, value in data["model"].items()}
     return {name: value for name, value in named.items() if name is not None}
@@ -129,8 +129,8 @@ def _by_our_names(checkpoint: Path) -> dict[str, Tensor]:
 
 def official_parameters(model: nn.Module, supervision: str) -> dict[str, nn.Parameter]:
     """Trainable parameters by their official names."""
-    names = {name: to_official(name, supervision) for name in trainable_names(model)}
-    return {official: model.get_parameter(name) for name, official in names.items() if official is not None}
+    named = ((to_official(name, supervision), p) for name, p in trainable_parameters(model).items())
+    return {official: parameter for official, parameter in named if official is not None}
 
 
 def vocabulary(labels: Sequence[Sequence[str] | str], things: Sequence[int] = ()) -> Vocabulary:

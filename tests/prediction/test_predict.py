@@ -14,7 +14,7 @@ from PIL import Image
 from shard_members import members
 from typer.testing import CliRunner
 
-from odise_pl.checkpoints.io import export_official
+from odise_pl.checkpoints.weights import export_official
 from odise_pl.cli import app
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.images import read_image

@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from odise_pl.runs.command import report
-from odise_pl.runs.record import RunSettings, mark_finished
+from odise_pl.runs.record import AblationSettings, mark_finished
 
 STEPS = ("0", "100", "200", "500", "0+100+200", "learnable")
 CAPTIONERS = ("empty", "heuristic", "blip", "implicit")
 
 
-def settings(steps: str = "0", captioner: str = "implicit", classifier: str = "both") -> RunSettings:
-    return RunSettings("caption", steps, steps == "learnable", captioner, classifier)
+def settings(steps: str = "0", captioner: str = "implicit", classifier: str = "both") -> AblationSettings:
+    return AblationSettings("caption", steps, steps == "learnable", captioner, classifier)
 
 
-def finish(folder: Path, words: RunSettings, scores: dict[str, dict[str, float]]) -> None:
+def finish(folder: Path, words: AblationSettings, scores: dict[str, dict[str, float]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark_finished(folder, words, scores)
 
@@ -71,7 +71,7 @@ def test_tables_show_published_numbers(runs: Path, tmp_path: Path) -> None:
 def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
     kinds = {("label", False): 0.1, ("caption", False): 0.2, ("caption", True): 0.3}
     for (model, learned), pq in kinds.items():
-        of_this = RunSettings(model, "0", learned, "implicit", "both")
+        of_this = AblationSettings(model, "0", learned, "implicit", "both")
         finish(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}})
     report(tmp_path)
     rows = [row for row in table(tmp_path / "report" / "timestep.csv") if row["timestep"] == "0"]
@@ -81,20 +81,6 @@ def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
         ("label", "no", "10.0", "1"),
     ]
     assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
-
-
-def test_evaluations_count_with_their_run(tmp_path: Path) -> None:
-    finish(tmp_path / "run", settings(), {"coco": {"pq": 0.1}, "mine": {"pq": 0.4}})
-    for number, found in enumerate(({"coco": {"pq": 0.2}}, {"ade": {"pq": 0.3}})):
-        finish(tmp_path / "run" / "evaluation" / str(number), settings(), found)
-    other = settings(classifier="diffusion")
-    finish(tmp_path / "run" / "evaluation" / "2", other, {"coco": {"pq": 0.5}})
-    finish(tmp_path / "run" / "seed_1", settings(), {"coco": {"pq": 0.4}})
-    report(tmp_path)
-    both, diffusion = table(tmp_path / "report" / "all_runs.csv")
-    scores = ("ade PQ", "coco PQ", "mine PQ", "runs")
-    assert [both[name] for name in scores] == ["30.0", "30.0", "40.0", "2"]  # of 20 and 40 on COCO
-    assert [diffusion[name] for name in scores] == ["", "50.0", "", "1"]
 
 
 def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:

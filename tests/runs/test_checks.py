@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from odise_pl.checkpoints.description import Network
 from odise_pl.data.manifest import FILE_NAME, Captioning, open_shard_set
 from odise_pl.errors import SettingError, find_user_error, report_user_errors
-from odise_pl.runs.checks import check_evaluation, check_network, check_training, unwritable
+from odise_pl.runs.checks import check_evaluation, check_network, check_training
 from odise_pl.runs.conf import compose_config
 
 
@@ -103,18 +102,9 @@ def test_evaluation_needs_either_checkpoint_or_predictions(config, tmp_path: Pat
         [f"ckpt={tmp_path}/a.ckpt", f"predictions={tmp_path}"],
         [f"predictions={tmp_path}/nowhere"],
         [f"predictions={tmp_path}", f"save_predictions={tmp_path}/x"],
-        [f"ckpt={tmp_path}/a.ckpt", f"save_predictions={tmp_path}/a.ckpt/x"],
     ):
         with pytest.raises(SettingError):
             check_evaluation(config(*bad, name="evaluate"))
-
-
-def test_unwritable_folders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    assert unwritable(tmp_path / "new" / "folder") is None
-    assert "is a file" in str(unwritable(tmp_path / "file" / "below"))
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "not writable" in str(unwritable(tmp_path))
 
 
 def test_wrapped_user_error_is_reported() -> None:

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from odise_pl.runs.record import (
+    AblationSettings,
     RunError,
-    RunSettings,
     evaluation_folder,
     extract_ablation_settings,
     find_runs,
@@ -22,7 +22,7 @@ from odise_pl.runs.record import (
     write_settings,
 )
 
-WORDS = RunSettings("caption", "0+100", False, "implicit", "both")
+WORDS = AblationSettings("caption", "0+100", False, "implicit", "both")
 
 
 def settings(**changed: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.files import last_checkpoint, saved_checkpoints
 from odise_pl.errors import SettingError
-from odise_pl.runs.record import RunSettings, mark_finished, resolve_settings, write_settings
+from odise_pl.runs.record import AblationSettings, mark_finished, resolve_settings, write_settings
 from odise_pl.runs.resume import resolve_resume
 
-WORDS = RunSettings("label", "0", False, "implicit", "both")
+WORDS = AblationSettings("label", "0", False, "implicit", "both")
 
 
 def config(folder: Path, **changes: object) -> DictConfig:
@@ -55,11 +55,8 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_new_run_starts(tmp_path: Path) -> None:
-    assert resume(tmp_path) is None
-
-
-def test_equal_settings_resume(interrupted: Path) -> None:
+def test_new_run_starts_and_equal_settings_resume(interrupted: Path) -> None:
+    assert resume(interrupted / "new") is None
     last = interrupted / "checkpoints" / "step_10.ckpt"
     assert resume(interrupted) == last
     assert resume(interrupted, trainer={"devices": 8}, data={"num_workers": 0}) == last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +9,14 @@ import pytest
 import tiny_blip
 from hydra.errors import CompactHydraException
 from scenes import CAPTIONS, make_scenes
-from trained import composed
+from small_runs import composed
 
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
 from odise_pl.evaluation import run as evaluation
-from odise_pl.runs.record import find_runs
+from odise_pl.runs.record import find_runs, read_run
 from odise_pl.training import run as train
 
 TINY = [
@@ -115,21 +114,14 @@ def test_every_combination_finishes(swept: Path) -> None:
     assert all(0 <= run.scores["val"]["pq"] <= 1 for run in runs)
 
 
-def check_evaluation(run_dir: Path, shards: Path) -> None:
-    """Evaluating a run's checkpoint gives the scores of its last validation."""
-    data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
-    overrides = [*data, "trainer=cpu", f"ckpt='{run_dir / 'checkpoints' / 'last.ckpt'}'"]
-    config = composed("evaluate", run_dir, overrides)
-    (result,) = evaluation.evaluate(config, overrides).values()
-    trained = json.loads((run_dir / "finished.json").read_text())["scores"]["val"]
-    assert result == pytest.approx(trained)
-
-
 def test_other_captioner_trains_and_evaluates(shards: Path, tmp_path: Path) -> None:
     model = ["captioner=blip", "captioner.on_the_fly=true", f"captioner.weights={shards.parent / 'blip'}"]
     settings = ["experiment=laptop", *TINY, "backbone.timesteps=[0,100]", *model]
     train.train(composed("train", tmp_path, [*settings, f"data.train={shards}", f"data.val={shards}"]))
-    check_evaluation(tmp_path, shards)
+    data = ["data=shards", f"data.val={shards}", "data.limit_samples=2", "data.num_workers=0"]
+    overrides = [*data, "trainer=cpu", f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}"]
+    (result,) = evaluation.evaluate(composed("evaluate", tmp_path, overrides), overrides).values()
+    assert result == pytest.approx(read_run(tmp_path).scores["val"])
 
 
 def test_finished_runs_are_skipped_and_others_resume(swept: Path, shards: Path, programs: Programs) -> None:
@@ -156,9 +148,8 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     classifiers = {"discriminative", "diffusion", "both"}
     assert {name.split("/")[0] for name in markers(tmp_path)} == {f"classifier={c}" for c in classifiers}
     assert {run.settings.classifier for run in find_runs(tmp_path)} == classifiers
-    trained = json.loads((ckpt.parents[1] / "finished.json").read_text())["scores"]["val"]
     (both,) = (run for run in find_runs(tmp_path) if run.settings.classifier == "both")
-    assert both.scores["val"] == pytest.approx(trained)
+    assert both.scores["val"] == pytest.approx(read_run(ckpt.parents[1]).scores["val"])
     _, shown = programs.run(evaluation.main, *arguments)
     assert shown.count("is finished: skipped") == 3
 

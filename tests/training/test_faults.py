@@ -12,8 +12,8 @@ import torch
 from interruptions import ROOT, all_ended, before_batches, options, run, scalars, step_of, train_here
 from tensorboard.compat.tensorflow_stub.io import gfile
 
-from odise_pl.checkpoints import callback
-from odise_pl.checkpoints.callback import SavingError
+from odise_pl.checkpoints import saving
+from odise_pl.checkpoints.saving import SavingError
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.structures import Batch
 from odise_pl.training.faults import FaultError, explain_faults
@@ -81,12 +81,12 @@ def test_full_disk_costs_checkpoints_and_curves_but_not_the_run(
     scene_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no room for the checkpoints and curves of steps 2 and 3, and again at the end."""
-    write, append, place = callback.atomic_write, gfile.LocalFileSystem.append, tmp_path / "checkpoints"
+    write, append, place = saving.atomic_write, gfile.LocalFileSystem.append, tmp_path / "checkpoints"
 
     def fill(module: OdiseModule, batch: Batch) -> Batch:
         # while a step is computed, the one before is saved
         is_full = module.global_step in (1, 2, 7)
-        monkeypatch.setattr(callback, "atomic_write", full if is_full else write)
+        monkeypatch.setattr(saving, "atomic_write", full if is_full else write)
         monkeypatch.setattr(gfile.LocalFileSystem, "append", full if is_full else append)
         return batch
 

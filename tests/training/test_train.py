@@ -7,18 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from trained import ROOT, SMALL, composed
+from small_runs import ROOT, SMALL, composed
 
 from odise_pl.models.weights import read_checkpoint
 
 
 @pytest.fixture(scope="module")
 def run(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random frozen backbone and a fresh head after 100 steps on four generated images."""
+    """A random frozen backbone and a fresh head after 30 steps on two generated images."""
     from odise_pl.training.run import train
 
     folder = tmp_path_factory.mktemp("run")
-    fit = ["data.limit_samples=4", "data.epoch_length=400", "trainer.max_steps=100", "validate_every=90"]
+    fit = ["data.limit_samples=2", "data.epoch_length=400", "trainer.max_steps=30", "validate_every=30"]
     fit += ["criterion.num_points=1024", "data.batch_size=2", "global_batch=2", "optimizer.reference_batch=2"]
     train(composed("train", folder, [*SMALL, *fit, f"data.train={scene_shards}", f"data.val={scene_shards}"]))
     return folder
@@ -27,7 +27,7 @@ def run(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns(run: Path, scene_shards: Path, tmp_path: Path) -> None:
     from odise_pl.evaluation.run import evaluate
 
-    overrides = ["data=shards", f"data.val={scene_shards}", "data.limit_samples=4", "data.num_workers=0"]
+    overrides = ["data=shards", f"data.val={scene_shards}", "data.limit_samples=2", "data.num_workers=0"]
     overrides += ["trainer=cpu", f"ckpt={run / 'checkpoints' / 'last.ckpt'}"]
     result = evaluate(composed("evaluate", tmp_path, overrides), overrides)["val"]
     assert result["pq"] >= 0.7, result
@@ -46,7 +46,7 @@ def test_what_a_run_leaves(run: Path) -> None:
     wanted |= {"memory/resident_gib", "data/skipped", "val/pq", "val/map", "val/miou"}
     assert wanted <= scalars
     assert any(name.startswith("lr-AdamW") for name in scalars)
-    assert len(events.Tags()["images"]) == 4
+    assert len(events.Tags()["images"]) == 2
     assert (run / "results" / "val" / "results.md").is_file()
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     names = set(checkpoint["state_dict"])

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from odise_pl.checkpoints.files import saved_checkpoints
-from odise_pl.checkpoints.io import PREFIX, recognise
 from odise_pl.checkpoints.official_names import supervision_of, to_ours
+from odise_pl.checkpoints.weights import PREFIX, is_official
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.vocabulary import Vocabulary
 
@@ -48,26 +46,20 @@ def describe(path: str | Path) -> CheckpointDescription:
 
 
 def _describe(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointDescription:
-    recognise(checkpoint, str(path))
+    weights = checkpoint["model" if is_official(checkpoint, str(path)) else "state_dict"]
+    supervision = supervision_of(to_ours(name) or name.removeprefix(PREFIX) for name in weights)
+    step, kept = checkpoint.get("global_step", checkpoint.get("iteration")), checkpoint.get("odise")
     try:
-        return _description(checkpoint)
+        if step is not None and type(step) is not int:
+            raise TypeError(f"step {step!a:.80} is not a whole number")
+        if kept is None:
+            return CheckpointDescription(None, None, step, supervision)
+        vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
+        return CheckpointDescription(dict(kept["record"]) or None, vocabulary, step, supervision)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"{path}: its description is damaged ({error}); take another checkpoint"
         ) from error
-
-
-def _description(checkpoint: Mapping[str, Any]) -> CheckpointDescription:
-    step = checkpoint.get("global_step", checkpoint.get("iteration"))
-    if step is not None and type(step) is not int:
-        raise TypeError(f"step {step!a:.80} is not a whole number")
-    weights: Mapping[str, Tensor] = checkpoint.get("state_dict") or checkpoint["model"]
-    supervision = supervision_of(to_ours(name) or name.removeprefix(PREFIX) for name in weights)
-    kept = checkpoint.get("odise")
-    if kept is None:
-        return CheckpointDescription(None, None, step, supervision)
-    vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-    return CheckpointDescription(dict(kept["record"]) or None, vocabulary, step, supervision)
 
 
 def check_resumable(path: Path) -> int:
@@ -84,8 +76,7 @@ def check_resumable(path: Path) -> int:
 
 
 def _check_intact(path: Path) -> int:
-    if path.is_file():
-        _verify_checksums(path)
+    _verify_checksums(path)
     checkpoint = read_checkpoint(path)
     step = _describe(checkpoint, path).step
     if step is None or any(name not in checkpoint for name in _NEEDED):
@@ -96,7 +87,7 @@ def _check_intact(path: Path) -> int:
 def _verify_checksums(path: Path) -> None:
     """Compare the checksums in the archive, which torch ignores."""
     if not zipfile.is_zipfile(path):
-        return  # a truncated archive; read_checkpoint reports it
+        return  # missing or truncated; read_checkpoint reports it
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

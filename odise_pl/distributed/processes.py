@@ -1,4 +1,4 @@
-"""One run per folder, and ranks that end with the process that launched them. Imports no torch."""
+"""A lock on the folder of a run, and ranks that end with the process that launched them. Imports no torch."""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from odise_pl.distributed.launch import sole_run
+from odise_pl.distributed.processes import sole_run
 from odise_pl.distributed.shutdown import Preempted
 from odise_pl.errors import SettingError
 
 FIRST = """
 import os, subprocess, sys, time
-from odise_pl.distributed.launch import watch_first_process
+from odise_pl.distributed.processes import watch_first_process
 watch_first_process()
 if "LOCAL_RANK" not in os.environ:
     command = [sys.executable, "-c", sys.argv[1], sys.argv[1]]

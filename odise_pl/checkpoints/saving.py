@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from odise_pl.checkpoints.files import LAST, saved_checkpoints
-from odise_pl.checkpoints.position import translate
+from odise_pl.checkpoints.position import convert_position
 from odise_pl.distributed.shutdown import Preempted, StopRequest
 from odise_pl.errors import UserError, check_number
 from odise_pl.files import atomic_write
@@ -165,7 +165,7 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        translate(trainer, checkpoint)
+        convert_position(trainer, checkpoint)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A network after a few steps on generated scenes, through the entry point."""
+"""Settings of short runs with a small network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,3 @@ SMALL = [
 
 def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
     return compose_config(name, ["run=test", f"run_dir={run_dir}", *overrides])
-
-
-def train_a_little(shards: Path, folder: Path, steps: int = 4) -> Path:
-    """The checkpoint of a network; after 40 steps it finds segments among the scenes' classes."""
-    from odise_pl.training.run import train
-
-    fit = [f"trainer.max_steps={steps}", "validate_every=100", f"data.train={shards}"]
-    fit += ["~callbacks.report", "~callbacks.pictures"]
-    train(composed("train", folder, [*SMALL, *fit]))
-    return folder / "checkpoints" / "last.ckpt"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from odise_pl.checkpoints.official_names import UNUSED, supervision_of, to_offic
 from odise_pl.files import atomic_write
 from odise_pl.models.weights import WeightsError, list_first, mismatches, read_checkpoint, require_finite
 
-Format = Literal["ours", "official"]
 PREFIX = "model."  # of the network's weights in a Lightning checkpoint
 NO_OBJECT_WEIGHT = 0.1
 _WAY_OUT = (
@@ -25,15 +24,10 @@ _WAY_OUT = (
 )
 
 
-def trainable_names(model: nn.Module) -> set[str]:
-    """Names of the trainable parameters."""
-    return set(_trainable(model))
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict's trainable parameters."""
-    names = trainable_names(model)
-    return {name: value for name, value in model.state_dict().items() if name in names}
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
 def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -43,54 +37,45 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor], source: 
         WeightsError: names or shapes do not fit, or a value is not finite; the message names ``source`` and
             the first of them. Nothing is loaded then.
     """
-    problems = mismatches({name: p.shape for name, p in _trainable(model).items()}, state)
+    problems = mismatches({name: p.shape for name, p in trainable_parameters(model).items()}, state)
     if problems:
         raise WeightsError(f"{source} does not fit this model: {problems}. {_WAY_OUT}")
     require_finite(state, source)
     model.load_state_dict(dict(state), strict=False)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> Format:
+def load_weights(model: nn.Module, path: str | Path) -> None:
     """Set every trainable parameter of a network from a checkpoint of either format.
 
     Args:
         model: an :class:`~odise_pl.models.odise.Odise`.
         path: of the checkpoint; its content decides the format.
 
-    Returns:
-        the format of the file.
-
     Raises:
         WeightsError: the file is missing, damaged, of neither format, or does not fit, as in
             :func:`load_trainable_state`.
     """
     checkpoint = read_checkpoint(path)
-    kind = recognise(checkpoint, str(path))
-    load_trainable_state(model, (_own_state if kind == "ours" else _imported_state)(checkpoint), str(path))
-    return kind
+    to_state = _imported_state if is_official(checkpoint, str(path)) else _own_state
+    load_trainable_state(model, to_state(checkpoint), str(path))
 
 
-def recognise(checkpoint: Mapping[str, Any], source: str) -> Format:
-    """The format of a checkpoint.
+def is_official(checkpoint: Mapping[str, Any], source: str) -> bool:
+    """Whether a checkpoint has the official release's format, not this project's.
 
     Raises:
         WeightsError: it has neither; the message lists what it holds.
     """
     state, official = checkpoint.get("state_dict"), checkpoint.get("model")
     if isinstance(state, Mapping) and any(name.startswith(PREFIX + "pixel_decoder.") for name in state):
-        return "ours"
+        return False
     if isinstance(official, Mapping) and any(to_ours(name) for name in official):
-        return "official"
+        return True
     names = next((x for x in (state, official, checkpoint) if isinstance(x, Mapping)), {})
     shown = ", ".join(map(str, list(names)[:4])) or "nothing"
     raise WeightsError(
         f"{source} is neither a checkpoint of this project nor of the official release: it holds {shown}"
     )
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    parameters = model.named_parameters(remove_duplicate=False)
-    return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
 def _own_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -110,7 +95,7 @@ def export_official(source: str | Path, target: str | Path) -> None:
             be written.
     """
     checkpoint = read_checkpoint(source)
-    if recognise(checkpoint, str(source)) != "ours":
+    if is_official(checkpoint, str(source)):
         raise WeightsError(f"{source} already has the official format; copy it")
     state = _own_state(checkpoint)
     require_finite(state, str(source))
