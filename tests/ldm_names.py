@@ -6,6 +6,8 @@ import re
 
 from torch import Tensor, nn
 
+from odise_pl.models.backbones.stable_diffusion import DiffusionModels
+
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -15,6 +17,14 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
 }
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def original_tensors(models: DiffusionModels) -> dict[str, Tensor]:
+    """All tensors of an original checkpoint of Stable Diffusion 1."""
+    names = {n.removeprefix("text_model."): t for n, t in models.text_encoder.state_dict().items()}
+    text = {f"cond_stage_model.transformer.text_model.{n}": t for n, t in names.items()}
+    tensors = unet_tensors(models.unet) | vae_tensors(models.vae) | text
+    return {name: value.contiguous() for name, value in tensors.items()}
 
 
 def unet_tensors(unet: nn.Module) -> dict[str, Tensor]:

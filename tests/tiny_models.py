@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +90,13 @@ def diffusion(architecture: DiffusionArchitecture = SD1) -> DiffusionModels:
     for network in (models.unet, models.vae, models.text_encoder):
         network.eval().requires_grad_(False)
     return models
+
+
+def save_diffusion(models: DiffusionModels, folder: Path) -> str:
+    """Save the networks as a diffusers folder; returns its path."""
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(models, name).save_pretrained(folder / name)
+    return str(folder)
 
 
 def odise(

@@ -72,27 +72,13 @@ class HeadSettings:
 
     def pixel_decoder(self, in_channels: int) -> PixelDecoder:
         """The pixel decoder for a pyramid of ``in_channels``."""
-        return PixelDecoder(
-            in_channels,
-            self.channels,
-            self.mask_channels,
-            self.pixel_feedforward,
-            self.pixel_layers,
-            self.heads,
-        )
+        sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
+        return PixelDecoder(in_channels, *sizes)
 
     def mask_decoder(self, object_head: bool) -> MaskDecoder:
         """The mask decoder; ``object_head`` for the caption model."""
-        return MaskDecoder(
-            self.channels,
-            self.mask_channels,
-            self.embed_dim,
-            self.queries,
-            self.layers,
-            self.heads,
-            self.feedforward,
-            object_head,
-        )
+        widths = (self.channels, self.mask_channels, self.embed_dim)
+        return MaskDecoder(*widths, self.queries, self.layers, self.heads, self.feedforward, object_head)
 
 
 def build_odise(

@@ -112,15 +112,14 @@ class Odise(nn.Module):
         mask_decoder: MaskDecoder,
         text_projection: TextProjection,
         clip: FrozenCLIP,
-        classifier: ClassifierSettings | None = None,
-        inference: InferenceSettings | None = None,
+        classifier: ClassifierSettings,
+        inference: InferenceSettings,
         published_quirks: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
         self.text_projection, self.clip = text_projection, clip
-        self.classifier = classifier or ClassifierSettings()
-        self.inference = inference or InferenceSettings()
+        self.classifier, self.inference = classifier, inference
         self.published_quirks = published_quirks
         self.mapped = False
         self._texts = TextCache(clip.encode_text)
@@ -268,10 +267,10 @@ class Odise(nn.Module):
         return self.clip.encode_masks(self.clip.normalize(torch.cat(squashed)), visible)
 
 
-def pad_images(images: Sequence[Tensor], multiple: int = CANVAS_MULTIPLE) -> tuple[Tensor, list[Size]]:
-    """Images [3, H, W] zero-padded to one canvas (sides are multiples of ``multiple``), and their sizes."""
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+    """Images [3, H, W] zero-padded to one canvas, whose sides are multiples of 64, and their sizes."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    height, width = (-(-max(side) // CANVAS_MULTIPLE) * CANVAS_MULTIPLE for side in zip(*sizes, strict=True))
     padded = [
         F.pad(image, (0, width - w, 0, height - h)) for image, (h, w) in zip(images, sizes, strict=True)
     ]

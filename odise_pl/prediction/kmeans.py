@@ -100,7 +100,10 @@ def draw_clusters(
     """
     _check_choice("--tap", tap, TAPS)
     _check_choice("--backbone", backbone, sorted(path.stem for path in CONF.glob("backbone/*.yaml")))
-    pictures, targets = [read_image(path) for path in images], _targets(images, out)
+    pictures = [read_image(path) for path in images]
+    targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
+    if len(set(targets)) < len(targets):
+        raise SettingError("images of the same name would overwrite each other's pictures in --out")
     config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
     settings: BackboneSettings = instantiate(config)
     settings = settings if weights is None else replace(settings, weights=weights)
@@ -119,10 +122,3 @@ def draw_clusters(
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise SettingError(f"{option} {value}: choose one of {', '.join(choices)}")
-
-
-def _targets(images: Sequence[Path], out: Path | None) -> list[Path]:
-    targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
-    if len(set(targets)) < len(targets):
-        raise SettingError("images of the same name would overwrite each other's pictures in --out")
-    return targets

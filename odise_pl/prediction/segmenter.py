@@ -23,8 +23,6 @@ from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-_TRAINING = "coco_panoptic"  # of checkpoints without a training vocabulary
-
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -118,7 +116,7 @@ def load_segmenter(
     torch.manual_seed(0)  # so that random frozen weights are those of training
     model: Odise = network.build(paths)
     load_weights(model, checkpoint)
-    training = described.vocabulary or load_vocabulary(_TRAINING)
+    training = described.vocabulary or load_vocabulary("coco_panoptic")
     return Segmenter(model.eval().to(_device(device)), training, EvalResize(*network.sides))
 
 

@@ -10,7 +10,7 @@ import pytest
 import ranks
 import tiny_models
 import torch
-from ldm_names import unet_tensors, vae_tensors
+from ldm_names import original_tensors
 from torch import multiprocessing
 
 from odise_pl.distributed.sharding import place
@@ -100,10 +100,7 @@ def test_rounded_weights_change_no_result() -> None:
 
 def test_mapped_weights_take_memory_when_they_are_placed(tmp_path: Path) -> None:
     models = build_diffusion(tiny_models.SD1)
-    networks = unet_tensors(models.unet) | vae_tensors(models.vae)
-    text = {n.removeprefix("text_model."): t for n, t in models.text_encoder.state_dict().items()}
-    named = {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
-    torch.save({"state_dict": networks | named}, tmp_path / "sd.ckpt")
+    torch.save({"state_dict": original_tensors(models)}, tmp_path / "sd.ckpt")
     expected = models.unet.mid_block.resnets[0].conv1.weight.clone()
     model = tiny_models.odise(weights=str(tmp_path / "sd.ckpt"), mapped=True)
     features = model.backbone.features

@@ -46,14 +46,8 @@ def test_match_is_cheapest_permutation(count: int, queries: int, seed: int) -> N
     costs = matcher.costs(p.class_logits[0], p.mask_logits[0], t, seeded(seed))
     torch.testing.assert_close(1.5 * costs.classification + 2.5 * costs.mask + 3.5 * costs.dice, cost)
     ours = cost[match.queries, match.targets].sum().item()
-    if count <= queries:
-        options = (
-            sum(cost[q, j].item() for j, q in enumerate(c)) for c in permutations(range(queries), count)
-        )
-    else:
-        options = (
-            sum(cost[q, j].item() for q, j in enumerate(c)) for c in permutations(range(count), queries)
-        )
+    table = (cost if count <= queries else cost.T).tolist()  # the smaller side in columns
+    options = (sum(table[i][j] for j, i in enumerate(c)) for c in permutations(range(len(table)), pairs))
     assert ours == pytest.approx(min(options), abs=1e-4)
 
 

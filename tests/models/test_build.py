@@ -35,8 +35,9 @@ def test_published_model_sizes() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("supervision", ["label", "caption"])
-@pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
+@pytest.mark.parametrize(
+    ("supervision", "architecture"), [("label", tiny_models.SD1), ("caption", tiny_models.SD2)]
+)
 def test_outputs_of_each_supervision(supervision: str, architecture: Any) -> None:
     model = tiny_models.odise(supervision, architecture=architecture)
     outputs = model(torch.rand(1, 3, 64, 64), model.encode_classes((("a",), ("b", "c"))))

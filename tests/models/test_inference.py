@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,58 +52,35 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def softmax(logits: Tensor) -> list[float]:
-    values = [math.exp(float(x) - float(logits.max())) for x in logits]
-    return [value / sum(values) for value in values]
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def literal_panoptic(case: Case) -> tuple[list[list[int]], list[tuple[int, int, bool, float]]]:
-    """Mask2Former's post-processing pixel by pixel: ids, and (id, class, isthing, score) of the segments."""
-    queries, height, width = case.mask_logits.shape
-    void = len(case.isthing)
-    kept = []
-    for q in range(queries):
-        p = softmax(case.class_logits[q])
-        label = p.index(max(p))
-        if label != void and max(p) > case.settings.object_threshold:
-            kept.append((q, label, max(p)))
-    ids = [[0] * width for _ in range(height)]
+def literal_panoptic(case: Case) -> tuple[Tensor, list[tuple[int, int, bool, float]]]:
+    """Mask2Former's post-processing of whole masks: ids, and (id, class, isthing, score) of the segments."""
+    masks, (scores, labels) = case.mask_logits.sigmoid(), case.class_logits.softmax(-1).max(-1)
+    ids = torch.zeros(masks.shape[1:], dtype=torch.int32)
+    kept = [q for q, label in enumerate(labels.tolist()) if label != len(case.isthing)]
+    kept = [q for q in kept if scores[q] > case.settings.object_threshold]
     if not kept:
         return ids, []
-    mask = [[[sigmoid(float(case.mask_logits[q, y, x])) for x in range(width)] for y in range(height)]
-            for q, _, _ in kept]  # fmt: skip
-    pixels = [(y, x) for y in range(height) for x in range(width)]
-    owner = {(y, x): max(range(len(kept)), key=lambda k: kept[k][2] * mask[k][y][x]) for y, x in pixels}
+    owner = (scores[kept, None, None] * masks[kept]).argmax(0)
     segments: list[tuple[int, int, bool, float]] = []
     stuff: dict[int, int] = {}
-    for k, (_, label, score) in enumerate(kept):
-        won = [p for p in pixels if owner[p] == k]
-        claimed = [p for p in pixels if mask[k][p[0]][p[1]] >= 0.5]
-        shown = [p for p in won if p in claimed]
-        if not won or not claimed or not shown or len(won) / len(claimed) < case.settings.overlap_threshold:
+    for k, q in enumerate(kept):
+        won, claimed, label = owner == k, masks[q] >= 0.5, int(labels[q])
+        if not (won & claimed).any() or won.sum() / claimed.sum() < case.settings.overlap_threshold:
             continue
-        if not case.isthing[label] and label in stuff:
-            number = stuff[label]
-        else:
-            number = len(segments) + 1
-            segments.append((number, label, case.isthing[label], score))
+        if label not in stuff:
+            segments.append((len(segments) + 1, label, case.isthing[label], float(scores[q])))
             if not case.isthing[label]:
-                stuff[label] = number
-        for y, x in shown:
-            ids[y][x] = number
+                stuff[label] = len(segments)
+        ids[won & claimed] = stuff.get(label, len(segments))
     return ids, segments
 
 
 @given(cases())
-def test_panoptic_equals_loop_over_pixels(case: Case) -> None:
+def test_panoptic_equals_loop_over_queries(case: Case) -> None:
     result = panoptic(case.class_logits, case.mask_logits, case.isthing, case.settings)
     ids, segments = literal_panoptic(case)
     assert result.ids.dtype == torch.int32
-    assert result.ids.tolist() == ids
+    assert torch.equal(result.ids, ids)
     assert [(s.id, s.category, s.isthing) for s in result.segments] == [s[:3] for s in segments]
     assert [s.score for s in result.segments] == pytest.approx([s[3] for s in segments], rel=1e-4)
     assert not any(s.iscrowd for s in result.segments)
@@ -113,32 +89,25 @@ def test_panoptic_equals_loop_over_pixels(case: Case) -> None:
 @given(cases())
 def test_instances_equal_loop(case: Case) -> None:
     result = instances(case.class_logits, case.mask_logits, case.isthing, case.settings)
-    pairs = []
-    for q in range(len(case.class_logits)):
-        for k, p in enumerate(softmax(case.class_logits[q])[:-1]):
-            pairs.append((p, q, k))
-    pairs.sort(reverse=True)
-    expected = []
-    for p, q, k in pairs[: case.settings.top_k]:
-        if case.isthing[k]:
-            inside = [sigmoid(float(x)) for x in case.mask_logits[q].flatten() if x > 0]
-            expected.append((p * sum(inside) / (len(inside) + 1e-6), k, case.mask_logits[q] > 0))
-    order = result.scores.argsort(descending=True).tolist()
-    expected.sort(key=lambda e: e[0], reverse=True)
-    assert [result.scores[i].item() for i in order] == pytest.approx(
-        [e[0] for e in expected], rel=1e-4, abs=1e-7
+    probabilities = case.class_logits.softmax(-1)[:, :-1].tolist()
+    pairs = sorted(
+        ((p, q, k) for q, row in enumerate(probabilities) for k, p in enumerate(row)), reverse=True
     )
-    found = sorted((int(result.labels[i]), result.masks[i].tolist()) for i in order)
-    assert found == sorted((k, mask.tolist()) for _, k, mask in expected)
+    expected = []
+    for p, q, k in sorted(pairs, reverse=True)[: case.settings.top_k]:
+        if case.isthing[k]:
+            mask = case.mask_logits[q]
+            inside = mask[mask > 0].sigmoid()
+            expected.append((p * float(inside.sum() / (len(inside) + 1e-6)), k, (mask > 0).tolist()))
+    scores = sorted(score for score, _, _ in expected)
+    assert sorted(result.scores.tolist()) == pytest.approx(scores, rel=1e-4, abs=1e-7)
+    found = zip(result.labels.tolist(), result.masks.tolist(), strict=True)
+    assert sorted(found) == sorted((k, mask) for _, k, mask in expected)
 
 
 @given(cases())
 def test_semantic_map_is_argmax_of_scores(case: Case) -> None:
     scores = semantic_scores(case.class_logits, case.mask_logits)
-    for k in range(len(case.isthing)):
-        shares = [softmax(row)[k] for row in case.class_logits]
-        expected = sum(share * mask.sigmoid() for share, mask in zip(shares, case.mask_logits, strict=True))
-        torch.testing.assert_close(scores[k], expected, rtol=1e-4, atol=1e-6)
     best = semantic_map(case.class_logits, case.mask_logits)
     assert best.dtype == torch.int64
     winning = scores.gather(0, best[None])[0]
@@ -197,19 +166,20 @@ def test_bands_equal_whole_masks(
     for seed, thresholds in enumerate([(0.0, 0.0), (0.3, 0.5)]):
         logits, masks, isthing = large_case(classes, 12, seed)
         found = []
-        for small, pixels in ((0, 1 << 13), (1 << 40, 1 << 40)):
+        for small, pixels in ((0, 1 << 13), (1 << 40, 1 << 13), (1 << 40, 1 << 40)):
             monkeypatch.setattr("odise_pl.models.inference._SMALL", small)
             monkeypatch.setitem(bands._PIXELS, "cpu", pixels)
             result = predict(logits, masks, isthing, InferenceSettings(*thresholds, 40), *sizes)
             found.append(Prediction(result.panoptic, result.instances, result.semantic))
-        banded, whole = found
-        assert torch.equal(banded.panoptic.ids, whole.panoptic.ids)
-        assert banded.panoptic.segments == whole.panoptic.segments
-        assert torch.equal(banded.semantic, whole.semantic)
-        assert torch.equal(banded.instances.masks, whole.instances.masks)
-        torch.testing.assert_close(banded.instances.scores, whole.instances.scores)
+        *banded, whole = found
+        for one in banded:
+            assert torch.equal(one.panoptic.ids, whole.panoptic.ids)
+            assert one.panoptic.segments == whole.panoptic.segments
+            assert torch.equal(one.semantic, whole.semantic)
+            assert torch.equal(one.instances.masks, whole.instances.masks)
+            torch.testing.assert_close(one.instances.scores, whole.instances.scores)
         scores = semantic_scores(logits, resize_masks(masks, *sizes))
-        torch.testing.assert_close(scores.gather(0, banded.semantic[None])[0], scores.amax(0))
+        torch.testing.assert_close(scores.gather(0, whole.semantic[None])[0], scores.amax(0))
 
 
 class LargestTensor(TorchDispatchMode):

@@ -23,7 +23,7 @@ from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.models.odise import Odise
 from odise_pl.prediction.predict import predict
-from odise_pl.prediction.segmenter import load_segmenter
+from odise_pl.prediction.segmenter import Segmenter, load_segmenter
 from odise_pl.structures import PanopticSegmentation, Segment
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
@@ -53,8 +53,12 @@ def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return sorted(folder.iterdir())
 
 
-def test_segmenter_equals_evaluation(network: Path, scene_shards: Path, photos: list[Path]) -> None:
-    segmenter = load_segmenter(network, EVERYTHING)
+@pytest.fixture(scope="module")
+def segmenter(network: Path) -> Segmenter:
+    return load_segmenter(network, EVERYTHING)
+
+
+def test_segmenter_equals_evaluation(segmenter: Segmenter, scene_shards: Path, photos: list[Path]) -> None:
     vocabulary = load_vocabulary(NAMES)
     predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
     data = PanopticDataModule(
@@ -121,23 +125,21 @@ def test_invalid_arguments_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_official_release_selects_the_published_model(
-    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_official_release_selects_the_published_model(network: Path, tmp_path: Path) -> None:
     export_official(network, tmp_path / "official.pth")
     with pytest.raises(UserError, match=r"sd-v1-3\.ckpt"):  # its weights, which are missing here
         load_segmenter(tmp_path / "official.pth")
 
 
 def test_segmenter_rotates_by_exif_as_the_command_does(
-    network: Path, photos: list[Path], tmp_path: Path
+    segmenter: Segmenter, network: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     """Random frozen weights are those of the other segmenter."""
     image = Image.open(photos[0]).crop((0, 0, 60, 40))
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "phone.png", exif=exif)
-    one = load_segmenter(network, EVERYTHING).segment(Image.open(tmp_path / "phone.png"), NAMES)
+    one = segmenter.segment(Image.open(tmp_path / "phone.png"), NAMES)
     other = load_segmenter(network, EVERYTHING).segment(read_image(tmp_path / "phone.png"), NAMES)
     assert one.panoptic.ids.shape == (60, 40)
     assert torch.equal(one.panoptic.ids, other.panoptic.ids)

@@ -54,20 +54,17 @@ def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
 
 
-def load_clip(
-    weights: str, architecture: CLIPArchitecture | None = None, mapped: bool = False
-) -> open_clip.CLIP:
+def load_clip(weights: str, architecture: CLIPArchitecture, mapped: bool = False) -> open_clip.CLIP:
     """Build a CLIP model and load its weights.
 
     Args:
         weights: ``random``, or a file with open_clip's names (``.safetensors``, ``.pt``, ``.bin``).
-        architecture: ViT-L/14@336 by default.
+        architecture: of the weights.
         mapped: leave the image encoder's weights in the mapped file; see ``build_odise``.
 
     Raises:
         WeightsError: weights are missing, damaged, or of another architecture.
     """
-    architecture = architecture or CLIPArchitecture()
     if weights == "random":
         return build_clip(architecture)
     if not Path(weights).is_file():
@@ -168,19 +165,12 @@ class FrozenCLIP(Frozen):
 
 
 def embed_regions(
-    visual: open_clip.transformer.VisionTransformer,
-    images: Tensor,
-    visible: Tensor,
+    visual: open_clip.transformer.VisionTransformer, images: Tensor, visible: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Embed masks and whole images, with gradients; see :meth:`FrozenCLIP.encode_masks`.
+    """Embed masks and whole images by CLIP's image encoder, with gradients.
 
-    Args:
-        visual: CLIP's image encoder.
-        images: [B, 3, S, S] at CLIP's size, already normalised.
-        visible: bool [B, Q, patches].
-
-    Returns:
-        [B, Q, embed_dim] of the masks and [B, embed_dim] of the images, not normalised.
+    Arguments as in :meth:`FrozenCLIP.encode_masks`. Returns [B, Q, embed_dim] of the masks and
+    [B, embed_dim] of the images, not normalised.
     """
     tokens = visual._embeds(images)
     copies = tokens[:, :1].expand(-1, visible.shape[1], -1)

@@ -57,19 +57,15 @@ class DiffusionBackbone(nn.Module):
 
         Returns:
             four maps [B, channels, H / s, W / s], s in 4, 8, 16, 32.
-
-        Raises:
-            ValueError: a side is not a multiple of 32.
         """
         height, width = images.shape[-2:]
-        if height % STRIDES[-1] or width % STRIDES[-1]:
-            raise ValueError(f"images of {height}x{width} must be padded to multiples of {STRIDES[-1]} first")
         windows = plan_windows(height, width, self.window)
         side = windows[0].side
         cuts = cut_windows(images, windows, self.input_size)
-        said, size = captions and [*captions] * len(windows), self._at_once(len(cuts))
+        captions = list(captions or ()) * len(windows)
+        size = self._windows_per_pass(len(cuts))
         pyramids = [
-            self._window_pyramid(part, said and said[i * size : (i + 1) * size], side)
+            self._window_pyramid(part, captions[i * size : (i + 1) * size], side)
             for i, part in enumerate(cuts.split(size))
         ]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
@@ -78,9 +74,9 @@ class DiffusionBackbone(nn.Module):
     def passes(self, images: Tensor) -> int:
         """Number of passes of :meth:`forward` through the frozen networks for images [B, 3, H, W]."""
         windows = len(images) * len(plan_windows(images.shape[2], images.shape[3], self.window))
-        return -(-windows // self._at_once(windows))
+        return -(-windows // self._windows_per_pass(windows))
 
-    def _at_once(self, windows: int) -> int:
+    def _windows_per_pass(self, windows: int) -> int:
         return self.window_batch or (windows if self.training else EVAL_WINDOWS)
 
     def _window_pyramid(self, cuts: Tensor, captions: Captions, side: int) -> list[Tensor]:

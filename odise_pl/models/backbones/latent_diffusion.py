@@ -131,9 +131,8 @@ class LatentDiffusionFeatures(Frozen):
         if noise.shape[-2:] != latent.shape[-2:]:
             noise = F.interpolate(noise, latent.shape[-2:], mode="bicubic", align_corners=False)
         alpha = self.alphas_cumprod[timestep]
-        return alpha.sqrt().to(latent.dtype) * latent + (1 - alpha).sqrt().to(latent.dtype) * noise.to(
-            latent.dtype
-        )
+        kept, added = (share.sqrt().to(latent.dtype) for share in (alpha, 1 - alpha))
+        return kept * latent + added * noise.to(latent.dtype)
 
     def decoder_features(self, latent: Tensor) -> list[Tensor]:
         """Inputs of the third residual block of the decoder's first two stages, from the clean latent."""

@@ -198,11 +198,7 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
     more = {} if kind is CLIPTextModel else {"low_cpu_mem_usage": False}
     try:
         network, report = kind.from_pretrained(
-            source,
-            subfolder=name,
-            local_files_only=local,
-            output_loading_info=True,
-            **more,
+            source, subfolder=name, local_files_only=local, output_loading_info=True, **more
         )
         missing = sorted(report["missing_keys"])
         if missing:
@@ -217,28 +213,22 @@ def load_network(name: str, source: str, local: bool = True) -> Any:
 
 def _load_single_file(path: Path, architecture: DiffusionArchitecture, mapped: bool) -> DiffusionModels:
     tensors = tensors_of(read_checkpoint(path))
-    _require_parts(tensors, path)
-    require_finite({name: t for name, t in tensors.items() if name.startswith(_PARTS)}, str(path))
-    with torch.device("meta"):  # their weights are assigned
-        unet_model, vae_model = _unet(architecture), _vae(architecture)
-    models = DiffusionModels(unet_model, vae_model, _text_encoder(architecture))
-    unet = ldm.convert_ldm_unet_checkpoint(dict(tensors), models.unet.config)
-    vae = ldm.convert_ldm_vae_checkpoint(dict(tensors), models.vae.config)
-    load_exactly(models.unet, unet, str(path), assign=True)
-    load_exactly(models.vae, vae, str(path), assign=True)
-    load_exactly(models.text_encoder, _convert_text(models.text_encoder, tensors), str(path), _TEXT_BUFFERS)
-    if not mapped:
-        copy_to_memory([*models.unet.parameters(), *models.vae.parameters()])
-    return models
-
-
-_TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids", "text_projection.weight")
-
-
-def _require_parts(tensors: dict[str, Tensor], path: Path) -> None:
     for prefix in _PARTS:
         if not any(name.startswith(prefix) for name in tensors):
             raise WeightsError(f"{path} is not an original Stable Diffusion checkpoint: {prefix}* is missing")
+    require_finite({name: t for name, t in tensors.items() if name.startswith(_PARTS)}, str(path))
+    with torch.device("meta"):  # their weights are assigned
+        unet, vae = _unet(architecture), _vae(architecture)
+    text_encoder = _text_encoder(architecture)
+    load_exactly(unet, ldm.convert_ldm_unet_checkpoint(dict(tensors), unet.config), str(path), assign=True)
+    load_exactly(vae, ldm.convert_ldm_vae_checkpoint(dict(tensors), vae.config), str(path), assign=True)
+    load_exactly(text_encoder, _convert_text(text_encoder, tensors), str(path), _TEXT_BUFFERS)
+    if not mapped:
+        copy_to_memory([*unet.parameters(), *vae.parameters()])
+    return DiffusionModels(unet, vae, text_encoder)
+
+
+_TEXT_BUFFERS = ("embeddings.position_ids", "text_model.embeddings.position_ids", "text_projection.weight")
 
 
 def _convert_text(model: CLIPTextModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from odise_pl.errors import SettingError
 
@@ -24,12 +25,11 @@ def check_timesteps(timesteps: Sequence[int] | str) -> tuple[int, ...]:
     if learns_time(timesteps):
         return (0,)
     listed = isinstance(timesteps, Sequence) and not isinstance(timesteps, str)
-    given = list(timesteps) if listed else timesteps
-    steps = tuple(given) if isinstance(given, list) else ()
-    bad = [t for t in steps if not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < STEPS]
-    if not steps or bad or len(set(steps)) != len(steps):
+    steps: tuple[Any, ...] = tuple(timesteps) if listed else ()
+    valid = all(type(t) is int and 0 <= t < STEPS for t in steps)
+    if not steps or not valid or len(set(steps)) < len(steps):
         raise SettingError(
-            f"backbone.timesteps={given} must be a list of different integers in 0..{STEPS - 1}, e.g. [0], "
-            f"or {LEARNABLE}"
+            f"backbone.timesteps={list(steps) or timesteps} must be a list of different integers in "
+            f"0..{STEPS - 1}, e.g. [0], or {LEARNABLE}"
         )
     return steps

@@ -51,16 +51,12 @@ class ResizedMasks(Masks):
 
     def __init__(self, mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> None:
         super().__init__(mask_logits)
-        self.size, self._valid = output, valid
+        self.size = output
         height, width = mask_logits.shape[1:]
-        self._canvas_rows, self._output_rows = (
-            self._places(height, canvas[0]),
-            self._places(valid[0], output[0]),
-        )
-        self._columns = [
-            self._places(width, canvas[1])[: valid[1]],
-            self._places(valid[1], output[1]),
-        ]
+        self._canvas_rows = self._places(height, canvas[0])[: valid[0]]
+        self._output_rows = self._places(valid[0], output[0])
+        canvas_columns = self._places(width, canvas[1])[: valid[1]]
+        self._columns = [canvas_columns, self._places(valid[1], output[1])]
 
     def _places(self, old: int, new: int) -> Tensor:
         """Places of ``new`` cells among ``old``, as PyTorch computes them in single precision."""
@@ -70,7 +66,7 @@ class ResizedMasks(Masks):
     def _band(self, rows: slice) -> Band:
         output = self._output_rows[rows]
         on_canvas = _source(output)
-        canvas = self._canvas_rows[: self._valid[0]][on_canvas]
+        canvas = self._canvas_rows[on_canvas]
         source = _source(canvas)
         steps = [canvas - source.start, output - on_canvas.start]
 

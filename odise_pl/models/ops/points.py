@@ -49,6 +49,4 @@ def uncertain_points(
     certain = int(count * importance)
     best = uncertainty.topk(certain, dim=1).indices
     chosen = candidates.gather(1, best.unsqueeze(2).expand(-1, -1, 2))
-    if certain == count:
-        return chosen
     return torch.cat([chosen, uniform(masks, count - certain, 2).to(device)], dim=1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odise_pl.models.backbones.sliding_window import Window, cut_windows, merge_windows, plan_windows
+from odise_pl.models.backbones.sliding_window import Window, merge_windows, plan_windows
 
 
 @st.composite
@@ -48,15 +48,6 @@ def test_merged_cells_are_means_over_their_windows(layout: tuple[int, int, int],
                     if 0 <= y - w.top // stride < cells and 0 <= x - w.left // stride < cells
                 ]
                 torch.testing.assert_close(merged[b, :, y, x], torch.stack(seen).mean(0))
-
-
-def test_cut_windows_are_resized() -> None:
-    images = torch.rand(2, 3, 64, 96)
-    windows = plan_windows(64, 96, 64)
-    cuts = cut_windows(images, windows, 32)
-    assert cuts.shape == (4, 3, 32, 32)
-    alone = torch.nn.functional.interpolate(images[1:, :, :, 32:], (32, 32), mode="bicubic")
-    torch.testing.assert_close(cuts[3:], alone)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from ldm_names import unet_tensors, vae_tensors
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
 from odise_pl.models.backbones.stable_diffusion import (
     END_OF_TEXT,
     DiffusionArchitecture,
-    DiffusionModels,
     build_diffusion,
     encode_prompts,
     load_diffusion,
@@ -23,31 +23,15 @@ from odise_pl.models.backbones.stable_diffusion import (
 )
 from odise_pl.models.weights import WeightsError
 
-GENERATIONS = pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
-NETWORKS = ("unet", "vae", "text_encoder")
 
-
-def save_folder(models: DiffusionModels, folder: Path) -> Path:
-    for name in NETWORKS:
-        getattr(models, name).save_pretrained(folder / name)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["nowhere.ckpt", "nobody/nothing"])
-def test_missing_weights_are_named(name: str) -> None:
+@pytest.mark.parametrize("name", ["nowhere.ckpt", "nobody/nothing", "other.safetensors", "folder"])
+def test_missing_and_foreign_weights_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    foreign = {"model.diffusion_model.x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)}
+    save_file(foreign, tmp_path / "other.safetensors")
+    weights = tmp_path / name if (tmp_path / name).exists() else name
     with pytest.raises(WeightsError, match=name):
-        load_diffusion(name)
-
-
-@pytest.mark.parametrize("name", ["other.safetensors", "folder"])
-def test_foreign_files_are_named(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if name == "folder":
-        path.mkdir()
-    else:
-        save_file({"model.diffusion_model.x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=name):
-        load_diffusion(str(path), tiny_models.SD1)
+        load_diffusion(str(weights), tiny_models.SD1)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -56,7 +40,8 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_incomplete_folder_is_named(tmp_path: Path) -> None:
-    (path,) = (save_folder(tiny_models.diffusion(), tmp_path) / "unet").glob("*.safetensors")
+    tiny_models.save_diffusion(tiny_models.diffusion(), tmp_path)
+    (path,) = (tmp_path / "unet").glob("*.safetensors")
     left = {name: tensor for name, tensor in load_file(path).items() if "mid_block" not in name}
     save_file(left, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=f"{tmp_path}: unet .*mid_block"):
@@ -69,7 +54,7 @@ def test_mismatching_sizes_are_named() -> None:
 
 
 def test_inpainting_model_is_refused(tmp_path: Path) -> None:
-    save_folder(tiny_models.diffusion(), tmp_path)
+    tiny_models.save_diffusion(tiny_models.diffusion(), tmp_path)
     wider = dict(tiny_models.diffusion().unet.config) | {"in_channels": 9, "_use_default_values": []}
     UNet2DConditionModel.from_config(wider).save_pretrained(tmp_path / "unet")
     with pytest.raises(WeightsError, match=f"{tmp_path}: the UNet's input channels must be 4"):
@@ -88,16 +73,14 @@ def test_padding_of_tokens() -> None:
     assert first[2, -1] == END_OF_TEXT
 
 
-@GENERATIONS
+@pytest.mark.parametrize("architecture", [tiny_models.SD1, tiny_models.SD2], ids=["sd1", "sd2"])
 def test_prompts_are_encoded_by_the_last_layer_and_its_norm(architecture: DiffusionArchitecture) -> None:
     encoder = tiny_models.diffusion(architecture).text_encoder
     texts = ["", "a photo of a dog"]
     encoded = encode_prompts(encoder, texts, architecture.text_pad)
     with torch.no_grad():
         states = encoder(tokenize(texts, architecture.text_pad), output_hidden_states=True)
-    last: Tensor = states.hidden_states[-1]
-    centred = last - last.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    normed = F.layer_norm(states.hidden_states[-1], (32,))
     torch.testing.assert_close(encoded, normed, rtol=1e-4, atol=1e-4)
     assert encoded.shape == (2, 77, 32)
     assert not encoded.requires_grad

@@ -10,7 +10,7 @@ import pytest
 import tiny_blip
 import tiny_models
 import torch
-from ldm_names import unet_tensors, vae_tensors
+from ldm_names import original_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,21 +19,6 @@ from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
 from odise_pl.models.blip import load_blip
 from odise_pl.models.weights import WeightsError
-
-NETWORKS = ("unet", "vae", "text_encoder")
-
-
-def original_tensors(models: DiffusionModels) -> dict[str, Tensor]:
-    names = {n.removeprefix("text_model."): t for n, t in models.text_encoder.state_dict().items()}
-    text = {f"cond_stage_model.transformer.text_model.{n}": t for n, t in names.items()}
-    tensors = unet_tensors(models.unet) | vae_tensors(models.vae) | text
-    return {name: value.contiguous() for name, value in tensors.items()}
-
-
-def folder(models: DiffusionModels, place: Path) -> str:
-    for name in NETWORKS:
-        getattr(models, name).save_pretrained(place / name)
-    return str(place)
 
 
 def safetensors_file(models: DiffusionModels, place: Path) -> str:
@@ -55,7 +40,7 @@ def features(models: DiffusionModels) -> list[Tensor]:
     return [context, *LatentDiffusionFeatures(models, (0, 500))(images, context)]
 
 
-@pytest.mark.parametrize("save", [folder, safetensors_file, training_file])
+@pytest.mark.parametrize("save", [tiny_models.save_diffusion, safetensors_file, training_file])
 def test_diffusion_features_are_independent_of_source(
     tmp_path: Path, save: Callable[[DiffusionModels, Path], str]
 ) -> None:
@@ -85,7 +70,7 @@ def test_non_finite_folder_is_refused(tmp_path: Path, name: str) -> None:
     if name == "blip":
         tiny_blip.save(tmp_path / name)
     else:
-        folder(tiny_models.diffusion(), tmp_path)
+        tiny_models.save_diffusion(tiny_models.diffusion(), tmp_path)
     (path,) = (tmp_path / name).glob("*.safetensors")
     tensors = load_file(path)
     last = sorted(tensors)[-1]

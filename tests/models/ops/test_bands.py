@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from odise_pl.models.inference import resize_masks
 from odise_pl.models.ops import bands
-from odise_pl.models.ops.bands import Masks, ResizedMasks
+from odise_pl.models.ops.bands import ResizedMasks
 
 sides = st.integers(65, 300)
 
@@ -35,10 +35,3 @@ def test_resized_bands_equal_whole_masks_bit_for_bit(
             parts.append(torch.stack([part(0), part(1)]))
     assert rows == list(range(output[0]))
     assert torch.equal(torch.cat(parts, dim=1), whole)
-
-
-def test_bands_of_masks_in_memory() -> None:
-    logits = torch.randn(3, 500, 400)
-    parts = [part(2) for _, part in Masks(logits).bands()]
-    assert len(parts) > 1
-    assert torch.equal(torch.cat(parts), logits[2])

@@ -26,12 +26,3 @@ def test_uncertain_points_then_random_points(importance: float) -> None:
         assert {tuple(p) for p in points[n, :certain].tolist()} == expected
     if certain < 16:
         assert torch.equal(points[:, certain:], draw(2, 16 - certain, 2))
-
-
-def test_uncertain_points_depend_only_on_their_generator() -> None:
-    logits = seeded(5)(2, 1, 6, 6)
-    first = uncertain_points(logits, 10, seeded(6))
-    torch.manual_seed(99)
-    torch.rand(5)
-    assert torch.equal(first, uncertain_points(logits, 10, seeded(6)))
-    assert not torch.equal(first, uncertain_points(logits, 10, seeded(7)))
