@@ -42,7 +42,7 @@ _WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSettings:
     """Settings of a network.
 
     Attributes:
@@ -57,7 +57,7 @@ class Network:
     source: str = "the configuration"
 
     @classmethod
-    def of_config(cls, config: DictConfig) -> Network:
+    def of_config(cls, config: DictConfig) -> NetworkSettings:
         """The network of a composed configuration."""
         model = _resolve_model(OmegaConf.masked_copy(config, ["model", "fusion", *PARTS]))
         return cls(model, (config.data.eval_short_side, config.data.eval_long_side))
@@ -66,7 +66,7 @@ class Network:
         """Plain values for a checkpoint, read by :func:`read_record`."""
         return {"model": self.model, "sides": list(self.sides)}
 
-    def changed(self, changes: Mapping[str, Any]) -> Network:
+    def changed(self, changes: Mapping[str, Any]) -> NetworkSettings:
         """A copy with some settings replaced.
 
         Args:
@@ -127,7 +127,7 @@ def _resolve_model(sections: DictConfig) -> dict[str, Any]:
 
 
 def model_key(key: str) -> str | None:
-    """The key in :attr:`Network.model` of a command-line key; None for settings of other sections."""
+    """The key in :attr:`NetworkSettings.model` of a command-line key; None for settings of other sections."""
     head, dot, rest = key.partition(".")
     if head in PARTS:
         return key
@@ -136,11 +136,11 @@ def model_key(key: str) -> str | None:
     return f"classifier.{rest}" if head == "fusion" and dot else None
 
 
-def read_record(record: Mapping[str, Any], source: str, named: Collection[str] = ()) -> Network:
+def read_record(record: Mapping[str, Any], source: str, named: Collection[str] = ()) -> NetworkSettings:
     """The network that a checkpoint describes.
 
     Args:
-        record: from :meth:`Network.record`, of this or an earlier version.
+        record: from :meth:`NetworkSettings.record`, of this or an earlier version.
         source: the checkpoint, for messages.
         named: command-line keys that the user overrides; the record's values there are not checked.
 
@@ -155,7 +155,7 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
         found = [*_foreign(model, "", own)]
         if model["_target_"] != _ROOT or len(sides) != 2 or any(type(side) is not int for side in sides):
             found.append("not a network")
-        network = Network(model, sides, source)
+        network = NetworkSettings(model, sides, source)
         found += [
             f"{part}.weights={weights!a:.80} (a download)"
             for part, weights in network.weights().items()

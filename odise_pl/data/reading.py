@@ -85,9 +85,7 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
-    yield from [Damage(f"{url}: damaged or unreadable shard, its samples are skipped ({cause})")] * len(
-        waiting
-    )
+    yield from [Damage(f"{url}: damaged or unreadable shard ({cause})")] * len(waiting)
 
 
 def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.description import SIDES, Network, model_key, read_record
+from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, read_record
 from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.distributed.processes import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
@@ -131,9 +131,9 @@ def score_predictions(config: DictConfig) -> Scores:
 
 def _network(
     config: DictConfig, record: Mapping[str, Any] | None, overrides: Sequence[str], source: str
-) -> Network:
+) -> NetworkSettings:
     """The network that a checkpoint describes, with the settings of the command line."""
-    composed = Network.of_config(config)
+    composed = NetworkSettings.of_config(config)
     if record is None:
         return composed
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]

@@ -1,4 +1,4 @@
-"""Image captions by BLIP (arXiv 2201.12086), for captioners and for ``odise prepare captions``."""
+"""Image captions by BLIP (arXiv 2201.12086), for captioners and for ``odise captions``."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ class InferenceSettings:
 
     Attributes:
         object_threshold: the panoptic map skips queries whose best class scores at most this.
-        overlap_threshold: a segment is kept if at least this fraction of its mask wins the argmax.
+        overlap_threshold: a segment is kept if the pixels that it wins, in its mask or not, are at least this
+            fraction of its mask's pixels.
         top_k: instances per image, before stuff classes are removed.
     """
 

@@ -55,11 +55,11 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
-        check_number("classifier.seen_share", self.seen_share, 0, whole=False, most=1)
-        check_number("classifier.unseen_share", self.unseen_share, 0, whole=False, most=1)
+        check_number("fusion.seen_share", self.seen_share, 0, whole=False, most=1)
+        check_number("fusion.unseen_share", self.unseen_share, 0, whole=False, most=1)
         for name in ("mask_prompt", "clip_prompt"):
             if "{}" not in getattr(self, name):
-                raise SettingError(f"classifier.{name}={getattr(self, name)!r} needs {{}} for the class name")
+                raise SettingError(f"fusion.{name}={getattr(self, name)!r} needs {{}} for the class name")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from odise_pl.checkpoints.description import Network, model_key, read_record
+from odise_pl.checkpoints.description import NetworkSettings, model_key, read_record
 from odise_pl.checkpoints.metadata import describe
 from odise_pl.checkpoints.weights import load_weights
 from odise_pl.data.images import to_upright_rgb
@@ -100,7 +100,7 @@ def load_segmenter(
     described = describe(checkpoint)
     if described.record is None:
         config = compose_config("evaluate", ["run_dir=.", f"model=odise_{described.supervision}"])
-        network = Network.of_config(config)
+        network = NetworkSettings.of_config(config)
     else:
         network = read_record(described.record, str(checkpoint), changes)
     network = network.changed(changes)

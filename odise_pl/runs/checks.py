@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.description import Network, is_file_name
+from odise_pl.checkpoints.description import NetworkSettings, is_file_name
 from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.data.manifest import open_shard_set
 from odise_pl.errors import SettingError, UserError, check_number
@@ -33,7 +33,7 @@ def check_training(config: DictConfig) -> None:
     problems = [
         *_bad_settings(config),
         *_bad_vocabularies(config),
-        *missing_weights(Network.of_config(config), config.paths),
+        *missing_weights(NetworkSettings.of_config(config), config.paths),
         *_missing_shards(config, "train", "val"),
         *missing_captions(config, ("train", "val")),
     ]
@@ -60,7 +60,9 @@ def check_evaluation(config: DictConfig) -> None:
     raise_problems(problems)
 
 
-def check_network(network: Network, paths: Mapping[str, Any], config: DictConfig | None = None) -> None:
+def check_network(
+    network: NetworkSettings, paths: Mapping[str, Any], config: DictConfig | None = None
+) -> None:
     """Check that a network's weights exist, and with ``config`` the captions that it reads from shards.
 
     Raises:
@@ -108,7 +110,7 @@ def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
                 yield f"{name}: {error}"
 
 
-def missing_weights(network: Network, paths: Mapping[str, Any]) -> Iterator[str]:
+def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Iterator[str]:
     """Missing files of frozen weights, each with the command that downloads it."""
     model = network.resolved(paths)
     for part, name in network.weights().items():

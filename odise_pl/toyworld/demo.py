@@ -62,15 +62,15 @@ def run_demo(
     print(f"curves: tensorboard --logdir {folder}")
 
 
-def draw_pictures(network: Path, shards: Path, rows: int) -> Image.Image:
+def draw_pictures(checkpoint: Path, shards: Path, rows: int) -> Image.Image:
     """Draw the first images of a data set, each in a row with its truth and the prediction.
 
     Args:
-        network: checkpoint.
+        checkpoint: of the network.
         shards: folder of the data set.
         rows: number of images.
     """
-    segmenter = load_segmenter(network)
+    segmenter = load_segmenter(checkpoint)
     data = PanopticDataModule(
         val={"toy_open": str(shards)},
         num_workers=0,

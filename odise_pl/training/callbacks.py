@@ -128,7 +128,7 @@ class PanopticPictures(Callback):
         if not isinstance(trainer.logger, TensorBoard) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, OdiseModule)
-        name = list(pl_module.evaluations)[dataloader_idx]
+        name = list(pl_module.eval_vocabularies)[dataloader_idx]
         for index in range(min(self.count - batch_idx * len(batch), len(batch))):
             picture = self._picture(pl_module, batch, outputs["predictions"][index], index, name)
             tag = f"{name}/{batch.image_ids[index]}"
@@ -137,7 +137,7 @@ class PanopticPictures(Callback):
     def _picture(
         self, module: OdiseModule, batch: Batch, prediction: Prediction, index: int, name: str
     ) -> Any:
-        names, truth = module.evaluations[name].names, batch.truths[index]
+        names, truth = module.eval_vocabularies[name].names, batch.truths[index]
         height, width = batch.valid_sizes[index]
         image = batch.images[index, :, :height, :width]
         pictures = [overlay(image, prediction.panoptic, names)]

@@ -61,7 +61,7 @@ class OdiseModule(lightning.LightningModule):
         criterion: the losses.
         optimizer: its settings.
         vocabulary: classes of the training labels.
-        evaluations: classes of each evaluation set, in the order of its data loaders.
+        eval_vocabularies: classes of each evaluation set, in the order of its data loaders.
         global_batch: images per optimiser step over all devices.
         seed: of the random points, which depend on nothing else but the step and the rank.
         record: plain values that describe the run in its checkpoints.
@@ -76,7 +76,7 @@ class OdiseModule(lightning.LightningModule):
         criterion: SetCriterion,
         optimizer: OptimizerSettings,
         vocabulary: Vocabulary,
-        evaluations: Mapping[str, Vocabulary],
+        eval_vocabularies: Mapping[str, Vocabulary],
         global_batch: int,
         seed: int = 0,
         record: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ class OdiseModule(lightning.LightningModule):
         super().__init__()
         self.model, self.criterion, self.optimizer_settings = model, criterion, optimizer
         self.grounding, self.words = grounding, words
-        self.vocabulary, self.evaluations = vocabulary, dict(evaluations)
+        self.vocabulary, self.eval_vocabularies = vocabulary, dict(eval_vocabularies)
         self.global_batch, self.seed, self.record = global_batch, seed, dict(record or {})
         self.strict_loading = False  # frozen weights are missing in checkpoints; see on_load_checkpoint
         self.results: dict[str, EvaluationResult] = {}
@@ -95,14 +95,16 @@ class OdiseModule(lightning.LightningModule):
         self.metrics = [
             SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
             for v, measured in zip(
-                self.evaluations.values(), measures or [MEASURES] * len(self.evaluations), strict=True
+                self.eval_vocabularies.values(),
+                measures or [MEASURES] * len(self.eval_vocabularies),
+                strict=True,
             )
         ]
         self._skipped, self._steps = 0, StepSkipper()
         self._note_counters()
         self._training_classes: TextClasses | None = None
         # in no ModuleList: the network would be a part of each
-        self._predictors = [NetworkPredictor(model, v, vocabulary) for v in self.evaluations.values()]
+        self._predictors = [NetworkPredictor(model, v, vocabulary) for v in self.eval_vocabularies.values()]
 
     def configure_model(self) -> None:
         place_all(self.model, self.trainer)
@@ -211,11 +213,11 @@ class OdiseModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Results of every set, over all ranks."""
         self.measured_at = self.trainer.global_step
-        for name, metrics in zip(self.evaluations, self.metrics, strict=True):
+        for name, metrics in zip(self.eval_vocabularies, self.metrics, strict=True):
             result = metrics.compute()
             metrics.reset()
             self.results[name] = result
-            prefix = "val" if len(self.evaluations) == 1 else f"val/{name}"
+            prefix = "val" if len(self.eval_vocabularies) == 1 else f"val/{name}"
             values = {key: 100 * value for key, value in result.scalars().items()}
             values["left_out"] = float(result.skipped)
             self.log_dict({f"{prefix}/{key}": value for key, value in values.items()}, sync_dist=True)

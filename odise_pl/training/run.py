@@ -10,7 +10,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from odise_pl.checkpoints.description import Network
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
@@ -70,7 +70,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from odise_pl.training.optimization import accumulation_steps, choose_batch_size
 
     step = None if checkpoint is None else check_resumable(checkpoint)
-    network = Network.of_config(config)
+    network = NetworkSettings.of_config(config)
     trainer = _trainer(config, step)
     data: PanopticDataModule = instantiate(config.data)
     module = _module(config, network, data, resume=checkpoint is not None)
@@ -116,7 +116,9 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
     )
 
 
-def _module(config: DictConfig, network: Network, data: PanopticDataModule, resume: bool) -> OdiseModule:
+def _module(
+    config: DictConfig, network: NetworkSettings, data: PanopticDataModule, resume: bool
+) -> OdiseModule:
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.training.module import OdiseModule
     from odise_pl.vocabulary import rename

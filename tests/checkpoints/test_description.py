@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from small_runs import SMALL, composed
 
-from odise_pl.checkpoints.description import TARGETS, Network, read_record
+from odise_pl.checkpoints.description import TARGETS, NetworkSettings, read_record
 from odise_pl.checkpoints.metadata import describe
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.weights import WeightsError
@@ -27,8 +27,8 @@ PATHS = {"weights": "weights", "toyworld": "toyworld"}
 
 
 @cache
-def network(*overrides: str) -> Network:
-    return Network.of_config(compose_config("train", ["run=x", "run_dir=x", *overrides]))
+def network(*overrides: str) -> NetworkSettings:
+    return NetworkSettings.of_config(compose_config("train", ["run=x", "run_dir=x", *overrides]))
 
 
 def record(*overrides: str) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_setting_of_newer_version_is_named(changed: Callable[[Change], Path]) ->
 def test_record_of_earlier_version_gives_same_network(tmp_path: Path) -> None:
     """With references between sections, old names and modules, and no classifier section."""
     config = composed("train", tmp_path, [*SMALL, "fusion.seen_share=0.4"])
-    now = Network.of_config(config)
+    now = NetworkSettings.of_config(config)
     sections = OmegaConf.masked_copy(config, ["model", "fusion", "backbone", "clip", "captioner"])
     text = (
         OmegaConf.to_yaml(sections)

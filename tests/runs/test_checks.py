@@ -10,7 +10,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from odise_pl.checkpoints.description import Network
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.manifest import FILE_NAME, Captioning, open_shard_set
 from odise_pl.errors import SettingError, find_user_error, report_user_errors
 from odise_pl.runs.checks import check_evaluation, check_network, check_training
@@ -89,7 +89,7 @@ def test_captioner_needs_captions_of_one_model(config, scene_shards: Path, tmp_p
     assert "captions differ" in problems(config(*blip, f"data.val={sets['other']}"))
     lacking = config(*blip, f"data.val={bare}")
     with pytest.raises(SettingError, match="has no generated captions"):
-        check_network(Network.of_config(lacking), lacking.paths, lacking)
+        check_network(NetworkSettings.of_config(lacking), lacking.paths, lacking)
 
 
 def test_evaluation_needs_either_checkpoint_or_predictions(config, tmp_path: Path) -> None:
@@ -154,5 +154,5 @@ def test_constructors_name_invalid_numbers(config, override: str) -> None:
     }
     name = re.escape(override.partition("=")[0].split(".")[-1])
     with pytest.raises(Exception, match=name) as error:
-        build.get(section, lambda: Network.of_config(made).build(made.paths))()
+        build.get(section, lambda: NetworkSettings.of_config(made).build(made.paths))()
     assert find_user_error(error.value) is not None

@@ -26,7 +26,7 @@ CLASSES = vocabulary(("dog", "puppy"), ("grass",))
 
 def module(**changes: Any) -> OdiseModule:
     criterion = SetCriterion(HungarianMatcher(num_points=32), LossWeights(), num_points=32)
-    settings = {"vocabulary": CLASSES, "evaluations": {"val": CLASSES}, "global_batch": 2} | changes
+    settings = {"vocabulary": CLASSES, "eval_vocabularies": {"val": CLASSES}, "global_batch": 2} | changes
     made = OdiseModule(odise(), criterion, OptimizerSettings(), **settings)
     made.log = made.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     return made
@@ -70,7 +70,7 @@ def test_loss_reaches_trainable_weights_alone() -> None:
 
 
 def test_samples_missing_in_validation_are_counted() -> None:
-    evaluated = module(evaluations={"val": CLASSES}).eval()
+    evaluated = module(eval_vocabularies={"val": CLASSES}).eval()
     nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=())
     assert evaluated.validation_step(nothing, 0) == {"predictions": []}
     segments = tuple(Segment(i + 1, i, CLASSES.isthing[i]) for i in range(2))

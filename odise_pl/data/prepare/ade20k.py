@@ -19,7 +19,7 @@ from odise_pl.data.prepare.conversion import (
     decode_pixels,
     look_up,
 )
-from odise_pl.data.prepare.listing import Benchmark
+from odise_pl.data.prepare.listing import LabelFileSet
 from odise_pl.data.prepare.source import Source
 from odise_pl.data.prepare.tree import Tree
 from odise_pl.vocabulary import MEASURES, load_vocabulary
@@ -52,7 +52,9 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
         vocabulary.isthing, partial(decode_classes, table=classes), partial(_decode_objects, table=things)
     )
     labels = (semantic, objects)
-    return Benchmark("ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES).from_folder()
+    return LabelFileSet(
+        "ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES
+    ).from_folder()
 
 
 def _decode_objects(content: bytes, table: Ids) -> Ids:
@@ -73,7 +75,7 @@ def read_ade847(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     classes = class_table({category.id: i for i, category in enumerate(vocabulary.categories)}, rare)
     decode = partial(_decode_full, table=classes)
     conversion = Conversion(vocabulary.isthing, decode, short_side=_SHORT_SIDE)
-    return Benchmark("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").from_folder()
+    return LabelFileSet("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").from_folder()
 
 
 def _decode_full(content: bytes, table: Ids) -> Ids:

@@ -20,7 +20,7 @@ _MAX_DIGITS = 18  # fit into 64 bits
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class LabelFileSet:
     """A split of a data set with label files only; its images are JPEG files.
 
     Attributes:

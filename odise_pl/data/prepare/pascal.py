@@ -14,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from odise_pl.data.prepare.conversion import Conversion, Ids, class_table, decode_classes, look_up
-from odise_pl.data.prepare.listing import Benchmark
+from odise_pl.data.prepare.listing import LabelFileSet
 from odise_pl.data.prepare.source import Source
 from odise_pl.data.prepare.tree import Tree
 from odise_pl.data.records import DataError
@@ -50,7 +50,7 @@ def read_context(root: Path | Sequence[Path], split: str = "val", classes: int =
     listed = tree.need(f"VOC2010/ImageSets/Main/{split}.txt", archive)
     images = tree.need("VOC2010/JPEGImages", archive)
     labels = tree.need("trainval", "trainval.tar.gz")
-    return Benchmark(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").from_list(
+    return LabelFileSet(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").from_list(
         listed
     )
 
@@ -78,4 +78,4 @@ def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
     listed = tree.need(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
     images = tree.need("VOC2012/JPEGImages", archive)
     labels = tree.need("VOC2012/SegmentationClass", archive)
-    return Benchmark("pas21", split, vocabulary, conversion, images, (labels,), ".png").from_list(listed)
+    return LabelFileSet("pas21", split, vocabulary, conversion, images, (labels,), ".png").from_list(listed)

@@ -161,6 +161,6 @@ class TextCaptioner(Captioner):
         if len(known) < len(images):
             raise SettingError(
                 f"{len(images) - len(known)} of {len(images)} images have no precomputed caption: write them "
-                "into the shards with odise prepare captions, or set captioner.on_the_fly=true"
+                "into the shards with odise captions, or set captioner.on_the_fly=true"
             )
         return Conditioning(self.encode(known), self.time(images))

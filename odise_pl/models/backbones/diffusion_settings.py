@@ -144,7 +144,7 @@ def blip_captioner(
     """BLIP captions.
 
     Args:
-        on_the_fly: False uses the caption of the whole image that ``odise prepare captions`` wrote into the
+        on_the_fly: False uses the caption of the whole image that ``odise captions`` wrote into the
             shards, for all windows. True loads BLIP and captions every window.
         weights, max_tokens: see :func:`load_blip`; used on the fly only.
         remember: number of cached sentences, see :class:`PromptEncoder`.
