@@ -204,9 +204,9 @@ def test_pad_images() -> None:
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"mode": "neither"}, "classifier.mode=neither"),
-    ({"seen_share": 1.5}, "classifier.seen_share=1.5"),
-    ({"unseen_share": -0.5}, "classifier.unseen_share=-0.5"),
-    ({"clip_prompt": "a photo"}, "classifier.clip_prompt='a photo'"),
+    ({"seen_share": 1.5}, "fusion.seen_share=1.5"),
+    ({"unseen_share": -0.5}, "fusion.unseen_share=-0.5"),
+    ({"clip_prompt": "a photo"}, "fusion.clip_prompt='a photo'"),
 ])  # fmt: skip
 def test_invalid_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
