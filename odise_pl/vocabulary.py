@@ -273,7 +273,7 @@ def _parse_list(text: str) -> Sequence[Any]:
     try:
         return list(OmegaConf.create(text))
     except Exception as error:  # YAML and OmegaConf raise many kinds of errors
-        raise VocabularyError(f"cannot read the list of class names {text}: {error}") from error
+        raise VocabularyError(f'the list of names {text} is not written as [dog, "park bench"]') from error
 
 
 def _from_entries(entries: Sequence[Any], name: str) -> Vocabulary:

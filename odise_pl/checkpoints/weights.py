@@ -91,9 +91,11 @@ def export_official(source: str | Path, target: str | Path) -> None:
     """Convert a checkpoint of this project to the official format: ``{"model", "iteration"}``.
 
     Raises:
-        WeightsError: ``source`` is not of this project, the release has no such network, or ``target`` cannot
-            be written.
+        WeightsError: ``source`` is not of this project, the release has no such network, or ``target`` exists
+            or cannot be written.
     """
+    if Path(target).exists():
+        raise WeightsError(f"{target} already exists; name a new file")
     checkpoint = read_checkpoint(source)
     if is_official(checkpoint, str(source)):
         raise WeightsError(f"{source} already has the official format; copy it")

@@ -35,11 +35,15 @@ class BatchSource:
         """Number of parts that a rank's samples are split into."""
         return max(self.num_workers, 1)
 
-    def batches(self, stream: IterableDataset[Batch]) -> Iterator[Batch]:
+    def batches(self, stream: IterableDataset[Batch], expected: int) -> Iterator[Batch]:
         """The batches of a stream; its workers end with the iterator.
 
+        Args:
+            stream: makes the batches.
+            expected: how many.
+
         Raises:
-            DataError: while iterating, if a worker was killed or a batch timed out.
+            DataError: while iterating, if a worker was killed, or a batch timed out or was lost.
         """
         loader = DataLoader(
             stream,
@@ -52,11 +56,17 @@ class BatchSource:
         try:
             for batch in loader:
                 self._report(batch.skipped)
+                expected -= 1
                 yield batch
         except DataError as error:  # PyTorch puts the traceback of the worker before the message
             raise DataError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             raise self._explain(error) from error
+        if expected > 0:  # PyTorch prints an error of handing over a batch, and goes on without it
+            raise DataError(
+                f"loader processes lost {expected} batches, for the reason printed above; enlarge /dev/shm "
+                "or set data.num_workers=0, and run the command again to resume"
+            )
 
     def _report(self, skipped: Iterable[str]) -> None:
         for text in skipped:
@@ -69,8 +79,8 @@ class BatchSource:
         text = str(error)
         if "timed out" in text:
             return DataError(
-                f"no batch for {self.timeout:g} s: the disk or server that holds the shards does not "
-                "respond; resume when it does, or raise data.timeout"
+                f"no batch for {self.timeout:g} s: the disk or server that holds the shards does not respond "
+                "or /dev/shm is full; resume when that is mended, or raise data.timeout"
             )
         if "DataLoader worker" in text:
             return DataError(
@@ -110,7 +120,8 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._position is not None:
             self.used = self._position()
-        for batch in self._source.batches(self._make(*divmod(self.used, self._batches))):
+        epoch, done = divmod(self.used, self._batches)
+        for batch in self._source.batches(self._make(epoch, done), self._batches - done):
             self.used += 1
             yield batch
 
@@ -141,7 +152,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         made = 0
-        for batch in self._source.batches(self._stream):
+        for batch in self._source.batches(self._stream, self._batches):
             made += len(batch)
             yield batch
         whole_set = self._stream.plan.world_size == 1 and not self._stream.plan.done

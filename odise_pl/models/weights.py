@@ -53,8 +53,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if isinstance(error, pickle.UnpicklingError):  # whose text recommends to run pickled code
             reason = "loading it would run code" if is_archive else "not written by torch.save"
         raise WeightsError(
-            f"{path} is damaged or not a weights file ({reason}); download it again, or save its tensors "
-            "as .safetensors"
+            f"{path} is damaged or not a weights file ({reason}); use another copy or checkpoint, or save "
+            "its tensors as .safetensors"
         ) from error
 
 

@@ -22,7 +22,7 @@ from odise_pl.prediction.drawing import paint
 from odise_pl.prediction.pictures import find_images
 from odise_pl.prediction.segmenter import Segmenter, load_segmenter
 from odise_pl.structures import Prediction
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import Vocabulary, VocabularyError, load_vocabulary
 
 
 def predict(
@@ -50,7 +50,10 @@ def predict(
     # Pillow warns of large pictures and refuses very large ones
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     images = find_images(pictures)
-    vocabulary = load_vocabulary(words, one_word=True)
+    try:
+        vocabulary = load_vocabulary(words, one_word=True)
+    except VocabularyError as error:
+        raise SettingError(f"--words: {error}") from error
     segmenter = load_segmenter(checkpoint, settings, device)
     unread: list[str] = []  # messages, because the errors would keep the images in memory
     for result, path in images.items():

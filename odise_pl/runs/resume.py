@@ -35,7 +35,7 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
         found = list_changes(read_settings(folder) or {}, settings)
         raise SettingError(
             f"{folder} contains a finished run with other settings ({', '.join(found)}); start another with "
-            "run=NAME, or delete the folder"
+            "run=NAME, resume with these settings by ckpt=last, or delete the folder"
         )
     if config.ckpt is not None:
         path = checkpoint_path(config.ckpt, folder)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import tarfile
@@ -185,7 +186,7 @@ def test_timeout_is_one_clear_error(shards: Path) -> None:
     hanging = tuple(f"pipe:sleep 2; cat {url}" for url in found.urls)
     stream = EvalStream(hanging, EvalPlan(found.sizes), EvalResize(32, 32))
     with pytest.raises(DataError, match=r"data\.timeout"):
-        list(BatchSource(num_workers=1, timeout=0.5).batches(stream))
+        list(BatchSource(num_workers=1, timeout=0.5).batches(stream, 1))
 
 
 def test_killed_loader_process_is_one_clear_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +195,20 @@ def test_killed_loader_process_is_one_clear_error(shards: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainStream, "_sample", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match=r"killed .*data\.num_workers"):
         train(module)
+
+
+def test_lost_batches_are_one_clear_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, make = data(shards, num_workers=1, timeout=20), TrainStream._sample
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def limited(self: TrainStream, *arguments: object) -> object:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # of shared memory, too, as a full /dev/shm
+        return make(self, *arguments)
+
+    monkeypatch.setattr(TrainStream, "_sample", limited)
+    last = len(module.train_dataloader()) - 1
+    with pytest.raises(DataError, match=r"lost 1 batches.*data\.num_workers"):
+        train(module, first=last)
 
 
 def test_set_without_readable_sample_is_one_clear_error(copied: Path) -> None:
