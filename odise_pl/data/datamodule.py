@@ -9,9 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from odise_pl.data.eval_sets import parse_eval_sets
 from odise_pl.data.loader import BatchSource, EvalLoader, TrainLoader
-from odise_pl.data.manifest import ShardSet, open_shard_set
+from odise_pl.data.manifest import ShardSet, open_shard_set, parse_eval_sets
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan, limit_sizes
 from odise_pl.data.stream import EvalStream, TrainStream

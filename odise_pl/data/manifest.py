@@ -7,7 +7,7 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -256,6 +256,12 @@ def open_shard_set(source: str | Path) -> ShardSet:
     if is_local(location) and not any(Path(url).is_file() for url in shard_set.urls):
         raise DataError(f"{location}: its shards are missing (the first is {shard_set.urls[0]}); {_MAKE}")
     return shard_set
+
+
+def parse_eval_sets(val: str | Mapping[Any, str] | None) -> dict[str, str]:
+    """Folder, ``dataset.json`` or URL of each evaluation set by name; a single set is called "val"."""
+    sets = val if isinstance(val, Mapping) else {} if val is None else {"val": val}
+    return {str(name): str(source) for name, source in sets.items()}
 
 
 def find_missing_shards(shard_set: ShardSet) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, read_record
-from odise_pl.data.eval_sets import parse_eval_sets
+from odise_pl.data.manifest import parse_eval_sets
 from odise_pl.distributed.processes import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF

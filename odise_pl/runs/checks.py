@@ -15,8 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import NetworkSettings, is_file_name
-from odise_pl.data.eval_sets import parse_eval_sets
-from odise_pl.data.manifest import open_shard_set
+from odise_pl.data.manifest import open_shard_set, parse_eval_sets
 from odise_pl.errors import SettingError, UserError, check_number
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
