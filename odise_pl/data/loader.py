@@ -62,7 +62,7 @@ class BatchSource:
             raise DataError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             raise self._explain(error) from error
-        if expected > 0:  # PyTorch prints an error of handing over a batch, and goes on without it
+        if expected > 0:  # PyTorch only prints that a batch could not be handed over, and continues
             raise DataError(
                 f"loader processes lost {expected} batches, for the reason printed above; enlarge /dev/shm "
                 "or set data.num_workers=0, and run the command again to resume"
