@@ -15,7 +15,7 @@ CODE := odise_pl tests scripts $(wildcard *.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate demo lint format test nightly lock clean distclean
+.PHONY: help install train evaluate demo lint format test docs pictures nightly lock clean distclean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ format: $(STAMP)  ## Format the code and apply automatic fixes
 test: $(STAMP)  ## Run the tests; options of pytest in PYTEST_ARGS: make test PYTEST_ARGS="--slow"
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
 		$(if $(COVERAGE),--cov --cov-fail-under=$(COVERAGE)) $(PYTEST_ARGS)
+
+docs: $(STAMP)  ## Build the documentation in build/docs, offline; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(STAMP)  ## Draw the pictures of the documentation from the demo's run; needs Chromium
+	$(BIN)/python -m scripts.docs.pictures $(ARGS)
 
 nightly: $(STAMP)  ## Run the tests that take minutes: kills, several machines, full size, notebook, an installed wheel
 	$(BIN)/python -m pytest --slow -m slow $(PYTEST_ARGS)

@@ -61,7 +61,8 @@ def test_top_level_has_no_stray_files() -> None:
     top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
     folders = {"odise_pl", "conf", "data", "docs", "notebooks", "scripts", "tests", ".ci"}
     files = {"train.py", "evaluate.py", "environment.yml", "requirements.lock", "pyproject.toml"}
-    assert top == folders | files | {"Makefile", "README.md", "LICENSE", ".gitignore"}
+    pages = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "mkdocs.yml"}
+    assert top == folders | files | pages | {"Makefile", ".gitignore"}
 
 
 def test_lock_satisfies_the_ranges() -> None:
