@@ -22,7 +22,7 @@ from PIL import Image
 
 from odise_pl.data.images import read_image
 from odise_pl.models.inference import InferenceSettings, predict
-from odise_pl.prediction.predict import write_prediction
+from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.structures import Size
 from odise_pl.vocabulary import load_vocabulary
 
@@ -74,7 +74,7 @@ def measure(case: Case, way: str) -> str:
         if way == "semantic":
             assert found.semantic.shape == case.output
         else:
-            write_prediction(image, found, vocabulary, Path(folder), photo.stem)
+            Segmentation(image, vocabulary, found).save(folder, photo.stem)
         seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{seconds:7.1f} s, peak {peak / 2**20:.2f} GiB, {before / 2**20:.2f} before"

@@ -99,3 +99,9 @@ def test_modules_import_without_network(monkeypatch: pytest.MonkeyPatch) -> None
 def test_package_does_not_import_torch() -> None:
     code = "import sys, odise_pl; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_package_offers_its_public_names() -> None:
+    assert all(getattr(odise_pl, name).__module__.startswith("odise_pl.") for name in odise_pl.__all__)
+    with pytest.raises(AttributeError, match="Segmentor"):
+        odise_pl.Segmentor  # noqa: B018

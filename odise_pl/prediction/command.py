@@ -13,7 +13,7 @@ def predict(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="checkpoint of a run, or an official release", metavar="CKPT", exists=True, dir_okay=False
+            help="a run's folder, a checkpoint, or an official release", metavar="CKPT", exists=True
         ),
     ],
     pictures: Annotated[list[str], typer.Argument(help="files and folders", metavar="PICTURE...")],

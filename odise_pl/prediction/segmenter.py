@@ -1,4 +1,4 @@
-"""A trained network that segments images by words."""
+"""A trained network that segments images by words, and what it finds."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
 from odise_pl.checkpoints.description import NetworkSettings, model_key, read_record
-from odise_pl.checkpoints.metadata import describe
+from odise_pl.checkpoints.files import last_checkpoint
+from odise_pl.checkpoints.metadata import CheckpointDescription, describe
 from odise_pl.checkpoints.weights import load_weights
-from odise_pl.data.images import to_upright_rgb
+from odise_pl.data.images import read_image, to_upright_rgb
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.errors import SettingError
-from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import InferenceClasses, Odise, pad_images
+from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
+
+ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -41,33 +46,57 @@ class Segmenter:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def segment(self, image: Image.Image, vocabulary: Vocabulary | str | Sequence[str]) -> NetworkPrediction:
-        """Panoptic map, instances and class map at the size of the upright image, computed on access.
-
-        Instances take the most memory: one byte per pixel and instance.
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: Path | str, settings: Mapping[str, Any] | None = None, device: str = "auto"
+    ) -> Segmenter:
+        """Load the network of a checkpoint.
 
         Args:
-            image: see :func:`~odise_pl.data.images.to_upright_rgb`.
-            vocabulary: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. The embeddings of
-                the last one are cached.
+            checkpoint: folder of a run (its newest checkpoint), a checkpoint, or an official release.
+            settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
+                ``{"model.inference.object_threshold": 0.1}``.
+            device: ``cpu``, ``cuda`` or ``auto``.
 
         Raises:
-            VocabularyError: it is empty or has duplicate names.
-            TypeError: the image is not a Pillow image.
+            UserError: a file is missing, or a setting is unknown or invalid.
+        """
+        path = _find_checkpoint(Path(checkpoint))
+        changes = dict(settings or {})
+        _refuse_unknown(changes)
+        described = describe(path)
+        network = _network(described, str(path), changes)
+        paths = _paths() | {
+            key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
+        }
+        check_network(network, paths)
+        torch.manual_seed(0)  # so that random frozen weights are those of training
+        model: Odise = network.build(paths)
+        load_weights(model, path)
+        training = described.vocabulary or load_vocabulary("coco_panoptic")
+        return cls(model.eval().to(_device(device)), training, EvalResize(*network.sides))
+
+    def __call__(self, image: ImageSource, words: Vocabulary | str | Sequence[Any]) -> Segmentation:
+        """Segment an image; it is seen upright, as viewers show it.
+
+        Args:
+            image: a path, a Pillow image, or uint8 [H, W, 3] of red, green and blue.
+            words: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. The embeddings of the
+                last ones are cached.
+
+        Raises:
+            VocabularyError: there are no words, or duplicates.
+            TypeError: the image is of another type.
             DataError: the image cannot be read as RGB.
         """
-        if not isinstance(image, Image.Image):
-            raise TypeError(
-                f"image is {type(image).__name__}, expected PIL.Image: use Image.open(PATH), or "
-                "Image.fromarray(ARRAY) for uint8 [H, W, 3]"
-            )
+        picture = _read(image)
         device = self.model.clip.mean.device
-        classes = self._embed(load_vocabulary(vocabulary, one_word=True), device)
-        image = to_upright_rgb(image)
-        images, valid = pad_images([image_tensor(self.resize.image(image))])
-        sizes = (valid, [(image.height, image.width)])
+        vocabulary = load_vocabulary(words, one_word=True)
+        classes = self._embed(vocabulary, device)
+        images, valid = pad_images([image_tensor(self.resize.image(picture))])
+        sizes = (valid, [(picture.height, picture.width)])
         (prediction,) = self.model.predict(images.to(device), *sizes, classes)
-        return prediction.to("cpu")
+        return Segmentation(picture, vocabulary, prediction.to("cpu"))
 
     def _embed(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
         key = (vocabulary, device)
@@ -77,47 +106,39 @@ class Segmenter:
         return self._classes[key]
 
 
-def load_segmenter(
-    checkpoint: Path | str, settings: Mapping[str, Any] | None = None, device: str = "auto"
-) -> Segmenter:
-    """Load the network of a checkpoint.
+def _find_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run's folder, or the file itself."""
+    found = last_checkpoint(path) if path.is_dir() else path
+    if found is None or not found.is_file():
+        what = "has no checkpoints" if path.is_dir() else "does not exist"
+        raise SettingError(f"{path} {what}; give a run, a checkpoint or an official release")
+    return found
 
-    Args:
-        checkpoint: of a run, or an official release.
-        settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
-            ``{"model.inference.object_threshold": 0.1}``.
-        device: ``cpu``, ``cuda`` or ``auto``.
 
-    Raises:
-        UserError: a file is missing, or a setting is unknown or invalid.
-    """
-    if not Path(checkpoint).is_file():
-        raise SettingError(
-            f"{checkpoint} does not exist; give the checkpoint of a run or an official release"
-        )
-    changes = dict(settings or {})
-    _refuse_unknown(changes)
-    described = describe(checkpoint)
+def _network(described: CheckpointDescription, source: str, changes: Mapping[str, Any]) -> NetworkSettings:
     if described.record is None:
         config = compose_config("evaluate", ["run_dir=.", f"model=odise_{described.supervision}"])
         network = NetworkSettings.of_config(config)
     else:
-        network = read_record(described.record, str(checkpoint), changes)
+        network = read_record(described.record, source, changes)
     network = network.changed(changes)
     if not network.model["captioner"].get("on_the_fly", True):
         raise SettingError(
             "captioner=blip reads captions from shards, which single images lack: set "
             "captioner.on_the_fly=true to generate them"
         )
-    paths = _paths() | {
-        key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
-    }
-    check_network(network, paths)
-    torch.manual_seed(0)  # so that random frozen weights are those of training
-    model: Odise = network.build(paths)
-    load_weights(model, checkpoint)
-    training = described.vocabulary or load_vocabulary("coco_panoptic")
-    return Segmenter(model.eval().to(_device(device)), training, EvalResize(*network.sides))
+    return network
+
+
+def _read(image: ImageSource) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        found = f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip()
+        raise TypeError(f"image is {found}, expected a path, a Pillow image or a uint8 array [H, W, 3]")
+    return to_upright_rgb(image)
 
 
 def _paths() -> dict[str, Any]:

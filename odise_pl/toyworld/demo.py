@@ -14,7 +14,7 @@ from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import result_table
 from odise_pl.prediction.drawing import overlay, side_by_side
-from odise_pl.prediction.segmenter import load_segmenter
+from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.runs.conf import compose_config
 from odise_pl.toyworld.make import make, toy_sets
 from odise_pl.training import run
@@ -70,7 +70,7 @@ def draw_pictures(checkpoint: Path, shards: Path, rows: int) -> Image.Image:
         shards: folder of the data set.
         rows: number of images.
     """
-    segmenter = load_segmenter(checkpoint)
+    segmenter = Segmenter.from_pretrained(checkpoint)
     data = PanopticDataModule(
         val={"toy_open": str(shards)},
         num_workers=0,

@@ -18,7 +18,7 @@ from odise_pl.checkpoints.description import TARGETS, NetworkSettings, read_reco
 from odise_pl.checkpoints.metadata import describe
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.weights import WeightsError
-from odise_pl.prediction.segmenter import load_segmenter
+from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 
@@ -142,7 +142,7 @@ def test_prediction_and_evaluation_refuse_hostile_checkpoint(
     proof = tmp_path / "proof"
     odd = changed(put("odise", "record", "model", "head", value=placed(MKDIR, proof)))
     with pytest.raises(SettingError, match=r"odd\.ckpt.*head"):
-        load_segmenter(odd)
+        Segmenter.from_pretrained(odd)
     overrides = [f"ckpt={odd}", "data=shards", f"data.val={scene_shards}", "trainer=cpu"]
     with pytest.raises(SettingError, match=r"odd\.ckpt.*head"):
         evaluate(composed("evaluate", tmp_path / "run", overrides), overrides)
@@ -198,7 +198,7 @@ def test_damaged_description_is_named(changed: Callable[[Change], Path], edit: C
 def test_setting_of_newer_version_is_named(changed: Callable[[Change], Path]) -> None:
     odd = changed(put("odise", "record", "model", "backbone", "novelty", value=1))
     with pytest.raises(Exception, match=r"(?s)BackboneSettings.*novelty"):
-        load_segmenter(odd)
+        Segmenter.from_pretrained(odd)
 
 
 def test_record_of_earlier_version_gives_same_network(tmp_path: Path) -> None:

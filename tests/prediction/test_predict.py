@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from odise_pl.errors import UserError
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.models.odise import Odise
 from odise_pl.prediction.predict import predict
-from odise_pl.prediction.segmenter import Segmenter, load_segmenter
+from odise_pl.prediction.segmentation import Segmentation
+from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import PanopticSegmentation, Segment
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
@@ -55,7 +57,7 @@ def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture(scope="module")
 def segmenter(network: Path) -> Segmenter:
-    return load_segmenter(network, EVERYTHING)
+    return Segmenter.from_pretrained(network, EVERYTHING)
 
 
 def test_segmenter_equals_evaluation(segmenter: Segmenter, scene_shards: Path, photos: list[Path]) -> None:
@@ -64,18 +66,52 @@ def test_segmenter_equals_evaluation(segmenter: Segmenter, scene_shards: Path, p
     data = PanopticDataModule(
         val=str(scene_shards), num_workers=0, eval_short_side=64, eval_long_side=96, eval_batch_size=1
     )
-    with pytest.raises(TypeError, match=r"Image\.fromarray"):
-        segmenter.segment(np.zeros((8, 8, 3), np.uint8), NAMES)  # type: ignore[arg-type]
     found = 0
     for batch in list(data.eval_loader("val"))[:3]:
         (expected,) = predictor(batch)
         (photo,) = (path for path in photos if path.stem == batch.keys[0])
-        prediction = segmenter.segment(read_image(photo), NAMES)
+        prediction = segmenter(photo, NAMES).prediction
         assert torch.equal(prediction.panoptic.ids, expected.panoptic.ids)
         assert torch.equal(prediction.semantic, expected.semantic)
         assert prediction.panoptic.segments == expected.panoptic.segments
         found += len(expected.panoptic.segments)
     assert found, "the network finds something"
+
+
+def test_images_of_all_kinds_give_one_result(segmenter: Segmenter, photos: list[Path]) -> None:
+    image = read_image(photos[0])
+    found = [segmenter(kind, NAMES) for kind in (photos[0], str(photos[0]), image, np.asarray(image))]
+    assert found[0].segments
+    for result in found:
+        assert result.segments == found[0].segments
+        assert np.array_equal(result.ids, found[0].ids)
+        assert result.plot().tobytes() == found[0].plot().tobytes()
+    for segment in found[0].segments:
+        rows, columns = np.nonzero(found[0].ids == segment.id)
+        x, y, width, height = segment.box
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+        assert segment.area == len(rows)
+        assert segment.isthing == (segment.name not in ("sky", "field"))
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), torch.zeros(3, 8, 8), None]
+)
+def test_other_images_are_refused(segmenter: Segmenter, image: Any) -> None:
+    with pytest.raises(TypeError, match=r"uint8 array \[H, W, 3\]"):
+        segmenter(image, NAMES)
+
+
+def test_run_folder_means_its_newest_checkpoint(segmenter: Segmenter, network: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoints"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / f"step_{step}.ckpt").symlink_to(network)
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step_2.ckpt")
+    found = Segmenter.from_pretrained(str(tmp_path)).model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in segmenter.model.state_dict().items())
 
 
 def test_command_writes_and_prints_segments(network: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -128,7 +164,7 @@ def test_invalid_arguments_are_named(
 def test_official_release_selects_the_published_model(network: Path, tmp_path: Path) -> None:
     export_official(network, tmp_path / "official.pth")
     with pytest.raises(UserError, match=r"sd-v1-3\.ckpt"):  # its weights, which are missing here
-        load_segmenter(tmp_path / "official.pth")
+        Segmenter.from_pretrained(tmp_path / "official.pth")
 
 
 def test_segmenter_rotates_by_exif_as_the_command_does(
@@ -139,23 +175,23 @@ def test_segmenter_rotates_by_exif_as_the_command_does(
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "phone.png", exif=exif)
-    one = segmenter.segment(Image.open(tmp_path / "phone.png"), NAMES)
-    other = load_segmenter(network, EVERYTHING).segment(read_image(tmp_path / "phone.png"), NAMES)
-    assert one.panoptic.ids.shape == (60, 40)
-    assert torch.equal(one.panoptic.ids, other.panoptic.ids)
-    assert one.panoptic.segments == other.panoptic.segments
+    one = segmenter(Image.open(tmp_path / "phone.png"), NAMES)
+    other = Segmenter.from_pretrained(network, EVERYTHING)(tmp_path / "phone.png", NAMES)
+    assert one.ids.shape == (60, 40)
+    assert np.array_equal(one.ids, other.ids)
+    assert one.segments == other.segments
 
 
 def test_name_embeddings_are_cached(
     network: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter, image, counts = load_segmenter(network), read_image(photos[0]), list[int]()
+    segmenter, image, counts = Segmenter.from_pretrained(network), read_image(photos[0]), list[int]()
     encode = Odise.encode_classes
     monkeypatch.setattr(
         Odise, "encode_classes", lambda model, x, prompt: counts.append(len(x)) or encode(model, x, prompt)
     )
     for names in (NAMES, NAMES, ["ball", "box"], NAMES):
-        assert int(segmenter.segment(image, names).semantic.max()) < len(names)
+        assert int(segmenter(image, names).prediction.semantic.max()) < len(names)
     assert counts == [5, 5, 2, 2, 5, 5], "for the mask embeddings and for masked CLIP"
 
 
@@ -165,17 +201,18 @@ class Fake:
     def __init__(self, score: float = 0.75) -> None:
         self.score = score
 
-    def segment(self, image: Image.Image, vocabulary: Vocabulary) -> SimpleNamespace:
-        found = self.score > 0.5
+    def __call__(self, path: Path, vocabulary: Vocabulary) -> Segmentation:
+        image, found = read_image(path), self.score > 0.5
         ids = torch.full((image.height, image.width), int(found), dtype=torch.int32)
         segments = (Segment(1, 0, True, score=self.score),) if found else ()
-        return SimpleNamespace(panoptic=PanopticSegmentation(ids, segments), best=(0, self.score))
+        prediction: Any = SimpleNamespace(panoptic=PanopticSegmentation(ids, segments), best=(0, self.score))
+        return Segmentation(image, vocabulary, prediction)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     segmenter = Fake()
-    monkeypatch.setattr("odise_pl.prediction.predict.load_segmenter", lambda *_: segmenter)
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda *_: segmenter)
     return segmenter
 
 
