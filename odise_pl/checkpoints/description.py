@@ -49,22 +49,24 @@ class NetworkSettings:
         model: arguments of :func:`~odise_pl.models.build.build_odise` as nested plain values; only
             ``${paths.NAME}`` stays unresolved.
         sides: shorter side and limit of the longer side of evaluated images, in pixels.
+        seed: of random frozen weights, which checkpoints do not contain.
         source: origin of the description, for messages.
     """
 
     model: Mapping[str, Any]
     sides: tuple[int, int]
+    seed: int = 0
     source: str = "the configuration"
 
     @classmethod
     def of_config(cls, config: DictConfig) -> NetworkSettings:
         """The network of a composed configuration."""
         model = _resolve_model(OmegaConf.masked_copy(config, ["model", "fusion", *PARTS]))
-        return cls(model, (config.data.eval_short_side, config.data.eval_long_side))
+        return cls(model, (config.data.eval_short_side, config.data.eval_long_side), config.seed)
 
     def record(self) -> dict[str, Any]:
         """Plain values for a checkpoint, read by :func:`read_record`."""
-        return {"model": self.model, "sides": list(self.sides)}
+        return {"model": self.model, "sides": list(self.sides), "seed": self.seed}
 
     def changed(self, changes: Mapping[str, Any]) -> NetworkSettings:
         """A copy with some settings replaced.
@@ -81,7 +83,7 @@ class NetworkSettings:
             changes.get(f"data.{name}", side) for name, side in zip(SIDES, self.sides, strict=True)
         )
         plain: Any = OmegaConf.to_container(model)
-        return replace(self, model=plain, sides=(short, long))
+        return replace(self, model=plain, sides=(short, long), seed=changes.get("seed", self.seed))
 
     def weights(self) -> dict[str, Any]:
         """The frozen weights to load, by part."""
@@ -93,7 +95,7 @@ class NetworkSettings:
         return OmegaConf.create({"paths": dict(paths), "model": dict(self.model)}).model
 
     def build(self, paths: Mapping[str, Any], **options: Any) -> Any:
-        """An :class:`~odise_pl.models.odise.Odise` with untrained weights.
+        """An :class:`~odise_pl.models.odise.Odise` with untrained weights; seeds torch's random numbers.
 
         Args:
             paths: folders by name.
@@ -102,6 +104,9 @@ class NetworkSettings:
         Raises:
             UserError: settings do not fit together, weights are missing, or the description is damaged.
         """
+        import torch
+
+        torch.manual_seed(self.seed)
         try:
             return instantiate(self.resolved(paths), **options)
         except Exception as error:
@@ -150,12 +155,12 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
     try:
         if "config" in record:
             record = _of_earlier_version(record)
-        model, sides = record["model"], tuple(record["sides"])
+        model, sides, seed = record["model"], tuple(record["sides"]), record.get("seed", 0)
         own = {place for key in named if (place := model_key(key)) is not None}
         found = [*_foreign(model, "", own)]
-        if model["_target_"] != _ROOT or len(sides) != 2 or any(type(side) is not int for side in sides):
+        if model["_target_"] != _ROOT or len(sides) != 2 or any(type(x) is not int for x in (*sides, seed)):
             found.append("not a network")
-        network = NetworkSettings(model, sides, source)
+        network = NetworkSettings(model, sides, seed, source)
         found += [
             f"{part}.weights={weights!a:.80} (a download)"
             for part, weights in network.weights().items()

@@ -75,7 +75,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = _settings(config, network=description, **sides, checkpoint=sha256, step=step)
+    seed = {"seed": network.seed} if "random" in network.weights().values() else {}
+    settings = _settings(config, network=description, **sides, **seed, checkpoint=sha256, step=step)
     words = [_set_names(config), mode, *([] if step is None else [f"step_{step}"])]
     folder = evaluation_folder(Path(config.run_dir), words, settings)
     if in_sweep() and is_finished(folder, settings):
@@ -137,6 +138,8 @@ def _network(
     if record is None:
         return composed
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    # a choice of classifier keeps the checkpoint's fusion and prompts
+    named = ["classifier.mode" if name == "classifier" else name for name in named]
     if "model" in named:
         return composed
     changes = {
@@ -145,6 +148,7 @@ def _network(
         if (place := model_key(key)) is not None
     }
     changes |= {f"data.{name}": config.data[name] for name in SIDES if f"data.{name}" in named}
+    changes |= {"seed": config.seed} if "seed" in named else {}
     return read_record(record, source, named).changed(changes)
 
 

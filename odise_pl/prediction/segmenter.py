@@ -70,7 +70,6 @@ class Segmenter:
             key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
         }
         check_network(network, paths)
-        torch.manual_seed(0)  # so that random frozen weights are those of training
         model: Odise = network.build(paths)
         load_weights(model, path)
         training = described.vocabulary or load_vocabulary("coco_panoptic")

@@ -67,6 +67,22 @@ def test_description_is_resolved_and_changed_by_command_line() -> None:
     assert now.model["inference"]["top_k"] == 7
     assert now.model["captioner"] == empty
     assert now.sides == (1024, 999)
+    assert now.seed == 3
+
+
+def test_random_frozen_weights_are_those_of_the_checkpoints_seed() -> None:
+    """Also after other random numbers, and for records of earlier versions, which had no seed."""
+
+    def frozen(kept: dict[str, Any]) -> torch.Tensor:
+        torch.rand(1)
+        return read_record(kept, "c.ckpt").build(PATHS).clip.model.visual.class_embedding.clone()
+
+    first, second = (record("experiment=laptop", f"seed={seed}") for seed in (0, 1))
+    assert torch.equal(frozen(second), frozen(second))
+    assert not torch.equal(frozen(first), frozen(second))
+    expected = frozen(first)
+    del first["seed"]
+    assert torch.equal(frozen(first), expected)
 
 
 @pytest.fixture
@@ -112,6 +128,7 @@ HOSTILE: list[tuple[tuple[str, ...], Any]] = [
     (("model", "clip", "weights"), torch.ones(2)),
     (("model", "clip"), [MKDIR]),
     (("sides",), [64, "${oc.env:HOME}"]),
+    (("seed",), "${oc.env:HOME}"),
     (("sides",), [64]),
 ]
 

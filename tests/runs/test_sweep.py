@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_blip
 from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
 from scenes import CAPTIONS, make_scenes
 from small_runs import composed
 
@@ -150,6 +151,10 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     assert {run.settings.classifier for run in find_runs(tmp_path)} == classifiers
     (both,) = (run for run in find_runs(tmp_path) if run.settings.classifier == "both")
     assert both.scores["val"] == pytest.approx(read_run(ckpt.parents[1]).scores["val"])
+    trained = OmegaConf.load(ckpt.parents[1] / "config.yaml").fusion
+    for path in tmp_path.rglob("config.yaml"):  # only the mode changes
+        used = OmegaConf.load(path).network.classifier
+        assert {key: used[key] for key in trained} == dict(trained)
     _, shown = programs.run(evaluation.main, *arguments)
     assert shown.count("is finished: skipped") == 3
 
