@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["Segmentation", "Segmenter", "Vocabulary", "load_vocabulary"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "Segmentation": "odise_pl.prediction.segmentation",
     "Segmenter": "odise_pl.prediction.segmenter",
