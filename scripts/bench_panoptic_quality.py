@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from figures import write_figures
 from hotcoco.panoptic import PanopticEval
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +47,9 @@ def main(
     images: Annotated[int, typer.Option(help="at most so many images")] = 200,
     rounds: Annotated[int, typer.Option(help="passes over the images")] = 10,
     threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="write the figures for the documentation")
+    ] = None,
 ) -> None:
     """Measure and print the table."""
     torch.set_num_threads(threads)
@@ -75,6 +79,14 @@ def main(
     for name, pq in found.items():
         table.add_row(name, f"{1000 * seconds[name] / count:.3f}", f"{pq:.6f}")
     Console().print(table)
+    if file:
+        rows = [{"name": name, "ms": 1000 * seconds[name] / count, "pq": pq} for name, pq in found.items()]
+        source = "COCO maps" if coco else "synthetic maps"
+        what = f"Panoptic quality of {count} {source} of about {height} x {width}; threads: {threads}."
+        command = (
+            f"python scripts/bench_panoptic_quality.py {'--coco ROOT ' if coco else ''}--images {images}"
+        )
+        write_figures(file, what, command, {"images": count, "rows": rows})
 
 
 def read_coco(root: Path, count: int) -> Maps:
