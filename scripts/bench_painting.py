@@ -34,7 +34,7 @@ def main() -> None:
     for name, speed in speeds.items():
         print(f"{name}: {speed:.0f} pictures a second and core")
     if file:
-        what = "Pictures of the small world that a core paints per second, without files: the best of 5 rounds."
+        what = "Pictures of the small world that a core paints per second, without files; best of 5 rounds."
         write_figures(file, what, "python scripts/bench_painting.py", {"per_second": speeds})
 
 

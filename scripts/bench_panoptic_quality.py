@@ -32,6 +32,8 @@ from odise_pl.data.label_maps import decode_ids, encode_ids
 from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
 
+TORCHMETRICS = "torchmetrics, maps in memory"
+
 
 @dataclass(frozen=True)
 class Maps:
@@ -59,15 +61,15 @@ def main(
         write_coco(truth, maps.truths, maps.isthing)
         write_coco(prediction, maps.predictions, maps.isthing)
         programs: dict[str, Callable[[], float]] = {
-            "odise_pl": lambda: score(maps),
-            "torchmetrics": lambda: score_by_torchmetrics(maps),
-            "odise_pl, with PNG files": lambda: score(read_maps(maps, prediction, truth)),
-            "hotcoco, with PNG files (all cores)": lambda: score_by_hotcoco(truth, prediction),
+            "odise_pl, maps in memory": lambda: score(maps),
+            TORCHMETRICS: lambda: score_by_torchmetrics(maps),
+            "odise_pl, from PNG files": lambda: score(read_maps(maps, prediction, truth)),
+            "hotcoco, from PNG files, all cores": lambda: score_by_hotcoco(truth, prediction),
         }
         seconds, found = dict.fromkeys(programs, float("inf")), {}
         for number in range(rounds):
             for name, run in programs.items():
-                if number == 0 or name != "torchmetrics":
+                if number == 0 or name != TORCHMETRICS:
                     started = time.perf_counter()
                     found[name] = run()
                     seconds[name] = min(seconds[name], time.perf_counter() - started)
