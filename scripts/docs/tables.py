@@ -52,7 +52,7 @@ def compare(name: str, files: Files) -> Table:
         f"* By PQ on ADE20K, paper: {' > '.join(theirs)}",
         f"* By PQ on toy_open, small world: {' > '.join(row['name'] for row in ranked)}",
     )
-    return Table(name, (name, *_PAPER, *_COLUMNS), cells, orders)
+    return Table(name, (name, *_PAPER, *_COLUMNS), cells, orders if len(theirs) == len(rows) else ())
 
 
 def results(files: Files) -> Table:
