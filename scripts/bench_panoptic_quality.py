@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from figures import write_figures
 from hotcoco.panoptic import PanopticEval
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,8 @@ from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQualit
 from odise_pl.data.label_maps import decode_ids, encode_ids
 from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
+
+TORCHMETRICS = "torchmetrics, maps in memory"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ def main(
     images: Annotated[int, typer.Option(help="at most so many images")] = 200,
     rounds: Annotated[int, typer.Option(help="passes over the images")] = 10,
     threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="write the figures for the documentation")
+    ] = None,
 ) -> None:
     """Measure and print the table."""
     torch.set_num_threads(threads)
@@ -55,15 +61,15 @@ def main(
         write_coco(truth, maps.truths, maps.isthing)
         write_coco(prediction, maps.predictions, maps.isthing)
         programs: dict[str, Callable[[], float]] = {
-            "odise_pl": lambda: score(maps),
-            "torchmetrics": lambda: score_by_torchmetrics(maps),
-            "odise_pl, with PNG files": lambda: score(read_maps(maps, prediction, truth)),
-            "hotcoco, with PNG files (all cores)": lambda: score_by_hotcoco(truth, prediction),
+            "odise_pl, maps in memory": lambda: score(maps),
+            TORCHMETRICS: lambda: score_by_torchmetrics(maps),
+            "odise_pl, from PNG files": lambda: score(read_maps(maps, prediction, truth)),
+            "hotcoco, from PNG files, all cores": lambda: score_by_hotcoco(truth, prediction),
         }
         seconds, found = dict.fromkeys(programs, float("inf")), {}
         for number in range(rounds):
             for name, run in programs.items():
-                if number == 0 or name != "torchmetrics":
+                if number == 0 or name != TORCHMETRICS:
                     started = time.perf_counter()
                     found[name] = run()
                     seconds[name] = min(seconds[name], time.perf_counter() - started)
@@ -75,6 +81,14 @@ def main(
     for name, pq in found.items():
         table.add_row(name, f"{1000 * seconds[name] / count:.3f}", f"{pq:.6f}")
     Console().print(table)
+    if file:
+        rows = [{"name": name, "ms": 1000 * seconds[name] / count, "pq": pq} for name, pq in found.items()]
+        source = "COCO maps" if coco else "synthetic maps"
+        what = f"Panoptic quality of {count} {source} of about {height} x {width}; threads: {threads}."
+        command = (
+            f"python scripts/bench_panoptic_quality.py {'--coco ROOT ' if coco else ''}--images {images}"
+        )
+        write_figures(file, what, command, {"images": count, "rows": rows})
 
 
 def read_coco(root: Path, count: int) -> Maps:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
+from figures import write_figures
 from full_size_step import build, peak_gib
 
 from odise_pl.models.backbones.sliding_window import plan_windows
@@ -22,12 +24,16 @@ def main() -> None:
     """Print a line per size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", nargs="*", default=SIZES, metavar="HEIGHTxWIDTH")
-    sizes = [tuple(map(int, size.split("x"))) for size in parser.parse_args().sizes]
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for the documentation")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build().eval()
     classes = model.prepare(load_vocabulary("coco_panoptic"), None)
-    for size in sizes:
+    rows = []
+    for name in options.sizes:
+        height, width = map(int, name.split("x"))
+        size = height, width
         windows = len(plan_windows(*size, model.backbone.window))
         start = time.process_time()
         with torch.inference_mode():
@@ -37,9 +43,21 @@ def main() -> None:
         model.predict(torch.rand(1, 3, *size), [size], [size], classes)
         whole = time.process_time() - start - frozen
         print(
-            f"{size[0]}x{size[1]}: {windows} windows, features {frozen:.0f} s, "
+            f"{name}: {windows} windows, features {frozen:.0f} s, "
             f"whole evaluation {whole:.0f} s, peak {peak_gib():.1f} GiB"
         )
+        row = {
+            "name": name,
+            "windows": windows,
+            "features_s": frozen,
+            "whole_s": whole,
+            "peak_gib": peak_gib(),
+        }
+        rows.append(row)
+    if options.json:
+        what = "Processor time and peak memory of an evaluated image: label model, float32, one thread."
+        command = f"python scripts/bench_windows.py {' '.join(options.sizes)}"
+        write_figures(options.json, what, command, {"rows": rows})
 
 
 if __name__ == "__main__":

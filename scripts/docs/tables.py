@@ -1,0 +1,153 @@
+"""The tables of the documentation, from the content of docs/figures and the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from odise_pl.metrics.tables import NONE, Table
+from odise_pl.runs.published import ABLATIONS, BENCHMARKS, Published
+
+Files = dict[str, Any]
+_SCORES = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
+_COLUMNS = {
+    "toy_val PQ": "toy_val.pq",
+    "toy_open PQ": "toy_open.pq",
+    "base PQ": "base.pq",
+    "novel PQ": "novel.pq",
+    "toy_open mAP": "toy_open.map",
+    "toy_open mIoU": "toy_open.miou",
+}
+_PAPER = ("paper: COCO PQ", "paper: ADE20K PQ")
+_MODELS = {
+    model: Published(ade20k=sets["ade150"]["pq"], coco=sets["coco"]["pq"])
+    for model, sets in BENCHMARKS.items()
+}
+_ROWS = {"supervision": _MODELS} | {ablation.name: ablation.rows for ablation in ABLATIONS}
+_BENCHMARKS = {
+    "coco": "COCO",
+    "ade150": "ADE20K, 150 classes",
+    "ade847": "ADE20K, 847 classes",
+    "pc59": "PASCAL-Context, 59 classes",
+    "pc459": "PASCAL-Context, 459 classes",
+    "pas21": "Pascal VOC, 21 classes",
+}
+
+
+def compare(name: str, files: Files) -> Table:
+    """A table of the paper beside the small world's, with both orders."""
+    rows = files["small_world"]["tables"][name]["rows"]
+    cells = tuple(
+        (
+            row["name"],
+            *_paper(_ROWS[name].get(row["name"])),
+            *(_spread(row[key]) for key in _COLUMNS.values()),
+        )
+        for row in rows
+    )
+    ranked = sorted(rows, key=lambda row: -row["toy_open.pq"][0])
+    theirs = sorted(_ROWS[name], key=lambda row: -_ROWS[name][row].ade20k)
+    orders = (
+        f"* By PQ on ADE20K, paper: {' > '.join(theirs)}",
+        f"* By PQ on toy_open, small world: {' > '.join(row['name'] for row in ranked)}",
+    )
+    return Table(name, (name, *_PAPER, *_COLUMNS), cells, orders if len(theirs) == len(rows) else ())
+
+
+def results(files: Files) -> Table:
+    """Label and caption model: the paper's and the small world's."""
+    columns = {
+        "small world: toy_val PQ": "toy_val.pq",
+        "toy_open PQ, base classes": "base.pq",
+        "toy_open PQ, novel classes": "novel.pq",
+    }
+    rows = {row["name"]: row for row in files["small_world"]["tables"]["supervision"]["rows"]}
+    cells = tuple(
+        (model, *_paper(paper), *(_spread(rows[model][key]) for key in columns.values()))
+        for model, paper in _MODELS.items()
+    )
+    return Table("results", ("model", *_PAPER, *columns), cells)
+
+
+def demo(files: Files) -> Table:
+    """Minutes and scores of ``make demo`` by machine."""
+    runs = [*files["demo"]["machines"], files["demo"]]
+    cells = tuple(
+        (
+            run["name"],
+            f"{run['minutes']}",
+            *(
+                ", ".join(f"{scores[key]:.1f}" for key in _SCORES.values())
+                for scores in (run["toy_val"], run["toy_open"]["base"], run["toy_open"]["novel"])
+            ),
+        )
+        for run in runs
+    )
+    return Table("demo", ("machine", "minutes", "toy_val", "toy_open, base", "toy_open, novel"), cells)
+
+
+def memory(files: Files) -> Table:
+    """Images per forward pass by card."""
+    cards = tuple(f"{size} GB" for size in files["memory"]["cards"])
+    cells = tuple(
+        (row["strategy"], row["activations"], *(str(number or NONE) for number in row["images"]))
+        for row in files["memory"]["rows"]
+    )
+    return Table("memory", ("strategy", "activations", *cards), cells)
+
+
+def windows(files: Files) -> Table:
+    """Cost of one evaluated image by its size."""
+    cells = tuple(
+        (
+            row["name"].replace("x", " x "),
+            str(row["windows"]),
+            f"{row['features_s']:.0f} s",
+            f"{row['whole_s']:.0f} s",
+            f"{row['peak_gib']:.1f} GiB",
+        )
+        for row in files["windows"]["rows"]
+    )
+    return Table("windows", ("image", "windows", "features", "whole evaluation", "peak memory"), cells)
+
+
+def panoptic_quality(files: Files) -> Table:
+    """Time and result of panoptic quality by package."""
+    cells = tuple(
+        (row["name"], f"{row['ms']:.1f}", f"{row['pq']:.3f}") for row in files["panoptic_quality"]["rows"]
+    )
+    return Table("panoptic_quality", ("package", "ms an image", "PQ"), cells)
+
+
+def benchmarks(_: Files) -> Table:
+    """The paper's six benchmarks."""
+    cells = tuple(
+        (title, *(_one(BENCHMARKS[model][name].get(key)) for model in BENCHMARKS for key in _SCORES.values()))
+        for name, title in _BENCHMARKS.items()
+    )
+    header = ("benchmark", *(f"{model} {score}" for model in BENCHMARKS for score in _SCORES))
+    return Table("benchmarks", header, cells)
+
+
+def _one(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _paper(numbers: Published | None) -> tuple[str, str]:
+    return (_one(numbers.coco), _one(numbers.ade20k)) if numbers else (NONE, NONE)
+
+
+def _spread(pair: list[float]) -> str:
+    return f"{pair[0]:.1f} ± {pair[1]:.1f}"
+
+
+TABLES: dict[str, Callable[[Files], Table]] = {
+    "results": results,
+    "demo": demo,
+    "memory": memory,
+    "windows": windows,
+    "panoptic_quality": panoptic_quality,
+    "benchmarks": benchmarks,
+    **{name: partial(compare, name) for name in _ROWS},
+}
