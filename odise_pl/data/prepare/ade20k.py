@@ -26,10 +26,10 @@ from odise_pl.vocabulary import MEASURES, load_vocabulary
 
 _SCENE_PARSING = (
     "download ADEChallengeData2016.zip, and annotations_instance.tar, which must be unpacked, from "
-    "http://sceneparsing.csail.mit.edu, see data/README.md"
+    "http://sceneparsing.csail.mit.edu, see docs/data.md"
 )
 _FULL = (
-    "download ADE20K_2021_17_01 from https://groups.csail.mit.edu/vision/datasets/ADE20K, see data/README.md"
+    "download ADE20K_2021_17_01 from https://groups.csail.mit.edu/vision/datasets/ADE20K, see docs/data.md"
 )
 _SHORT_SIDE = 512  # for the full data set, which has large photographs
 

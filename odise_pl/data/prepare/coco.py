@@ -33,7 +33,7 @@ from odise_pl.data.prepare.source import InstanceRecord, Source
 from odise_pl.data.prepare.tree import Tree
 from odise_pl.data.records import DataError, prefix_errors
 
-HINT = "download COCO 2017 from https://cocodataset.org/#download, or see data/README.md for other data"
+HINT = "download COCO 2017 from https://cocodataset.org/#download, or see docs/data.md for other data"
 _ARCHIVE = "panoptic_annotations_trainval2017.zip"
 
 

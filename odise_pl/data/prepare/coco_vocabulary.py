@@ -117,7 +117,7 @@ def _category(item: Any, things: bool) -> Category:
     except (DataError, VocabularyError) as error:
         shown = item.get("name", item.get("id")) if isinstance(item, Mapping) else item
         raise DataError(
-            f"category {shortened(shown)} {error}; see data/README.md for the fields of a category"
+            f"category {shortened(shown)} {error}; see docs/data.md for the fields of a category"
         ) from error
 
 

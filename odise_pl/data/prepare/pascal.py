@@ -22,11 +22,11 @@ from odise_pl.vocabulary import load_vocabulary
 
 _CONTEXT = (
     "download and unpack VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010 and "
-    "trainval.tar.gz from https://cs.stanford.edu/~roozbeh/pascal-context, see data/README.md"
+    "trainval.tar.gz from https://cs.stanford.edu/~roozbeh/pascal-context, see docs/data.md"
 )
 _VOC = (
     "download and unpack VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, "
-    "see data/README.md"
+    "see docs/data.md"
 )
 # Label values of the 59 classes among the 459, in the order of the packaged vocabulary.
 CONTEXT_59 = (

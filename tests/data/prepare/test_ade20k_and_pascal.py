@@ -125,7 +125,7 @@ def test_large_photographs_are_scaled_to_512(tmp_path: Path) -> None:
 def test_missing_part_is_named_with_its_archive(name: str, part: str, archive: str, tmp_path: Path) -> None:
     MAKE[name](tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / part)
-    with pytest.raises(DataError, match=rf"{archive}.*data/README\.md"):
+    with pytest.raises(DataError, match=rf"{archive}.*docs/data\.md"):
         read_benchmark(name, tmp_path / "root")
 
 
