@@ -87,7 +87,7 @@ def check(words: Sequence[str], complete: bool = True) -> None:
         check_make(arguments, complete)
     elif re.fullmatch(r"python[\d.]*", program) and arguments[0] == "-m":
         check_module(*arguments[1:])
-    elif re.fullmatch(r"python[\d.]*", program) and arguments[0].endswith(".py"):
+    elif re.fullmatch(r"python[\d.]*", program) and arguments[0].startswith("scripts/"):
         check_options(_exists(arguments[0]), arguments[1:])
 
 
