@@ -80,10 +80,10 @@ def test_conda_environment_uses_the_lock() -> None:
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
 
 
-def test_pipeline_runs_lint_and_tests() -> None:
+def test_pipeline_runs_lint_docs_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert {"set -euo pipefail", "make lint", "make test COVERAGE=85"} <= set(
+    assert {"set -euo pipefail", "make lint", "make docs", "make test COVERAGE=85"} <= set(
         script.read_text(encoding="utf-8").splitlines()
     )
 

@@ -20,7 +20,13 @@ from odise_pl.structures import MaskPredictions, Targets
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms in the total."""
+    """Weights of the terms in the total.
+
+    Attributes:
+        classification: of the cross-entropy over classes.
+        mask: of the binary cross-entropy at the points of a mask.
+        dice: of the dice loss at the points of a mask.
+    """
 
     classification: float = 2.0
     mask: float = 5.0
@@ -57,7 +63,8 @@ class SetCriterion:
         weights: of the terms.
         no_object_weight: weight of the no-object class in the cross-entropy.
         num_points: points per mask.
-        oversample, importance: of the importance sampling, see :func:`uncertain_points`.
+        oversample: candidates per point, see :func:`uncertain_points`.
+        importance: share of the points that are the most uncertain candidates.
 
     Raises:
         SettingError: points, oversample or importance are out of range.

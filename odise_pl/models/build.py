@@ -41,7 +41,13 @@ SUPERVISION = ("label", "caption")
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The shared CLIP model, see :func:`load_clip`; ``source`` is the command that fetches the weights."""
+    """The shared CLIP model.
+
+    Attributes:
+        weights: a file with open_clip's names, or ``random``.
+        source: the command that fetches the weights, for messages.
+        architecture: of the weights.
+    """
 
     weights: str = "random"
     source: str = ""
@@ -50,7 +56,19 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Sizes of the pixel decoder and the mask decoder; the defaults are the published ones."""
+    """Sizes of the pixel decoder and the mask decoder; the defaults are the published ones.
+
+    Attributes:
+        channels: width of both decoders.
+        mask_channels: width of the mask features.
+        embed_dim: width in which masks are compared with names.
+        pixel_feedforward: width of the pixel decoder's feed-forward nets.
+        pixel_layers: layers of the pixel decoder.
+        queries: masks per image.
+        layers: layers of the mask decoder.
+        heads: attention heads of both decoders.
+        feedforward: width of the mask decoder's feed-forward nets.
+    """
 
     channels: int = 256
     mask_channels: int = 256

@@ -27,8 +27,19 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class CLIPArchitecture:
     """Sizes of a CLIP model; the defaults are OpenAI's ViT-L/14 at 336 pixels.
 
-    ``text_vocabulary`` is the number of token embeddings, see ``tokens.tokenizer``;
-    ``text_length`` the number of tokens that a text is cut to.
+    Attributes:
+        image_size: side of the image in pixels.
+        patch_size: side of a patch in pixels.
+        vision_width: width of the image encoder.
+        vision_layers: layers of the image encoder.
+        vision_head_width: width of an attention head of the image encoder.
+        text_width: width of the text encoder.
+        text_layers: layers of the text encoder.
+        text_heads: attention heads of the text encoder.
+        embed_dim: width of the embeddings of images and texts.
+        quick_gelu: OpenAI's activation instead of GELU.
+        text_vocabulary: token embeddings, see :func:`~odise_pl.models.backbones.tokens.tokenizer`.
+        text_length: tokens that a text is cut to.
     """
 
     image_size: int = 336

@@ -56,10 +56,12 @@ class BackboneSettings:
     """Settings of the diffusion backbone.
 
     Attributes:
-        weights, architecture: see :func:`load_diffusion`.
+        weights: an original single file, a diffusers folder, a hub id, or ``random``.
+        architecture: for ``random`` and single files, see :func:`load_diffusion`.
         timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a learned time
             embedding for every captioner, which overrides its ``learnable_time``.
-        input_size, window: see :class:`DiffusionBackbone`.
+        input_size: side in pixels to which windows are resized for the diffusion model.
+        window: largest side of a window; None: the shorter side of the image.
         window_batch: see :class:`DiffusionBackbone`; earlier versions wrote ``auto`` into checkpoints.
         channels: width of the feature pyramid.
         checkpoint_activations: trade time for memory in the UNet's backward pass.

@@ -47,8 +47,11 @@ class DiffusionArchitecture:
         vae_channels: width of each VAE level.
         vae_groups: groups of the VAE's GroupNorm; a divisor of every width.
         latent_channels: width of the latents.
-        text_width, text_mlp, text_layers, text_heads, text_activation: the text encoder
-            (SD 2 uses the first 23 of 24 layers: 23 here).
+        text_width: width of the text encoder.
+        text_mlp: width of the text encoder's feed-forward nets.
+        text_layers: layers of the text encoder (SD 2 uses the first 23 of 24: 23 here).
+        text_heads: attention heads of the text encoder.
+        text_activation: of the text encoder.
         text_vocabulary: token embeddings of the text encoder, see
             :func:`~odise_pl.models.backbones.tokens.tokenizer`.
         text_pad: padding token (SD 1: end of text; SD 2: 0).
