@@ -8,8 +8,8 @@ from typing import Any
 from odise_pl.errors import UserError
 
 DIVERGED = (
-    "training has diverged: lower optimizer.lr, or set trainer.precision=32-true, "
-    "and resume from the last checkpoint"
+    "training has diverged: resume with trainer.precision=32-true ckpt=last, or start another run with "
+    "a lower optimizer.lr and init_from=CKPT"
 )
 
 

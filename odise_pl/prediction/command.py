@@ -42,6 +42,9 @@ def predict(
     from omegaconf import OmegaConf
 
     from odise_pl.errors import SettingError
+    from odise_pl.runs.console import quiet_libraries
+
+    quiet_libraries()
     from odise_pl.prediction.predict import predict as predict_pictures
 
     changes = {}

@@ -68,6 +68,6 @@ def _describe(result: Segmentation) -> str:
         return ", ".join(f"{segment.name} ({segment.score:.2f})" for segment in result.segments)
     label, score = result.prediction.best
     return (
-        f"no segment (best score {score:.2f}: {result.vocabulary.names[label]}); lower the thresholds to see "
-        "more: --set model.inference.object_threshold=... and overlap_threshold"
+        f"no segment (best score {score:.2f}: {result.vocabulary.names[label]}); see more with a lower "
+        "threshold: --set model.inference.overlap_threshold=0.5"
     )

@@ -36,7 +36,7 @@ def check_training(config: DictConfig) -> None:
         *_missing_shards(config, "train", "val"),
         *missing_captions(config, ("train", "val")),
     ]
-    if config.init_from is not None and not Path(config.init_from).is_file():
+    if config.init_from is not None and not checkpoint_path(config.init_from, config.run_dir).is_file():
         problems.append(f"init_from={config.init_from} does not exist")
     raise_problems(problems)
 

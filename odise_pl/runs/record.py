@@ -37,8 +37,11 @@ _IGNORED_IN = {
         *("log_every_n_steps", "enable_progress_bar"),
     ),
     "data": ("num_workers", "timeout"),
-    "backbone": ("window_batch",),
 }
+# flattened keys: repetitions of other sections, and what changes neither results nor what is loaded
+_IGNORED_KEYS = re.compile(
+    r"model\.(backbone|clip|captioner|classifier)\.|(.+\.)?(source|backbone\.window_batch)$"
+)
 
 
 class RunError(UserError, ValueError):
@@ -140,10 +143,23 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Changed settings that affect the results, as ``KEY OLD -> NEW``."""
+    """Changed settings that affect the results, as ``KEY OLD -> NEW``; folders of ``paths`` may move."""
     old, new = dict(_flatten(_relevant(before))), dict(_flatten(_relevant(now)))
-    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in sorted({*old, *new})}
-    return [f"{key} {was} -> {is_now}" for key, (was, is_now) in pairs.items() if was != is_now]
+    keys = [key for key in sorted({*old, *new}) if not _IGNORED_KEYS.match(key)]
+    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
+    return [
+        f"{key} {was} -> {is_now}"
+        for key, (was, is_now) in pairs.items()
+        if _relative(was, before) != _relative(is_now, now)
+    ]
+
+
+def _relative(value: Any, settings: Mapping[str, Any]) -> Any:
+    """A path below a folder of ``paths``, by the folder's name; other values as they are."""
+    for name, folder in (settings.get("paths") or {}).items():
+        if isinstance(value, str) and value.startswith(f"{folder}/"):
+            return f"${{paths.{name}}}{value.removeprefix(str(folder))}"
+    return value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

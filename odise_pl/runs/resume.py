@@ -50,10 +50,10 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
 
 
 def checkpoint_path(ckpt: str, run_dir: str | Path) -> Path:
-    """The file of a ``ckpt`` setting; ``last`` is the newest checkpoint of the run."""
-    if ckpt != "last":
-        return Path(ckpt)
-    return last_checkpoint(run_dir) or checkpoint_folder(run_dir) / LAST
+    """The file of a ``ckpt`` setting: ``last`` and a run's folder are the newest checkpoint of the run."""
+    folder = Path(run_dir if ckpt == "last" else ckpt)
+    missing = checkpoint_folder(folder) / LAST if ckpt == "last" else folder
+    return last_checkpoint(folder) or missing
 
 
 def _check_checkpoint(config: DictConfig, path: Path) -> None:
@@ -73,9 +73,12 @@ def _check_settings(config: DictConfig, settings: Mapping[str, Any], last: Path)
     kept = read_settings(Path(config.run_dir))
     found = [] if kept is None else list_changes(kept, settings)
     if found:
+        way_out = f"or ckpt=last to resume from {last.name} with the new settings"
+        if any(change.startswith(_OPTIMISATION) for change in found):
+            way_out = f"with init_from={last} from its weights"
         raise SettingError(
             f"run {config.run} exists with other settings ({', '.join(found)}): add run=NAME to start "
-            f"another, or ckpt=last to resume from {last.name} with the new settings"
+            f"another, {way_out}"
         )
 
 

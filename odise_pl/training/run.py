@@ -22,7 +22,7 @@ from odise_pl.runs.record import (
     resolve_settings,
     write_settings,
 )
-from odise_pl.runs.resume import resolve_resume
+from odise_pl.runs.resume import checkpoint_path, resolve_resume
 from odise_pl.runs.sweep import report_errors
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
     logger: dict[str, Any] = dict(config.get("logger") or {})
     if step is not None and "TensorBoard" in str(logger.get("_target_")):
         logger["purge_step"] = step  # steps that were logged, but not saved, come again
+    if config.trainer.strategy == "auto" and (config.trainer.devices, config.trainer.num_nodes) != (1, 1):
+        config.trainer.strategy = "ddp_find_unused_parameters_true"  # conf/trainer/ddp.yaml says why
     bar = config.trainer.enable_progress_bar
     callbacks = [instantiate(node) for name, node in config.callbacks.items() if bar or name != "progress"]
     return instantiate(
@@ -125,7 +127,7 @@ def _module(
 
     model = network.build(config.paths, mapped=True)
     if config.init_from is not None and not resume:
-        load_weights(model, config.init_from)
+        load_weights(model, checkpoint_path(config.init_from, config.run_dir))
     return OdiseModule(
         model,
         instantiate(config.criterion),

@@ -65,6 +65,23 @@ def test_changes_list_only_relevant_settings() -> None:
     ]
 
 
+def test_moved_folders_and_repeated_settings_are_no_changes() -> None:
+    """Nor are download commands and the number of windows per pass."""
+
+    def network(weights: str, **backbone: Any) -> dict[str, Any]:
+        part = {"weights": f"{weights}/sd.ckpt", "source": f"hf download {weights}", **backbone}
+        return settings(paths={"weights": weights}, backbone=part, model={"backbone": part, "queries": 100})
+
+    moved = network("/new/weights", window_batch=1)
+    assert list_changes(network("weights", window_batch=0), moved) == []
+    other = network("weights", window=64)
+    other["backbone"]["weights"] = "weights/other.ckpt"
+    assert list_changes(network("weights"), other) == [
+        "backbone.weights weights/sd.ckpt -> weights/other.ckpt",
+        "backbone.window absent -> 64",
+    ]
+
+
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     assert read_settings(tmp_path) is None
     write_settings(tmp_path / "run", settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None))

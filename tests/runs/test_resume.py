@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from odise_pl.checkpoints.files import last_checkpoint, saved_checkpoints
 from odise_pl.errors import SettingError
 from odise_pl.runs.record import AblationSettings, mark_finished, resolve_settings, write_settings
-from odise_pl.runs.resume import resolve_resume
+from odise_pl.runs.resume import checkpoint_path, resolve_resume
 
 WORDS = AblationSettings("label", "0", False, "implicit", "both")
 
@@ -66,8 +66,10 @@ def test_other_settings_are_refused_and_named(interrupted: Path) -> None:
     other = {"optimizer": {"lr": 0.2}, "data": {"words": 8}}
     with pytest.raises(SettingError) as error:
         resume(interrupted, **other)
-    for part in ("optimizer.lr 0.1 -> 0.2", "data.words absent -> 8", "run=NAME", "ckpt=last"):
+    for part in ("optimizer.lr 0.1 -> 0.2", "data.words absent -> 8", "run=NAME", "init_from="):
         assert part in str(error.value)
+    with pytest.raises(SettingError, match=r"data\.words absent -> 8.*ckpt=last"):
+        resume(interrupted, data={"words": 8})
 
 
 def test_resume_keeps_optimizer_settings(interrupted: Path, tmp_path: Path) -> None:
@@ -96,6 +98,13 @@ def test_finished_run_with_other_settings_is_refused(interrupted: Path) -> None:
     with pytest.raises(SettingError, match="finished run"):
         resume(interrupted, **longer)
     assert resume(interrupted, ckpt="last", **longer) is not None
+
+
+def test_folder_of_a_run_names_its_newest_checkpoint(interrupted: Path) -> None:
+    last = interrupted / "checkpoints" / "step_10.ckpt"
+    assert checkpoint_path(str(interrupted), "elsewhere") == last
+    assert checkpoint_path("last", interrupted) == last
+    assert checkpoint_path("nothing.ckpt", interrupted) == Path("nothing.ckpt")
 
 
 def test_last_checkpoint_is_found_without_link(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def prepare(
         if not good:
             raise DataError(
                 f"{source.origin.annotations} of {source.origin.split}: has no usable sample; "
-                f"{folder / PROBLEMS} lists {len(problems)} problems"
+                f"see {folder / PROBLEMS}"
             )
         fingerprint = (asdict(source.origin), source.vocabulary.to_json(), max_shard_bytes)
         digests = [facts.digest for _, facts in good]
