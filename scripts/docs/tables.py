@@ -56,16 +56,16 @@ def compare(name: str, files: Files) -> Table:
 
 
 def results(files: Files) -> Table:
-    """Label and caption model: the paper's and the small world's."""
+    """The models of the paper and of the small world, and the control."""
     columns = {
         "small world: toy_val PQ": "toy_val.pq",
         "toy_open PQ, base classes": "base.pq",
         "toy_open PQ, novel classes": "novel.pq",
     }
-    rows = {row["name"]: row for row in files["small_world"]["tables"]["supervision"]["rows"]}
+    rows = files["small_world"]["tables"]["supervision"]["rows"]
     cells = tuple(
-        (model, *_paper(paper), *(_spread(rows[model][key]) for key in columns.values()))
-        for model, paper in _MODELS.items()
+        (row["name"], *_paper(_MODELS.get(row["name"])), *(_spread(row[key]) for key in columns.values()))
+        for row in rows
     )
     return Table("results", ("model", *_PAPER, *columns), cells)
 
@@ -95,6 +95,17 @@ def memory(files: Files) -> Table:
         for row in files["memory"]["rows"]
     )
     return Table("memory", ("strategy", "activations", *cards), cells)
+
+
+def cards(files: Files) -> Table:
+    """Images per forward pass of a single device, by the memory of the card."""
+    kept, recomputed, *_ = files["memory"]["rows"]
+    names = ("images per pass", "with `backbone.checkpoint_activations=true`")
+    cells = tuple(
+        (name, *(str(number or NONE) for number in row["images"]))
+        for name, row in zip(names, (kept, recomputed), strict=True)
+    )
+    return Table("cards", ("memory of the card", *(f"{size} GB" for size in files["memory"]["cards"])), cells)
 
 
 def windows(files: Files) -> Table:
@@ -146,6 +157,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "results": results,
     "demo": demo,
     "memory": memory,
+    "cards": cards,
     "windows": windows,
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
