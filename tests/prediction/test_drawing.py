@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from itertools import pairwise
+from unittest.mock import patch
+
 import numpy as np
 import torch
+from PIL import Image
 
-from odise_pl.prediction.drawing import overlay, segment_color, side_by_side
+from odise_pl.prediction.drawing import overlay, paint, segment_color, side_by_side
 from odise_pl.structures import PanopticSegmentation, Segment
 
 
@@ -26,6 +30,19 @@ def test_segments_are_tinted_and_void_is_unchanged() -> None:
 def test_names_are_written() -> None:
     image = torch.zeros(3, 40, 60)
     assert (overlay(image, scene(), ["cat", "sky"]) != overlay(image, scene(), ["", ""])).any()
+
+
+def test_labels_do_not_overlap_and_stay_in_the_picture() -> None:
+    ids = torch.arange(1, 31, dtype=torch.int32).repeat_interleave(4)[:, None].expand(-1, 50)
+    result = PanopticSegmentation(ids, tuple(Segment(i, 0, True) for i in range(1, 31)))
+    picture = Image.new("RGB", (50, 120))
+    with patch("odise_pl.prediction.drawing._write_label") as write:
+        paint(picture, result, ["a word that is wider than the picture"])
+    boxes = sorted(call.args[1][1::2] for call in write.call_args_list)  # top and bottom
+    assert len(boxes) > 3
+    assert boxes[0][0] >= 0
+    assert boxes[-1][1] <= 120
+    assert all(above[1] <= below[0] for above, below in pairwise(boxes))
 
 
 def test_classes_differ_in_colour() -> None:
