@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,8 +29,8 @@ _SMALLEST = 0.003  # share of the map that a segment needs to have a label
 
 def segment_color(segment: Segment) -> tuple[int, int, int]:
     """A colour per class, paler for stuff; segments of one class differ in brightness."""
-    hue = segment.category * _HUE_STEP % 1
-    light, saturation = (0.63 - 0.22 * (segment.id * _HUE_STEP % 1), 0.78) if segment.isthing else (0.6, 0.45)
+    hue = (0.38 + segment.category * _HUE_STEP) % 1
+    light, saturation = (0.63 - 0.22 * (segment.id * _HUE_STEP % 1), 0.7) if segment.isthing else (0.6, 0.45)
     red, green, blue = colorsys.hls_to_rgb(hue, light, saturation)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -42,7 +43,7 @@ def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def overlay(
-    image: Tensor, result: PanopticSegmentation, names: Sequence[str], opacity: float = 0.55
+    image: Tensor, result: PanopticSegmentation, names: Sequence[str], opacity: float = 0.6
 ) -> Picture:
     """Draw segments over an image, outlined and named; void pixels stay unchanged.
 
@@ -65,7 +66,7 @@ def paint(
     picture: Image.Image,
     result: PanopticSegmentation,
     names: Sequence[str],
-    opacity: float = 0.55,
+    opacity: float = 0.6,
     font_size: int | None = None,
 ) -> Image.Image:
     """:func:`overlay` of an RGB picture of the map's size; None: a font size that suits the picture."""
@@ -73,10 +74,11 @@ def paint(
     colors = np.zeros((1 + max([int(ids.max()), *(s.id for s in result.segments)]), 3), np.uint8)
     for segment in result.segments:
         colors[segment.id] = segment_color(segment)
-    tinted = Image.blend(picture, Image.fromarray(colors[ids]), opacity)
+    gray = picture.convert("L").convert("RGB")  # the picture's own colours would muddy those of the classes
+    tinted = Image.blend(gray, Image.fromarray(colors[ids]), opacity)
     pixels = np.where(ids[..., None] > 0, np.asarray(tinted), np.asarray(picture))
     side = math.sqrt(ids.size)
-    pixels[_borders(ids, max(1, round(side / 400)))] = 255
+    pixels[_borders(ids, max(1, round(side / 250)))] = 255
     painted = Image.fromarray(pixels)
     _write_names(painted, ids, result.segments, names, font_size or max(10, round(side / 36)))
     return painted
@@ -105,42 +107,58 @@ def _write_names(
 ) -> None:
     """Label each segment where it is widest, the largest first, if there is room."""
     font, placed = load_font(size), list[Box]()
-    labels = {segment.id: names[segment.category] for segment in segments}
-    for number, middle in _widest_places(ids).items():
-        name = labels.get(number)
-        if name:
-            half = (0.5 * font.getlength(name) + 0.45 * size, 0.75 * size)
-            box = _free_place(middle, half, picture.size, placed)
-            if box is not None:
-                placed.append(box)
-                _write_label(picture, box, name, font)
+    listed = {segment.id: segment for segment in segments}
+    for number, place in _places(ids).items():
+        segment = listed.get(number)
+        name = names[segment.category] if segment else ""
+        half = (0.5 * font.getlength(name) + 0.45 * size, 0.7 * size)
+        box = _free_box(place, half, picture.size, placed) if name else None
+        if segment and box:
+            placed.append(box)
+            _write_label(picture, box, name, font, segment_color(segment))
 
 
-def _widest_places(ids: NDArray[np.int32]) -> dict[int, tuple[float, float]]:
-    """Of each segment that is not tiny, the largest first: x and y of the pixel farthest from its border."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a segment is: its area, its upper and lower end, and the point farthest from its border."""
+
+    area: float
+    top: float
+    bottom: float
+    x: float
+    y: float
+
+
+def _places(ids: NDArray[np.int32]) -> dict[int, _Place]:
+    """Places of the segments that are not tiny, the largest first."""
     stride = max(1, math.ceil(math.sqrt(ids.size / _SAMPLE)))  # distances in a large map would take long
-    numbers, flat, counts = np.unique(ids[::stride, ::stride], return_inverse=True, return_counts=True)
-    sample = flat.reshape(ids[::stride, ::stride].shape)
-    boxes = find_objects(sample + 1)
+    sample = ids[::stride, ::stride]
+    numbers, flat, counts = np.unique(sample, return_inverse=True, return_counts=True)
+    indices = flat.reshape(sample.shape)
+    boxes = find_objects(indices + 1)
     places = {}
     for index in np.argsort(-counts, kind="stable"):
         if numbers[index] and counts[index] >= _SMALLEST * sample.size:
-            inside = distance_transform_edt(np.pad(sample[boxes[index]] == index, 1))
-            row, column = np.unravel_index(inside.argmax(), inside.shape)
-            top, left = (side.start - 0.5 for side in boxes[index])
-            places[int(numbers[index])] = (stride * (left + column), stride * (top + row))
+            rows, columns = boxes[index]
+            depth = distance_transform_edt(np.pad(indices[rows, columns] == index, 1))
+            row, column = np.unravel_index(depth.argmax(), depth.shape)
+            y, x = stride * (rows.start + row - 0.5), stride * (columns.start + column - 0.5)
+            area = float(counts[index] * stride**2)
+            places[int(numbers[index])] = _Place(area, stride * rows.start, stride * rows.stop, x, y)
     return places
 
 
-def _free_place(
-    middle: tuple[float, float], half: tuple[float, float], size: tuple[int, int], placed: Sequence[Box]
+def _free_box(
+    place: _Place, half: tuple[float, float], size: tuple[int, int], placed: Sequence[Box]
 ) -> Box | None:
-    """The box of a label around a point, moved into the picture and past other labels; None: no room."""
-    x = min(max(middle[0], half[0] + 1), size[0] - half[0] - 1)
-    for step in (0, -1, 1, -2, 2):
-        y = min(max(middle[1] + 2.1 * step * half[1], half[1] + 1), size[1] - half[1] - 1)
+    """A label's box in the picture, clear of others: in the segment, below or above it; None: no room."""
+    x = min(max(place.x, half[0] + 1), size[0] - half[0] - 1)
+    outside = (place.bottom + half[1], place.top - half[1])
+    inside = tuple(place.y + 2.1 * step * half[1] for step in (0, -1, 1))
+    covered = 4 * half[0] * half[1] > 0.7 * place.area
+    for y in (*outside, *inside) if covered else (*inside, *outside):
         box = (x - half[0], y - half[1], x + half[0], y + half[1])
-        if not any(_overlap(box, other) for other in placed):
+        if box[1] >= 0 and box[3] <= size[1] and not any(_overlap(box, other) for other in placed):
             return box
     return None
 
@@ -149,11 +167,16 @@ def _overlap(first: Box, second: Box) -> bool:
     return all(first[i] < second[i + 2] and second[i] < first[i + 2] for i in (0, 1))
 
 
-def _write_label(picture: Image.Image, box: Box, name: str, font: ImageFont.FreeTypeFont) -> None:
-    """White on a dark, slightly transparent pill."""
+def _write_label(
+    picture: Image.Image, box: Box, name: str, font: ImageFont.FreeTypeFont, color: tuple[int, int, int]
+) -> None:
+    """White on a dark pill with a rim in the colour of the segment."""
     left, top, right, bottom = (round(side) for side in box)
-    large = Image.new("L", (4 * (right - left), 4 * (bottom - top)))  # four times the size for smooth corners
-    ImageDraw.Draw(large).rounded_rectangle((0, 0, large.width - 1, large.height - 1), large.height // 3, 215)
-    picture.paste(_LABEL, (left, top), large.reduce(4))
+    size = (4 * (right - left), 4 * (bottom - top))  # four times the size for smooth corners
+    for inset, fill in ((0, color), (max(4, size[1] // 13), _LABEL)):
+        mask = Image.new("L", size)
+        corners = (inset, inset, size[0] - 1 - inset, size[1] - 1 - inset)
+        ImageDraw.Draw(mask).rounded_rectangle(corners, size[1] // 3 - inset, 255)
+        picture.paste(fill, (left, top), mask.reduce(4))
     middle = ((left + right) / 2, (top + bottom) / 2)
     ImageDraw.Draw(picture).text(middle, name, (255, 255, 255), font, anchor="mm")
