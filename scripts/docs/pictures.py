@@ -1,0 +1,70 @@
+"""Draw the pictures of the documentation from the demo's run: ``make pictures``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from odise_pl.errors import UserError
+from scripts.docs.architecture import draw_architecture
+from scripts.docs.browser import find_browser, take_tensorboard
+from scripts.docs.plots import draw_curves, draw_tables
+
+IMAGES = Path("docs/images")
+FIGURES = Path("docs/figures/small_world.json")
+
+
+def draw_pictures(run: Path, shards: Path, folder: Path) -> list[Path]:
+    """Draw every picture.
+
+    Args:
+        run: folder of the demo's run.
+        shards: folder of the demo's data sets.
+        folder: of the pictures.
+
+    Raises:
+        UserError: the run, its data or the browser is missing.
+    """
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    for path in (checkpoint, run / "tensorboard", shards / "toy_open" / "dataset.json"):
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: make demo, or name the demo's folders with --run and --shards"
+            )
+    find_browser()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [*draw_architecture(folder), *draw_curves(run, folder), *draw_tables(FIGURES, folder)]
+    return [*paths, take_tensorboard(run, folder), *_draw_scenes(checkpoint, shards, folder)]
+
+
+def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
+    from odise_pl.prediction.segmenter import load_segmenter
+    from scripts.docs.clusters import draw_kmeans
+    from scripts.docs.scenes import Gallery, draw_hero, draw_open_set, draw_words
+
+    gallery = Gallery(load_segmenter(checkpoint, device="cpu"), shards / "toy_open")
+    square = [
+        scene.original for scene in gallery.by_quality() if scene.original.width == scene.original.height
+    ]
+    scenes = [draw(gallery, folder) for draw in (draw_hero, draw_words, draw_open_set)]
+    return [*scenes, draw_kmeans(square[:2], folder)]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the demo's run")
+    parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of its data sets")
+    options = parser.parse_args()
+    try:
+        paths = draw_pictures(options.run.resolve(), options.shards, IMAGES)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
