@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,12 @@ from odise_pl.prediction.kmeans import TAPS, cluster, resize_to_cells
 from odise_pl.runs.conf import compose_config
 from scripts.docs.style import LIGHT, canvas, place, save_png
 
-_TAPS = ("encoder.2", "unet.up.0", "unet.up.1", "unet.up.2", "unet.up.3", "decoder.1")
+_TAPS = ("encoder.2", "unet.up.2", "unet.up.3", "decoder.0", "decoder.1")
 _TIMESTEPS = (0, 100, 500)
 _CLUSTERS = 6
 _COLOURS = ("#0f8b8d", "#f2b134", "#3d6fc4", "#d1495b", "#8f6bb3", "#7fb069")
-_SIDE = 214  # of a tile
-_GAP, _MARGIN, _LEFT, _TOP = 10, 26, 88, 70
+_SIDE = 243  # of a tile
+_GAP, _MARGIN, _HEADER, _LABELS = 10, 26, 44, 104
 
 
 @torch.no_grad()
@@ -36,7 +35,7 @@ def cluster_taps(image: Image.Image) -> dict[tuple[int, str], NDArray[np.int32]]
     torch.manual_seed(0)
     models = load_diffusion(settings.weights, settings.architecture)
     prompt = encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad)
-    labels = {}
+    labels: dict[tuple[int, str], NDArray[np.int32]] = {}
     for timestep in _TIMESTEPS:
         features = LatentDiffusionFeatures(models, (timestep,))
         found = features(resize_to_cells(image, settings.input_size, features.input_multiple), prompt)
@@ -44,30 +43,22 @@ def cluster_taps(image: Image.Image) -> dict[tuple[int, str], NDArray[np.int32]]
     return labels
 
 
-def draw_kmeans(images: Sequence[Image.Image], folder: Path) -> Path:
-    """Clusters of square images: taps in columns, timesteps in rows; similar regions have the same colour."""
-    rows = len(images) * len(_TIMESTEPS)
-    picture, draw = canvas(_TOP + rows * (_SIDE + _GAP) + 2 * _MARGIN * len(images) - _MARGIN)
-    lefts = [_MARGIN + _LEFT + column * (_SIDE + _GAP) for column in range(1 + len(_TAPS))]
+def draw_kmeans(image: Image.Image, folder: Path) -> Path:
+    """Clusters of a square image, similar ones in the same colour: taps in columns, timesteps in rows."""
+    labels, step = cluster_taps(image), _SIDE + _GAP
+    reference = _enlarged(labels[_TIMESTEPS[0], "unet.up.3"])
+    top = _MARGIN + _HEADER
+    picture, draw = canvas(top + len(_TIMESTEPS) * step - _GAP + _MARGIN)
+    lefts = [_MARGIN, *(_MARGIN + _LABELS + column * step for column in range(1, 1 + len(_TAPS)))]
     for left, title in zip(lefts, ("image", *_TAPS), strict=True):
-        draw.text((left + _SIDE / 2, _MARGIN), title, LIGHT.ink, load_font(23, bold=True), anchor="ma")
-    for number, image in enumerate(images):
-        labels = cluster_taps(image)
-        reference = _enlarged(labels[_TIMESTEPS[0], "unet.up.2"])
-        top = _TOP + number * (len(_TIMESTEPS) * (_SIDE + _GAP) + 2 * _MARGIN)
-        place(picture, image, (lefts[0], top), (_SIDE, _SIDE))
-        for row, timestep in enumerate(_TIMESTEPS):
-            y = top + row * (_SIDE + _GAP)
-            draw.text((_MARGIN, y + _SIDE / 2), f"t = {timestep}", LIGHT.ink, load_font(23), anchor="lm")
-            for left, tap in zip(lefts[1:], _TAPS, strict=True):
-                place(
-                    picture,
-                    _coloured(_enlarged(labels[timestep, tap]), reference),
-                    (left, y),
-                    (_SIDE, _SIDE),
-                    10,
-                )
-    return save_png(picture, folder / "kmeans.png", colours=128)
+        draw.text((left + _SIDE / 2, _MARGIN), title, LIGHT.ink, load_font(24, bold=True), anchor="ma")
+    place(picture, image, (_MARGIN, top), (_SIDE, _SIDE), radius=12)
+    for y, timestep in zip(range(top, picture.height, step), _TIMESTEPS, strict=False):
+        draw.text((lefts[1] - 16, y + _SIDE / 2), f"t = {timestep}", LIGHT.ink, load_font(23), anchor="rm")
+        for left, tap in zip(lefts[1:], _TAPS, strict=True):
+            tile = _coloured(_enlarged(labels[timestep, tap]), reference)
+            place(picture, tile, (left, y), (_SIDE, _SIDE), radius=12)
+    return save_png(picture, folder / "kmeans.png", colours=256)
 
 
 def _enlarged(labels: NDArray[np.int32], side: int = 2 * _SIDE) -> NDArray[np.int32]:

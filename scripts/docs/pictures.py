@@ -44,11 +44,9 @@ def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
     from scripts.docs.scenes import Gallery, draw_hero, draw_open_set, draw_words
 
     gallery = Gallery(load_segmenter(checkpoint, device="cpu"), shards / "toy_open")
-    square = [
-        scene.original for scene in gallery.by_quality() if scene.original.width == scene.original.height
-    ]
+    square = (scene for scene in gallery.by_quality() if scene.original.width == scene.original.height)
     scenes = [draw(gallery, folder) for draw in (draw_hero, draw_words, draw_open_set)]
-    return [*scenes, draw_kmeans(square[:2], folder)]
+    return [*scenes, draw_kmeans(next(square).original, folder)]
 
 
 def main() -> int:

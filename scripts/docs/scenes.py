@@ -25,12 +25,11 @@ _MARGIN, _HEADER, _GAP = 26, 44, 34
 _ROWS = 3  # of the sheet
 _STAR = "\N{BLACK STAR} "
 _LEGEND = f"{_STAR} not in training"
-# each shown with the picture that has all of its things
-_WORDS = (
-    ("names", ["sky:stuff", "sea:stuff", "grass:stuff", "rocket", "flower", "bottle", "cup"]),
-    ("synonyms", ["sky:stuff", "water:stuff", "lawn:stuff", "spaceship", "blossom", "bottle", "mug"]),
-    ("colours", ["sky:stuff", "sea:stuff", "grass:stuff", "pink thing", "purple bottle", "orange cup"]),
-)
+_WORDS = {
+    "names": ["grass:stuff", "rocket", "sky:stuff", "flower", "bottle", "sea:stuff", "cup"],
+    "synonyms": ["lawn:stuff", "spaceship", "sky:stuff", "blossom", "bottle", "water:stuff", "mug"],
+    "groups": ["grass:stuff", "rocket", "sky:stuff", "flower", "container,bottle,cup", "sea:stuff"],
+}
 
 
 @dataclass(frozen=True)
@@ -194,18 +193,24 @@ def _length(row: Sequence[int], names: Sequence[str], font: FreeTypeFont, size: 
 
 def draw_words(gallery: Gallery, folder: Path) -> Path:
     """The hero's picture with other words."""
-    scene = gallery.best()
-    width = (WIDTH - (len(_WORDS) - 1) * _GAP) // len(_WORDS)
+    scene, columns = gallery.best(), 1 + len(_WORDS)
+    width = (WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
     tile = (width, round(width * scene.size[0] / scene.size[1]))
-    top = 56
-    picture, draw = canvas(top + tile[1])
-    for column, (title, words) in enumerate(_WORDS):
+    pills = _MARGIN + _HEADER
+    top = pills + 118
+    picture, draw = canvas(top + tile[1] + _MARGIN)
+    lefts = [_MARGIN + column * (width + _GAP) for column in range(columns)]
+    for left, title in zip(lefts, ("image", *_WORDS), strict=True):
+        draw.text((left + width / 2, _MARGIN), title, LIGHT.ink, load_font(25, bold=True), anchor="ma")
+    place(picture, scene.image, (lefts[0], top), tile)
+    for left, words in zip(lefts[1:], _WORDS.values(), strict=True):
         vocabulary = load_vocabulary(words)
-        left = column * (width + _GAP)
-        draw.text((left + 4, 18), title, LIGHT.ink, load_font(27, bold=True))
         found = gallery.find(scene, vocabulary)
-        place(picture, _painted(scene.image, found, vocabulary.names, 22, tile), (left, top), tile)
-    return save_png(picture, folder / "words.png", colours=256)
+        colours = {segment.category: segment_color(segment) for segment in found.segments}
+        typed = [",".join(names) for names in vocabulary.labels]
+        _write_words(picture, (left, pills, width, top - pills - 12), typed, colours)
+        place(picture, _painted(scene.image, found, vocabulary.names, 19, tile), (left, top), tile)
+    return save_png(picture, folder / "words.png")
 
 
 def draw_open_set(gallery: Gallery, folder: Path) -> Path:
