@@ -172,11 +172,12 @@ def _write_label(
 ) -> None:
     """White on a dark pill with a rim in the colour of the segment."""
     left, top, right, bottom = (round(side) for side in box)
-    size = (4 * (right - left), 4 * (bottom - top))  # four times the size for smooth corners
-    for inset, fill in ((0, color), (max(4, size[1] // 13), _LABEL)):
+    scale = max(1, 160 // (bottom - top))  # larger first, for smooth corners
+    size = (scale * (right - left), scale * (bottom - top))
+    for inset, fill in ((0, color), (max(scale, size[1] // 13), _LABEL)):
         mask = Image.new("L", size)
         corners = (inset, inset, size[0] - 1 - inset, size[1] - 1 - inset)
         ImageDraw.Draw(mask).rounded_rectangle(corners, size[1] // 3 - inset, 255)
-        picture.paste(fill, (left, top), mask.reduce(4))
+        picture.paste(fill, (left, top), mask.reduce(scale))
     middle = ((left + right) / 2, (top + bottom) / 2)
     ImageDraw.Draw(picture).text(middle, name, (255, 255, 255), font, anchor="mm")
