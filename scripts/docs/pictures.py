@@ -39,11 +39,11 @@ def draw_pictures(run: Path, shards: Path, folder: Path) -> list[Path]:
 
 
 def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
-    from odise_pl.prediction.segmenter import load_segmenter
+    from odise_pl import Segmenter
     from scripts.docs.clusters import draw_kmeans
     from scripts.docs.scenes import Gallery, draw_hero, draw_open_set, draw_words
 
-    gallery = Gallery(load_segmenter(checkpoint, device="cpu"), shards / "toy_open")
+    gallery = Gallery(Segmenter.from_pretrained(checkpoint, device="cpu"), shards / "toy_open")
     square = (scene for scene in gallery.by_quality() if scene.original.width == scene.original.height)
     scenes = [draw(gallery, folder) for draw in (draw_hero, draw_words, draw_open_set)]
     return [*scenes, draw_kmeans(next(square).original, folder)]
