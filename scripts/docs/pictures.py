@@ -44,9 +44,11 @@ def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
     from scripts.docs.scenes import Gallery, draw_hero, draw_open_set, draw_words
 
     gallery = Gallery(Segmenter.from_pretrained(checkpoint, device="cpu"), shards / "toy_open")
+    example = folder / "example.png"  # for the first command of the quick start
+    gallery.best().original.save(example)
     square = (scene for scene in gallery.by_quality() if scene.original.width == scene.original.height)
     scenes = [draw(gallery, folder) for draw in (draw_hero, draw_words, draw_open_set)]
-    return [*scenes, draw_kmeans(next(square).original, folder)]
+    return [example, *scenes, draw_kmeans(next(square).original, folder)]
 
 
 def main() -> int:
