@@ -24,11 +24,11 @@ _SCALE = 4  # masks are asked for at four times the picture's size: their border
 _MARGIN, _HEADER, _GAP = 26, 44, 34
 _ROWS = 3  # of the sheet
 _STAR = "\N{BLACK STAR} "
-_LEGEND = f"{_STAR} not in training"
+_LEGEND = f"{_STAR} no labels in training"
 _WORDS = {
     "names": ["grass:stuff", "rocket", "sky:stuff", "flower", "bottle", "sea:stuff", "cup"],
-    "synonyms": ["lawn:stuff", "spaceship", "sky:stuff", "blossom", "bottle", "water:stuff", "mug"],
-    "groups": ["grass:stuff", "rocket", "sky:stuff", "flower", "container,bottle,cup", "sea:stuff"],
+    "other names": ["lawn:stuff", "spaceship", "sky:stuff", "blossom", "bottle", "water:stuff", "mug"],
+    "synonyms": ["grass:stuff", "rocket", "sky:stuff", "flower", "container,bottle,cup", "sea:stuff"],
 }
 
 

@@ -24,6 +24,11 @@ _MODELS = {
     model: Published(ade20k=sets["ade150"]["pq"], coco=sets["coco"]["pq"])
     for model, sets in BENCHMARKS.items()
 }
+_TITLES = {
+    "label": "supervised by labels",
+    "caption": "supervised by captions",
+    "label, random diffusion weights": "control: labels, diffusion model of random weights",
+}
 _ROWS = {"supervision": _MODELS} | {ablation.name: ablation.rows for ablation in ABLATIONS}
 _BENCHMARKS = {
     "coco": "COCO",
@@ -64,7 +69,11 @@ def results(files: Files) -> Table:
     }
     rows = files["small_world"]["tables"]["supervision"]["rows"]
     cells = tuple(
-        (row["name"], *_paper(_MODELS.get(row["name"])), *(_spread(row[key]) for key in columns.values()))
+        (
+            _TITLES[row["name"]],
+            *_paper(_MODELS.get(row["name"])),
+            *(_spread(row[key]) for key in columns.values()),
+        )
         for row in rows
     )
     return Table("results", ("model", *_PAPER, *columns), cells)
@@ -100,12 +109,12 @@ def memory(files: Files) -> Table:
 def cards(files: Files) -> Table:
     """Images per forward pass of a single device, by the memory of the card."""
     kept, recomputed, *_ = files["memory"]["rows"]
-    names = ("images per pass", "with `backbone.checkpoint_activations=true`")
+    names = ("images", "images, with recomputed activations")
     cells = tuple(
         (name, *(str(number or NONE) for number in row["images"]))
         for name, row in zip(names, (kept, recomputed), strict=True)
     )
-    return Table("cards", ("memory of the card", *(f"{size} GB" for size in files["memory"]["cards"])), cells)
+    return Table("cards", ("GPU memory", *(f"{size} GB" for size in files["memory"]["cards"])), cells)
 
 
 def windows(files: Files) -> Table:
