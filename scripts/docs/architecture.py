@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from scripts.docs.style import SANS, THEMES, Theme
 
 Box = tuple[float, float, float, float]  # left, top, width, height
-_SIZE = (960, 496)
+_SIZE = (960, 506)
 _FROZEN, _TRAINED = 2, 1  # colours of the theme's series
 _ROW = 160  # top of the row of image networks
 
@@ -94,7 +94,7 @@ def _image_networks(d: Drawing) -> None:
     _landscape(d, (14, middle - 32, 84, 64), segments=False)
     d.text(56, middle + 52, "image", 13, "name")
     d.box((134, 24, 184, 66), "CLIP image encoder", ["image embedding"], _FROZEN)
-    d.box((356, 24, 160, 66), "Implicit captioner", ["a text for the image"], _TRAINED)
+    d.box((356, 24, 160, 66), "Implicit captioner", ["to a text embedding"], _TRAINED)
     _diffusion(d, (134, _ROW, 346, 96))
     d.box((526, _ROW, 112, 96), "Projections", ["one pyramid,", "strides 4 to 32"], _TRAINED)
     d.box((668, _ROW, 122, 96), "Pixel decoder", ["deformable", "attention"], _TRAINED)
@@ -102,6 +102,7 @@ def _image_networks(d: Drawing) -> None:
     d.arrow((98, middle), (134, middle))
     d.arrow((114, middle), (114, 57), (134, 57))
     d.arrow((318, 57), (356, 57))
+    d.arrow((114, middle), (114, 496), (597, 496), (597, 474))  # to masked CLIP
     d.arrow((436, 90), (436, _ROW))
     d.text(446, 130, "conditioning", at="start")
     d.arrow((480, middle), (526, middle))
@@ -115,14 +116,17 @@ def _diffusion(d: Drawing, box: Box) -> None:
     x, y, width, _ = box
     d.tinted(box, _FROZEN)
     d.text(x + width / 2, y + 25, "Latent diffusion model", 14, "name")
-    parts = ((14, 84, "encoder", ""), (114, 118, "UNet", "one noisy step"), (248, 84, "decoder", ""))
-    for left, wide, name, note in parts:
-        d.shape((x + left, y + 40, wide, 44), d.theme.paper, d.theme.series[_FROZEN], 6, 'stroke-width="1"')
-        d.text(x + left + wide / 2, y + (58 if note else 67), name, 13, "name")
-        if note:
-            d.text(x + left + wide / 2, y + 75, note, 12)
-    d.arrow((x + 98, y + 62), (x + 114, y + 62))
-    d.arrow((x + 232, y + 62), (x + 248, y + 62))
+    parts = (
+        ((14, 42, 106, 42), "encoder"),
+        ((166, 34, 166, 26), "UNet, one step"),
+        ((166, 65, 166, 26), "decoder"),
+    )
+    for (left, top, wide, high), name in parts:
+        box = (x + left, y + top, wide, high)
+        d.shape(box, d.theme.paper, d.theme.series[_FROZEN], 6, 'stroke-width="1"')
+        d.text(x + left + wide / 2, y + top + high / 2 + 5, name, 13, "name")
+    for reader in (47, 78):
+        d.arrow((x + 120, y + 63), (x + 143, y + 63), (x + 143, y + reader), (x + 166, y + reader))
 
 
 def _words_and_classes(d: Drawing) -> None:

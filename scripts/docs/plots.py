@@ -23,12 +23,12 @@ _LOSSES = {
 _SCORES = {
     "toy_val": "val/toy_val/pq",
     "toy_open": "val/toy_open/pq",
-    "base classes": "val/toy_open/pq_base",
-    "novel classes": "val/toy_open/pq_novel",
+    "toy_open, base": "val/toy_open/pq_base",
+    "toy_open, novel": "val/toy_open/pq_novel",
 }
 _MEASURED = {"toy_open.pq": "all classes", "base.pq": "base classes", "novel.pq": "novel classes"}
 _PUBLISHED = {"coco": "COCO", "ade20k": "ADE20K"}
-_TITLES = {"timestep": "Diffusion step", "captioner": "Captioner", "classifier": "Classifier"}
+_TITLES = {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"}
 _NAMES = {
     "label": "labels",
     "caption": "captions",
