@@ -37,7 +37,7 @@ def check_training(config: DictConfig) -> None:
         *missing_captions(config, ("train", "val")),
     ]
     if config.init_from is not None and not checkpoint_path(config.init_from, config.run_dir).is_file():
-        problems.append(f"init_from={config.init_from} does not exist")
+        problems.append(f"init_from={config.init_from} is neither a checkpoint nor a run with checkpoints")
     raise_problems(problems)
 
 
@@ -52,8 +52,8 @@ def check_evaluation(config: DictConfig) -> None:
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
         problems.append(f"predictions={config.predictions}: no such folder")
-    elif config.ckpt is not None and not checkpoint_path(config.ckpt, config.run_dir).exists():
-        problems.append(f"ckpt={config.ckpt}: {checkpoint_path(config.ckpt, config.run_dir)} does not exist")
+    elif config.ckpt is not None and not (path := checkpoint_path(config.ckpt, config.run_dir)).is_file():
+        problems.append(f"ckpt={config.ckpt}: {path} is neither a checkpoint nor a run with checkpoints")
     elif config.predictions is not None and config.save_predictions is not None:
         problems.append("save_predictions cannot be combined with predictions=DIR: remove one of them")
     raise_problems(problems)

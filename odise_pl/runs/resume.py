@@ -88,5 +88,5 @@ def _check_optimizer(config: DictConfig, settings: Mapping[str, Any], path: Path
     if found:
         raise SettingError(
             f"ckpt={config.ckpt}: a resumed run keeps its optimizer settings ({', '.join(found)}); restore "
-            f"them, or start a new run from the weights with init_from={path}"
+            f"them, or start a new run from the weights with run=NAME init_from={path}"
         )
