@@ -55,7 +55,7 @@ nightly: $(STAMP)  ## Run the tests that take minutes: kills, several machines, 
 	$(BIN)/python -m pytest --slow -m slow $(PYTEST_ARGS)
 
 lock: $(STAMP)  ## Update requirements.lock from pyproject.toml, keeping pins that still fit
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --output-file requirements.lock --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --output-file requirements.lock --quiet \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-header --no-annotate --no-emit-index-url
 
