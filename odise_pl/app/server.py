@@ -44,7 +44,7 @@ def _check_gradio() -> None:
 def _demo() -> Path:
     if not _DEMO.is_dir():
         raise SettingError(
-            f"there is no {_DEMO}: make it with make demo (or odise demo), in minutes, or name a run, a "
+            f"there is no {_DEMO}; train it in minutes with make demo or odise demo, or name a run, a "
             "checkpoint or an official release: odise app CKPT"
         )
     return _DEMO
