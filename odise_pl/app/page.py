@@ -17,7 +17,6 @@ from PIL import Image
 from odise_pl.app.examples import paint_examples
 from odise_pl.app.inputs import read_picture, read_words
 from odise_pl.app.viewer import render
-from odise_pl.data.label_maps import encode_ids
 from odise_pl.errors import SettingError, UserError
 from odise_pl.evaluation.writer import panoptic_annotation
 from odise_pl.models.odise import MODES
@@ -97,8 +96,7 @@ def write_files(result: Segmentation, folder: Path, picture: str) -> list[Path]:
     """Write ``NAME_segments.png``, and COCO's panoptic format: ``NAME_ids.png`` and ``NAME_coco.json``."""
     name = Path(picture).stem
     shown, ids, coco = (folder / f"{name}{end}" for end in ("_segments.png", "_ids.png", "_coco.json"))
-    result.plot().save(shown, compress_level=1)
-    ids.write_bytes(encode_ids(result.ids))
+    result.save(folder, name)
     annotation, _ = panoptic_annotation(result.prediction.panoptic, result.vocabulary, 0, ids.name)
     size = {"width": result.image.width, "height": result.image.height}
     content = {

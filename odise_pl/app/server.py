@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ _DEMO = Path("runs/demo")
 
 
 def serve(checkpoint: Path | None, host: str, port: int | None, device: str) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C or SIGTERM.
 
     Args:
         checkpoint: see :meth:`Segmenter.from_pretrained`; None: the demo's run.
@@ -31,6 +32,7 @@ def serve(checkpoint: Path | None, host: str, port: int | None, device: str) -> 
     """
     _check_gradio()
     segmenter = Segmenter.from_pretrained(checkpoint or _demo(), device=device)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted then, too
     with running(segmenter, host, port) as page:
         print(f"the page is at {page.local_url} (stop it with Ctrl-C)", flush=True)
         page.block_thread()
