@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from typing import Any
 
 import gradio as gr
@@ -25,6 +27,7 @@ from odise_pl.app.viewer import render
 from odise_pl.cli import app
 from odise_pl.data.label_maps import decode_ids
 from odise_pl.errors import UserError
+from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.toyworld.make import vocabulary
 
 
@@ -163,6 +166,27 @@ def test_port_in_use_is_named(network: Any) -> None:
         running(network, port=page.server_port),
     ):
         pass
+
+
+def test_sigterm_ends_the_command_and_deletes_uploads(
+    network: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda *_, **__: network)
+    block = gr.Blocks.block_thread
+
+    def block_until_sigterm(page: gr.Blocks) -> None:
+        assert Path(os.environ["GRADIO_TEMP_DIR"]).is_dir()
+        Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        block(page)
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", block_until_sigterm)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        serve(Path("net.ckpt"), "127.0.0.1", None, "auto")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+    assert not Path(os.environ["GRADIO_TEMP_DIR"]).exists()
 
 
 def test_command_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
