@@ -62,7 +62,11 @@ def running(segmenter: Segmenter, host: str = "127.0.0.1", port: int | None = No
         SettingError: the port is in use, or the host is not an address of this machine.
     """
     with tempfile.TemporaryDirectory(prefix="odise_app_") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_RUN_HISTORY": "False",
+            "GRADIO_TEMP_DIR": folder,
+        }
         from odise_pl.app.page import build_page, theme  # Gradio reads the variables when it is imported
 
         page = build_page(segmenter, Path(folder))
@@ -76,7 +80,6 @@ def running(segmenter: Segmenter, host: str = "127.0.0.1", port: int | None = No
                 max_file_size=MOST_BYTES,
                 footer_links=[],
                 share=False,
-                run_history=False,
                 ssr_mode=False,
                 mcp_server=False,
                 enable_monitoring=False,

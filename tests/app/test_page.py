@@ -155,6 +155,7 @@ def test_page_is_local_and_private(network: Any) -> None:
     with running(network) as page:
         assert page.local_url.startswith("http://127.0.0.1:")
         assert not page.analytics_enabled
+        assert not page.run_history
         with urllib.request.urlopen(f"{page.local_url}gradio_api/info") as answer:
             assert json.load(answer)["named_endpoints"] == {}
 
