@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from odise_pl.app import command as page
 from odise_pl.checkpoints import command as checkpoints
 from odise_pl.data.prepare import command as prepare
 from odise_pl.errors import report_user_errors
@@ -27,6 +28,7 @@ _HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=_HYDRA)(training.train)
 app.command(context_settings=_HYDRA)(evaluation.evaluate)
 app.command()(prediction.predict)
+app.command()(page.app)
 app.command()(prediction.kmeans)
 app.add_typer(prepare.app, name="prepare")
 app.command()(prepare.captions)

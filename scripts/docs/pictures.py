@@ -8,11 +8,12 @@ from pathlib import Path
 
 from odise_pl.errors import UserError
 from scripts.docs.architecture import draw_architecture
-from scripts.docs.browser import find_browser, take_tensorboard
+from scripts.docs.browser import find_browser, take_app, take_tensorboard
 from scripts.docs.plots import draw_curves, draw_tables
 
 IMAGES = Path("docs/images")
 FIGURES = Path("docs/figures/small_world.json")
+_EXAMPLE_WORDS = "rocket, bottle, cup, sky:stuff, sea:stuff, grass:stuff"
 
 
 def draw_pictures(run: Path, shards: Path, folder: Path) -> list[Path]:
@@ -43,12 +44,14 @@ def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
     from scripts.docs.clusters import draw_kmeans
     from scripts.docs.scenes import Gallery, draw_hero, draw_open_set, draw_words
 
-    gallery = Gallery(Segmenter.from_pretrained(checkpoint, device="cpu"), shards / "toy_open")
+    segmenter = Segmenter.from_pretrained(checkpoint, device="cpu")
+    gallery = Gallery(segmenter, shards / "toy_open")
     example = folder / "example.png"  # for the first command of the quick start
     gallery.best().original.save(example)
     square = (scene for scene in gallery.by_quality() if scene.original.width == scene.original.height)
     scenes = [draw(gallery, folder) for draw in (draw_hero, draw_words, draw_open_set)]
-    return [example, *scenes, draw_kmeans(next(square).original, folder)]
+    app = take_app(segmenter, example, _EXAMPLE_WORDS, folder)
+    return [example, *scenes, draw_kmeans(next(square).original, folder), app]
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from scripts.docs.style import place
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NAMES = {
-    *(f"{name}.png" for name in ("example", "hero", "words", "open_set", "kmeans", "tensorboard")),
+    *(f"{name}.png" for name in ("app", "example", "hero", "words", "open_set", "kmeans", "tensorboard")),
     *(
         f"{name}{end}"
         for name in ("architecture", "curves", "supervision", "ablations")

@@ -1,0 +1,1 @@
+"""The web page: pictures segmented by typed words, in a browser."""
