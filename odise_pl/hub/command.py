@@ -21,9 +21,7 @@ def _hub() -> None:
 def push(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="folder of a run, or a folder from --folder", metavar="RUN", exists=True, file_okay=False
-        ),
+        typer.Argument(help="folder of a run, or a folder from --folder", metavar="RUN", exists=True),
     ],
     name: Annotated[str, typer.Argument(help="the repository: OWNER/NAME", metavar="ID")],
     folder: Annotated[

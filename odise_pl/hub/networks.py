@@ -90,7 +90,7 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
     named = [
         f"{part}.weights" for part in PARTS
     ]  # the run's own, to which a checkpoint's limits do not apply
-    network = _portable(read_record(checkpoint["odise"]["record"], str(path), named))
+    network = portable(read_record(checkpoint["odise"]["record"], str(path), named))
     results, command = _results(run, checkpoint["global_step"], network), read_command(run)
     about = {"command": command, "scores": {result["data"]: result["scores"] for result in results}}
     card = model_card(name, network, checkpoint, results, command, licence)
@@ -102,7 +102,7 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
         raise SettingError(f"--folder {folder}: {error}") from error
 
 
-def _portable(network: NetworkSettings) -> NetworkSettings:
+def portable(network: NetworkSettings) -> NetworkSettings:
     """A copy that names no folder of this machine: frozen weights are looked for in ``paths.weights``."""
     return network.changed(
         {
