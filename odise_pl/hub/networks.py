@@ -17,7 +17,7 @@ from odise_pl.hub.card import CARD, model_card
 from odise_pl.hub.download import DownloadError, hub_errors
 from odise_pl.runs.record import EVALUATIONS, read_command, read_settings
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -34,8 +34,8 @@ def resolve(checkpoint: str | Path) -> Path:
     """
     path = Path(checkpoint)
     found = find_checkpoint(path)
-    if found is None and isinstance(checkpoint, str) and _is_id(checkpoint):
-        return _download(checkpoint)
+    if found is None and _is_id(str(checkpoint)):
+        return _download(str(checkpoint))
     if found is None or not found.is_file():
         what = "has no checkpoints" if path.is_dir() else "does not exist"
         raise SettingError(
