@@ -12,6 +12,7 @@ from odise_pl.checkpoints import command as checkpoints
 from odise_pl.data.prepare import command as prepare
 from odise_pl.errors import report_user_errors
 from odise_pl.evaluation import command as evaluation
+from odise_pl.hub import command as hub
 from odise_pl.prediction import command as prediction
 from odise_pl.runs import command as runs
 from odise_pl.toyworld import command as toyworld
@@ -34,6 +35,8 @@ app.add_typer(prepare.app, name="prepare")
 app.command()(prepare.captions)
 app.command()(runs.report)
 app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(hub.app, name="hub")
+app.add_typer(hub.weights_app, name="weights")
 app.command()(toyworld.demo)
 app.add_typer(toyworld.app, name="toyworld")
 

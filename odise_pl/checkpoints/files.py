@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 LAST = "last.ckpt"
+PREFIX = "model."  # of the network's weights in a run's checkpoint
+MODEL, CONFIG = "model.safetensors", "config.json"  # of a published folder
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -24,3 +26,15 @@ def last_checkpoint(run_dir: str | Path) -> Path | None:
     if last.exists():
         return last.parent / last.readlink() if last.is_symlink() else last
     return next(iter(saved_checkpoints(folder)), None)
+
+
+def find_checkpoint(path: str | Path) -> Path | None:
+    """The checkpoint that a path means; None if there is none.
+
+    Args:
+        path: a run (its newest checkpoint), a published folder (its ``model.safetensors``), or a file.
+    """
+    path = Path(path)
+    published = path / MODEL
+    found = path if path.is_file() else last_checkpoint(path)
+    return published if found is None and published.is_file() else found

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odise_pl.checkpoints.files import saved_checkpoints
+from odise_pl.checkpoints.files import PREFIX, saved_checkpoints
 from odise_pl.checkpoints.official_names import supervision_of, to_ours
-from odise_pl.checkpoints.weights import PREFIX, is_official
-from odise_pl.models.weights import WeightsError, read_checkpoint
+from odise_pl.checkpoints.published import read_any_checkpoint
+from odise_pl.checkpoints.weights import is_official
+from odise_pl.models.weights import WeightsError
 from odise_pl.vocabulary import Vocabulary
 
 _NEEDED = ("optimizer_states", "lr_schedulers", "loops")
@@ -42,7 +43,7 @@ def describe(path: str | Path) -> CheckpointDescription:
     Raises:
         WeightsError: the file or its description is damaged.
     """
-    return _describe(read_checkpoint(path), path)
+    return _describe(read_any_checkpoint(path), path)
 
 
 def _describe(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointDescription:
@@ -77,7 +78,7 @@ def check_resumable(path: Path) -> int:
 
 def _check_intact(path: Path) -> int:
     _verify_checksums(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_any_checkpoint(path)
     step = _describe(checkpoint, path).step
     if step is None or any(name not in checkpoint for name in _NEEDED):
         raise WeightsError(f"{path} has weights but no training state: start a new run with init_from={path}")

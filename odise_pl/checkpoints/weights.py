@@ -1,4 +1,4 @@
-"""Trainable weights in checkpoints of two formats, this project's (Lightning) and the official release's.
+"""Trainable weights in checkpoints: this project's (of runs, or published) and the official release's.
 
 Checkpoints have no frozen weights. Trainable weights are loaded completely or not at all.
 """
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odise_pl.checkpoints.files import PREFIX
 from odise_pl.checkpoints.official_names import UNUSED, supervision_of, to_official, to_ours
+from odise_pl.checkpoints.published import read_any_checkpoint
 from odise_pl.files import atomic_write
-from odise_pl.models.weights import WeightsError, list_first, mismatches, read_checkpoint, require_finite
+from odise_pl.models.weights import WeightsError, list_first, mismatches, require_finite
 
-PREFIX = "model."  # of the network's weights in a Lightning checkpoint
 NO_OBJECT_WEIGHT = 0.1
 _WAY_OUT = (
     "use the settings it was trained with (model=odise_label or odise_caption, backbone, captioner, "
@@ -55,7 +56,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         WeightsError: the file is missing, damaged, of neither format, or does not fit, as in
             :func:`load_trainable_state`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_any_checkpoint(path)
     to_state = _imported_state if is_official(checkpoint, str(path)) else _own_state
     load_trainable_state(model, to_state(checkpoint), str(path))
 
@@ -96,7 +97,7 @@ def export_official(source: str | Path, target: str | Path) -> None:
     """
     if Path(target).exists():
         raise WeightsError(f"{target} already exists; name a new file")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_any_checkpoint(source)
     if is_official(checkpoint, str(source)):
         raise WeightsError(f"{source} already has the official format; copy it")
     state = _own_state(checkpoint)

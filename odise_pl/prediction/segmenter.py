@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from odise_pl.checkpoints.description import NetworkSettings, model_key, read_record
-from odise_pl.checkpoints.files import last_checkpoint
 from odise_pl.checkpoints.metadata import CheckpointDescription, describe
 from odise_pl.checkpoints.weights import load_weights
 from odise_pl.data.images import read_image, to_upright_rgb
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.errors import SettingError
+from odise_pl.hub.networks import resolve
 from odise_pl.models.odise import InferenceClasses, Odise, pad_images
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.runs.checks import check_network
@@ -53,7 +53,8 @@ class Segmenter:
         """Load the network of a checkpoint.
 
         Args:
-            checkpoint: folder of a run (its newest checkpoint), a checkpoint, or an official release.
+            checkpoint: a run (its newest checkpoint), a checkpoint, an official release, a published folder,
+                or ``OWNER/NAME`` on the Hub, which is downloaded once.
             settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
                 ``{"model.inference.object_threshold": 0.1}``.
             device: ``cpu``, ``cuda`` or ``auto``.
@@ -61,7 +62,7 @@ class Segmenter:
         Raises:
             UserError: a file is missing, or a setting is unknown or invalid.
         """
-        path = _find_checkpoint(Path(checkpoint))
+        path = resolve(checkpoint)
         changes = dict(settings or {})
         _refuse_unknown(changes)
         described = describe(path)
@@ -103,15 +104,6 @@ class Segmenter:
             self._classes.clear()
             self._classes[key] = self.model.prepare(vocabulary, self.training)
         return self._classes[key]
-
-
-def _find_checkpoint(path: Path) -> Path:
-    """The newest checkpoint of a run's folder, or the file itself."""
-    found = last_checkpoint(path) if path.is_dir() else path
-    if found is None or not found.is_file():
-        what = "has no checkpoints" if path.is_dir() else "does not exist"
-        raise SettingError(f"{path} {what}; give a run, a checkpoint or an official release")
-    return found
 
 
 def _network(described: CheckpointDescription, source: str, changes: Mapping[str, Any]) -> NetworkSettings:

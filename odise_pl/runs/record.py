@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from odise_pl.files import write_text
 SETTINGS = "config.yaml"
 FINISHED = "finished.json"
 EVALUATIONS = "evaluation"  # folder of a run's evaluations
+_COMMAND = "# odise "
 _LONGEST = 80  # characters of each word in a folder name
 # Settings that do not change what a run computes, in whole sections and within others; only records of
 # earlier versions have "progress" and "save_every".
@@ -116,9 +118,22 @@ def resolve_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write ``config.yaml``."""
+    """Write ``config.yaml``, below the command as a comment if there was one."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / SETTINGS, OmegaConf.to_yaml(OmegaConf.create(dict(settings))))
+    comment = ""
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        comment = f"{_COMMAND}{shlex.join([str(hydra.job.config_name), *hydra.overrides.task])}\n"
+    write_text(folder / SETTINGS, comment + OmegaConf.to_yaml(OmegaConf.create(dict(settings))))
+
+
+def read_command(folder: Path) -> str | None:
+    """The command that started or last resumed the run in a folder; None if it is not recorded."""
+    try:
+        first = (folder / SETTINGS).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return None
+    return first.removeprefix("# ") if first.startswith(_COMMAND) else None
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from odise_pl.checkpoints.files import LAST, checkpoint_folder, last_checkpoint
+from odise_pl.checkpoints.files import LAST, checkpoint_folder, find_checkpoint, last_checkpoint
 from odise_pl.errors import SettingError
 from odise_pl.runs.record import FINISHED, in_sweep, list_changes, read_settings
 
@@ -50,10 +50,10 @@ def resolve_resume(config: DictConfig, settings: Mapping[str, Any]) -> Path | No
 
 
 def checkpoint_path(ckpt: str, run_dir: str | Path) -> Path:
-    """The file of a ``ckpt`` setting: ``last`` and a run's folder are the newest checkpoint of the run."""
-    folder = Path(run_dir if ckpt == "last" else ckpt)
-    missing = checkpoint_folder(folder) / LAST if ckpt == "last" else folder
-    return last_checkpoint(folder) or missing
+    """The file of a ``ckpt`` setting: ``last``, or what :func:`find_checkpoint` takes."""
+    if ckpt == "last":
+        return last_checkpoint(run_dir) or checkpoint_folder(run_dir) / LAST
+    return find_checkpoint(ckpt) or Path(ckpt)
 
 
 def _check_checkpoint(config: DictConfig, path: Path) -> None:

@@ -193,7 +193,7 @@ def test_missing_weights_show_download_command_of_conf() -> None:
     with pytest.raises(SettingError) as error:
         check_network(read_record(odd, "c.ckpt"), PATHS)
     assert "backbone.weights=weights/sd-v1-3.ckpt" in str(error.value)
-    assert "hf download CompVis/stable-diffusion-v-1-3-original" in str(error.value)
+    assert "odise weights fetch sd-v1-3" in str(error.value)
     assert "curl" not in str(error.value)
 
 

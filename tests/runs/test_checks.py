@@ -45,7 +45,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
     places = [f"data.train={tmp_path}/shards", f"data.val={{one: {tmp_path}/one, two: {tmp_path}/two}}"]
     weights = ["backbone=stable_diffusion_v1", "clip=vit_l14_336"]
     text = problems(config(*places, *weights, f"init_from={tmp_path}/official.pth"))
-    for word in ("sd-v1-3.ckpt", "hf download CompVis", "hf download timm", "data.train", "/one", "/two"):
+    for word in ("sd-v1-3.ckpt", "weights fetch sd-v1-3", "weights fetch clip", "data.train", "/one", "/two"):
         assert word in text
     assert "official.pth" in text
     assert "data.train" in problems(config("data.train=null"))

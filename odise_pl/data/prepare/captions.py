@@ -58,8 +58,7 @@ class CaptionModel:
             UserError: the default weights are missing, or there is no GPU.
         """
         if Path(weights) == WEIGHTS and not WEIGHTS.exists():
-            fetch = f"hf download Salesforce/{WEIGHTS.name} --local-dir {WEIGHTS}"
-            raise DataError(f"--weights {WEIGHTS} is missing; get it with: {fetch}")
+            raise DataError(f"--weights {WEIGHTS} is missing; get it with: odise weights fetch blip")
         count = torch.cuda.device_count() if device != "cpu" else 0
         if device == "cuda" and not count:
             raise SettingError("--device cuda: torch finds no GPU; use --device cpu")

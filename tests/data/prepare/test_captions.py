@@ -157,7 +157,7 @@ def test_captions_command(shards: Path, blip: Path, captioned: Path, tmp_path: P
 
 def test_missing_model_and_device_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"--weights {captions.WEIGHTS} .*hf download Salesforce/"):
+    with pytest.raises(DataError, match=f"--weights {captions.WEIGHTS} .*odise weights fetch blip"):
         CaptionModel.find(str(captions.WEIGHTS), 20, "auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert CaptionModel.find("x", 20, "auto").devices == ("cuda:0", "cuda:1")
