@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ def test_settings_of_a_call_equal_those_of_the_network(
         (key,) = options
         with pytest.raises(UserError, match=key):
             segmenter(photos[0], NAMES, **options)  # type: ignore[call-overload]
+
+
+def test_threads_share_a_segmenter(segmenter: Segmenter, photos: list[Path]) -> None:
+    calls = [(NAMES, 0.5), (["ball", "zebra"], 0.0), (NAMES, 0.0)] * 2
+
+    def found(call: tuple[list[str], float]) -> Any:
+        return segmenter(photos[0], call[0], overlap_threshold=call[1]).segments
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(found, calls)) == [found(call) for call in calls]
 
 
 def test_templates_are_averaged_for_masked_clip(
