@@ -6,23 +6,19 @@ import html
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from odise_pl.app.examples import paint_examples
 from odise_pl.app.inputs import read_picture, read_words
 from odise_pl.app.viewer import render
 from odise_pl.errors import SettingError, UserError
-from odise_pl.evaluation.writer import panoptic_annotation
 from odise_pl.models.odise import MODES
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.prediction.segmenter import Segmenter
-from odise_pl.vocabulary import Vocabulary
 
 _MOST_WAITING = 16
 _HOUR = 3600
@@ -39,7 +35,6 @@ class Worker:
 
     segmenter: Segmenter
     folder: Path
-    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def segment(
         self,
@@ -67,25 +62,17 @@ class Worker:
             if not upload:
                 raise SettingError("no picture: upload one, take one with the camera, or choose an example")
             path = Path(upload["path"])
-            image, vocabulary = read_picture(path), read_words(words)
-            result = self._predict(image, vocabulary, object_threshold, overlap_threshold, mode)
+            result = self.segmenter(
+                read_picture(path),
+                read_words(words),
+                object_threshold=object_threshold,
+                overlap_threshold=overlap_threshold,
+                classifier=mode,
+            )
         except UserError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return render(result), [str(file) for file in write_files(result, folder, path.name)]
-
-    def _predict(
-        self, image: Image.Image, vocabulary: Vocabulary, object_: float, overlap: float, mode: str
-    ) -> Segmentation:
-        model = self.segmenter.model
-        with self._lock:
-            inference, classifier = model.inference, model.classifier
-            try:
-                model.inference = replace(inference, object_threshold=object_, overlap_threshold=overlap)
-                model.classifier = replace(classifier, mode=mode)
-                return self.segmenter(image, vocabulary)
-            finally:
-                model.inference, model.classifier = inference, classifier
 
     def again(self, upload: Mapping[str, Any] | None, words: str, *controls: Any) -> Any:
         """:meth:`segment` with other controls, if there is something to segment."""
@@ -97,16 +84,7 @@ def write_files(result: Segmentation, folder: Path, picture: str) -> list[Path]:
     name = Path(picture).stem
     shown, ids, coco = (folder / f"{name}{end}" for end in ("_segments.png", "_ids.png", "_coco.json"))
     result.save(folder, name)
-    annotation, _ = panoptic_annotation(result.prediction.panoptic, result.vocabulary, 0, ids.name)
-    size = {"width": result.image.width, "height": result.image.height}
-    content = {
-        "images": [{"id": 0, "file_name": picture, **size}],
-        "annotations": [annotation],
-        "categories": [
-            {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
-            for category in result.vocabulary.categories
-        ],
-    }
+    content = result.to_coco(0, picture).panoptic
     coco.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [shown, ids, coco]
 

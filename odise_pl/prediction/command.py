@@ -13,10 +13,13 @@ def predict(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="a run's folder, a checkpoint, or an official release", metavar="CKPT", exists=True
+            help="a run's folder, a checkpoint, an official release, or OWNER/NAME on the Hub", metavar="CKPT"
         ),
     ],
-    pictures: Annotated[list[str], typer.Argument(help="files and folders", metavar="PICTURE...")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(help="files, folders and quoted patterns ('photos/**/*.jpg')", metavar="PICTURE..."),
+    ],
     words: Annotated[
         str,
         typer.Option(
@@ -25,7 +28,14 @@ def predict(
             "per line; or a packaged vocabulary (coco_panoptic)"
         ),
     ],
+    other: Annotated[
+        str | None, typer.Option(help="background words, in the same forms: their pixels get no segment")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("predictions"),
+    html: Annotated[
+        bool, typer.Option("--html", help="also write index.html, a page of all results")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="pictures in memory; those of one size share a pass", min=1)] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     settings: Annotated[
         list[str] | None,
@@ -53,7 +63,7 @@ def predict(
         if not equals:
             raise SettingError(f"--set {text}: give KEY=VALUE")
         changes[key] = OmegaConf.select(OmegaConf.from_dotlist([text]), key)
-    unread = predict_pictures(checkpoint, pictures, words, out, changes, device)
+    unread = predict_pictures(checkpoint, pictures, words, out, changes, device, other, batch, html)
     for problem in unread:
         print(f"error: {problem}", file=sys.stderr)
     raise typer.Exit(1 if unread else 0)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
 from odise_pl.checkpoints.description import NetworkSettings, model_key, read_record
 from odise_pl.checkpoints.metadata import CheckpointDescription, describe
 from odise_pl.checkpoints.weights import load_weights
-from odise_pl.data.images import read_image, to_upright_rgb
 from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.errors import SettingError
 from odise_pl.hub.networks import resolve
-from odise_pl.models.odise import InferenceClasses, Odise, pad_images
+from odise_pl.models.inference import NetworkPrediction
+from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise, pad_images
+from odise_pl.prediction.inputs import ImageSource, Words, load_image, load_words
 from odise_pl.prediction.segmentation import Segmentation
+from odise_pl.prediction.templates import embed_vocabulary
 from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
+from odise_pl.runs.console import no_progress_bars
+from odise_pl.structures import Size
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-ImageSource = str | Path | Image.Image | NDArray[np.uint8]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,22 @@ class Segmenter:
         model: the network, in eval mode.
         training: classes that it was trained on, for which CLIP has less weight.
         resize: resizes images as in evaluation.
+        dtype: of matrix products and convolutions; bfloat16 is by autocast, with weights in float32.
     """
 
     model: Odise
     training: Vocabulary
     resize: EvalResize
-    _classes: dict[tuple[Vocabulary, torch.device], InferenceClasses] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    dtype: torch.dtype = torch.float32
+    _classes: dict[Any, InferenceClasses] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: Path | str, settings: Mapping[str, Any] | None = None, device: str = "auto"
+        cls,
+        checkpoint: Path | str,
+        settings: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
     ) -> Segmenter:
         """Load the network of a checkpoint.
 
@@ -58,10 +66,13 @@ class Segmenter:
             settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
                 ``{"model.inference.object_threshold": 0.1}``.
             device: ``cpu``, ``cuda`` or ``auto``.
+            dtype: ``float32`` or ``bfloat16``, which is faster on most GPUs and rounds more.
 
         Raises:
             UserError: a file is missing, or a setting is unknown or invalid.
         """
+        if dtype not in DTYPES:
+            raise SettingError(f"dtype {dtype}: choose one of {', '.join(DTYPES)}")
         path = resolve(checkpoint)
         changes = dict(settings or {})
         _refuse_unknown(changes)
@@ -71,39 +82,116 @@ class Segmenter:
             key.removeprefix("paths."): changes[key] for key in changes if key.startswith("paths.")
         }
         check_network(network, paths)
-        model: Odise = network.build(paths)
+        with no_progress_bars():
+            model: Odise = network.build(paths)
         load_weights(model, path)
         training = described.vocabulary or load_vocabulary("coco_panoptic")
-        return cls(model.eval().to(_device(device)), training, EvalResize(*network.sides))
+        return cls(model.eval().to(_device(device)), training, EvalResize(*network.sides), DTYPES[dtype])
 
-    def __call__(self, image: ImageSource, words: Vocabulary | str | Sequence[Any]) -> Segmentation:
-        """Segment an image; it is seen upright, as viewers show it.
+    @overload
+    def __call__(
+        self,
+        image: ImageSource,
+        words: Words,
+        *,
+        other: Words | None = None,
+        templates: str | Sequence[str] = (),
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        classifier: str | None = None,
+    ) -> Segmentation: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any],
+        words: Words,
+        *,
+        other: Words | None = None,
+        templates: str | Sequence[str] = (),
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        classifier: str | None = None,
+    ) -> list[Segmentation]: ...
+
+    def __call__(
+        self,
+        image: ImageSource | list[Any],
+        words: Words,
+        *,
+        other: Words | None = None,
+        templates: str | Sequence[str] = (),
+        object_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        classifier: str | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment an image, or a list of images; they are seen upright, as viewers show them.
+
+        Images of a list that have the same size on the network's canvas share a pass; results are those of
+        single images, up to rounding. Several threads may call at once.
 
         Args:
-            image: a path, a Pillow image, or uint8 [H, W, 3] of red, green and blue.
+            image: a path, a Pillow image, uint8 [H, W, 3] of red, green and blue or [H, W] of grey, a tensor
+                [3, H, W], uint8 or float in 0..1, or a list of these.
             words: what to look for; see :func:`~odise_pl.vocabulary.load_vocabulary`. The embeddings of the
-                last ones are cached.
+                last ones are cached. One word with an underscore must be the name of a packaged vocabulary.
+            other: background words, in the same forms: their pixels belong to no segment.
+            templates: prompts for masked CLIP, with ``{}`` for the name (``"a photo of a {}."``); several are
+                averaged. Default: the network's own.
+            object_threshold, overlap_threshold: see :class:`~odise_pl.models.inference.InferenceSettings`.
+            classifier: ``both``, ``diffusion`` or ``discriminative``; see
+                :class:`~odise_pl.models.odise.ClassifierSettings`. None: the network's own, as above.
 
         Raises:
             VocabularyError: there are no words, or duplicates.
-            TypeError: the image is of another type.
-            DataError: the image cannot be read as RGB.
+            TypeError: an image is of another type.
+            DataError: an image cannot be read as RGB.
+            SettingError: another argument is invalid.
         """
-        picture = _read(image)
-        device = self.model.clip.mean.device
-        vocabulary = load_vocabulary(words, one_word=True)
-        classes = self._embed(vocabulary, device)
-        images, valid = pad_images([image_tensor(self.resize.image(picture))])
-        sizes = (valid, [(picture.height, picture.width)])
-        (prediction,) = self.model.predict(images.to(device), *sizes, classes)
-        return Segmentation(picture, vocabulary, prediction.to("cpu"))
+        thresholds = {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold}
+        model = self._with(classifier, {key: value for key, value in thresholds.items() if value is not None})
+        vocabulary, everything = load_words(words, other)
+        pictures = [load_image(one) for one in (image if isinstance(image, list) else [image])]
+        classes = self._embed(everything, [templates] if isinstance(templates, str) else templates)
+        predictions = self._predict(model, pictures, classes)
+        found = [
+            Segmentation(picture, vocabulary, prediction.to("cpu"))
+            for picture, prediction in zip(pictures, predictions, strict=True)
+        ]
+        return found if isinstance(image, list) else found[0]
 
-    def _embed(self, vocabulary: Vocabulary, device: torch.device) -> InferenceClasses:
-        key = (vocabulary, device)
-        if key not in self._classes:
+    def _with(self, classifier: str | None, thresholds: Mapping[str, Any]) -> Odise:
+        """A network of the same weights with other settings; other threads keep theirs."""
+        model = copy.copy(self.model)
+        model.inference = replace(model.inference, **thresholds)
+        model.classifier = replace(model.classifier, mode=classifier or model.classifier.mode)
+        return model
+
+    def _embed(self, vocabulary: Vocabulary, templates: Sequence[str]) -> InferenceClasses:
+        key = (vocabulary, tuple(templates), self.model.clip.mean.device)
+        classes = self._classes.get(key)
+        if classes is None:
+            classes = embed_vocabulary(self.model, vocabulary, self.training, templates)
             self._classes.clear()
-            self._classes[key] = self.model.prepare(vocabulary, self.training)
-        return self._classes[key]
+            self._classes[key] = classes
+        return classes
+
+    def _predict(
+        self, model: Odise, pictures: Sequence[Image.Image], classes: InferenceClasses
+    ) -> list[NetworkPrediction]:
+        device, found = model.clip.mean.device, dict[int, NetworkPrediction]()
+        tensors = [image_tensor(self.resize.image(picture)) for picture in pictures]
+        # a canvas of another size would have other windows, and the release compares sizes within a batch
+        unit = 1 if model.published_quirks else CANVAS_MULTIPLE
+        groups = defaultdict[Size, list[int]](list)
+        for index, (_, height, width) in enumerate(tensor.shape for tensor in tensors):
+            groups[-(-height // unit), -(-width // unit)].append(index)
+        for members in groups.values():
+            images, valid = pad_images([tensors[i] for i in members])
+            sizes = [(pictures[i].height, pictures[i].width) for i in members]
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                found |= zip(members, model.predict(images.to(device), valid, sizes, classes), strict=True)
+        return [found[i] for i in range(len(pictures))]
 
 
 def _network(described: CheckpointDescription, source: str, changes: Mapping[str, Any]) -> NetworkSettings:
@@ -119,17 +207,6 @@ def _network(described: CheckpointDescription, source: str, changes: Mapping[str
             "captioner.on_the_fly=true to generate them"
         )
     return network
-
-
-def _read(image: ImageSource) -> Image.Image:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        found = f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip()
-        raise TypeError(f"image is {found}, expected a path, a Pillow image or a uint8 array [H, W, 3]")
-    return to_upright_rgb(image)
 
 
 def _paths() -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LIBRARIES = r"(lightning|torch|transformers|diffusers|open_clip|huggingface_hub)\b"
 
@@ -29,3 +31,17 @@ def quiet_libraries() -> None:
     for library in (transformers, diffusers):
         library.logging.disable_progress_bar()
         library.logging.set_verbosity_error()
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, as for weights that load in a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

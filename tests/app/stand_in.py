@@ -23,9 +23,16 @@ class StandIn:
         self.training = load_vocabulary(["ball"])
         self.seen: list[Any] = []
 
-    def __call__(self, image: Image.Image, vocabulary: Vocabulary) -> Segmentation:
-        self.seen.append((self.model.inference.overlap_threshold, self.model.classifier.mode))
-        found = self.model.inference.object_threshold < SCORE
+    def __call__(
+        self,
+        image: Image.Image,
+        vocabulary: Vocabulary,
+        object_threshold: float,
+        overlap_threshold: float,
+        classifier: str,
+    ) -> Segmentation:
+        self.seen.append((overlap_threshold, classifier))
+        found = object_threshold < SCORE
         ids = torch.zeros(image.height, image.width, dtype=torch.int32)
         ids[: image.height // 2] = int(found)
         segments = (Segment(1, 0, vocabulary.isthing[0], score=SCORE),) if found else ()

@@ -1,117 +1,36 @@
-"""Segmentation of images by free vocabulary."""
+"""``odise predict``."""
 
 from __future__ import annotations
 
 import json
 import re
+from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shard_members import members
+from rich.console import Console
 from typer.testing import CliRunner
 
-from odise_pl.checkpoints.weights import export_official
 from odise_pl.cli import app
-from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.data.images import read_image
 from odise_pl.data.label_maps import decode_ids
 from odise_pl.errors import UserError
-from odise_pl.evaluation.predictors import NetworkPredictor
-from odise_pl.models.odise import Odise
+from odise_pl.prediction import predict as predict_module
 from odise_pl.prediction.predict import predict
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import PanopticSegmentation, Segment
-from odise_pl.vocabulary import Vocabulary, load_vocabulary
+from odise_pl.vocabulary import Vocabulary
 
 EVERYTHING = {"model.inference.overlap_threshold": 0.0}  # keep all segments
 NAMES = ["ball", "wooden box", "sky:stuff", "field,meadow:stuff", "zebra"]
-
-
-@pytest.fixture(scope="module")
-def network(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint of a network that finds some segments, by noise on its head."""
-    content, generator = torch.load(checkpoint, weights_only=False), torch.Generator().manual_seed(0)
-    for name, value in content["state_dict"].items():
-        if name.startswith(("model.mask_decoder.", "model.text_projection.")):
-            value += 0.1 * torch.randn(value.shape, generator=generator)
-    path = tmp_path_factory.mktemp("network") / "net.ckpt"
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(scene_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("photos")
-    (shard, *_) = sorted(scene_shards.glob("*.tar"))
-    images = {name: data for name, data in members(shard).items() if name.endswith(".jpg")}
-    for name, data in images.items():
-        (folder / name).write_bytes(data)
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def segmenter(network: Path) -> Segmenter:
-    return Segmenter.from_pretrained(network, EVERYTHING)
-
-
-def test_segmenter_equals_evaluation(segmenter: Segmenter, scene_shards: Path, photos: list[Path]) -> None:
-    vocabulary = load_vocabulary(NAMES)
-    predictor = NetworkPredictor(segmenter.model, vocabulary, segmenter.training)
-    data = PanopticDataModule(
-        val=str(scene_shards), num_workers=0, eval_short_side=64, eval_long_side=96, eval_batch_size=1
-    )
-    found = 0
-    for batch in list(data.eval_loader("val"))[:3]:
-        (expected,) = predictor(batch)
-        (photo,) = (path for path in photos if path.stem == batch.keys[0])
-        prediction = segmenter(photo, NAMES).prediction
-        assert torch.equal(prediction.panoptic.ids, expected.panoptic.ids)
-        assert torch.equal(prediction.semantic, expected.semantic)
-        assert prediction.panoptic.segments == expected.panoptic.segments
-        found += len(expected.panoptic.segments)
-    assert found, "the network finds something"
-
-
-def test_images_of_all_kinds_give_one_result(segmenter: Segmenter, photos: list[Path]) -> None:
-    image = read_image(photos[0])
-    found = [segmenter(kind, NAMES) for kind in (photos[0], str(photos[0]), image, np.asarray(image))]
-    assert found[0].segments
-    for result in found:
-        assert result.segments == found[0].segments
-        assert np.array_equal(result.ids, found[0].ids)
-        assert result.plot().tobytes() == found[0].plot().tobytes()
-    for segment in found[0].segments:
-        rows, columns = np.nonzero(found[0].ids == segment.id)
-        x, y, width, height = segment.box
-        assert (x, y) == (columns.min(), rows.min())
-        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
-        assert segment.area == len(rows)
-        assert segment.isthing == (segment.name not in ("sky", "field"))
-
-
-@pytest.mark.parametrize(
-    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), torch.zeros(3, 8, 8), None]
-)
-def test_other_images_are_refused(segmenter: Segmenter, image: Any) -> None:
-    with pytest.raises(TypeError, match=r"uint8 array \[H, W, 3\]"):
-        segmenter(image, NAMES)
-
-
-def test_run_folder_means_its_newest_checkpoint(segmenter: Segmenter, network: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoints"):
-        Segmenter.from_pretrained(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    for step in (1, 2):
-        (tmp_path / "checkpoints" / f"step_{step}.ckpt").symlink_to(network)
-    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step_2.ckpt")
-    found = Segmenter.from_pretrained(str(tmp_path)).model.state_dict()
-    assert all(torch.equal(value, found[name]) for name, value in segmenter.model.state_dict().items())
 
 
 def test_command_writes_and_prints_segments(network: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -142,6 +61,12 @@ def test_command_writes_and_prints_segments(network: Path, photos: list[Path], t
         ({"checkpoint": "nothing.ckpt"}, "nothing.ckpt"),
         ({"pictures": "nothing.jpg", "checkpoint": "nothing.ckpt"}, "nothing.jpg"),
         ({"pictures": str(Path(__file__).parent)}, "no picture"),
+        ({"pictures": f"{Path(__file__).parent}/*.jpg"}, "prediction/*.jpg: no picture"),
+        ({"checkpoint": __file__}, "test_predict.py"),
+        ({"words": ""}, "--words: "),
+        ({"words": "toy_vocab"}, "--words: no vocabulary 'toy_vocab'"),
+        ({"other": "nothing.txt"}, "--other: "),
+        ({"other": "cat,ball"}, "--other: "),
         ({"out": __file__}, "--out"),
         ({"setting": "model=odise_label"}, "model: not a setting"),
         ({"setting": "classifier.mode=nonsense"}, "classifier.mode=nonsense"),
@@ -161,51 +86,25 @@ def test_invalid_arguments_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_official_release_selects_the_published_model(network: Path, tmp_path: Path) -> None:
-    export_official(network, tmp_path / "official.pth")
-    with pytest.raises(UserError, match=r"sd-v1-3\.ckpt"):  # its weights, which are missing here
-        Segmenter.from_pretrained(tmp_path / "official.pth")
-
-
-def test_segmenter_rotates_by_exif_as_the_command_does(
-    segmenter: Segmenter, network: Path, photos: list[Path], tmp_path: Path
-) -> None:
-    """Random frozen weights are those of the other segmenter."""
-    image = Image.open(photos[0]).crop((0, 0, 60, 40))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "phone.png", exif=exif)
-    one = segmenter(Image.open(tmp_path / "phone.png"), NAMES)
-    other = Segmenter.from_pretrained(network, EVERYTHING)(tmp_path / "phone.png", NAMES)
-    assert one.ids.shape == (60, 40)
-    assert np.array_equal(one.ids, other.ids)
-    assert one.segments == other.segments
-
-
-def test_name_embeddings_are_cached(
-    network: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segmenter, image, counts = Segmenter.from_pretrained(network), read_image(photos[0]), list[int]()
-    encode = Odise.encode_classes
-    monkeypatch.setattr(
-        Odise, "encode_classes", lambda model, x, prompt: counts.append(len(x)) or encode(model, x, prompt)
-    )
-    for names in (NAMES, NAMES, ["ball", "box"], NAMES):
-        assert int(segmenter(image, names).prediction.semantic.max()) < len(names)
-    assert counts == [5, 5, 2, 2, 5, 5], "for the mask embeddings and for masked CLIP"
-
-
 class Fake:
-    """A fast stand-in for a network: everything is a ball if the score is high."""
+    """A fast stand-in for a network: everything is a ball, or background, if the score is high."""
 
     def __init__(self, score: float = 0.75) -> None:
-        self.score = score
+        self.score, self.calls = score, list[list[int]]()
 
-    def __call__(self, path: Path, vocabulary: Vocabulary) -> Segmentation:
-        image, found = read_image(path), self.score > 0.5
+    def __call__(
+        self, images: list[Image.Image], vocabulary: Vocabulary, other: Vocabulary | None
+    ) -> list[Segmentation]:
+        self.calls.append([image.width for image in images])
+        return [self.find(image, vocabulary, other) for image in images]
+
+    def find(self, image: Image.Image, vocabulary: Vocabulary, other: Vocabulary | None) -> Segmentation:
+        found, label = self.score > 0.5, len(vocabulary) if other else 0
         ids = torch.full((image.height, image.width), int(found), dtype=torch.int32)
-        segments = (Segment(1, 0, True, score=self.score),) if found else ()
-        prediction: Any = SimpleNamespace(panoptic=PanopticSegmentation(ids, segments), best=(0, self.score))
+        segments = (Segment(1, label, True, score=self.score),) if found else ()
+        prediction: Any = SimpleNamespace(
+            panoptic=PanopticSegmentation(ids, segments), best=(label, self.score)
+        )
         return Segmentation(image, vocabulary, prediction)
 
 
@@ -222,9 +121,9 @@ def pictures(folder: Path, *names: str) -> None:
         Image.new("RGB", (8 + number, 6)).save(folder / name)
 
 
-def predicted(out: Path, *images: Path | str) -> list[str]:
+def predicted(out: Path, *images: Path | str, **options: Any) -> list[str]:
     """The messages of skipped pictures."""
-    return predict(Path("net.ckpt"), list(map(str, images)), "ball", out)
+    return predict(Path("net.ckpt"), list(map(str, images)), "ball", out, **options)
 
 
 def results(out: Path) -> set[str]:
@@ -256,6 +155,90 @@ def test_results_beside_images_are_skipped(fake: Fake, tmp_path: Path) -> None:
     for _ in range(2):
         assert predicted(tmp_path, tmp_path) == []
     assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "b_ids.json"}
+
+
+def test_patterns_keep_the_folders_that_they_match(fake: Fake, tmp_path: Path) -> None:
+    root = tmp_path / "photos [2024]"
+    pictures(
+        root, "x.jpg", "day1/a.jpg", "day1/b.png", "day2/a.jpg", "day2/deep/c.jpg", "night/a.jpg", ".h/a.jpg"
+    )
+    (root / "day1" / "notes.txt").write_text("no picture")
+    (root / "day3").symlink_to(root / "night")
+    for number, (pattern, expected) in enumerate(
+        {
+            "photos*/day?/*.jpg": ["day1/a", "day2/a", "day3/a"],
+            "photos*/day?/*": ["day1/a", "day1/b", "day2/a", "day2/deep/c", "day3/a"],
+            "photos*/day[12]": ["day1/a", "day1/b", "day2/a", "day2/deep/c"],
+            "*/**/*.jpg": ["x", "day1/a", "day2/a", "day2/deep/c", "night/a"],
+        }.items()
+    ):
+        out = tmp_path / str(number)
+        assert predicted(out, tmp_path / pattern) == []
+        assert results(out) == {f"{root.name}/{name}" for name in expected}, pattern
+
+
+def test_batches_hold_readable_pictures(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path, "a.jpg", "c.jpg", "d.jpg", "e.jpg")
+    (tmp_path / "b.jpg").write_text("text")
+    (problem,) = predicted(tmp_path / "out", tmp_path, batch=3)
+    assert "b.jpg cannot be read as an image" in problem
+    assert results(tmp_path / "out") == {"a", "c", "d", "e"}
+    assert fake.calls == [[8, 9, 10], [11]]
+    monkeypatch.setattr(fake, "find", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(UserError, match="--batch 2"):
+        predicted(tmp_path / "out", tmp_path, batch=2)
+
+
+def test_page_links_to_results_with_names_escaped(fake: Fake, tmp_path: Path) -> None:
+    names = ['100% #1 "q" <b>.jpg', "a&b/c?d.jpg", "javascript:x.jpg"]
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    pictures(folder, *names)
+    (folder / "bad<i>.jpg").write_text("text")
+    predict(Path("net.ckpt"), [str(folder)], "<script>x</script>,dog", out, html=True)
+    text = (out / "index.html").read_text()
+    links = Links()
+    links.feed(text)
+    assert {unquote(link) for link in links.targets} == {
+        f"./{Path(name).with_suffix('')}_segments.png" for name in names
+    }
+    assert all((out / unquote(link)).is_file() for link in links.targets)
+    assert links.images == len(names), "inside the page"
+    assert links.tags <= {"html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "figure",
+                          "figcaption", "a", "img", "b", "p", "ul", "li"}  # fmt: skip
+    for name in (*names, "bad<i>.jpg cannot be read", "<script>x</script> 0.75"):
+        assert name in links.text
+    assert all(len(part) < 20_000 for part in text.splitlines())
+
+
+class Links(HTMLParser):
+    """Links, embedded pictures, tags and text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets, self.images, self.tags, self.text = set[str](), 0, set[str](), ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        if tag == "a":
+            self.targets.add(values["href"] or "")
+        if tag == "img":
+            self.images += (values["src"] or "").startswith("data:image/jpeg;base64,")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_progress_bar_only_on_a_terminal(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    for terminal in (False, True):
+        monkeypatch.setattr(predict_module, "Console", partial(Console, force_terminal=terminal, width=999))
+        predicted(tmp_path / "out", tmp_path)
+        shown = capsys.readouterr().out
+        assert ("%" in shown) == terminal
+        assert "b.jpg: ball (0.75)" in shown
 
 
 def test_images_of_the_same_name_are_refused(fake: Fake, tmp_path: Path) -> None:
@@ -295,6 +278,8 @@ def test_best_score_is_shown_without_segments(
     assert predicted(tmp_path / "out", tmp_path / "photo.jpg") == []
     assert "photo.jpg: no segment (best score 0.03: ball); " in capsys.readouterr().out
     assert results(tmp_path / "out") == {"photo"}
+    assert predicted(tmp_path / "out", tmp_path / "photo.jpg", other="cat") == []
+    assert "photo.jpg: no segment (words of --other " in capsys.readouterr().out
 
 
 def test_full_disk_leaves_no_partial_files(
