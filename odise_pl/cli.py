@@ -29,6 +29,7 @@ app.command(context_settings=_HYDRA)(evaluation.evaluate)
 app.command()(prediction.predict)
 app.command()(prediction.kmeans)
 app.add_typer(prepare.app, name="prepare")
+prepare.app.command()(prediction.check)  # draws, which data may not
 app.command()(prepare.captions)
 app.command()(runs.report)
 app.add_typer(checkpoints.app, name="checkpoint")
