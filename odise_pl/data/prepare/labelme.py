@@ -1,6 +1,7 @@
 """Labelme's JSON files beside images, with the format's own rules for groups. Imports no torch.
 
-Read file by file, so that a damaged file is one problem and memory holds polygons, not masks.
+Read file by file, unlike by supervision: a damaged file is one problem, memory holds polygons instead of
+masks, and points keep their fractions.
 Format: https://github.com/wkentaro/labelme.
 """
 
@@ -11,7 +12,7 @@ import binascii
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -116,7 +117,7 @@ def _check(sample: SourceSample) -> list[Problem]:
     return check_objects(sample) or find_problems(sample, (sample.image, check_upright))
 
 
-def _classes(files: Iterator[_File] | Any, split: str | None) -> Vocabulary:
+def _classes(files: Iterable[_File], split: str | None) -> Vocabulary:
     names = {normalise_name(s.label): " ".join(s.label.split()) for file in files for s in file.shapes}
     if not names:
         raise DataError("no JSON file has a shape with an area; give the classes with --vocabulary")
