@@ -32,6 +32,7 @@ app.command()(prediction.predict)
 app.command()(page.app)
 app.command()(prediction.kmeans)
 app.add_typer(prepare.app, name="prepare")
+prepare.app.command()(prediction.check)  # draws, which data may not
 app.command()(prepare.captions)
 app.command()(runs.report)
 app.add_typer(checkpoints.app, name="checkpoint")

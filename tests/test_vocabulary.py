@@ -15,6 +15,7 @@ from odise_pl.vocabulary import (
 PACKAGED = {  # classes, things
     "ade20k_150": (150, 100),
     "ade20k_847": (847, 0),
+    "cityscapes_19": (19, 8),
     "coco_panoptic": (133, 80),
     "lvis_1203": (1203, 1203),
     "pascal_context_459": (459, 0),

@@ -92,3 +92,27 @@ def kmeans(
 
     for path in draw_clusters(images, out, tap, timestep, clusters, backbone, weights, size, seed):
         print(path)
+
+
+def check(
+    shards: Annotated[str, typer.Argument(help="folder or URL of a shard set", metavar="DIR")],
+    out: Annotated[
+        Path, typer.Option(help="contact sheet of labels over images", metavar="PNG", dir_okay=False)
+    ] = Path("check.png"),
+    count: Annotated[int, typer.Option(help="images on the sheet", min=1, max=100)] = 12,
+) -> None:
+    """Look at a shard set: draw labels over images, and count its classes.
+
+    Decodes every sample; exit status 1 if some are damaged.
+    """
+    from rich.console import Console
+
+    from odise_pl.data.manifest import open_shard_set
+
+    shard_set = open_shard_set(shards)
+    from odise_pl.prediction.check import write_check
+
+    summary = write_check(shard_set, out, count)
+    Console().print(summary.table().terminal())
+    print(f"labels over images: {out}")
+    raise typer.Exit(1 if summary.damage else 0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class OptimizerSettings:
         warmup_factor: where the warm-up starts.
         milestones: shares of the run after which the learning rate is multiplied by ``gamma``.
         gamma: see ``milestones``.
+        lr_scale: factors of the learning rate of parts, by the start of their parameters' names; 0 freezes a
+            part, which stays in checkpoints.
     """
 
     lr: float = 1e-4
@@ -38,10 +41,13 @@ class OptimizerSettings:
     warmup_factor: float = 0.067
     milestones: Sequence[float] = (0.889, 0.963)
     gamma: float = 0.1
+    lr_scale: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "clip_norm", "warmup_factor", "gamma"):
             check_number(f"optimizer.{name}", getattr(self, name), whole=False)
+        for part, scale in (self.lr_scale or {}).items():
+            check_number(f"optimizer.lr_scale.{part}", scale, whole=False)
         check_number("optimizer.warmup_steps", self.warmup_steps)
         check_number("optimizer.reference_batch", self.reference_batch, 1)
         if self.lr == 0:
@@ -50,28 +56,46 @@ class OptimizerSettings:
             raise SettingError(f"optimizer.milestones={list(self.milestones)}: shares of the run, 0..1")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups of the trainable parameters: decayed, and not decayed.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scale: Mapping[str, float] | None = None
+) -> dict[float, list[dict[str, Any]]]:
+    """Two groups of the trainable parameters, decayed and not decayed, by the factor of their learning rate.
 
     Weights of normalisation layers and parameters named exactly ``bias`` are not decayed (the
     ``in_proj_bias`` of an attention layer is, as published).
+
+    Raises:
+        SettingError: a part in ``lr_scale`` has no trainable parameter.
     """
-    plain: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
+    groups: dict[float, list[dict[str, Any]]] = {}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    unused = set(lr_scale or ())
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            (plain if name == "bias" or isinstance(module, NORMS) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            parts = [part for part in lr_scale or () if f"{path}.{name}.".startswith(f"{part}.")]
+            unused.difference_update(parts)
+            scale = float((lr_scale or {})[max(parts, key=len)]) if parts else 1.0
+            pair = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+            plain = name == "bias" or isinstance(module, NORMS)
+            groups.setdefault(scale, pair)[plain]["params"].append(parameter)
+    if unused:
+        raise SettingError(
+            f"optimizer.lr_scale: no trained parameter begins with {', '.join(sorted(unused))}; "
+            "docs/finetune.md lists the parts"
+        )
+    return groups
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, global_batch: int) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of ``model``."""
-    groups = parameter_groups(model, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.lr * global_batch / settings.reference_batch)
+    groups = parameter_groups(model, settings.weight_decay, settings.lr_scale)
+    lr = settings.lr * global_batch / settings.reference_batch
+    # those at the full rate come first: their learning rate is the one in the log
+    scaled = [group | {"lr": lr * scale} for scale in sorted(groups, reverse=True) for group in groups[scale]]
+    return torch.optim.AdamW(scaled, lr=lr)
 
 
 def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tiny_models import odise
 from torch import nn
 
@@ -17,7 +18,7 @@ from odise_pl.training.optimization import (
 
 def test_norms_and_biases_have_no_weight_decay() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.MultiheadAttention(2, 1))
-    decayed, plain = parameter_groups(model, 0.05)
+    decayed, plain = parameter_groups(model, 0.05)[1.0]
     names = {id(p): n for n, p in model.named_parameters()}
     attention = {"3.in_proj_weight", "3.in_proj_bias", "3.out_proj.weight"}
     assert {names[id(p)] for p in decayed["params"]} == {"0.weight", *attention}
@@ -32,6 +33,40 @@ def test_optimizer_holds_every_trainable_parameter_once() -> None:
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-5)  # by the global batch
+
+
+def test_parts_have_their_own_learning_rate_and_stay_trainable() -> None:
+    model = odise()
+    scale = {"pixel_decoder": 0.1, "pixel_decoder.layers": 0, "backbone.captioner": 0}
+    optimizer = build_optimizer(model, OptimizerSettings(lr=1e-3, lr_scale=scale), 64)
+    rates = rates_of(optimizer)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wanted = 1e-3
+            if name.startswith(("pixel_decoder.layers.", "backbone.captioner.")):
+                wanted = 0
+            elif name.startswith("pixel_decoder."):
+                wanted = 1e-4
+            assert rates.pop(id(parameter)) == pytest.approx(wanted), name
+    assert not rates
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        frozen = rates_of(optimizer).get(id(parameter), 0) == 0
+        assert torch.equal(parameter, before[name]) == frozen, name
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    return {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_unknown_part_is_named() -> None:
+    with pytest.raises(SettingError, match="pixel_decode"):
+        build_optimizer(odise(), OptimizerSettings(lr_scale={"pixel_decode": 0}), 8)
+    with pytest.raises(SettingError, match="lr_scale"):
+        OptimizerSettings(lr_scale={"pixel_decoder": -1})
 
 
 def test_published_schedule() -> None:

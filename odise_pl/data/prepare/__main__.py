@@ -1,4 +1,4 @@
-"""``python -m odise_pl.data.prepare``: the same as ``odise prepare``."""
+"""``python -m odise_pl.data.prepare``: ``odise prepare`` without ``check``, which draws."""
 
 from odise_pl.data.prepare.command import app
 from odise_pl.errors import report_user_errors

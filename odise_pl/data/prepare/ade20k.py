@@ -53,7 +53,7 @@ def read_ade150(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     )
     labels = (semantic, objects)
     return LabelFileSet(
-        "ade150", split, vocabulary, conversion, images, labels, ".png", MEASURES
+        "ade150", split, vocabulary, conversion, images, labels, (".png", ".png"), MEASURES
     ).from_folder()
 
 
@@ -75,7 +75,9 @@ def read_ade847(root: Path | Sequence[Path], split: str = "validation") -> Sourc
     classes = class_table({category.id: i for i, category in enumerate(vocabulary.categories)}, rare)
     decode = partial(_decode_full, table=classes)
     conversion = Conversion(vocabulary.isthing, decode, short_side=_SHORT_SIDE)
-    return LabelFileSet("ade847", split, vocabulary, conversion, folder, (folder,), "_seg.png").from_folder()
+    return LabelFileSet(
+        "ade847", split, vocabulary, conversion, folder, (folder,), ("_seg.png",)
+    ).from_folder()
 
 
 def _decode_full(content: bytes, table: Ids) -> Ids:

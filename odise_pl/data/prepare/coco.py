@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from odise_pl.data import fields
 from odise_pl.data.manifest import Origin
 from odise_pl.data.prepare.coco_json import (
     Annotations,
@@ -30,17 +29,11 @@ from odise_pl.data.prepare.coco_vocabulary import FileClasses, choose_classes, m
 from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.prepare.panoptic import check_panoptic, pack_panoptic
 from odise_pl.data.prepare.source import InstanceRecord, Source
-from odise_pl.data.prepare.tree import Tree
-from odise_pl.data.records import DataError, prefix_errors
+from odise_pl.data.prepare.tree import Tree, parse_subpath
+from odise_pl.data.records import DataError
 
 HINT = "download COCO 2017 from https://cocodataset.org/#download, or see docs/data.md for other data"
 _ARCHIVE = "panoptic_annotations_trainval2017.zip"
-
-
-def parse_subpath(option: str, path: str) -> str:
-    """Check the value of an option that names a path below a root."""
-    with prefix_errors(option):
-        return fields.plain_path(path)
 
 
 def read_coco(root: Path | Sequence[Path], split: str, vocabulary: str = "auto") -> Source:

@@ -12,17 +12,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from odise_pl.data.instances import paint_ids, read_objects
-from odise_pl.data.label_maps import encode_ids
 from odise_pl.data.manifest import Origin
-from odise_pl.data.prepare.coco import HINT, parse_subpath
+from odise_pl.data.prepare.coco import HINT
 from odise_pl.data.prepare.coco_json import ImageList, find_unlisted, read_annotations, read_object
 from odise_pl.data.prepare.coco_vocabulary import choose_classes
-from odise_pl.data.prepare.panoptic import check_image, encode_instances, find_problems, image_member
-from odise_pl.data.prepare.source import Members, Problem, Source, SourceSample
-from odise_pl.data.prepare.tree import Tree
-from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD
-from odise_pl.data.segments import describe_segments
+from odise_pl.data.prepare.objects import check_objects, pack_objects
+from odise_pl.data.prepare.source import Source
+from odise_pl.data.prepare.tree import Tree, parse_subpath
 
 
 def read_coco_instances(
@@ -56,23 +52,7 @@ def read_coco_instances(
         vocabulary=classes.vocabulary,
         samples=tuple(replace(s, instances=tuple(objects.values.get(s.image_id, ()))) for s in samples),
         problems=tuple(problems),
-        check=_check,
-        pack=partial(_pack, isthing=classes.vocabulary.isthing),
+        check=check_objects,
+        pack=partial(pack_objects, isthing=classes.vocabulary.isthing),
         measures=("instances",),
     )
-
-
-def _check(sample: SourceSample) -> list[Problem]:
-    return find_problems(sample, (sample.image, check_image), (sample.image, encode_instances))
-
-
-def _pack(sample: SourceSample, isthing: tuple[bool, ...]) -> tuple[Members, int]:
-    content = encode_instances(sample)
-    objects = read_objects(content, sample.size)
-    ids = paint_ids(objects)
-    categories = dict(enumerate(objects.labels.tolist(), start=1))
-    crowds = {number for number, crowd in enumerate(objects.crowd.tolist(), start=1) if crowd}
-    segments = describe_segments(ids, categories, isthing, crowds)
-    record = replace(sample, segments=segments).record()
-    members = {**image_member(sample), PANOPTIC: encode_ids(ids), RECORD: record, INSTANCES: content}
-    return members, len(objects.labels)

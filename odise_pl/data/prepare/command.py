@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from odise_pl.data.prepare.benchmarks import BENCHMARKS, Benchmark
 
 if TYPE_CHECKING:
     from odise_pl.data.manifest import Manifest
     from odise_pl.data.prepare.source import Source
 
 _MEGABYTE = 10**6
-_BENCHMARKS = {
-    "ade150": "ADE20K, 150 classes: ADEChallengeData2016 and annotations_instance.",
-    "ade847": "ADE20K, 847 classes: ADE20K_2021_17_01.",
-    "pc59": "PASCAL-Context, 59 classes: images of VOC2010 and trainval.tar.gz.",
-    "pc459": "PASCAL-Context, 459 classes: images of VOC2010 and trainval.tar.gz.",
-    "pas21": "Pascal VOC, 20 classes and background: VOC2012.",
-}
-
 app = typer.Typer(help="Pack a data set into shards.", no_args_is_help=True)
 
 _Root = Annotated[
@@ -51,6 +47,28 @@ _ShardSize = Annotated[
 ]
 _Workers = Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")]
 _SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip entries with problems.")]
+_OwnSplit = Annotated[
+    str | None, typer.Option(help="A folder of the data set; with --val, train or val. Default: everything.")
+]
+_Val = Annotated[
+    float | None,
+    typer.Option(
+        "--val",
+        metavar="SHARE",
+        min=0.001,
+        max=0.999,
+        help="For data without splits: share of the images that --split val takes; --split train takes the "
+        "others.",
+    ),
+]
+_Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--vocabulary",
+        help="The classes: a file with one per line (dog,puppy or grass:stuff), a list of such words, or a "
+        "packaged vocabulary.",
+    ),
+]
 
 
 class Device(StrEnum):
@@ -98,26 +116,119 @@ def coco_instances(
     _pack(source, out, workers, max_shard_mb, skip_bad)
 
 
-def _add_benchmark(name: str, what: str) -> None:
+@app.command()
+def labelme(
+    root: _Root,
+    out: _Out,
+    split: _OwnSplit = None,
+    val: _Val = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder of the images (default: beside the JSON files).")
+    ] = None,
+    vocabulary: _Classes = None,
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """Labelme: a JSON file per image. The classes are the labels, as things, without --vocabulary."""
+    from odise_pl.data.prepare.labelme import read_labelme
+
+    read = partial(read_labelme, root, images=images, vocabulary=vocabulary)
+    _pack(_divide(read, split, val), out, workers, max_shard_mb, skip_bad)
+
+
+@app.command()
+def yolo(
+    root: _Root,
+    out: _Out,
+    split: _OwnSplit = None,
+    val: _Val = None,
+    vocabulary: _Classes = None,
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """YOLO segmentation. The classes are the names in data.yaml, as things, without --vocabulary."""
+    from odise_pl.data.prepare.yolo import read_yolo
+
+    read = partial(read_yolo, root, vocabulary=vocabulary)
+    _pack(_divide(read, split, val), out, workers, max_shard_mb, skip_bad)
+
+
+@app.command()
+def maps(
+    root: _Root,
+    out: _Out,
+    split: _OwnSplit = None,
+    val: _Val = None,
+    images: Annotated[str, typer.Option(help="Folder of the images.")] = "images",
+    labels: Annotated[
+        str, typer.Option(help="Folder of the class maps: PNG files of one channel.")
+    ] = "labels",
+    instances: Annotated[
+        str | None,
+        typer.Option(help="Folder of the instance maps: PNG files of one channel, 0 for no object."),
+    ] = None,
+    vocabulary: _Classes = None,
+    void: Annotated[
+        list[int] | None,
+        typer.Option(help="Value of pixels without a class (default: 255). Repeat the option for more."),
+    ] = None,
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """Class maps, and instance maps for objects. The classes are in classes.txt without --vocabulary."""
+    from odise_pl.data.prepare.maps import VOID, read_maps
+
+    read = partial(read_maps, root, images=images, labels=labels, instances=instances, vocabulary=vocabulary)
+    source = _divide(partial(read, void=void or VOID), split, val)
+    _pack(source, out, workers, max_shard_mb, skip_bad)
+
+
+@app.command()
+def voc(
+    root: _Root,
+    split: Annotated[str, typer.Option(help="A list in ImageSets/Segmentation: train, val, trainval.")],
+    out: _Out,
+    vocabulary: _Classes = None,
+    workers: _Workers = None,
+    max_shard_mb: _ShardSize = 64,
+    skip_bad: _SkipBad = False,
+) -> None:
+    """Objects in Pascal VOC's layout. The classes are VOC's without --vocabulary."""
+    from odise_pl.data.prepare.maps import read_voc_layout
+
+    _pack(read_voc_layout(root, split, vocabulary), out, workers, max_shard_mb, skip_bad)
+
+
+def _divide(read: Callable[..., Source], split: str | None, val: float | None) -> Source:
+    """Read the folder of a split, or a share of everything."""
+    if val is None:
+        return read(split=split)
+    from odise_pl.data.prepare.shares import take_share
+
+    return take_share(read(), split, val)
+
+
+def _add_benchmark(name: str, benchmark: Benchmark) -> None:
     def prepare_benchmark(
         root: _Root,
         out: _Out,
         split: Annotated[
-            str | None, typer.Option(help="Default: validation of ADE20K, val of PASCAL.")
+            str | None, typer.Option(help="Default: validation of ADE20K, val of the others.")
         ] = None,
         workers: _Workers = None,
         max_shard_mb: _ShardSize = 64,
         skip_bad: _SkipBad = False,
     ) -> None:
-        from odise_pl.data.prepare.benchmarks import read_benchmark
+        _pack(benchmark.read(root, split), out, workers, max_shard_mb, skip_bad)
 
-        _pack(read_benchmark(name, root, split), out, workers, max_shard_mb, skip_bad)
-
-    app.command(name, help=what)(prepare_benchmark)
+    app.command(name, help=benchmark.help)(prepare_benchmark)
 
 
-for _name, _what in _BENCHMARKS.items():
-    _add_benchmark(_name, _what)
+for _name, _benchmark in BENCHMARKS.items():
+    _add_benchmark(_name, _benchmark)
 
 
 def captions(

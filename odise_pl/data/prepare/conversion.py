@@ -33,17 +33,20 @@ class Conversion:
         classes: decodes the first label file to class indices or ``VOID``, int32 [H, W].
         objects: decodes the second label file to ``class + 1 + 256 * number`` of the object of a pixel, 0 for
             none, int32 [H, W]; None if the data set has no objects.
+        instances: instead of ``objects``, where classes come from the first file alone: decodes the second
+            one to the number of the object of a pixel, 0 for none, int32 [H, W].
         short_side: images are scaled down to this shorter side; None keeps their size.
     """
 
     isthing: tuple[bool, ...]
     classes: Decode
     objects: Decode | None = None
+    instances: Decode | None = None
     short_side: int | None = None
 
     @property
     def _decoders(self) -> tuple[Decode, ...]:
-        return (self.classes,) if self.objects is None else (self.classes, self.objects)
+        return tuple(one for one in (self.classes, self.objects, self.instances) if one is not None)
 
     def check(self, sample: SourceSample) -> list[Problem]:
         """Read the files of a sample; returns the first fault."""
@@ -62,13 +65,18 @@ class Conversion:
         """The members of a sample without problems, and its number of segments."""
         pairs = zip(sample.labels, self._decoders, strict=True)
         classes, *objects = (self._scaled(decode(file.read())) for file, decode in pairs)
-        ids = panoptic_ids(classes, objects[0], self.isthing) if objects else classes + 1
-        categories = {value: _category(value, len(self.isthing)) for value in unique_ids(ids).tolist()}
-        segments = describe_segments(ids, categories, self.isthing)
+        crowds: set[int] = set()
+        if self.instances is not None:
+            ids, categories = number_instances(classes, objects[0], self.isthing)
+            crowds = {index + 1 for index, thing in enumerate(self.isthing) if thing}
+        else:
+            ids = panoptic_ids(classes, objects[0], self.isthing) if objects else classes + 1
+            categories = {value: _category(value, len(self.isthing)) for value in unique_ids(ids).tolist()}
+        segments = describe_segments(ids, categories, self.isthing, crowds)
         record = replace(sample, size=(ids.shape[0], ids.shape[1]), segments=segments).record()
         suffix, image = self._image(sample)
         members = {suffix: image, PANOPTIC: encode_ids(ids), RECORD: record}
-        if objects:  # they may hide part of the semantic truth
+        if self.objects is not None:  # they may hide part of the semantic truth
             members[SEMANTIC] = encode_semantic(classes)
         return members, len(segments)
 
@@ -150,6 +158,24 @@ def panoptic_ids(classes: Ids, objects: Ids, isthing: Sequence[bool]) -> Ids:
     """
     stuff = np.array([*(not thing for thing in isthing), False])  # the last entry is for VOID, -1
     return np.where(objects > 0, objects, np.where(stuff[classes], classes + 1, 0))
+
+
+def number_instances(classes: Ids, instances: Ids, isthing: Sequence[bool]) -> tuple[Ids, dict[int, int]]:
+    """A panoptic map from a class map and the numbers of objects, int32 [H, W], 0 for void.
+
+    The id of stuff, and of pixels of a thing class without an object, which are a crowd, is the class index
+    plus 1. The ids of objects follow. Objects of different classes may have the same number.
+
+    Returns:
+        the map, and the class index of each id.
+    """
+    count = len(isthing)
+    things = np.array([*isthing, False])[classes] & (instances > 0)  # the last entry is for VOID, -1
+    pairs, numbers = np.unique(np.stack([classes[things], instances[things]]), axis=1, return_inverse=True)
+    ids = classes + 1
+    ids[things] = count + 1 + numbers.ravel()
+    objects = enumerate(pairs[0].tolist(), start=count + 1)
+    return ids, {**{index + 1: index for index in range(count)}, **dict(objects)}
 
 
 def _category(value: int, classes: int) -> int:

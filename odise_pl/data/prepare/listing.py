@@ -21,7 +21,7 @@ _MAX_DIGITS = 18  # fit into 64 bits
 
 @dataclass(frozen=True)
 class LabelFileSet:
-    """A split of a data set with label files only; its images are JPEG files.
+    """A split of a data set with label files only.
 
     Attributes:
         dataset, split: see :class:`~odise_pl.data.manifest.Origin`.
@@ -29,7 +29,8 @@ class LabelFileSet:
         conversion: of its samples.
         images: folder of the images.
         labels: folders with a label file for each image.
-        suffix: replaces the suffix of an image in the name of its label file.
+        suffixes: replace the ending of an image in the names of its label files, one for each folder.
+        endings: of images, in small letters; names in lists get the first.
     """
 
     dataset: str
@@ -38,8 +39,9 @@ class LabelFileSet:
     conversion: Conversion
     images: SourcePath
     labels: tuple[SourcePath, ...]
-    suffix: str
+    suffixes: tuple[str, ...]
     measures: tuple[str, ...] = ("semantic",)
+    endings: tuple[str, ...] = (".jpg",)
 
     def from_folder(self) -> Source:
         """All images of the folder.
@@ -47,10 +49,10 @@ class LabelFileSet:
         Raises:
             DataError: the folder has no image, or one whose name a shard cannot hold.
         """
-        found = [name for name in self.images.names() if name.lower().endswith(".jpg")]
+        found = [name for name in self.images.names() if name.lower().endswith(self.endings)]
         if not found:
-            raise DataError(f"{self.images.path}: has no JPEG image")
-        problems = self._labels_without_image({self._label(name) for name in found})
+            raise DataError(f"{self.images.path}: has no image ({', '.join(self.endings)})")
+        problems = self._labels_without_image({self._stem(name) for name in found})
         return self._source(self.images.path, f"{self.images.display_name}/", found, problems)
 
     def from_list(self, listed: SourcePath) -> Source:
@@ -59,35 +61,41 @@ class LabelFileSet:
         Raises:
             DataError: the list cannot be read, is empty, or has a name that is no plain path.
         """
-        found = [f"{line.split()[0]}.jpg" for line in listed.read_text().splitlines() if line.strip()]
+        found = [
+            f"{line.split()[0]}{self.endings[0]}" for line in listed.read_text().splitlines() if line.strip()
+        ]
         if not found:
             raise DataError(f"{listed.path}: lists no images")
         return self._source(listed.path, listed.display_name, found, ())
 
-    def _label(self, name: str) -> str:
-        return _stem(name) + self.suffix
+    def _stem(self, name: str) -> str:
+        ending = next(ending for ending in self.endings if name.lower().endswith(ending))
+        return name[: -len(ending)]
 
-    def _labels_without_image(self, expected: set[str]) -> Iterator[Problem]:
+    def _labels_without_image(self, stems: set[str]) -> Iterator[Problem]:
         cause = f"has no image of this name in {self.images.display_name}"
-        for folder in self.labels:
+        for folder, suffix in zip(self.labels, self.suffixes, strict=True):
             for name in folder.names():
-                if name.endswith(self.suffix) and name not in expected:
+                if name.endswith(suffix) and name.removesuffix(suffix) not in stems:
                     yield Problem(folder.file(name).display_name, folder.file(name).display_name, cause)
 
     def _source(
         self, place: Path, annotations: str, found: Sequence[str], problems: Iterable[Problem]
     ) -> Source:
         with prefix_errors(f"{place}: an image name"):
-            stems = [_stem(plain_path(name)) for name in found]
+            stems = [self._stem(plain_path(name)) for name in found]
         samples = [
             SourceSample(
                 key=make_key(PurePosixPath(name).name),
                 name=self.images.file(name).display_name,
                 image=self.images.file(name),
-                labels=tuple(folder.file(self._label(name)) for folder in self.labels),
+                labels=tuple(
+                    folder.file(stem + suffix)
+                    for folder, suffix in zip(self.labels, self.suffixes, strict=True)
+                ),
                 image_id=number,
             )
-            for name, number in zip(found, image_ids(stems), strict=True)
+            for name, stem, number in zip(found, stems, image_ids(stems), strict=True)
         ]
         _check_unique(samples)
         digest = hashlib.sha256("\n".join(stems).encode()).hexdigest()
@@ -100,10 +108,6 @@ class LabelFileSet:
             pack=self.conversion.pack,
             measures=self.measures,
         )
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _check_unique(samples: Sequence[SourceSample]) -> None:

@@ -50,9 +50,9 @@ def read_context(root: Path | Sequence[Path], split: str = "val", classes: int =
     listed = tree.need(f"VOC2010/ImageSets/Main/{split}.txt", archive)
     images = tree.need("VOC2010/JPEGImages", archive)
     labels = tree.need("trainval", "trainval.tar.gz")
-    return LabelFileSet(f"pc{classes}", split, vocabulary, conversion, images, (labels,), ".mat").from_list(
-        listed
-    )
+    return LabelFileSet(
+        f"pc{classes}", split, vocabulary, conversion, images, (labels,), (".mat",)
+    ).from_list(listed)
 
 
 def _decode_label_map(content: bytes, table: Ids) -> Ids:
@@ -78,4 +78,6 @@ def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
     listed = tree.need(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
     images = tree.need("VOC2012/JPEGImages", archive)
     labels = tree.need("VOC2012/SegmentationClass", archive)
-    return LabelFileSet("pas21", split, vocabulary, conversion, images, (labels,), ".png").from_list(listed)
+    return LabelFileSet("pas21", split, vocabulary, conversion, images, (labels,), (".png",)).from_list(
+        listed
+    )

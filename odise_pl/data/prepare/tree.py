@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from odise_pl.data import fields
 from odise_pl.data.prepare.files import SourcePath, is_of_macos, is_zip, open_zip, zip_members
-from odise_pl.data.records import DataError
+from odise_pl.data.records import DataError, prefix_errors
 
 _DEPTH = 3  # levels of folders to search: archives often unpack into one or two extra folders
 _OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+
+def parse_subpath(option: str, path: str) -> str:
+    """Check the value of an option that names a path below a root."""
+    with prefix_errors(option):
+        return fields.plain_path(path)
 
 
 class Tree:
@@ -52,6 +59,15 @@ class Tree:
             unreadable = "".join(f" ({cause})" for cause in self._unreadable)
             raise DataError(f"{places} is missing{unreadable}; it comes from {archive}: {self._hint}")
         return found
+
+    def folder(self, split: str | None) -> SourcePath:
+        """The folder that ``--split`` names, or the only root; DataError if there is none."""
+        if split is not None:
+            return self.need(parse_subpath("--split", split), "your data set")
+        if len(self.roots) > 1 or not self.roots[0].is_dir():
+            raise DataError("--root: give one folder, or name a folder in it with --split")
+        root = self.roots[0].absolute()
+        return SourcePath(root.parent, root.name)
 
     def _loose(self, path: str) -> list[SourcePath]:
         """What exists on disk, at the smallest depth of each root."""
