@@ -84,7 +84,7 @@ def write_files(result: Segmentation, folder: Path, picture: str) -> list[Path]:
     name = Path(picture).stem
     shown, ids, coco = (folder / f"{name}{end}" for end in ("_segments.png", "_ids.png", "_coco.json"))
     result.save(folder, name)
-    content = result.to_coco(0, picture).panoptic
+    content = result.to_coco_panoptic(0, picture)
     coco.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [shown, ids, coco]
 

@@ -189,9 +189,14 @@ class Segmentation:
             image_id: of the image.
             file_name: of the image; the panoptic PNG is named ``NAME_ids.png``.
         """
+        panoptic = self.to_coco_panoptic(image_id, file_name)
+        return CocoResults(panoptic, instance_results(self._instances, self.vocabulary, image_id))
+
+    def to_coco_panoptic(self, image_id: int = 0, file_name: str = "image.jpg") -> dict[str, Any]:
+        """The panoptic part of :meth:`to_coco`; objects are not computed."""
         name = f"{Path(file_name).stem}_ids.png"
         image = {"id": image_id, "file_name": file_name, "height": len(self.ids), "width": self.ids.shape[1]}
-        panoptic = {
+        return {
             "images": [image],
             "annotations": [self._annotation[0] | {"image_id": image_id, "file_name": name}],
             "categories": [
@@ -199,7 +204,6 @@ class Segmentation:
                 for category in self.vocabulary.categories
             ],
         }
-        return CocoResults(panoptic, instance_results(self._instances, self.vocabulary, image_id))
 
     def to_supervision(self) -> Detections:
         """The segments as ``supervision.Detections``: boxes, masks, scores, class indices and names.

@@ -27,9 +27,10 @@ class StandIn:
         self,
         image: Image.Image,
         vocabulary: Vocabulary,
-        object_threshold: float,
-        overlap_threshold: float,
-        classifier: str,
+        *,
+        object_threshold: float = 0,
+        overlap_threshold: float = 0.8,
+        classifier: str = "both",
     ) -> Segmentation:
         self.seen.append((overlap_threshold, classifier))
         found = object_threshold < SCORE
