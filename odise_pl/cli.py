@@ -11,6 +11,7 @@ from odise_pl.checkpoints import command as checkpoints
 from odise_pl.data.prepare import command as prepare
 from odise_pl.errors import report_user_errors
 from odise_pl.evaluation import command as evaluation
+from odise_pl.export import command as export
 from odise_pl.prediction import command as prediction
 from odise_pl.runs import command as runs
 from odise_pl.toyworld import command as toyworld
@@ -28,6 +29,7 @@ app.command(context_settings=_HYDRA)(training.train)
 app.command(context_settings=_HYDRA)(evaluation.evaluate)
 app.command()(prediction.predict)
 app.command()(prediction.kmeans)
+app.command()(export.export)
 app.add_typer(prepare.app, name="prepare")
 app.command()(prepare.captions)
 app.command()(runs.report)
