@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +82,9 @@ class NetworkGraph(nn.Module):
         return images, () if self.classes else text_inputs(classes)
 
     @property
-    def dynamic_shapes(self) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    def dynamic_shapes(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Inputs whose first side varies: names and classes."""
-        images = tuple({} for _ in range(4 if self.head_only else 1))
+        images: tuple[dict[int, Any], ...] = ({},) * (4 if self.head_only else 1)
         if self.classes is not None:
             return images, ()
         names, classes = {0: torch.export.Dim("names")}, {0: torch.export.Dim("classes")}

@@ -123,9 +123,10 @@ def export_embeddings(segmenter: Segmenter, out: Path, words: Any) -> Path:
     """
     vocabulary = load_vocabulary(words, one_word=True)
     tensors = text_inputs(_embed(segmenter, vocabulary))
-    arrays = {name: tensor.numpy() for name, tensor in zip(TEXT_INPUTS, tensors, strict=True)}
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in zip(TEXT_INPUTS, tensors, strict=True)}
+    arrays |= {"names": np.array(vocabulary.names), "isthing": np.array(vocabulary.isthing)}
     content = io.BytesIO()
-    np.savez(content, names=np.array(vocabulary.names), isthing=np.array(vocabulary.isthing), **arrays)
+    np.savez(content, **arrays)
     with _writing(out):
         write_bytes(out, content.getvalue())
     return out
