@@ -44,12 +44,15 @@ def export(
     ] = None,
 ) -> None:
     """Export a network to ONNX, for inference without PyTorch."""
+    import logging
+
     from omegaconf import OmegaConf
 
     from odise_pl.errors import SettingError
     from odise_pl.runs.console import quiet_libraries
 
     quiet_libraries()
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports every operator that it cannot simplify
     from odise_pl.export.onnx import export as export_files
 
     changes = {}

