@@ -52,7 +52,7 @@ def export(
     from odise_pl.runs.console import quiet_libraries
 
     quiet_libraries()
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports every operator that it cannot simplify
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of operators that it does not fold
     from odise_pl.export.onnx import export as export_files
 
     changes = {}
