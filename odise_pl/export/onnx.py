@@ -181,4 +181,4 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingError(f"cannot write {out}: {error}") from error
+        raise SettingError(f"cannot write {out}: {error.strerror or error}") from error
