@@ -12,6 +12,7 @@ from odise_pl.checkpoints import command as checkpoints
 from odise_pl.data.prepare import command as prepare
 from odise_pl.errors import report_user_errors
 from odise_pl.evaluation import command as evaluation
+from odise_pl.export import command as export
 from odise_pl.hub import command as hub
 from odise_pl.prediction import command as prediction
 from odise_pl.runs import command as runs
@@ -31,6 +32,7 @@ app.command(context_settings=_HYDRA)(evaluation.evaluate)
 app.command()(prediction.predict)
 app.command()(page.app)
 app.command()(prediction.kmeans)
+app.command()(export.export)
 app.add_typer(prepare.app, name="prepare")
 prepare.app.command()(prediction.check)  # draws, which data may not
 app.command()(prepare.captions)

@@ -21,10 +21,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def max_over_synonyms(logits: Tensor, counts: Sequence[int]) -> Tensor:
+def max_over_synonyms(logits: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
     """Maximum over each class's names: [..., T] with T = sum(counts) to [..., len(counts)]."""
-    owner = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts)).to(logits.device)
-    best = logits.new_full((*logits.shape[:-1], len(counts)), float("-inf"))
+    ends = torch.as_tensor(counts).cumsum(0)
+    # not repeat_interleave, which ONNX cannot express with a known output size
+    owner = (torch.arange(logits.shape[-1], device=ends.device)[:, None] >= ends).sum(1).to(logits.device)
+    best = logits.new_full((*logits.shape[:-1], ends.shape[0]), float("-inf"))
     return best.scatter_reduce(-1, owner.expand_as(logits), logits, "amax")
 
 
@@ -43,7 +45,9 @@ class TextProjection(nn.Module):
         self.proj = nn.Linear(text_dim, embed_dim)
         self.null_embed = None if null_embed is None else nn.Parameter(null_embed.detach().clone())
 
-    def forward(self, mask_embed: Tensor, text: Tensor, counts: Sequence[int], scale: Tensor) -> Tensor:
+    def forward(
+        self, mask_embed: Tensor, text: Tensor, counts: Sequence[int] | Tensor, scale: Tensor
+    ) -> Tensor:
         """Class logits.
 
         Args:

@@ -64,10 +64,13 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class TextClasses(TensorStruct):
-    """Embedded names: ``embeddings`` [sum(counts), D] and the number of names of each class."""
+    """Embedded names: ``embeddings`` [sum(counts), D] and the number of names of each class.
+
+    The counts are a tensor [K] where they are an input of an exported graph.
+    """
 
     embeddings: Tensor
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | Tensor
 
 
 @dataclass(frozen=True)

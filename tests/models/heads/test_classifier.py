@@ -30,6 +30,7 @@ def test_max_over_synonyms_equals_loop(counts: list[int], dtype: torch.dtype) ->
     best = max_over_synonyms(logits, counts)
     assert best.shape == (2, 3, len(counts))
     assert best.dtype == dtype
+    assert torch.equal(best, max_over_synonyms(logits, torch.tensor(counts)))
     start = 0
     for k, count in enumerate(counts):
         assert torch.equal(best[..., k], logits[..., start : start + count].max(-1).values)

@@ -1,0 +1,65 @@
+"""``odise export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="a run's folder, a checkpoint, or an official release", metavar="CKPT", exists=True
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(help="NAME.onnx for the network, NAME.npz for embeddings of --words", metavar="OUT"),
+    ],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="height and width of the image in pixels, multiples of 64; default: one window",
+            metavar="HxW",
+        ),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="words that the network finds, as in predict; without, their embeddings are inputs"
+        ),
+    ] = None,
+    head_only: Annotated[
+        bool,
+        typer.Option("--head-only", help="pixel decoder and mask decoder, from the pyramid of features"),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="setting of the network, e.g. clip.weights=FILE; repeatable"
+        ),
+    ] = None,
+) -> None:
+    """Export a network to ONNX, for inference without PyTorch."""
+    import logging
+
+    from omegaconf import OmegaConf
+
+    from odise_pl.errors import SettingError
+    from odise_pl.runs.console import quiet_libraries
+
+    quiet_libraries()
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of operators that it does not fold
+    from odise_pl.export.onnx import export as export_files
+
+    changes = {}
+    for text in settings or ():
+        key, equals, _ = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: give KEY=VALUE")
+        changes[key] = OmegaConf.select(OmegaConf.from_dotlist([text]), key)
+    files = export_files(checkpoint, out, size, words, head_only, changes)
+    print(f"written: {', '.join(map(str, files))}")

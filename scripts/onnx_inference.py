@@ -1,0 +1,128 @@
+"""Segment a picture with a network from ``odise export``: NumPy, Pillow and onnxruntime, without PyTorch.
+
+python scripts/onnx_inference.py net.onnx photo.jpg
+python scripts/onnx_inference.py net.onnx photo.jpg --embeddings words.npz --out segments.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Array = NDArray[Any]
+Segment = tuple[int, int, float]  # id in the map, class, score
+
+
+def network_input(picture: Image.Image, height: int, width: int) -> Array:
+    """A picture resized to the network's fixed size: float32 [1, 3, H, W] in 0..1."""
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / np.float32(255))
+
+
+def resize(mask: Array, height: int, width: int) -> Array:
+    """Bilinear, as PyTorch's ``interpolate``: [h, w] to [height, width]."""
+    for axis, length in enumerate((height, width)):
+        last = mask.shape[axis] - 1
+        places = np.maximum((np.arange(length) + 0.5) * mask.shape[axis] / length - 0.5, 0)
+        first = np.minimum(places.astype(int), last)
+        share = np.expand_dims((places - first).astype(np.float32), 1 - axis)
+        after = np.take(mask, np.minimum(first + 1, last), axis)
+        mask = np.take(mask, first, axis) * (1 - share) + after * share
+    return mask
+
+
+def panoptic(
+    class_scores: Array,
+    mask_logits: Array,
+    isthing: list[bool],
+    size: tuple[int, int],
+    object_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Array, list[Segment]]:
+    """The panoptic map int32 [H, W] of ``size``, and its segments.
+
+    Args:
+        class_scores: [Q, K + 1], the last for no object.
+        mask_logits: [Q, h, w], a quarter of the network's input.
+        isthing: one flag per class.
+        size: height and width of the picture.
+        object_threshold, overlap_threshold: see the export's metadata.
+    """
+    scores, labels = class_scores.max(1), class_scores.argmax(1)
+    kept = np.flatnonzero((labels != len(isthing)) & (scores > object_threshold))
+    best, owner, covered = np.full(size, -1, np.float32), np.full(size, -1), np.zeros(size, bool)
+    claimed = {}
+    for query in kept:  # one mask at a time, because all of a large picture would take gigabytes
+        small = mask_logits[query]
+        logits = resize(resize(small, 4 * small.shape[0], 4 * small.shape[1]), *size)
+        probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
+        better = scores[query] * probability > best
+        best[better] = scores[query] * probability[better]
+        owner[better] = query
+        covered[better] = probability[better] >= 0.5
+        claimed[query] = np.count_nonzero(probability >= 0.5)
+    ids, segments, stuff = np.zeros(size, np.int32), [], {}
+    for query in kept:
+        won, inside = owner == query, (owner == query) & covered
+        if not inside.any() or won.sum() / claimed[query] < overlap_threshold:
+            continue
+        label = int(labels[query])
+        if isthing[label] or label not in stuff:  # stuff segments of one class are merged
+            stuff[label] = len(segments) + 1
+            segments.append((stuff[label], label, float(scores[query])))
+        ids[inside] = stuff[label]
+    return ids, segments
+
+
+def segment(
+    session: onnxruntime.InferenceSession, picture: Image.Image, words: dict[str, Array]
+) -> tuple[Array, list[Segment], list[str]]:
+    """The panoptic map of a picture, its segments, and the names of the classes.
+
+    Args:
+        session: an exported network.
+        picture: RGB.
+        words: arrays of an embeddings file; none if the words are constants of the network.
+    """
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    names, isthing = (words.get(key, metadata.get(key)) for key in ("names", "isthing"))
+    if names is None:
+        raise SystemExit("error: this network takes words as input: give --embeddings FILE.npz")
+    image, *text = session.get_inputs()
+    inputs = {image.name: network_input(picture, *image.shape[2:])}
+    inputs |= {each.name: words[each.name] for each in text}
+    class_scores, mask_logits = session.run(None, inputs)
+    thresholds = metadata["object_threshold"], metadata["overlap_threshold"]
+    size = (picture.height, picture.width)
+    ids, segments = panoptic(class_scores, mask_logits, list(isthing), size, *thresholds)
+    return ids, segments, list(names)
+
+
+def main() -> None:
+    """Print the segments of a picture and paint them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("network", help="from odise export")
+    parser.add_argument("picture")
+    parser.add_argument("--embeddings", type=Path, help="words from odise export, if they are an input")
+    parser.add_argument("--out", default="segments.png", help="picture to write (default: %(default)s)")
+    options = parser.parse_args()
+    picture = ImageOps.exif_transpose(Image.open(options.picture)).convert("RGB")
+    words = dict(np.load(options.embeddings)) if options.embeddings else {}
+    session = onnxruntime.InferenceSession(options.network)
+    ids, segments, names = segment(session, picture, words)
+    for number, label, score in segments:
+        print(f"{names[label]} ({score:.2f}): {np.count_nonzero(ids == number)} pixels")
+    colours = np.random.default_rng(0).integers(40, 256, (len(segments) + 1, 3), dtype=np.uint8)
+    colours[0] = 0
+    Image.blend(picture, Image.fromarray(colours[ids]), 0.6).save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from torch import nn
+
+from odise_pl.data.transforms import EvalResize, image_tensor
+from odise_pl.errors import SettingError
+from odise_pl.export.graph import NetworkGraph, text_inputs
+from odise_pl.export.onnx import export, export_embeddings, export_network
+from odise_pl.models.backbones.captioners import TextCaptioner
+from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
+from odise_pl.models.inference import InferenceSettings, resize_masks
+from odise_pl.models.inference import panoptic as torch_panoptic
+from odise_pl.models.odise import ClassifierSettings
+from odise_pl.prediction.segmenter import Segmenter
+from odise_pl.vocabulary import load_vocabulary
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "onnx_inference.py"
+WORDS = ["dog,puppy", "cat", "grass,lawn,meadow:stuff", "sky:stuff"]
+OTHER_WORDS = ["boat", "sea,water:stuff", "sand:stuff"]
+TRAINED = load_vocabulary(["cat", "grass:stuff"])
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("onnx_inference", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny_segmenter() -> Segmenter:
+    """Of a random network with windows of 128 pixels and few layers, because each takes time to export."""
+    torch.manual_seed(3)
+    model = build_odise(
+        BackboneSettings(architecture=tiny_models.SD1, input_size=128, window=128, channels=128),
+        ClipSettings(architecture=replace(tiny_models.CLIP, vision_layers=1)),
+        implicit_captioner(),
+        replace(tiny_models.HEAD, layers=1),
+        ClassifierSettings(),
+        InferenceSettings(overlap_threshold=0.1),
+    ).eval()
+    tiny_models.stir(model, size=0.05)
+    with torch.no_grad():
+        model.text_projection.null_embed.neg_()  # else no query would be an object
+    return Segmenter(model, TRAINED, EvalResize(128, 256))
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """Coloured blocks."""
+    blocks = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole network with two windows and embeddings as input; takes a minute."""
+    out = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    assert export_network(tiny_segmenter(), out, (128, 256)) == [out]
+    return out
+
+
+def words_file(folder: Path, words: list[str]) -> dict[str, Any]:
+    return dict(np.load(export_embeddings(tiny_segmenter(), folder / "words.npz", words)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [WORDS, OTHER_WORDS], ids=["words", "other_words"])
+def test_network_equals_pytorch(script: ModuleType, network: Path, tmp_path: Path, words: list[str]) -> None:
+    segmenter, image, arrays = tiny_segmenter(), picture(128, 256), words_file(tmp_path, words)
+    session = onnxruntime.InferenceSession(network)
+    inputs = arrays | {"image": script.network_input(image, 128, 256)}
+    found = session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})
+    classes = segmenter.model.prepare(load_vocabulary(words), TRAINED)
+    with torch.no_grad():
+        tensor = image_tensor(image)[None]
+        expected = NetworkGraph(segmenter.model, (128, 256), classes, head_only=False)((tensor,), ())
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-3)
+    ids, segments, names = script.segment(session, image, arrays)
+    result = segmenter(image, words)
+    assert np.mean(ids != result.ids) < 1e-2  # queries of a random network have nearly the same scores
+    assert [names[label] for _, label, _ in segments] == [s.name for s in result.segments]
+    assert segments
+
+
+@pytest.mark.slow
+def test_example_runs_without_torch(network: Path, tmp_path: Path) -> None:
+    picture(96, 160).save(tmp_path / "photo.png")
+    words_file(tmp_path, WORDS)
+    code = (
+        "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'odise_pl']); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, SCRIPT, network, tmp_path / "photo.png"]
+    command += ["--embeddings", tmp_path / "words.npz", "--out", tmp_path / "segments.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "pixels" in done.stdout
+    assert Image.open(tmp_path / "segments.png").size == (160, 96)
+    done = subprocess.run(command[:-4], capture_output=True, text=True, check=False)
+    assert "--embeddings" in done.stderr
+
+
+def test_head_equals_pytorch(tmp_path: Path) -> None:
+    segmenter, out = tiny_segmenter(), tmp_path / "head.onnx"
+    export_network(segmenter, out, (64, 128), head_only=True)
+    session = onnxruntime.InferenceSession(out)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["overlap_threshold"]) == 0.1
+    generator = torch.Generator().manual_seed(0)
+    pyramid = [torch.randn(1, 128, 64 // s, 128 // s, generator=generator) for s in (4, 8, 16, 32)]
+    graph = NetworkGraph(segmenter.model, (64, 128), None, head_only=True)
+    for words in (WORDS, OTHER_WORDS):
+        inputs = words_file(tmp_path, words)
+        assert list(inputs["names"]) == list(load_vocabulary(words).names)
+        inputs |= {f"s{i}": level.numpy() for i, level in enumerate(pyramid, 2)}
+        found = session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})
+        classes = segmenter.model.prepare(load_vocabulary(words), TRAINED)
+        with torch.no_grad():
+            expected = graph(tuple(pyramid), text_inputs(classes))
+        assert found[0].shape == (10, len(words) + 1)
+        for ours, theirs in zip(expected, found, strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_words_become_constants(tmp_path: Path) -> None:
+    export_network(tiny_segmenter(), tmp_path / "head.onnx", (64, 64), WORDS, head_only=True)
+    session = onnxruntime.InferenceSession(tmp_path / "head.onnx")
+    assert [each.name for each in session.get_inputs()] == ["s2", "s3", "s4", "s5"]
+    assert session.get_outputs()[0].shape == [10, len(WORDS) + 1]
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["names"] == ["dog", "cat", "grass", "sky"]
+    assert metadata["isthing"] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (150, 101)])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.8])
+def test_example_merges_as_pytorch(script: ModuleType, size: tuple[int, int], overlap: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    isthing = [True, False, True, False]
+    logits = 3 * torch.randn(20, 5, generator=generator)
+    coarse = 6 * torch.randn(20, 1, 4, 6, generator=generator)
+    masks = nn.functional.interpolate(coarse, (16, 24), mode="bicubic")[:, 0]
+    settings = InferenceSettings(object_threshold=0.4, overlap_threshold=overlap)
+    full = resize_masks(masks, (64, 96), (64, 96), size)
+    expected = torch_panoptic(logits, full, isthing, settings)
+    ids, segments = script.panoptic(logits.softmax(-1).numpy(), masks.numpy(), isthing, size, 0.4, overlap)
+    # pixels between two masks may round to the other one
+    assert np.mean(ids != expected.ids.numpy()) < 1e-3
+    assert [label for _, label, _ in segments] == [s.category for s in expected.segments]
+    assert [score for *_, score in segments] == pytest.approx([s.score for s in expected.segments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("net.pt",), "net.pt"),
+        (("words.npz",), "--words"),
+        (("words.npz", "64x64", "dog"), "--size"),
+        (("net.onnx", "64"), "--size 64"),
+        (("net.onnx", None, "dog,dog"), "--words"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
+    out, *rest = arguments
+    with pytest.raises(SettingError, match=named):
+        export(Path("missing.ckpt"), tmp_path / out, *rest)
+
+
+@pytest.mark.parametrize("size", [(100, 128), (32, 64), (64, 0)])
+def test_size_must_be_a_multiple(tmp_path: Path, size: tuple[int, int]) -> None:
+    with pytest.raises(SettingError, match=r"--size .* multiples of 64"):
+        export_network(tiny_segmenter(), tmp_path / "net.onnx", size)
+
+
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odise_pl.export.onnx.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match=r"odise_pl\[onnx\]"):
+        export(Path("missing.ckpt"), tmp_path / "net.onnx")
+
+
+def test_unwritable_target_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odise_pl.export.onnx._convert", lambda *_: pytest.fail("exported"))
+    for out in (tmp_path / "missing" / "net.onnx", Path("/proc/net.onnx")):
+        with pytest.raises(SettingError, match=r"net\.onnx"):
+            export_network(tiny_segmenter(), out)
+
+
+def test_captioner_of_sentences_is_refused(tmp_path: Path) -> None:
+    segmenter = tiny_segmenter()
+    clip = segmenter.model.clip
+    segmenter.model.backbone.captioner = TextCaptioner(clip, None, lambda texts: torch.zeros(1, 77, 32))
+    with pytest.raises(SettingError, match="--head-only"):
+        export_network(segmenter, tmp_path / "net.onnx")
