@@ -46,7 +46,7 @@ test: $(STAMP)  ## Run the tests; options of pytest in PYTEST_ARGS: make test PY
 		$(if $(COVERAGE),--cov --cov-fail-under=$(COVERAGE)) $(PYTEST_ARGS)
 
 docs: $(STAMP)  ## Build the documentation in build/docs, offline; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pictures: $(STAMP)  ## Draw the pictures of the documentation from the demo's run; needs Chromium
 	$(BIN)/python -m scripts.docs.pictures $(ARGS)

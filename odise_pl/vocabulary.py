@@ -271,7 +271,8 @@ def _without_trailing_commas(entry: str) -> str:
 
 def _parse_list(text: str) -> Sequence[Any]:
     try:
-        return list(OmegaConf.create(text))
+        found: Any = OmegaConf.to_container(OmegaConf.create(text))  # unresolved: words are data
+        return list(found)
     except Exception as error:  # YAML and OmegaConf raise many kinds of errors
         raise VocabularyError(f'the list of names {text} is not written as [dog, "park bench"]') from error
 

@@ -206,6 +206,11 @@ def test_invalid_source_is_named(source: str | list[object], name: str) -> None:
         load_vocabulary(source)
 
 
+def test_words_are_data_not_references() -> None:
+    with pytest.raises(VocabularyError, match=r"\$\{oc\.env:HOME\}"):  # a colon is none of a name
+        load_vocabulary('["${oc.env:HOME}", dog]')
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

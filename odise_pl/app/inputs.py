@@ -18,8 +18,8 @@ MOST_BYTES = 50 * 2**20
 MOST_PIXELS = 40 * 10**6
 MOST_NAMES = 500  # with synonyms; COCO has 221
 _MOST_LETTERS = 20_000
-# in a list in brackets OmegaConf would read environment variables, and YAML would multiply its anchors
-_NOT_IN_LISTS = re.compile(r"[$&*]")
+# in a list in brackets YAML would multiply its anchors
+_NOT_IN_LISTS = re.compile(r"[&*]")
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -58,7 +58,7 @@ def read_words(text: str) -> Vocabulary:
     if len(text) > _MOST_LETTERS:
         raise SettingError(f"the words have {len(text)} characters, the page takes up to {_MOST_LETTERS}")
     if text.startswith("[") and _NOT_IN_LISTS.search(text):
-        raise SettingError("a list in brackets cannot contain $, & and *: write one class per line instead")
+        raise SettingError("a list in brackets cannot contain & and *: write one class per line instead")
     # no file's name starts with a line break
     found = load_vocabulary(text if text in packaged_vocabularies() else f"\n{text}", one_word=True)
     names = sum(map(len, found.labels))
