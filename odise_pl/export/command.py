@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
+from odise_pl.prediction.command import Checkpoint, Settings, parse_settings
+
 
 def export(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="a run's folder, a checkpoint, or an official release", metavar="CKPT", exists=True
-        ),
-    ],
+    checkpoint: Checkpoint,
     out: Annotated[
         Path,
         typer.Argument(help="NAME.onnx for the network, NAME.npz for embeddings of --words", metavar="OUT"),
@@ -36,30 +33,16 @@ def export(
         bool,
         typer.Option("--head-only", help="pixel decoder and mask decoder, from the pyramid of features"),
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="setting of the network, e.g. clip.weights=FILE; repeatable"
-        ),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Export a network to ONNX, for inference without PyTorch."""
     import logging
 
-    from omegaconf import OmegaConf
-
-    from odise_pl.errors import SettingError
     from odise_pl.runs.console import quiet_libraries
 
     quiet_libraries()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of operators that it does not fold
     from odise_pl.export.onnx import export as export_files
 
-    changes = {}
-    for text in settings or ():
-        key, equals, _ = text.partition("=")
-        if not equals:
-            raise SettingError(f"--set {text}: give KEY=VALUE")
-        changes[key] = OmegaConf.select(OmegaConf.from_dotlist([text]), key)
-    files = export_files(checkpoint, out, size, words, head_only, changes)
+    files = export_files(checkpoint, out, size, words, head_only, parse_settings(settings))
     print(f"written: {', '.join(map(str, files))}")

@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="a run's folder, a checkpoint, an official release, or OWNER/NAME on the Hub", metavar="CKPT"
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="setting of the network, e.g. clip.weights=FILE; repeatable"
+    ),
+]
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """The values of ``--set KEY=VALUE`` by key.
+
+    Raises:
+        SettingError: one has no ``=``.
+    """
+    from omegaconf import OmegaConf
+
+    from odise_pl.errors import SettingError
+
+    changes: dict[str, Any] = {}
+    for text in settings or ():
+        key, equals, _ = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set {text}: give KEY=VALUE")
+        changes[key] = OmegaConf.select(OmegaConf.from_dotlist([text]), key)
+    return changes
+
 
 def predict(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="a run's folder, a checkpoint, an official release, or OWNER/NAME on the Hub", metavar="CKPT"
-        ),
-    ],
+    checkpoint: Checkpoint,
     pictures: Annotated[
         list[str],
         typer.Argument(help="files, folders and quoted patterns ('photos/**/*.jpg')", metavar="PICTURE..."),
@@ -37,32 +65,19 @@ def predict(
     ] = False,
     batch: Annotated[int, typer.Option(help="pictures in memory; those of one size share a pass", min=1)] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="setting of the network, e.g. clip.weights=FILE; repeatable"
-        ),
-    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Segment pictures in your own words.
 
     Writes NAME_segments.png (to look at), NAME_ids.png (COCO's panoptic PNG) and NAME.json for each picture.
     Skips pictures that cannot be read, with exit status 1.
     """
-    from omegaconf import OmegaConf
-
-    from odise_pl.errors import SettingError
     from odise_pl.runs.console import quiet_libraries
 
     quiet_libraries()
     from odise_pl.prediction.predict import predict as predict_pictures
 
-    changes = {}
-    for text in settings or ():
-        key, equals, _ = text.partition("=")
-        if not equals:
-            raise SettingError(f"--set {text}: give KEY=VALUE")
-        changes[key] = OmegaConf.select(OmegaConf.from_dotlist([text]), key)
+    changes = parse_settings(settings)
     unread = predict_pictures(checkpoint, pictures, words, out, changes, device, other, batch, html)
     for problem in unread:
         print(f"error: {problem}", file=sys.stderr)
