@@ -103,7 +103,7 @@ def test_card_has_scores_of_this_network_only(run: Path, scene_shards: Path, tmp
 
 
 def test_card_names_command_and_licences(checkpoint: Path, published: Path, tmp_path: Path) -> None:
-    config = composed("train", tmp_path, ["clip.weights=/home/me/open_clip_model.safetensors"])
+    config = composed("train", tmp_path, ["clip.weights=/there/me/open_clip_model.safetensors"])
     network = portable(NetworkSettings.of_config(config))
     assert network.weights()["clip"] == "${paths.weights}/open_clip_model.safetensors"
     card = model_card("me/full", network, read_checkpoint(checkpoint), [], "odise train seed=1", "cc-by-4.0")
