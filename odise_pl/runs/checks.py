@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from odise_pl.runs.conf import CONF
 from odise_pl.runs.resume import checkpoint_path
 from odise_pl.vocabulary import load_vocabulary
 
+_LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
+
 
 def check_training(config: DictConfig) -> None:
     """Check the settings of a training and that its files exist, independent of its run folder.
@@ -31,6 +34,7 @@ def check_training(config: DictConfig) -> None:
     """
     problems = [
         *_bad_settings(config),
+        *_missing_logger(config),
         *_bad_vocabularies(config),
         *missing_weights(NetworkSettings.of_config(config), config.paths),
         *_missing_shards(config, "train", "val"),
@@ -96,6 +100,12 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
+
+
+def _missing_logger(config: DictConfig) -> Iterator[str]:
+    package = _LOGGERS.get(str(OmegaConf.select(config, "logger._target_")).rpartition(".")[2])
+    if package is not None and find_spec(package) is None:
+        yield f"logger={package} needs a package that is not installed: pip install {package}"
 
 
 def _bad_vocabularies(config: DictConfig) -> Iterator[str]:

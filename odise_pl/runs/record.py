@@ -216,6 +216,17 @@ def read_run(folder: Path) -> FinishedRun:
         raise RunError(f"{path} cannot be read ({error}); delete it, and run the command again") from error
 
 
+def read_objective(folder: Path) -> float | None:
+    """The score of a run in percent: PQ of its first evaluation set, or mAP or mIoU where PQ is not measured.
+
+    None if it has none, or is not finished.
+    """
+    if not (folder / FINISHED).exists():
+        return None
+    first: Mapping[str, float] = next(iter(read_run(folder).scores.values()), {})
+    return next((100 * first[name] for name in ("pq", "map", "miou") if name in first), None)
+
+
 def find_runs(folder: Path) -> list[FinishedRun]:
     """All finished runs in a folder at any depth, sorted by path, each with the newest scores of every set.
 

@@ -1,14 +1,15 @@
-"""TensorBoard's log, written so that a full disk costs curves and not the run."""
+"""TensorBoard's log, written so that a full disk costs curves and not the run; the end of other logs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import lightning
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 _log = logging.getLogger(__name__)
 
@@ -52,3 +53,20 @@ class TensorBoard(TensorBoardLogger):
             self._failed = True
             with suppress(OSError):
                 self.experiment.file_writer = self.experiment.all_writers = None  # it opens a new file
+
+
+@contextmanager
+def wandb_run(trainer: lightning.Trainer) -> Iterator[None]:
+    """End the run of Weights & Biases with the training; the next one of a sweep would log into it.
+
+    An incomplete training ends it with an error: ``resume=auto`` continues only such runs.
+    """
+    try:
+        yield
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+            import wandb
+
+            complete = not trainer.interrupted and trainer.global_step >= trainer.max_steps
+            if wandb.run is not None:
+                wandb.run.finish(exit_code=0 if complete else 1)

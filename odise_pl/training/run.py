@@ -19,6 +19,7 @@ from odise_pl.runs.record import (
     extract_ablation_settings,
     is_finished,
     mark_finished,
+    read_objective,
     resolve_settings,
     write_settings,
 )
@@ -35,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(config: DictConfig) -> None:
-    """Train; a finished run is skipped."""
+def main(config: DictConfig) -> float | None:
+    """Train, or skip a finished run; returns the score that a search maximises."""
     watch_first_process()
     with report_errors():
         folder, settings = Path(config.run_dir), resolve_settings(config)
@@ -45,8 +46,9 @@ def main(config: DictConfig) -> None:
             with sole_run(folder):
                 if not is_finished(folder, settings):  # by another process, while this one waited
                     train(config)
-                    return
+                    return read_objective(folder)
         _log.info("%s is finished: skipped", folder)
+        return read_objective(folder)
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -67,6 +69,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
     from odise_pl.checkpoints.metadata import check_resumable
     from odise_pl.training.faults import explain_faults
+    from odise_pl.training.logger import wandb_run
     from odise_pl.training.optimization import accumulation_steps, choose_batch_size
 
     step = None if checkpoint is None else check_resumable(checkpoint)
@@ -81,7 +84,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer.check_val_every_n_epoch, trainer.val_check_interval = None, config.validate_every * steps
     if trainer.is_global_zero:
         write_settings(Path(config.run_dir), settings)
-    with explain_faults(trainer):
+    with explain_faults(trainer), wandb_run(trainer):
         trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
         if trainer.interrupted or trainer.global_step < trainer.max_steps:
             return {}
@@ -108,8 +111,9 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
         logger["purge_step"] = step  # steps that were logged, but not saved, come again
     if config.trainer.strategy == "auto" and (config.trainer.devices, config.trainer.num_nodes) != (1, 1):
         config.trainer.strategy = "ddp_find_unused_parameters_true"  # conf/trainer/ddp.yaml says why
-    bar = config.trainer.enable_progress_bar
-    callbacks = [instantiate(node) for name, node in config.callbacks.items() if bar or name != "progress"]
+    unused = [] if config.trainer.enable_progress_bar else ["progress"]
+    unused += [] if logger else ["learning_rate"]
+    callbacks = [instantiate(node) for name, node in config.callbacks.items() if name not in unused]
     return instantiate(
         config.trainer,
         callbacks=callbacks,

@@ -145,7 +145,8 @@ def check_overrides(name: str, words: Sequence[str]) -> None:
     settings: list[str] = []
     for word in known.overrides:
         if not _is_placeholder(word):
-            (groups if _is_group(word) else settings).append(_first_value(word))
+            grouped = _is_group(word) or word.startswith("hydra/")  # a plugin's
+            (groups if grouped else settings).append(_first_value(word))
     unknown = [word for word in groups if word.split("=")[0] not in GROUPS[name] and "/" not in word]
     if unknown:
         raise BadCommand(f"{name}.py has no groups {unknown}")
@@ -170,11 +171,12 @@ def _first_value(word: str) -> str:
     """An override with the first value of a sweep; all choices of a group have to exist."""
     try:
         override = OverridesParser.create().parse_override(word)
-        values = (
-            list(override.sweep_string_iterator())
-            if override.is_sweep_override()
-            else [word.partition("=")[2]]
-        )
+        if override.is_interval_sweep():
+            values = [override.value().start]
+        elif override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+        else:
+            values = [word.partition("=")[2]]
     except HydraException as error:
         raise BadCommand(str(error)) from error
     choices = ",".join(map(str, values)).strip("[]").split(",") if _is_group(word) else []

@@ -159,6 +159,24 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     assert shown.count("is finished: skipped") == 3
 
 
+@pytest.mark.slow
+def test_search_maximises_the_score(shards: Path, tmp_path: Path, programs: Programs) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    space = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "criterion.no_object_weight=0.1,0.5"]
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", *space]
+    arguments = sweep_arguments(shards, tmp_path, "experiment=laptop", *search)
+    code, shown = programs.run(train.main, *arguments)
+    assert code == 0, shown
+    best = OmegaConf.load(tmp_path / "optimization_results.yaml")
+    runs = find_runs(tmp_path)
+    assert len(runs) == 2
+    assert best.best_value == pytest.approx(max(100 * run.scores["val"]["pq"] for run in runs))
+    assert set(best.best_params) == {"optimizer.lr", "criterion.no_object_weight"}
+    code, shown = programs.run(train.main, *arguments)
+    assert code == 0, shown
+    assert shown.count("is finished: skipped") == 2
+
+
 def test_failed_runs_do_not_stop_the_others(shards: Path, tmp_path: Path, programs: Programs) -> None:
     """One fails in the checks, one when its network is built."""
     swept = ["captioner=heuristic", "captioner.top=500,3", "backbone.timesteps=[1000],[0]", "seed=5"]
