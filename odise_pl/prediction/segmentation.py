@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from odise_pl.data.label_maps import encode_ids
-from odise_pl.errors import UserError
+from odise_pl.errors import SettingError, UserError
 from odise_pl.evaluation.writer import instance_results, panoptic_annotation
 from odise_pl.files import write_bytes, write_text
 from odise_pl.models.inference import NetworkPrediction
@@ -164,11 +164,14 @@ class Segmentation:
 
         Args:
             folder: created if missing.
-            name: of the files.
+            name: of the files, without folders.
 
         Raises:
+            SettingError: the name has folders.
             OSError: the folder cannot be written.
         """
+        if Path(name).name != name:
+            raise SettingError(f"name {name!r}: give a file name without folders")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         annotation, ids = self._annotation

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from odise_pl.checkpoints.description import NetworkSettings, model_key, read_record
+from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, read_record
 from odise_pl.checkpoints.metadata import CheckpointDescription, describe
 from odise_pl.checkpoints.weights import load_weights
 from odise_pl.data.transforms import EvalResize, image_tensor
@@ -217,7 +217,7 @@ def _paths() -> dict[str, Any]:
 
 def _refuse_unknown(changes: Mapping[str, Any]) -> None:
     for key in changes:
-        known = model_key(key) is not None or key.startswith(("paths.", "data.eval_"))
+        known = model_key(key) is not None or key.startswith("paths.") or key.removeprefix("data.") in SIDES
         if not known or "." not in key:
             raise SettingError(
                 f"{key}: not a setting of the network; examples are clip.weights, classifier.mode, "

@@ -69,6 +69,7 @@ def test_command_writes_and_prints_segments(network: Path, photos: list[Path], t
         ({"other": "cat,ball"}, "--other: "),
         ({"out": __file__}, "--out"),
         ({"setting": "model=odise_label"}, "model: not a setting"),
+        ({"setting": "data.eval_shrt_side=5"}, "data.eval_shrt_side: not a setting"),
         ({"setting": "classifier.mode=nonsense"}, "classifier.mode=nonsense"),
         ({"setting": "captioner.on_the_fly=false"}, "captioner.on_the_fly=true"),
         ({"device": "cuda"}, "cuda"),

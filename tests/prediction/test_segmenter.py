@@ -210,6 +210,8 @@ def test_results_are_valid_for_coco(segmenter: Segmenter, photos: list[Path], tm
     result = segmenter(photos[0], NAMES)
     panoptic, instances = result.to_coco(7, photos[0].name)
     result.save(tmp_path / "panoptic", photos[0].stem)
+    with pytest.raises(UserError, match=r"\.\./outside"):
+        result.save(tmp_path / "panoptic", "../outside")
     (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
     evaluation = PanopticEval(tmp_path / "panoptic.json", tmp_path / "panoptic.json")
     evaluation.evaluate()

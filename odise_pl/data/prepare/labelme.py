@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -109,7 +109,7 @@ def read_labelme(
         check=_check,
         pack=partial(pack_objects, isthing=classes.isthing),
         measures=measures_of(classes),
-        notes=tuple(_notes(place, read)),
+        notes=tuple(_notes(place, read, {PurePosixPath(name).stem for name in {*names} - {*read}})),
     )
 
 
@@ -167,12 +167,14 @@ def _objects(file: _File, index: Mapping[str, int], where: str) -> Iterator[Inst
         )
 
 
-def _notes(place: SourcePath, files: Mapping[str, _File]) -> Iterator[str]:
+def _notes(place: SourcePath, files: Mapping[str, _File], damaged: Set[str]) -> Iterator[str]:
+    """What was skipped; ``damaged`` are names of JSON files, without suffix, that cannot be read."""
     if skipped := sum(file.skipped for file in files.values()):
         yield f"skipped {skipped} shapes without an area (points and lines)"
     labelled = {file.image for file in files.values()}
     pictures = [name for name in place.names() if name.lower().endswith(IMAGE_SUFFIXES)]
-    if others := [name for name in pictures if name not in labelled]:
+    others = [n for n in pictures if n not in labelled and PurePosixPath(n).stem not in damaged]
+    if others:
         yield f"skipped {len(others)} pictures without a JSON file, for example {others[0]}"
 
 

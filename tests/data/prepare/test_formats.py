@@ -176,8 +176,10 @@ def test_labelme_damaged_file_and_turned_picture(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     image.save(path, exif=exif)
-    found = problems(read_labelme(tmp_path / "root"), tmp_path / "out")
+    source = read_labelme(tmp_path / "root")
+    found = problems(source, tmp_path / "out")
     assert [problem["file"] for problem in found] == ["root/day/0.json", "root/night/1.jpg"]
+    assert not any("0.jpg" in note for note in source.notes), "it has a JSON file, which is damaged"
     assert "EXIF" in found[1]["cause"]
     (tmp_path / "root" / "day" / "empty").mkdir()
     with pytest.raises(DataError, match="no JSON file"):
