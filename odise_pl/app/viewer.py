@@ -5,17 +5,15 @@ It needs no script: styles react to the pointer and to boxes.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from odise_pl.data.label_maps import resize_ids
 from odise_pl.prediction.drawing import segment_color
+from odise_pl.prediction.page import data_url
 from odise_pl.prediction.segmentation import NamedSegment, Segmentation
 
 _LONGEST_SIDE = 1280  # of the picture on the page; downloads have the full size
@@ -71,7 +69,7 @@ def _svg(result: Segmentation, colors: Mapping[int, str]) -> str:
     )
     return (
         f'<svg viewBox="0 0 {width} {height}"><image width="{width}" height="{height}" '
-        f'href="{_data_url(result.image.resize((width, height)))}"/>{shapes}</svg>'
+        f'href="{data_url(result.image.resize((width, height)), quality=90)}"/>{shapes}</svg>'
     )
 
 
@@ -80,12 +78,6 @@ def _outline(mask: NDArray[np.bool_]) -> str:
     rows, edges = np.nonzero(np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1))
     runs = zip(rows[::2].tolist(), edges[::2].tolist(), edges[1::2].tolist(), strict=True)
     return "".join(f"M{start} {row}H{end}v1H{start}z" for row, start, end in runs)
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _name(segment: NamedSegment) -> str:

@@ -19,7 +19,7 @@ from odise_pl.data.manifest import parse_eval_sets
 from odise_pl.distributed.processes import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
-from odise_pl.runs.console import quiet_libraries
+from odise_pl.runs.console import quiet_lightning
 from odise_pl.runs.record import (
     evaluation_folder,
     extract_ablation_settings,
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
     watch_first_process()
     with report_errors():
         check_evaluation(config)
-        quiet_libraries()
+        quiet_lightning()
         if config.predictions is not None:
             score_predictions(config)
         else:

@@ -18,7 +18,6 @@ from odise_pl.hub.download import DownloadError, hub_errors
 from odise_pl.runs.record import EVALUATIONS, read_command, read_settings
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -47,7 +46,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def _is_id(name: str) -> bool:
     owner = name.partition("/")[0]
-    misspelt = owner == "runs" or Path(owner).exists() or name.endswith(_FILES)
+    misspelt = owner == "runs" or Path(owner).exists() or is_file_name(name)
     return _ID.fullmatch(name) is not None and not misspelt
 
 
@@ -87,9 +86,8 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
     checkpoint = read_checkpoint(path)
     if "odise" not in checkpoint:
         raise WeightsError(f"{path} does not describe its network")
-    named = [
-        f"{part}.weights" for part in PARTS
-    ]  # the run's own, to which a checkpoint's limits do not apply
+    # the run's own, to which a checkpoint's limits do not apply
+    named = [f"{part}.weights" for part in PARTS]
     network = portable(read_record(checkpoint["odise"]["record"], str(path), named))
     results, command = _results(run, checkpoint["global_step"], network), read_command(run)
     about = {"command": command, "scores": {result["data"]: result["scores"] for result in results}}

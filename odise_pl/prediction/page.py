@@ -30,6 +30,13 @@ figcaption li { display: inline-block; margin-right: .8rem }
 """
 
 
+def data_url(image: Image.Image, quality: int) -> str:
+    """An image as the address of a JPEG inside a page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 class ResultPage:
     """Collects the results of pictures; it keeps some 20 KB for each.
 
@@ -50,15 +57,13 @@ class ResultPage:
             segments: what was found.
         """
         target = name.with_name(f"{name.name}_segments.png")
-        small = io.BytesIO()
         with Image.open(self.path.parent / target) as drawn:
             drawn.thumbnail((_SIDE, _SIDE), reducing_gap=2)
-            drawn.save(small, "JPEG", quality=85)
+            small = data_url(drawn, quality=85)
         found = _items(f"{segment.name} {segment.score:.2f}" for segment in segments)
-        data = base64.b64encode(small.getvalue()).decode()
         self._figures.append(
             f'<figure><a href="./{quote(os.fsencode(target))}">'
-            f'<img loading="lazy" alt="{_text(picture.name)}" src="data:image/jpeg;base64,{data}"></a>'
+            f'<img loading="lazy" alt="{_text(picture.name)}" src="{small}"></a>'
             f"<figcaption><b>{_text(str(picture))}</b>{found or '<p>no segment</p>'}</figcaption></figure>\n"
         )
 

@@ -18,19 +18,25 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it once
     import diffusers
-    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
     import transformers
+
+    warnings.filterwarnings("ignore", module=_LIBRARIES)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for library in (transformers, diffusers):
+        library.logging.disable_progress_bar()
+        library.logging.set_verbosity_error()
+
+
+def quiet_lightning() -> None:
+    """:func:`quiet_libraries`, and Lightning, whose import takes seconds: to train or evaluate."""
+    quiet_libraries()
+    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print the same lines
         logging.getLogger(name).setLevel(logging.WARNING)
     # reports ranks that died
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module=_LIBRARIES)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for library in (transformers, diffusers):
-        library.logging.disable_progress_bar()
-        library.logging.set_verbosity_error()
 
 
 @contextmanager

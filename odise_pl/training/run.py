@@ -14,7 +14,7 @@ from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
-from odise_pl.runs.console import quiet_libraries
+from odise_pl.runs.console import quiet_lightning
 from odise_pl.runs.record import (
     extract_ablation_settings,
     is_finished,
@@ -65,7 +65,7 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     settings = resolve_settings(config)
     checkpoint = resolve_resume(config, settings)
-    quiet_libraries()
+    quiet_lightning()
 
     from odise_pl.checkpoints.metadata import check_resumable
     from odise_pl.training.faults import explain_faults
