@@ -164,9 +164,6 @@ def _join(model: Odise, mesh: DeviceMesh) -> None:
         model, mesh=mesh, ignored_params={p for p in model.parameters() if not isinstance(p, DTensor)}
     )
     register_fsdp_forward_method(model, "predict")
-    for block in model.clip.model.visual.transformer.resblocks:
-        # masked CLIP uses a block's weights before the block runs; its first norm comes before both
-        block.ln_1.register_forward_pre_hook(lambda *_, block=block: block.unshard())
     EqualPasses(mesh.get_group()).attach(model.backbone)
 
 

@@ -22,6 +22,7 @@ from odise_pl.models.classifiers import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.memory import keep_freed_memory
 from odise_pl.models.odise import ClassifierSettings, Odise
 
 __all__ = [
@@ -126,6 +127,7 @@ def build_odise(
     """
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
+    keep_freed_memory()
     caption = supervision == "caption"
     frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped))
     null_embed = None if caption else frozen_clip.encode_text([""])

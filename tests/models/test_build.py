@@ -23,10 +23,10 @@ from odise_pl.models.odise import ClassifierSettings
 
 
 def test_published_model_sizes() -> None:
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # shapes without memory; the label model would embed a text
         model = build_odise(
             BackboneSettings(), ClipSettings(), implicit_captioner(), HeadSettings(), ClassifierSettings(),
-            InferenceSettings(),
+            InferenceSettings(), "caption",
         )  # fmt: skip
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert frozen == 859_520_964 + 83_653_863 + 427_944_193  # UNet, VAE and CLIP, each once

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -153,10 +152,25 @@ class FrozenCLIP(Frozen):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Embeddings [len(texts), embed_dim], not normalised."""
-        device = self.mean.device
+        """Embeddings [len(texts), embed_dim], not normalised, of ``chunk`` texts at a time."""
         tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
-        return torch.cat([self.model.encode_text(part.to(device)) for part in tokens.split(chunk)])
+        ends = tokens.argmax(dim=1)  # the end token is the largest
+        groups = [rows for end in ends.unique() for rows in (ends == end).nonzero()[:, 0].split(chunk)]
+        found = [
+            self._encode_tokens(tokens[rows, : ends[rows[0]] + 1].to(self.mean.device)) for rows in groups
+        ]
+        return torch.cat(found)[torch.cat(groups).argsort().to(self.mean.device)]
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed texts of one length [N, L] that end with the end token.
+
+        The encoder is causal: what a text is padded with behind its end does not change its embedding.
+        """
+        model, length = self.model, tokens.shape[1]
+        x = model.token_embedding(tokens) + model.positional_embedding[:length]
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        embeddings: Tensor = model.ln_final(x[:, -1]) @ model.text_projection
+        return embeddings
 
     @torch.no_grad()
     def encode_masks(self, images: Tensor, visible: Tensor) -> Tensor:
@@ -184,29 +198,13 @@ def embed_regions(
     [B, embed_dim] of the images, not normalised.
     """
     tokens = visual._embeds(images)
-    copies = tokens[:, :1].expand(-1, visible.shape[1], -1)
-    keep = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=2)
+    length, regions = tokens.shape[1], visible.shape[1]
+    x = torch.cat([tokens, tokens[:, :1].expand(-1, regions, -1)], dim=1)
+    hidden = torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+    hidden[:, :, 0] = hidden[:, :length, :length] = False
+    hidden[:, length:, 1:length] = ~visible
+    mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill_(hidden, float("-inf"))
     for block in visual.transformer.resblocks:
-        copies = _cross_block(block, copies, tokens, keep)
-        tokens = block(tokens)
-    masks, whole = (visual.ln_post(token) @ visual.proj for token in (copies, tokens[:, 0]))
+        x = block(x, attn_mask=mask.repeat_interleave(block.attn.num_heads, dim=0))
+    masks, whole = (visual.ln_post(token) @ visual.proj for token in (x[:, length:], x[:, 0]))
     return masks, whole
-
-
-def _cross_block(block: ResidualAttentionBlock, queries: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
-    """A transformer block in which ``queries`` attend to ``tokens`` where ``keep`` [B, Q, T] is True."""
-    attention, keys = block.attn, block.ln_1(tokens)
-    weight_q, weight_k, weight_v = attention.in_proj_weight.chunk(3)
-    bias_q, bias_k, bias_v = attention.in_proj_bias.chunk(3)
-
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-
-    mixed = F.scaled_dot_product_attention(
-        heads(F.linear(block.ln_1(queries), weight_q, bias_q)),
-        heads(F.linear(keys, weight_k, bias_k)),
-        heads(F.linear(keys, weight_v, bias_v)),
-        attn_mask=keep[:, None],
-    )
-    queries = queries + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
-    return queries + block.ls_2(block.mlp(block.ln_2(queries)))
