@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,13 +30,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from odise_pl.distributed.sharding import place
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.models.odise import Odise
 from odise_pl.training.optimization import OptimizerSettings, build_optimizer
 from odise_pl.vocabulary import load_vocabulary
 
-REST = "everything else"
+REST, TEXTS = "everything else", "CLIP texts"
 VOCABULARY = "coco_panoptic"
 
 
@@ -130,7 +131,7 @@ def watch_parts(meter: Meter, model: Odise, matcher: HungarianMatcher) -> None:
         (features, "decoder_features", "VAE decoder"),
         (clip, "encode_image", "CLIP of the captioner"),
         (clip, "encode_masks", "masked CLIP"),
-        (clip, "encode_text", "CLIP texts"),
+        (clip, "encode_text", TEXTS),
         (model.backbone.pyramid, "forward", "projections"),
         (model.pixel_decoder, "forward", "pixel decoder"),
         (model.mask_decoder, "forward", "mask decoder"),
@@ -149,6 +150,11 @@ class Setting:
     optimizer: OptimizerSettings
     batch: int
     size: int
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """Of the forward pass and the losses."""
+        return torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
 
 
 def published(size: int) -> Setting:
@@ -173,12 +179,12 @@ def toy() -> Setting:
 
 
 def evaluate(setting: Setting, meter: Meter) -> None:
-    """Embed a vocabulary, predict, and compute all results."""
+    """Embed a vocabulary, which is done once per set, predict, and compute all results."""
     model, vocabulary = setting.model.eval(), load_vocabulary(VOCABULARY)
     size = (setting.size, setting.size)
     images = torch.rand(setting.batch, 3, *size)
     model.requires_grad_(False)  # operations of parameters cannot be counted without their gradients
-    with torch.no_grad():
+    with torch.no_grad(), setting.autocast():
         classes = model.prepare(vocabulary, None)
         found = model.predict(images, [size] * len(images), [size] * len(images), classes)
         with meter.part("results"):
@@ -194,8 +200,9 @@ def train(setting: Setting, meter: Meter) -> None:
     targets = [random_targets(setting.size, 6, len(vocabulary)) for _ in range(setting.batch)]
     images = torch.rand(setting.batch, 3, setting.size, setting.size)
     meter.start()
-    outputs = model(images, classes)
-    with meter.part("losses"):
+    with setting.autocast():
+        outputs = model(images, classes)
+    with meter.part("losses"), setting.autocast():
         losses = setting.criterion(outputs, targets, torch.rand, range(setting.batch))
         total = torch.stack([term for loss in losses for term in vars(loss).values()]).sum()
     del outputs
@@ -207,16 +214,18 @@ def train(setting: Setting, meter: Meter) -> None:
         optimizer.zero_grad()
 
 
-def profile(setting: Setting, mode: Mode, rounds: int) -> dict[str, Cost]:
-    """Operations counted in one pass, then the least time of each part in ``rounds`` passes."""
+def profile(setting: Setting, mode: Mode, rounds: int, count: bool) -> dict[str, Cost]:
+    """The least time of each part in ``rounds`` passes; ``count`` operations in a pass before."""
     run = train if mode is Mode.training else evaluate
     meter = Meter()
     watch_parts(meter, setting.model, setting.criterion.matcher)
-    with FlopCounterMode(display=False) as meter.flops:
-        meter.start()
-        run(setting, meter)
-        meter.charge()
-    gflop = {name: cost.gflop for name, cost in meter.costs.items()}
+    gflop: dict[str, float] = {}
+    if count:
+        with FlopCounterMode(display=False) as meter.flops:
+            meter.start()
+            run(setting, meter)
+            meter.charge()
+        gflop = {name: cost.gflop for name, cost in meter.costs.items()}
     meter.flops, best = None, {}
     for _ in range(rounds):
         meter.start()
@@ -228,9 +237,9 @@ def profile(setting: Setting, mode: Mode, rounds: int) -> dict[str, Cost]:
     return best
 
 
-def matrix_gflops(size: int = 3072) -> float:
+def matrix_gflops(dtype: torch.dtype, size: int = 3072) -> float:
     """GFLOP per processor second of a large matrix product."""
-    a, b, seconds = torch.rand(size, size), torch.rand(size, size), []
+    a, b, seconds = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype), []
     for _ in range(4):
         start = time.process_time()
         _ = a @ b
@@ -244,6 +253,7 @@ def main(
     size: Annotated[int, typer.Option(help="side of the image in pixels; not of the toy")] = 512,
     threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
     rounds: Annotated[int, typer.Option(help="measured passes; the fastest counts")] = 1,
+    bf16: Annotated[bool, typer.Option("--bf16", help="frozen weights and autocast in bfloat16")] = False,
     against: Annotated[Path | None, typer.Option(help="checkout of another version")] = None,
     turns: Annotated[int, typer.Option(help="with --against: fresh processes of each version")] = 2,
     file: Annotated[Path | None, typer.Option("--json", help="write the figures")] = None,
@@ -251,59 +261,62 @@ def main(
 ) -> None:
     """Profile, or compare two versions."""
     modes = [mode] if mode else list(Mode)
-    command = f"python scripts/profile_step.py --model {model.value}"
+    dtype = torch.bfloat16 if bf16 else torch.float32
     if against:
-        results = compare(against.resolve(), modes, turns, model, size, threads, rounds)
+        options = ["--model", model.value, "--size", str(size), "--threads", str(threads)]
+        options += ["--rounds", str(rounds), "--bare", *(["--bf16"] if bf16 else [])]
+        results = compare(against.resolve(), modes, turns, options)
     else:
         torch.set_num_threads(threads)
-        results = {one.value: measure(model, one, size, rounds) for one in modes}
+        results = {one.value: measure(model, one, size, rounds, dtype, not bare) for one in modes}
     if bare:
         print(json.dumps(results))
         return
     for name, parts in results.items():
-        show(f"{name}, {model.value}, {threads} thread(s)", parts)
+        show(f"{name}, {model.value}, {dtype}, {threads} thread(s)", parts)
     if file:
-        what = f"Parts of a step, {model.value} sizes, float32, threads: {threads}; processor seconds."
-        write_figures(file, what, command, {"steps": results})
+        words = [f"--model {model.value}", *(["--against CHECKOUT"] if against else [])]
+        words += [f"--threads {threads}"] if threads > 1 else []
+        words += ["--bf16"] if bf16 else []
+        what = f"Parts of a step, {model.value} sizes, {dtype}, threads: {threads}; processor seconds."
+        write_figures(file, what, " ".join(["python scripts/profile_step.py", *words]), {"steps": results})
 
 
-def measure(kind: Kind, mode: Mode, size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """The costs of all parts and of the whole, with the limit of each."""
+def measure(
+    kind: Kind, mode: Mode, size: int, rounds: int, dtype: torch.dtype, count: bool
+) -> dict[str, dict[str, float]]:
+    """The costs of all parts and of the whole without the texts, with the limit of each."""
     torch.manual_seed(0)
-    costs = profile(published(size) if kind is Kind.full else toy(), mode, rounds)
-    rate = matrix_gflops()
+    setting = replace(published(size) if kind is Kind.full else toy(), dtype=dtype)
+    place(setting.model, dtype)
+    costs = profile(setting, mode, rounds, count)
+    rate = matrix_gflops(dtype)
+    step = [cost for name, cost in costs.items() if name != TEXTS]
     costs["all"] = Cost(
-        sum(c.seconds for c in costs.values()),
-        sum(c.gflop for c in costs.values()),
-        max(c.peak_gib for c in costs.values()),
+        sum(c.seconds for c in step), sum(c.gflop for c in step), max(c.peak_gib for c in step)
     )
     return {name: asdict(cost) | {"limit_s": cost.gflop / rate} for name, cost in costs.items()}
 
 
 def compare(
-    other: Path, modes: list[Mode], turns: int, kind: Kind, size: int, threads: int, rounds: int
+    other: Path, modes: list[Mode], turns: int, options: list[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Both versions in turns, each in fresh processes: the fastest run of each, with ``before_s``."""
+    """Both versions in turns, each in fresh processes: the fastest run of each."""
     here = Path(__file__).resolve().parents[1]
     found: dict[str, Any] = {}
     for mode in modes:
         best: dict[Path, Any] = {}
-        for turn in range(turns):
-            for root in (other, here) if turn % 2 == 0 else (here, other):
-                options = ["--model", kind, "--mode", mode, "--size", size, "--threads", threads]
-                command = [sys.executable, __file__, "--bare", *options, "--rounds", rounds]
-                environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(threads)}
-                output = subprocess.run(
-                    [str(word) for word in command], env=environment, check=True, stdout=subprocess.PIPE
-                ).stdout
-                parts = json.loads(output.splitlines()[-1])[mode]
-                if root not in best or parts["all"]["seconds"] < best[root]["all"]["seconds"]:
-                    best[root] = parts
+        for root in [other, here, here, other][: 2 * turns] * -(-turns // 2):
+            environment = os.environ | {"PYTHONPATH": str(root)}
+            command = [sys.executable, __file__, "--mode", mode.value, *options]
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+            parts = json.loads(done.stdout.splitlines()[-1])[mode.value]
+            best[root] = min(best.get(root, parts), parts, key=lambda parts: parts["all"]["seconds"])
         before, after = best[other], best[here]
         found[mode.value] = {
-            name: after.get(name, dict.fromkeys(("seconds", "gflop", "peak_gib", "limit_s"), 0.0))
-            | {f"before_{key}": before.get(name, {}).get(key, 0.0) for key in ("seconds", "peak_gib")}
-            for name in [*(before.keys() | after.keys()) - {"all"}, "all"]
+            name: after.get(name, asdict(Cost()) | {"limit_s": 0.0})
+            | {f"before_{key}": before.get(name, asdict(Cost()))[key] for key in ("seconds", "peak_gib")}
+            for name in before | after
         }
     return found
 
@@ -311,11 +324,12 @@ def compare(
 def show(title: str, parts: dict[str, dict[str, float]]) -> None:
     """Print one step, the most expensive part first."""
     compared = any("before_seconds" in cost for cost in parts.values())
-    columns = ["seconds", "limit (s)", "GFLOP", "peak (GiB)"]
+    columns = ["seconds", "peak (GiB)", *([] if compared else ["limit (s)", "GFLOP"])]
     table = Table("part", *(["before (s)", "before (GiB)"] if compared else []), *columns, title=title)
     for name, cost in sorted(parts.items(), key=lambda item: (item[0] == "all", -item[1]["seconds"])):
         before = [f"{cost['before_seconds']:.2f}", f"{cost['before_peak_gib']:.2f}"] if compared else []
-        values = (cost["seconds"], cost["limit_s"], cost["gflop"], cost["peak_gib"])
+        values = [cost["seconds"], cost["peak_gib"]]
+        values += [] if compared else [cost["limit_s"], cost["gflop"]]
         table.add_row(name, *before, *(f"{value:.2f}" for value in values))
     Console().print(table)
 
