@@ -36,7 +36,7 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
 def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
     """The sorted values of a map; faster than ``np.unique``, because segments are runs of pixels."""
     flat = ids.ravel()
-    starts = np.flatnonzero(np.diff(flat)) + 1
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
 
 
@@ -81,10 +81,13 @@ def encode_semantic(classes: NDArray[np.integer]) -> bytes:
     return encode_png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
 
 
-def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Nearest pixel centre; ``size`` is height, width."""
+def resize_ids(
+    ids: NDArray[np.int32], size: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> NDArray[np.int32]:
+    """Nearest pixel centre; ``size`` is height, width; ``box``: the part left, top, right, bottom of it."""
+    left, top, right, bottom = box or (0, 0, size[1], size[0])
     rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
-    return ids[rows[:, None], columns]
+    return ids.take(columns[left:right], axis=1).take(rows[top:bottom], axis=0)
 
 
 def _nearest(old: int, new: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from odise_pl.structures import PanopticSegmentation, Sample, Segment, Targets, 
 
 def sample(height: int, width: int, segments: int = 0, number: int = 0) -> Sample:
     return Sample(
-        image=torch.rand(3, height, width) + 0.01,
+        image=torch.randint(1, 256, (3, height, width), dtype=torch.uint8),
         targets=Targets(torch.arange(segments), torch.ones(segments, height, width, dtype=torch.bool)),
         image_id=number,
         key=f"key{number}",
@@ -37,7 +37,7 @@ def test_batches_are_padded_right_and_below() -> None:
     for image, (height, width), one, targets in zip(
         batch.images, batch.valid_sizes, samples, batch.targets, strict=True
     ):
-        assert torch.equal(image[:, :height, :width], one.image)
+        assert torch.equal(image[:, :height, :width], one.image.float() / 255)
         assert image.count_nonzero() == one.image.numel()
         assert targets.masks.shape == (len(one.targets.labels), 128, 128)
         assert torch.equal(targets.masks[:, :height, :width], one.targets.masks)
