@@ -10,6 +10,7 @@ from odise_pl.data.images import encode_png, open_image, read_header
 from odise_pl.data.records import DataError
 
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
+_BAND = 64  # rows
 _STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
 
 
@@ -22,9 +23,14 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
     image = open_image(data)
     if image.format != "PNG" or image.mode != "RGB" or _raw_mode(data) != "RGB":
         raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
-    # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte
-    values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
-    return values.reshape(image.height, image.width).astype(np.int32, copy=False)
+    # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte.
+    # It copies an image several times on its way out, in memory that is new each time: small bands reuse it.
+    values = np.empty((image.height, image.width), dtype="<i4")
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        values[top : top + _BAND] = np.frombuffer(band.tobytes("raw", "RGBX"), "<i4").reshape(band.height, -1)
+    values &= 0xFFFFFF
+    return values.astype(np.int32, copy=False)
 
 
 def encode_ids(ids: NDArray[np.int32]) -> bytes:
