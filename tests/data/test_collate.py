@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,3 +51,13 @@ def test_batches_are_padded_right_and_below() -> None:
     assert batch.original_sizes == ((100, 140), (160, 60))
     assert batch.truths == (samples[0].truth, samples[1].truth)
     assert (batch.skipped, batch.number) == (("damaged",), 5)
+
+
+def test_images_are_fractions_of_pixels() -> None:
+    batch = collate([sample(50, 70)])
+    assert batch.to("cpu").pixels.dtype == torch.uint8, "what moves to a device is small"
+    assert torch.equal(batch.images, batch.pixels.float() / 255)
+    assert batch.images.is_contiguous()
+    assert batch.images is batch.images, "made once"
+    spoilt = replace(batch, pixels=batch.images * float("nan"))
+    assert spoilt.images.isnan().all()

@@ -20,7 +20,7 @@ from odise_pl.data.images import (
     to_rgb,
     to_upright_rgb,
 )
-from odise_pl.data.label_maps import decode_ids, decode_semantic, decode_values
+from odise_pl.data.label_maps import decode_ids, decode_semantic, decode_values, encode_ids
 from odise_pl.data.records import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -189,3 +189,11 @@ def test_draft_finds_truncated_jpegs(progressive: bool, kept: float) -> None:
     for draft in (False, True):
         with pytest.raises(DataError, match="truncated"):
             open_image(content[: int(kept * len(content))], draft)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 3), (150, 70)])
+def test_ids_survive_encoding(size: tuple[int, int]) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, size).astype(np.int32)
+    decoded = decode_ids(encode_ids(ids))
+    assert decoded.dtype == np.int32
+    np.testing.assert_array_equal(decoded, ids)
