@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from odise_pl.data.images import encode_png, open_image, read_header
 from odise_pl.data.records import DataError
 
+_Int = TypeVar("_Int", bound=np.integer)
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
 _BAND = 64  # rows
 _STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
@@ -39,11 +42,20 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
     return encode_png(Image.fromarray(channels[..., :3]))
 
 
-def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+def unique_ids(ids: NDArray[_Int]) -> NDArray[_Int]:
     """The sorted values of a map; faster than ``np.unique``, because segments are runs of pixels."""
     flat = ids.ravel()
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
+
+
+def renumber(ids: NDArray[np.integer], values: NDArray[np.int64]) -> NDArray[np.integer]:
+    """The index in sorted ``values``, which have every id, of each pixel; in one byte if that is enough."""
+    flat = ids.ravel()
+    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+    kind = np.uint8 if len(values) <= 256 else np.int32
+    numbers = np.searchsorted(values, flat[edges[:-1]]).astype(kind)
+    return np.repeat(numbers, np.diff(edges)).reshape(ids.shape)
 
 
 def decode_values(data: bytes) -> NDArray[np.int32]:
@@ -88,8 +100,8 @@ def encode_semantic(classes: NDArray[np.integer]) -> bytes:
 
 
 def resize_ids(
-    ids: NDArray[np.int32], size: tuple[int, int], box: tuple[int, int, int, int] | None = None
-) -> NDArray[np.int32]:
+    ids: NDArray[_Int], size: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> NDArray[_Int]:
     """Nearest pixel centre; ``size`` is height, width; ``box``: the part left, top, right, bottom of it."""
     left, top, right, bottom = box or (0, 0, size[1], size[0])
     rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
