@@ -2,9 +2,9 @@
 
     python scripts/bench_data.py SET --coco ROOT
 
-Processor time, and the parts of it: the best of several passes over SET in training (large-scale jitter) and
-evaluation, and over a split of ROOT, a folder in COCO's layout, in ``odise prepare coco``. ``--workers 2``
-also shows what two loader workers deliver on the clock.
+Processor time and its parts, by the best time of each batch in several passes: over SET in training
+(large-scale jitter) and evaluation, and over a split of ROOT, a folder in COCO's layout, in ``odise prepare
+coco``. ``--workers 2`` also shows what two loader workers deliver on the clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import cProfile
 import pstats
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,9 +52,9 @@ def main(
     """Measure and print the tables."""
     torch.set_num_threads(1)
     data = module(shards, size, samples, 0)
-    passes: dict[str, Callable[[], int]] = {
-        "training": lambda: sum(map(len, data.train_dataloader())),
-        "evaluation": lambda: sum(map(len, data.eval_loader("val"))),
+    passes: dict[str, Callable[[], Iterator[int]]] = {
+        "training": lambda: map(len, data.train_dataloader()),
+        "evaluation": lambda: map(len, data.eval_loader("val")),
     }
     if coco:
         passes["preparing"] = lambda: prepare_once(coco, split)
@@ -79,31 +79,42 @@ def module(shards: str, size: int, samples: int, workers: int) -> PanopticDataMo
     return PanopticDataModule(train=shards, val=shards, num_workers=workers, **options)
 
 
-def prepare_once(coco: Path, split: str) -> int:
-    """Prepare a split in one process; returns its number of samples."""
+def prepare_once(coco: Path, split: str) -> Iterator[int]:
+    """Prepare a split in one process; yields its number of samples."""
     with tempfile.TemporaryDirectory() as folder:
-        return prepare(read_coco(coco, split), Path(folder)).counts.samples
+        yield prepare(read_coco(coco, split), Path(folder)).counts.samples
 
 
-def measure(passes: dict[str, Callable[[], int]], rounds: int) -> list[dict[str, Any]]:
-    """The best processor time of each pass, in turns, and the shares of its parts in one more pass."""
-    best, counts = dict.fromkeys(passes, float("inf")), dict.fromkeys(passes, 1)
-    for _ in range(rounds):
+def measure(passes: dict[str, Callable[[], Iterator[int]]], rounds: int) -> list[dict[str, Any]]:
+    """The processor time of each pass, in turns, and the shares of its parts in one more pass."""
+    steps = {name: [time_steps(run())] for name, run in passes.items()}
+    for _ in range(rounds - 1):
         for name, run in passes.items():
-            started = time.process_time()
-            counts[name] = run()
-            best[name] = min(best[name], time.process_time() - started)
-    seconds = {name: best[name] / counts[name] for name in passes}
-    return [
-        {"name": name, "per_second": 1 / one, "ms": 1000 * one, "shares": find_shares(passes[name])}
-        for name, one in seconds.items()
-    ]
+            steps[name].append(time_steps(run()))
+    rows = []
+    for name, run in passes.items():
+        # other programs disturb whole passes, but rarely the same batch each time
+        best = sum(min(times) for times in zip(*(times for times, _ in steps[name]), strict=True))
+        one = best / steps[name][0][1]
+        rows.append({"name": name, "per_second": 1 / one, "ms": 1000 * one, "shares": find_shares(run)})
+    return rows
 
 
-def find_shares(run: Callable[[], object]) -> dict[str, float]:
+def time_steps(sizes: Iterator[int]) -> tuple[list[float], int]:
+    """Processor seconds of each step of a pass, and the number of samples."""
+    times, count, started = [], 0, time.process_time()
+    for size in sizes:
+        count += size
+        now = time.process_time()
+        times.append(now - started)
+        started = now
+    return times, count
+
+
+def find_shares(run: Callable[[], Iterator[int]]) -> dict[str, float]:
     """The share of each part in a pass."""
     with cProfile.Profile() as profile:
-        run()
+        sum(run())
     found = pstats.Stats(profile).get_stats_profile()
     times = {name: one.cumtime for name, one in found.func_profiles.items()}
     parts = {
