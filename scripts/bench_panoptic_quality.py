@@ -5,15 +5,18 @@
 ROOT is a folder in COCO's layout (``annotations/panoptic_SPLIT.json`` and its PNG folder); without it
 synthetic maps of COCO's size are scored. The prediction is the truth moved by a few pixels. The packages take
 turns, torchmetrics once, and the best pass of each is shown. hotcoco reads PNG files, so ours is timed with
-and without reading them.
+and without reading them, in as many threads. vernier takes part if it is installed; it first copies the maps
+into data sets of its own, so it is timed with and without that.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +35,13 @@ from odise_pl.data.label_maps import decode_ids, encode_ids
 from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
 
+try:
+    from vernier import panoptic as vernier
+except ImportError:
+    vernier = None
+
 TORCHMETRICS = "torchmetrics, maps in memory"
+Pair = tuple[PanopticSegmentation, PanopticSegmentation]
 
 
 @dataclass(frozen=True)
@@ -43,50 +52,69 @@ class Maps:
     truths: list[PanopticSegmentation]
     isthing: tuple[bool, ...]
 
+    def pairs(self) -> Iterable[Pair]:
+        """Prediction and truth of each image."""
+        return zip(self.predictions, self.truths, strict=True)
+
 
 def main(
     coco: Annotated[Path | None, typer.Option(help="folder in COCO's panoptic layout")] = None,
     images: Annotated[int, typer.Option(help="at most so many images")] = 200,
     rounds: Annotated[int, typer.Option(help="passes over the images")] = 10,
-    threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
+    threads: Annotated[int, typer.Option(help="threads of each package")] = 1,
     file: Annotated[
         Path | None, typer.Option("--json", help="write the figures for the documentation")
     ] = None,
 ) -> None:
     """Measure and print the table."""
     torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # hotcoco and vernier
     maps = read_coco(coco, images) if coco else synthetic(images)
     with tempfile.TemporaryDirectory() as folder:
         truth, prediction = Path(folder, "truth"), Path(folder, "prediction")
         write_coco(truth, maps.truths, maps.isthing)
         write_coco(prediction, maps.predictions, maps.isthing)
         programs: dict[str, Callable[[], float]] = {
-            "odise_pl, maps in memory": lambda: score(maps),
+            "odise_pl, maps in memory": lambda: score(maps.pairs(), maps.isthing),
             TORCHMETRICS: lambda: score_by_torchmetrics(maps),
-            "odise_pl, from PNG files": lambda: score(read_maps(maps, prediction, truth)),
-            "hotcoco, from PNG files, all cores": lambda: score_by_hotcoco(truth, prediction),
+            "odise_pl, from PNG files": lambda: score(
+                read_pairs(maps, prediction, truth, threads), maps.isthing
+            ),
+            "hotcoco, from PNG files": lambda: score_by_hotcoco(truth, prediction),
         }
-        seconds, found = dict.fromkeys(programs, float("inf")), {}
+        if vernier is not None:
+            inputs = vernier_inputs(maps)
+            sets = vernier_sets(*inputs)
+            programs["vernier, maps in memory"] = lambda: score_by_vernier(*vernier_sets(*inputs), threads)
+            programs["vernier, its data sets in memory"] = lambda: score_by_vernier(*sets, threads)
+        infinite = (float("inf"), float("inf"))
+        seconds, found = dict.fromkeys(programs, infinite), {}
         for number in range(rounds):
             for name, run in programs.items():
                 if number == 0 or name != TORCHMETRICS:
-                    started = time.perf_counter()
+                    started = time.perf_counter(), time.process_time()
                     found[name] = run()
-                    seconds[name] = min(seconds[name], time.perf_counter() - started)
+                    passed = time.perf_counter() - started[0], time.process_time() - started[1]
+                    seconds[name] = min(seconds[name][0], passed[0]), min(seconds[name][1], passed[1])
     height, width = maps.truths[0].ids.shape
     count = len(maps.truths)
     table = Table(title=f"{count} maps of about {height}x{width}; threads: {threads}")
-    for column in ("", "ms an image", "PQ"):
+    for column in ("", "ms an image", "processor ms", "PQ"):
         table.add_column(column, justify="right" if column else "left")
+    milliseconds = {name: [1000 * one / count for one in pair] for name, pair in seconds.items()}
     for name, pq in found.items():
-        table.add_row(name, f"{1000 * seconds[name] / count:.3f}", f"{pq:.6f}")
+        table.add_row(name, *(f"{one:.3f}" for one in milliseconds[name]), f"{pq:.6f}")
     Console().print(table)
     if file:
-        rows = [{"name": name, "ms": 1000 * seconds[name] / count, "pq": pq} for name, pq in found.items()]
+        rows = [
+            {"name": name, "ms": milliseconds[name][0], "processor_ms": milliseconds[name][1], "pq": pq}
+            for name, pq in found.items()
+        ]
         source = "COCO maps" if coco else "synthetic maps"
         what = f"Panoptic quality of {count} {source} of about {height} x {width}; threads: {threads}."
         command = (
-            f"python scripts/bench_panoptic_quality.py {'--coco ROOT ' if coco else ''}--images {images}"
+            f"python scripts/bench_panoptic_quality.py {'--coco ROOT ' if coco else ''}--images {images} "
+            f"--threads {threads}"
         )
         write_figures(file, what, command, {"images": count, "rows": rows})
 
@@ -151,13 +179,12 @@ def moved(truth: PanopticSegmentation) -> PanopticSegmentation:
     return PanopticSegmentation(ids, tuple(replace(s, iscrowd=False) for s in truth.segments if s.id in seen))
 
 
-def score(maps: Maps) -> float:
+def score(pairs: Iterable[Pair], isthing: tuple[bool, ...]) -> float:
     """This project's metric."""
-    pairs, classes = zip(maps.predictions, maps.truths, strict=True), len(maps.isthing)
-    counts = sum(
-        (count_matches(*pair, classes) for pair in pairs), torch.zeros(4, classes, dtype=torch.int64)
-    )
-    return panoptic_quality(counts, maps.isthing).all.pq
+    counts = torch.zeros(4, len(isthing), dtype=torch.int64)
+    for pair in pairs:
+        counts += count_matches(*pair, len(isthing))
+    return panoptic_quality(counts, isthing).all.pq
 
 
 def score_by_torchmetrics(maps: Maps) -> float:
@@ -165,7 +192,7 @@ def score_by_torchmetrics(maps: Maps) -> float:
     things = {label for label, thing in enumerate(maps.isthing) if thing}
     stuff = set(range(len(maps.isthing))) - things
     metric = TorchmetricsPanopticQuality(things, stuff, allow_unknown_preds_category=True)
-    for prediction, truth in zip(maps.predictions, maps.truths, strict=True):
+    for prediction, truth in maps.pairs():
         metric.update(class_instance(prediction), class_instance(truth))
     return float(metric.compute())
 
@@ -179,18 +206,64 @@ def class_instance(panoptic: PanopticSegmentation) -> Tensor:
 
 
 def score_by_hotcoco(truth: Path, prediction: Path) -> float:
-    """hotcoco is written in Rust, and uses every core."""
+    """hotcoco is written in Rust."""
     evaluation = PanopticEval(truth.with_suffix(".json"), prediction.with_suffix(".json"))
     evaluation.evaluate()
     return evaluation.results()["All"]["pq"]
 
 
-def read_maps(maps: Maps, prediction: Path, truth: Path) -> Maps:
+def vernier_inputs(maps: Maps) -> tuple[Any, Any]:
+    """Maps and descriptions of truth and prediction, as vernier takes them."""
+    categories = [{"id": c, "name": str(c), "isthing": int(thing)} for c, thing in enumerate(maps.isthing)]
+    truths, predictions = (
+        (
+            {number: one.ids.numpy().view(np.uint32) for number, one in enumerate(side)},
+            json.dumps({number: describe(one) for number, one in enumerate(side)}).encode(),
+        )
+        for side in (maps.truths, maps.predictions)
+    )
+    return (*truths, json.dumps(categories).encode()), predictions
+
+
+def vernier_sets(truth: Any, prediction: Any) -> tuple[Any, Any]:
+    """Copies as vernier holds them."""
+    return vernier.Dataset.from_arrays(*truth), vernier.Predictions.from_arrays(*prediction)
+
+
+def score_by_vernier(truth: Any, prediction: Any, threads: int) -> float:
+    """vernier is written in Rust."""
+    return vernier.Evaluator(parity_mode="strict").evaluate(truth, prediction, num_threads=threads).pq
+
+
+def read_pairs(maps: Maps, prediction: Path, truth: Path, threads: int) -> Iterator[Pair]:
     """The same maps from PNG files."""
-    return Maps(*(
-        [replace(panoptic, ids=read_ids(folder / f"{number}.png")) for number, panoptic in enumerate(side)]
-        for folder, side in ((prediction, maps.predictions), (truth, maps.truths))
-    ), maps.isthing)  # fmt: skip
+
+    def read(number: int) -> Pair:
+        one, other = (
+            replace(side[number], ids=read_ids(folder / f"{number}.png"))
+            for side, folder in ((maps.predictions, prediction), (maps.truths, truth))
+        )
+        return one, other
+
+    numbers = range(len(maps.truths))
+    if threads == 1:
+        yield from map(read, numbers)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(read, numbers)
+
+
+def describe(panoptic: PanopticSegmentation) -> list[dict[str, int]]:
+    """The segments of a map as in COCO's files."""
+    return [
+        {
+            "id": s.id,
+            "category_id": s.category,
+            "iscrowd": int(s.iscrowd),
+            "area": int((panoptic.ids == s.id).sum()),
+        }
+        for s in panoptic.segments
+    ]
 
 
 def write_coco(folder: Path, side: list[PanopticSegmentation], isthing: tuple[bool, ...]) -> None:
@@ -201,16 +274,9 @@ def write_coco(folder: Path, side: list[PanopticSegmentation], isthing: tuple[bo
         ids = panoptic.ids.numpy()
         (folder / f"{number}.png").write_bytes(encode_ids(ids))
         images.append({"id": number, "height": ids.shape[0], "width": ids.shape[1]})
-        segments: list[dict[str, Any]] = [
-            {
-                "id": s.id,
-                "category_id": s.category,
-                "iscrowd": int(s.iscrowd),
-                "area": int((ids == s.id).sum()),
-            }
-            for s in panoptic.segments
-        ]
-        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+        annotations.append(
+            {"image_id": number, "file_name": f"{number}.png", "segments_info": describe(panoptic)}
+        )
     categories = [{"id": c, "name": str(c), "isthing": int(thing)} for c, thing in enumerate(isthing)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     folder.with_suffix(".json").write_text(json.dumps(content))

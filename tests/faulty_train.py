@@ -38,7 +38,7 @@ def fail(batch: Batch) -> Batch:
 
 
 def not_a_number(batch: Batch) -> Batch:
-    return replace(batch, images=batch.images * float("nan"))
+    return replace(batch, pixels=batch.images * float("nan"))
 
 
 FAULTS = {"die": die, "die_first": die_first, "fail": fail, "nan": not_a_number}

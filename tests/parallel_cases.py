@@ -78,7 +78,7 @@ def batch(step: int = 0, height: int = 64, images: slice = slice(None), **change
     """Some of the four images of a step."""
     generator = torch.Generator().manual_seed(step)
     whole: dict[str, Any] = {
-        "images": torch.rand(4, 3, height, 64, generator=generator).double(),
+        "pixels": torch.rand(4, 3, height, 64, generator=generator).double(),
         "valid_sizes": ((height, 64),) * 4,
         "targets": tuple(
             Targets(torch.arange(n) % 3, torch.rand(n, height, 64, generator=generator) > 0.5)

@@ -22,9 +22,13 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
     """
     sizes = tuple((sample.image.shape[-2], sample.image.shape[-1]) for sample in samples)
     canvas = _canvas_size(sizes)
-    images = [_pad(sample.image, canvas) for sample in samples]
+    pixels = torch.zeros(len(samples), *canvas, 3, dtype=torch.uint8).permute(
+        0, 3, 1, 2
+    )  # as decoders order them
+    for image, sample, (height, width) in zip(pixels, samples, sizes, strict=True):
+        image[:, :height, :width] = sample.image
     return Batch(
-        images=torch.stack(images) if images else torch.zeros(0, 3, *canvas),
+        pixels=pixels,
         valid_sizes=sizes,
         targets=tuple(Targets(s.targets.labels, _pad(s.targets.masks, canvas)) for s in samples),
         image_ids=tuple(sample.image_id for sample in samples),

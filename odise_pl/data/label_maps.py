@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -9,7 +11,9 @@ from PIL import Image
 from odise_pl.data.images import encode_png, open_image, read_header
 from odise_pl.data.records import DataError
 
+_Int = TypeVar("_Int", bound=np.integer)
 _NO_CLASS = {"L": 255, "P": 255, "I;16": 65535, "I": 65535}  # in a class map, by Pillow's mode
+_BAND = 64  # rows
 _STEPS = {"L;2": 85, "L;4": 17}  # between grey values of 2 and 4 bits, which Pillow spreads over 8
 
 
@@ -22,9 +26,14 @@ def decode_ids(data: bytes) -> NDArray[np.int32]:
     image = open_image(data)
     if image.format != "PNG" or image.mode != "RGB" or _raw_mode(data) != "RGB":
         raise DataError(f"is a {image.format} of mode {image.mode}; a panoptic map is an RGB PNG of 8 bits")
-    # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte
-    values = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
-    return values.reshape(image.height, image.width).astype(np.int32, copy=False)
+    # Pillow stores RGB in four bytes per pixel: read them as one little-endian integer without the last byte.
+    # It copies an image several times on its way out, in memory that is new each time: small bands reuse it.
+    values = np.empty((image.height, image.width), dtype="<i4")
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        values[top : top + _BAND] = np.frombuffer(band.tobytes("raw", "RGBX"), "<i4").reshape(band.height, -1)
+    values &= 0xFFFFFF
+    return values.astype(np.int32, copy=False)
 
 
 def encode_ids(ids: NDArray[np.int32]) -> bytes:
@@ -33,11 +42,20 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
     return encode_png(Image.fromarray(channels[..., :3]))
 
 
-def unique_ids(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+def unique_ids(ids: NDArray[_Int]) -> NDArray[_Int]:
     """The sorted values of a map; faster than ``np.unique``, because segments are runs of pixels."""
     flat = ids.ravel()
-    starts = np.flatnonzero(np.diff(flat)) + 1
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.unique(np.concatenate([flat[:1], flat[starts]]))
+
+
+def renumber(ids: NDArray[np.integer], values: NDArray[np.int64]) -> NDArray[np.integer]:
+    """The index in sorted ``values``, which have every id, of each pixel; in one byte if that is enough."""
+    flat = ids.ravel()
+    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+    kind = np.uint8 if len(values) <= 256 else np.int32
+    numbers = np.searchsorted(values, flat[edges[:-1]]).astype(kind)
+    return np.repeat(numbers, np.diff(edges)).reshape(ids.shape)
 
 
 def decode_values(data: bytes) -> NDArray[np.int32]:
@@ -81,10 +99,13 @@ def encode_semantic(classes: NDArray[np.integer]) -> bytes:
     return encode_png(Image.fromarray(np.where(classes < 0, 65535, classes).astype(np.uint16)))
 
 
-def resize_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Nearest pixel centre; ``size`` is height, width."""
+def resize_ids(
+    ids: NDArray[_Int], size: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> NDArray[_Int]:
+    """Nearest pixel centre; ``size`` is height, width; ``box``: the part left, top, right, bottom of it."""
+    left, top, right, bottom = box or (0, 0, size[1], size[0])
     rows, columns = (_nearest(old, new) for old, new in zip(ids.shape, size, strict=True))
-    return ids[rows[:, None], columns]
+    return ids.take(columns[left:right], axis=1).take(rows[top:bottom], axis=0)
 
 
 def _nearest(old: int, new: int) -> NDArray[np.int64]:

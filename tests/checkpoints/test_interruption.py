@@ -59,7 +59,7 @@ def number_of(module: OdiseModule) -> int:
 
 def spoil_some(module: OdiseModule, batch: Batch) -> Batch:
     """Two steps are skipped, the first and the third."""
-    return replace(batch, images=batch.images * float("nan")) if number_of(module) in (1, 5) else batch
+    return replace(batch, pixels=batch.images * float("nan")) if number_of(module) in (1, 5) else batch
 
 
 @pytest.fixture(scope="module")

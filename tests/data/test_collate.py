@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from odise_pl.structures import PanopticSegmentation, Sample, Segment, Targets, 
 
 def sample(height: int, width: int, segments: int = 0, number: int = 0) -> Sample:
     return Sample(
-        image=torch.rand(3, height, width) + 0.01,
+        image=torch.randint(1, 256, (3, height, width), dtype=torch.uint8),
         targets=Targets(torch.arange(segments), torch.ones(segments, height, width, dtype=torch.bool)),
         image_id=number,
         key=f"key{number}",
@@ -37,7 +39,7 @@ def test_batches_are_padded_right_and_below() -> None:
     for image, (height, width), one, targets in zip(
         batch.images, batch.valid_sizes, samples, batch.targets, strict=True
     ):
-        assert torch.equal(image[:, :height, :width], one.image)
+        assert torch.equal(image[:, :height, :width], one.image.float() / 255)
         assert image.count_nonzero() == one.image.numel()
         assert targets.masks.shape == (len(one.targets.labels), 128, 128)
         assert torch.equal(targets.masks[:, :height, :width], one.targets.masks)
@@ -49,3 +51,13 @@ def test_batches_are_padded_right_and_below() -> None:
     assert batch.original_sizes == ((100, 140), (160, 60))
     assert batch.truths == (samples[0].truth, samples[1].truth)
     assert (batch.skipped, batch.number) == (("damaged",), 5)
+
+
+def test_images_are_fractions_of_pixels() -> None:
+    batch = collate([sample(50, 70)])
+    assert batch.to("cpu").pixels.dtype == torch.uint8, "what moves to a device is small"
+    assert torch.equal(batch.images, batch.pixels.float() / 255)
+    assert batch.images.is_contiguous()
+    assert batch.images is batch.images, "made once"
+    spoilt = replace(batch, pixels=batch.images * float("nan"))
+    assert spoilt.images.isnan().all()

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from odise_pl.data.images import (
+    check_stored,
     decode_rgb,
-    open_stored,
+    open_image,
     pack_image,
     read_image,
     to_rgb,
     to_upright_rgb,
 )
-from odise_pl.data.label_maps import decode_ids, decode_semantic, decode_values
+from odise_pl.data.label_maps import decode_ids, decode_semantic, decode_values, encode_ids
 from odise_pl.data.records import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -66,7 +67,7 @@ def test_other_formats_are_rejected(kind: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     content = encoded(Image.fromarray(NOISE), kind)
     with pytest.raises(DataError, match="JPEG, PNG"):
-        open_stored(content)
+        check_stored(content)
 
 
 @pytest.mark.parametrize(("bits", "colour"), [(2, 0), (4, 0), (4, 3), (8, 3)])
@@ -133,7 +134,7 @@ def test_malformed_exif_is_ignored(kind: str, which: str) -> None:
     block, turned = MALFORMED[which]
     content = encoded(Image.fromarray(NOISE), kind, exif=block)
     assert to_upright_rgb(Image.open(io.BytesIO(content))).size == ((4, 6) if turned == 6 else (6, 4))
-    assert open_stored(content).size == (6, 4)
+    assert check_stored(content) == (4, 6)
     assert decode_rgb(pack_image(content)[1]).size == (6, 4)
 
 
@@ -150,8 +151,7 @@ def test_exif_orientation_is_applied_once(kind: str, turned: int, tmp_path: Path
     loaded.load()
     for image in (read_image(path), to_upright_rgb(loaded), to_upright_rgb(read_image(path))):
         np.testing.assert_array_equal(np.asarray(image), shown)
-    if kind == "PNG":
-        np.testing.assert_array_equal(np.asarray(open_stored(path.read_bytes())), NOISE)
+    assert check_stored(path.read_bytes()) == (shown.shape[:2] if kind == "TIFF" else (4, 6))
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,23 @@ def test_file_with_several_pictures_is_rejected(kind: str) -> None:
     pictures = [Image.fromarray(NOISE + shift) for shift in (0, 9)]
     content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
     with pytest.raises(DataError, match="several pictures"):
-        open_stored(content)
+        check_stored(content)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+def test_draft_finds_truncated_jpegs(progressive: bool, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
+    assert check_stored(content) == (90, 130)
+    for draft in (False, True):
+        with pytest.raises(DataError, match="truncated"):
+            open_image(content[: int(kept * len(content))], draft)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 3), (150, 70)])
+def test_ids_survive_encoding(size: tuple[int, int]) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, size).astype(np.int32)
+    decoded = decode_ids(encode_ids(ids))
+    assert decoded.dtype == np.int32
+    np.testing.assert_array_equal(decoded, ids)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from odise_pl.data.label_maps import resize_ids
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, image_tensor, make_targets
@@ -64,6 +64,25 @@ def test_jitter_crops_anywhere() -> None:
     }
     rows, columns = {corner // 64 for corner in corners}, {corner % 64 for corner in corners}
     assert rows == columns == set(range(33))
+
+
+@given(st.integers(30, 90), st.integers(30, 90), st.integers(0, 10_000))
+def test_jitter_equals_crop_of_resized_image(height: int, width: int, seed: int) -> None:
+    image, ids = scene(height, width)
+    jitter = LargeScaleJitter(64, (0.3, 2.0))
+    changed, changed_ids = jitter(image, ids, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    if random.random() < 0.5:
+        image, ids = ImageOps.mirror(image), ids[:, ::-1]
+    scale = random.uniform(0.3, 2.0) * 64 / max(image.size)
+    scaled = round(height * scale), round(width * scale)
+    top, left = (round(random.random() * max(side - 64, 0)) for side in scaled)
+    whole = np.asarray(image.resize(scaled[::-1], Image.Resampling.BILINEAR))
+    kept = np.s_[: min(64, scaled[0]), : min(64, scaled[1])]
+    np.testing.assert_array_equal(np.asarray(changed)[kept], whole[top : top + 64, left : left + 64])
+    np.testing.assert_array_equal(
+        changed_ids[kept], resize_ids(ids, scaled)[top : top + 64, left : left + 64]
+    )
 
 
 def test_color_jitter_stays_within_its_strength() -> None:

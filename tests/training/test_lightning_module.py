@@ -37,7 +37,7 @@ def batch() -> Batch:
     masks[0, :30], masks[1, 30:] = True, True
     targets = Targets(torch.tensor([0, 1]), masks)
     return Batch(
-        images=torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        pixels=torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
         valid_sizes=((64, 64), (64, 64)),
         targets=(targets, targets),
         image_ids=(7, 8),
@@ -71,7 +71,7 @@ def test_loss_reaches_trainable_weights_alone() -> None:
 
 def test_samples_missing_in_validation_are_counted() -> None:
     evaluated = module(eval_vocabularies={"val": CLASSES}).eval()
-    nothing = replace(batch(), images=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=())
+    nothing = replace(batch(), pixels=torch.zeros(0, 3, 64, 64), image_ids=(), keys=(), truths=())
     assert evaluated.validation_step(nothing, 0) == {"predictions": []}
     segments = tuple(Segment(i + 1, i, CLASSES.isthing[i]) for i in range(2))
     truth = PanopticSegmentation(torch.ones(64, 64, dtype=torch.int64), segments[:1])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from odise_pl.data.images import open_image, open_stored, pack_image, resize_image, to_rgb
+from odise_pl.data.images import check_stored, open_image, pack_image, resize_image, to_rgb
 from odise_pl.data.label_maps import decode_values, encode_ids, encode_semantic, resize_ids, unique_ids
 from odise_pl.data.prepare.panoptic import format_some
 from odise_pl.data.prepare.source import Members, Problem, SourceSample
@@ -52,11 +52,11 @@ class Conversion:
         """Read the files of a sample; returns the first fault."""
         file = sample.image
         try:
-            image = open_stored(file.read())
+            size = check_stored(file.read())
             for file, decode in zip(sample.labels, self._decoders, strict=True):
                 height, width = decode(file.read()).shape
-                if (width, height) != image.size:
-                    raise DataError(f"has {width}x{height} pixels, its image {image.width}x{image.height}")
+                if (height, width) != size:
+                    raise DataError(f"has {width}x{height} pixels, its image {size[1]}x{size[0]}")
         except DataError as error:
             return [Problem(sample.name, file.display_name, str(error))]
         return []
@@ -86,6 +86,8 @@ class Conversion:
 
     def _image(self, sample: SourceSample) -> tuple[str, bytes]:
         content = sample.image.read()
+        if self.short_side is None:
+            return pack_image(content)
         image = open_image(content)
         size = self._size((image.height, image.width))
         if size == (image.height, image.width):

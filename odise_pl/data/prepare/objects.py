@@ -24,7 +24,7 @@ def check_objects(sample: SourceSample) -> list[Problem]:
 
 def check_upright(sample: SourceSample) -> None:
     """Raise DataError if viewers turn the image, so that labels drawn on it do not fit the stored pixels."""
-    turned = exif_orientation(open_image(sample.image.read()))
+    turned = exif_orientation(open_image(sample.image.read(), draft=True))
     if turned != 1:
         raise DataError(
             f"is turned by its EXIF orientation ({turned}), so labels may not fit the stored pixels; turn "

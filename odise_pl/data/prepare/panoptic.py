@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pycocotools import mask as mask_api
 
-from odise_pl.data.images import exif_orientation, open_stored, pack_image
+from odise_pl.data.images import check_stored, exif_orientation, open_image, pack_image
 from odise_pl.data.instances import encode_rle
 from odise_pl.data.label_maps import decode_ids, unique_ids
 from odise_pl.data.prepare.files import SourcePath
@@ -65,10 +65,11 @@ def encode_instances(sample: SourceSample) -> bytes:
 
 def check_image(sample: SourceSample) -> None:
     """Raise DataError if the image file cannot be used or has another size than annotated."""
-    image = open_stored(sample.image.read())
-    turned = exif_orientation(image)
+    content = sample.image.read()
+    size = check_stored(content)
+    turned = 1 if size == sample.size else exif_orientation(open_image(content))
     hint = f" (its EXIF orientation {turned} is not applied: annotations refer to the stored pixels)"
-    _check_size("the image", (image.height, image.width), sample, hint if turned != 1 else "")
+    _check_size("the image", size, sample, hint if turned != 1 else "")
 
 
 def _check_panoptic_png(sample: SourceSample) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -69,7 +69,7 @@ class SourceSample:
             "image_id": self.image_id,
             "height": height,
             "width": width,
-            "segments_info": [asdict(segment) for segment in self.segments],
+            "segments_info": [{name: getattr(one, name) for name in one.__slots__} for one in self.segments],
             "captions": list(self.captions),
         }
         return to_json(data)

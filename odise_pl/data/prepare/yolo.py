@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from odise_pl.data.images import IMAGE_SUFFIXES, open_image
+from odise_pl.data.images import IMAGE_SUFFIXES, check_stored
 from odise_pl.data.manifest import Origin
 from odise_pl.data.prepare.files import SourcePath
 from odise_pl.data.prepare.listing import image_ids
@@ -167,8 +167,7 @@ def _names(tree: Tree) -> Vocabulary:
 
 
 def _image_size(sample: SourceSample) -> tuple[int, int]:
-    image = open_image(sample.image.read())
-    return image.height, image.width
+    return check_stored(sample.image.read())
 
 
 def _text(file: SourcePath) -> str:
