@@ -31,7 +31,7 @@ def programs(demo: Path | None, out: Path) -> dict[str, list[str]]:
     if demo is not None:
         picture, words = str(ROOT / "docs" / "images" / "example.png"), "rocket,bottle,cup,sky:stuff"
         predict = ["predict", str(demo / "runs" / "demo"), picture, "--words", words, "--out", str(out)]
-        one_step = ["trainer.max_steps=1", "data.limit_samples=1", "data.val={a:${paths.shards}/toy_val}"]
+        one_step = ["trainer.max_steps=1", "data.limit_samples=8", "~data.val.toy_open"]
         shards = f"paths.shards={demo / 'data' / 'shards'}"
         train = ["train.py", "experiment=toy", f"run_dir={out}/run", shards, *one_step]
         found |= {"odise predict": ["-m", "odise_pl", *predict], "train.py, one step": train}

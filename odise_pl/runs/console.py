@@ -51,7 +51,6 @@ def fast_imports() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # the modules stay
         gc.enable()
 
 
