@@ -34,8 +34,7 @@ def quiet_libraries() -> None:
 def quiet_lightning() -> None:
     """:func:`quiet_libraries`, and Lightning, whose import takes seconds: to train or evaluate."""
     quiet_libraries()
-    with fast_imports():
-        import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
+    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's handlers print the same lines

@@ -14,7 +14,7 @@ from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
-from odise_pl.runs.console import fast_imports, quiet_lightning
+from odise_pl.runs.console import quiet_lightning
 from odise_pl.runs.record import (
     extract_ablation_settings,
     is_finished,
@@ -67,8 +67,6 @@ def train(config: DictConfig) -> dict[str, float]:
     checkpoint = resolve_resume(config, settings)
     quiet_lightning()
 
-    with fast_imports():
-        import odise_pl.training.module  # noqa: F401 (the network and its libraries)
     from odise_pl.checkpoints.metadata import check_resumable
     from odise_pl.training.faults import explain_faults
     from odise_pl.training.logger import wandb_run
