@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,23 +109,53 @@ def random_targets(size: int, count: int, classes: int) -> Targets:
     return Targets(torch.randint(0, classes, (count,)), masks)
 
 
+class TrainingStep:
+    """Forward, losses, backward, clipping and AdamW on the same random images each time.
+
+    Args:
+        model: the network; the images lie on its device.
+        size: side of the images in pixels.
+        batch: number of images.
+        targets: masks per image.
+        dtype: of autocast in the forward pass and the losses; float32 is without.
+    """
+
+    def __init__(
+        self, model: Odise, size: int, batch: int = 1, targets: int = 6, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._model, self._settings, self._dtype = model, OptimizerSettings(), dtype
+        vocabulary = load_vocabulary("coco_panoptic")
+        self._optimizer = build_optimizer(model.train(), self._settings, self._settings.reference_batch)
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._criterion = SetCriterion(HungarianMatcher(), LossWeights())
+        self._classes = model.encode_classes(vocabulary.labels)  # once in a run
+        device = model.clip.mean.device
+        self._images = torch.rand(batch, 3, size, size).to(device)
+        self._targets = [random_targets(size, targets, len(vocabulary)).to(device) for _ in range(batch)]
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """All weighted losses, and the norm of the gradients before clipping; gradients stay."""
+        device = self._images.device
+        self._optimizer.zero_grad()
+        with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
+            outputs = self._model(self._images, self._classes)
+            uniform, ids = partial(torch.rand, device=device), range(len(self._images))
+            losses = self._criterion(outputs, self._targets, uniform, list(ids))
+            terms = torch.stack([term for loss in losses for term in vars(loss).values()])
+        terms.sum().backward()
+        norm: Tensor = nn.utils.clip_grad_norm_(self._trainable, self._settings.clip_norm)
+        self._optimizer.step()
+        return terms, norm
+
+
 def step(model: Odise, size: int = 512, targets: int = 6) -> StepReport:
-    """Forward, losses, backward, clipping and AdamW on one random image."""
+    """One :class:`TrainingStep` on one image."""
     built = peak_gib()
-    vocabulary = load_vocabulary("coco_panoptic")
-    settings = OptimizerSettings()
-    optimizer = build_optimizer(model.train(), settings, settings.reference_batch)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in trainable.items()}
-    criterion = SetCriterion(HungarianMatcher(), LossWeights())
-    classes = model.encode_classes(vocabulary.labels)  # once in a run
+    take_step = TrainingStep(model, size, targets=targets)
     start = time.perf_counter()
-    outputs = model(torch.rand(1, 3, size, size), classes)
-    losses = criterion(outputs, [random_targets(size, targets, len(vocabulary))], torch.rand, [0])
-    terms = torch.stack([term for loss in losses for term in vars(loss).values()])
-    terms.sum().backward()
-    norm: Tensor = nn.utils.clip_grad_norm_(trainable.values(), settings.clip_norm)
-    optimizer.step()
+    terms, norm = take_step()
     return StepReport(
         losses=terms.tolist(),
         gradient_norm=norm.item(),

@@ -26,6 +26,36 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.count("Usage") == 1 + len(COMMANDS)
 
 
+def modules_after(code: str) -> set[str]:
+    """The modules of a new process that ran ``code``."""
+    show = f"{code}\nimport sys; print('MODULES', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    return set(done.stdout.rpartition("MODULES")[2].split())
+
+
+@pytest.mark.parametrize("code", ["import odise_pl", "from odise_pl import load_vocabulary, Vocabulary"])
+def test_package_and_vocabularies_import_no_torch(code: str) -> None:
+    assert not {"torch", "numpy", "PIL"} & modules_after(code)
+
+
+def test_predict_imports_neither_lightning_nor_metrics() -> None:
+    code = """
+import os
+os.environ.pop("OMP_WAIT_POLICY", None)
+from odise_pl.runs.console import quiet_libraries
+quiet_libraries()
+from odise_pl.prediction.predict import predict
+assert os.environ["OMP_WAIT_POLICY"] == "passive"
+"""
+    found = modules_after(code)
+    assert "torch" in found
+    assert not {"lightning", "torchmetrics", "tensorboard", "webdataset", "faster_coco_eval"} & found
+
+
+def test_training_and_evaluation_load_torch_after_its_settings() -> None:
+    assert "torch" not in modules_after("import odise_pl.training.run, odise_pl.evaluation.run")
+
+
 def test_unknown_option_is_named() -> None:
     done = CliRunner().invoke(app, ["predict", "net.ckpt", "a.jpg", "--words", "dog", "--nonsense"])
     assert done.exit_code == 2

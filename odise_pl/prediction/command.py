@@ -72,10 +72,11 @@ def predict(
     Writes NAME_segments.png (to look at), NAME_ids.png (COCO's panoptic PNG) and NAME.json for each picture.
     Skips pictures that cannot be read, with exit status 1.
     """
-    from odise_pl.runs.console import quiet_libraries
+    from odise_pl.runs.console import fast_imports, quiet_libraries
 
     quiet_libraries()
-    from odise_pl.prediction.predict import predict as predict_pictures
+    with fast_imports():
+        from odise_pl.prediction.predict import predict as predict_pictures
 
     changes = parse_settings(settings)
     unread = predict_pictures(checkpoint, pictures, words, out, changes, device, other, batch, html)

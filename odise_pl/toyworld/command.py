@@ -41,6 +41,9 @@ def demo(
     """
     import logging
 
+    from odise_pl.runs.console import quiet_lightning
+
+    quiet_lightning()
     from odise_pl.toyworld.demo import run_demo
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")

@@ -1,0 +1,46 @@
+"""The benchmark of GPUs, on this processor."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def bench_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return import_module("bench_gpu")
+
+
+def test_rows_of_all_modes_without_the_compiler(
+    bench_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_gpu, "MODES", bench_gpu.MODES[:3])
+    plan = [bench_gpu.Work("evaluation", 128, 192), bench_gpu.Work("training", 128, 128, 2)]
+    rows = list(bench_gpu.bench(bench_gpu.toy_model(), plan, time.monotonic() + 3600, peak=1.0))
+    assert [row["outcome"] for row in rows] == ["measured"] * 6
+    for row in rows:
+        assert row["images_per_second"] == (2 if "training" in row["name"] else 1) / row["seconds"]
+        peak = 0.5 if "fp32" in row["name"] else 1.0
+        assert row["share_of_peak"] == row["tflop"] / row["seconds"] / peak
+        assert row["peak_gib"] > 0
+    assert rows[0]["tflop"] == rows[2]["tflop"] != rows[1]["tflop"]
+
+
+def test_without_time_everything_is_listed_as_skipped(
+    bench_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--tiny", "--budget", "0", "--json", str(figures)])
+    bench_gpu.main()
+    rows = json.loads(figures.read_text())["rows"]
+    assert len({row["name"] for row in rows}) == 4 * 5
+    assert {row["outcome"] for row in rows} == {"skipped: time is up"}
