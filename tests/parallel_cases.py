@@ -15,7 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from ranks import torchrun
 from torch import Tensor
 
-from odise_pl.distributed.sharding import ShardedStrategy, keep_in_step
+from odise_pl.distributed.sharding import keep_in_step
+from odise_pl.distributed.strategy import ShardedStrategy
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.losses.matcher import HungarianMatcher

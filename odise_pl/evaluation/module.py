@@ -13,8 +13,8 @@ from torch import nn
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.loader import EvalLoader
 from odise_pl.data.records import DataError
-from odise_pl.distributed.sharding import place_all
 from odise_pl.distributed.shutdown import Interruption
+from odise_pl.distributed.strategy import place_all
 from odise_pl.evaluation.folder import FolderPredictor
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.writer import PredictionError, PredictionWriter

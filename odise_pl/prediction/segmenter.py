@@ -17,6 +17,7 @@ from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, 
 from odise_pl.checkpoints.metadata import CheckpointDescription, describe
 from odise_pl.checkpoints.weights import load_weights
 from odise_pl.data.transforms import EvalResize, image_tensor
+from odise_pl.distributed.sharding import place
 from odise_pl.errors import SettingError
 from odise_pl.hub.networks import resolve
 from odise_pl.models.inference import NetworkPrediction
@@ -41,7 +42,7 @@ class Segmenter:
         model: the network, in eval mode.
         training: classes that it was trained on, for which CLIP has less weight.
         resize: resizes images as in evaluation.
-        dtype: of matrix products and convolutions; bfloat16 is by autocast, with weights in float32.
+        dtype: of matrix products and convolutions; bfloat16 is by autocast.
     """
 
     model: Odise
@@ -66,7 +67,8 @@ class Segmenter:
             settings: that replace the checkpoint's: ``{"clip.weights": FILE}``, ``{"paths.weights": DIR}``,
                 ``{"model.inference.object_threshold": 0.1}``.
             device: ``cpu``, ``cuda`` or ``auto``.
-            dtype: ``float32`` or ``bfloat16``, which is faster on most GPUs and rounds more.
+            dtype: ``float32`` or ``bfloat16``, which rounds more, takes less memory, and is faster on most
+                GPUs and on processors with instructions for it.
 
         Raises:
             UserError: a file is missing, or a setting is unknown or invalid.
@@ -86,7 +88,8 @@ class Segmenter:
             model: Odise = network.build(paths)
         load_weights(model, path)
         training = described.vocabulary or load_vocabulary("coco_panoptic")
-        return cls(model.eval().to(_device(device)), training, EvalResize(*network.sides), DTYPES[dtype])
+        place(model.eval().to(_device(device)), DTYPES[dtype])
+        return cls(model, training, EvalResize(*network.sides), DTYPES[dtype])
 
     @overload
     def __call__(

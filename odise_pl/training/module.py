@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odise_pl.checkpoints.files import PREFIX
 from odise_pl.checkpoints.weights import load_trainable_state, trainable_parameters
-from odise_pl.distributed.sharding import place_all
+from odise_pl.distributed.strategy import place_all
 from odise_pl.evaluation.predictors import NetworkPredictor
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError

@@ -18,6 +18,7 @@ from odise_pl.checkpoints.official_names import UNUSED, to_official, to_ours
 from odise_pl.checkpoints.weights import export_official, load_weights, trainable_parameters
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
+from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.build import (
     BackboneSettings,
     ClipSettings,
@@ -80,7 +81,11 @@ def save_official(model: Odise, supervision: str, path: Path) -> Path:
 
 
 @BOTH
-def test_full_size_network_has_published_names_and_shapes(supervision: str) -> None:
+def test_full_size_network_has_published_names_and_shapes(
+    supervision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # tokens have no values there
+    monkeypatch.setattr(FrozenCLIP, "encode_text", lambda self, texts: torch.empty(1, self.embed_dim))
     with torch.device("meta"):  # shapes without memory
         model = build_odise(
             BackboneSettings(),
