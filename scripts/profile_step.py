@@ -78,7 +78,7 @@ class Meter:
 
     def start(self) -> None:
         """Forget what was measured."""
-        self.costs.clear()
+        self.costs = {}
         _reset_peak()
         self._since = self._now()
 
@@ -178,25 +178,31 @@ def toy() -> Setting:
     return Setting(model, criterion, optimizer, config.global_batch, config.data.image_size)
 
 
-def evaluate(setting: Setting, meter: Meter) -> None:
-    """Embed a vocabulary, which is done once per set, predict, and compute all results."""
-    model, vocabulary = setting.model.eval(), load_vocabulary(VOCABULARY)
-    size = (setting.size, setting.size)
+def embed(setting: Setting, mode: Mode) -> Any:
+    """The embedded classes, which are constant in a run."""
+    vocabulary = load_vocabulary(VOCABULARY)
+    if mode is Mode.training:
+        return setting.model.encode_classes(vocabulary.labels)
+    return setting.model.prepare(vocabulary, None)
+
+
+def evaluate(setting: Setting, meter: Meter, classes: Any) -> None:
+    """Predict, and compute all results."""
+    model, size = setting.model.eval(), (setting.size, setting.size)
     images = torch.rand(setting.batch, 3, *size)
     model.requires_grad_(False)  # operations of parameters cannot be counted without their gradients
+    meter.start()
     with torch.no_grad(), setting.autocast():
-        classes = model.prepare(vocabulary, None)
         found = model.predict(images, [size] * len(images), [size] * len(images), classes)
         with meter.part("results"):
             for prediction in found:
                 _ = prediction.panoptic, prediction.instances, prediction.semantic
 
 
-def train(setting: Setting, meter: Meter) -> None:
-    """Forward, losses, backward and optimiser; the embedded class names are constant in a run."""
+def train(setting: Setting, meter: Meter, classes: Any) -> None:
+    """Forward, losses, backward and optimiser."""
     model, vocabulary = setting.model.train(), load_vocabulary(VOCABULARY)
     optimizer = build_optimizer(model, setting.optimizer, setting.optimizer.reference_batch)
-    classes = model.encode_classes(vocabulary.labels)
     targets = [random_targets(setting.size, 6, len(vocabulary)) for _ in range(setting.batch)]
     images = torch.rand(setting.batch, 3, setting.size, setting.size)
     meter.start()
@@ -216,25 +222,30 @@ def train(setting: Setting, meter: Meter) -> None:
 
 def profile(setting: Setting, mode: Mode, rounds: int, count: bool) -> dict[str, Cost]:
     """The least time of each part in ``rounds`` passes; ``count`` operations in a pass before."""
-    run = train if mode is Mode.training else evaluate
+    step = train if mode is Mode.training else evaluate
     meter = Meter()
     watch_parts(meter, setting.model, setting.criterion.matcher)
     gflop: dict[str, float] = {}
     if count:
         with FlopCounterMode(display=False) as meter.flops:
-            meter.start()
-            run(setting, meter)
-            meter.charge()
-        gflop = {name: cost.gflop for name, cost in meter.costs.items()}
-    meter.flops, best = None, {}
+            for run in (lambda: embed(setting, mode), lambda: step(setting, meter, embed(setting, mode))):
+                meter.start()
+                run()
+                meter.charge()
+                gflop |= {name: cost.gflop for name, cost in meter.costs.items()}
+        meter.flops = None
+    meter.start()
+    classes = embed(setting, mode)
+    meter.charge()
+    best = {TEXTS: meter.costs[TEXTS]}
     for _ in range(rounds):
-        meter.start()
-        run(setting, meter)
+        step(setting, meter, classes)
         meter.charge()
         for name, cost in meter.costs.items():
-            least = min(cost.seconds, best[name].seconds) if name in best else cost.seconds
-            best[name] = Cost(least, gflop.get(name, 0.0), cost.peak_gib)
-    return best
+            cost.seconds = min(cost.seconds, best.get(name, cost).seconds)
+            best[name] = cost
+        meter.costs = {}
+    return {name: replace(cost, gflop=gflop.get(name, 0.0)) for name, cost in best.items()}
 
 
 def matrix_gflops(dtype: torch.dtype, size: int = 3072) -> float:
