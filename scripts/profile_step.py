@@ -26,14 +26,17 @@ import torch
 import typer
 from figures import write_figures
 from full_size_step import build, random_targets
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.sharding import place
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.models.odise import Odise
+from odise_pl.runs.conf import compose_config
 from odise_pl.training.optimization import OptimizerSettings, build_optimizer
 from odise_pl.vocabulary import load_vocabulary
 
@@ -165,14 +168,7 @@ def published(size: int) -> Setting:
 
 def toy() -> Setting:
     """The small world's model, with its pre-trained frozen weights."""
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    from odise_pl.checkpoints.description import NetworkSettings
-    from odise_pl.runs.conf import CONF
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["experiment=toy"])
+    config = compose_config("train", ["experiment=toy", "run_dir=."])
     model = NetworkSettings.of_config(config).build(config.paths)
     criterion, optimizer = instantiate(config.criterion), instantiate(config.optimizer)
     return Setting(model, criterion, optimizer, config.global_batch, config.data.image_size)

@@ -132,6 +132,64 @@ def windows(files: Files) -> Table:
     return Table("windows", ("image", "windows", "features", "whole evaluation", "peak memory"), cells)
 
 
+def step(files: Files) -> Table:
+    """Processor seconds and memory of a step before and after the work on speed."""
+    cells = []
+    steps = files["step"]["steps"] | files["step_training"]["steps"]  # measured more often
+    for name, parts in steps.items():
+        for part, cost in _by_cost(parts):
+            seconds = (f"{cost[key]:.1f}" for key in ("before_seconds", "seconds"))
+            memory = (f"{cost[key]:.1f}" for key in ("before_peak_gib", "peak_gib"))
+            cells.append((name, part, *seconds, *memory))
+    header = ("step", "part", "before (s)", "now (s)", "peak before (GiB)", "peak now (GiB)")
+    return Table("step", header, tuple(cells))
+
+
+def limits(files: Files, name: str) -> Table:
+    """Processor seconds of each part of a step beside those that its operations need."""
+    cells = tuple(
+        (mode, part, f"{cost['seconds']:.2f}", f"{cost['gflop']:.0f}", f"{cost['limit_s']:.2f}")
+        for mode, parts in files[name]["steps"].items()
+        for part, cost in _by_cost(parts)
+    )
+    return Table(name, ("step", "part", "seconds", "GFLOP", "limit (s)"), cells)
+
+
+def _by_cost(parts: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, float]]]:
+    """The most expensive part first, the sum last."""
+    return sorted(parts.items(), key=lambda item: (item[0] == "all", -item[1]["seconds"]))
+
+
+def loading(files: Files) -> Table:
+    """Samples per second of one core, and the shares of the parts."""
+    rows = files["loading"]["rows"]
+    cells = tuple(
+        (
+            row["name"],
+            f"{row['per_second']:.0f}",
+            f"{row['ms']:.1f}",
+            *(f"{100 * share:.0f} %" for share in row["shares"].values()),
+        )
+        for row in rows
+    )
+    return Table("loading", ("pass", "samples/s", "ms a sample", *rows[0]["shares"]), cells)
+
+
+def busy(files: Files) -> Table:
+    """Seconds of a step by how threads wait."""
+    cells = tuple((row["name"], f"{row['seconds']:.2f}") for row in files["busy"]["rows"])
+    return Table("busy", ("threads, machine", "seconds a step"), cells)
+
+
+def startup(files: Files) -> Table:
+    """Processor seconds of starting programs."""
+    cells = tuple(
+        (f"`{row['name']}`", f"{row['before']:.2f}", f"{row['after']:.2f}")
+        for row in files["startup"]["rows"]
+    )
+    return Table("startup", ("program", "before (s)", "now (s)"), cells)
+
+
 def panoptic_quality(files: Files) -> Table:
     """Time and result of panoptic quality by package."""
     cells = tuple(
@@ -168,6 +226,13 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "memory": memory,
     "cards": cards,
     "windows": windows,
+    "step": step,
+    "profile": partial(limits, name="profile"),
+    "profile_toy": partial(limits, name="profile_toy"),
+    "profile_bf16": partial(limits, name="profile_bf16"),
+    "busy": busy,
+    "loading": loading,
+    "startup": startup,
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
     **{name: partial(compare, name) for name in _ROWS},

@@ -204,7 +204,9 @@ def embed_regions(
     hidden[:, :, 0] = hidden[:, :length, :length] = False
     hidden[:, length:, 1:length] = ~visible
     mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill_(hidden, float("-inf"))
-    for block in visual.transformer.resblocks:
-        x = block(x, attn_mask=mask.repeat_interleave(block.attn.num_heads, dim=0))
+    blocks = visual.transformer.resblocks
+    mask = mask.repeat_interleave(blocks[0].attn.num_heads, dim=0)
+    for block in blocks:
+        x = block(x, attn_mask=mask)
     masks, whole = (visual.ln_post(token) @ visual.proj for token in (x[:, length:], x[:, 0]))
     return masks, whole
