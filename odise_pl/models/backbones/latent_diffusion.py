@@ -19,7 +19,6 @@ from odise_pl.models.backbones.pyramid import Tap
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels
 from odise_pl.models.backbones.timesteps import STEPS, check_timesteps
 from odise_pl.models.frozen import Frozen
-from odise_pl.models.ops.group_norm import replace_group_norms
 
 NOISE_SEED = 42
 
@@ -61,7 +60,6 @@ class LatentDiffusionFeatures(Frozen):
         super().__init__()
         self.timesteps = check_timesteps(timesteps)
         self.unet, self.vae = models.unet, models.vae
-        replace_group_norms(self.vae)
         self.checkpoint_activations = checkpoint_activations
         self.latent_scale: float = self.vae.config.scaling_factor
         self.register_buffer("alphas_cumprod", noise_schedule(), persistent=False)
@@ -109,12 +107,12 @@ class LatentDiffusionFeatures(Frozen):
         for i, t in enumerate(self.timesteps):
             extra = None if time_condition is None else time_condition[:, i]
             unet += self.unet_features(self.add_noise(latent, t), t, context, extra)
-        return [x.contiguous() for x in (*encoder, *unet, *decoder)]
+        return encoder + unet + decoder
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Scaled posterior mean [N, latent_channels, S/8, S/8], and the encoder's two features."""
         encoder, features = self.vae.encoder, []
-        x = encoder.conv_in(_fast_layout((images - 0.5) / 0.5))
+        x = encoder.conv_in((images - 0.5) / 0.5)
         for level, block in enumerate(encoder.down_blocks):
             for i, resnet in enumerate(block.resnets):
                 if level >= 2 and i == 1:
@@ -124,6 +122,7 @@ class LatentDiffusionFeatures(Frozen):
                 x = down(x)
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
         mean = self.vae.quant_conv(x).chunk(2, dim=1)[0]
+        # attention returns a channels-last layout, in which GroupNorm on CPUs is ten times less accurate
         return (mean * self.latent_scale).contiguous(), features
 
     def add_noise(self, latent: Tensor, timestep: int) -> Tensor:
@@ -138,8 +137,7 @@ class LatentDiffusionFeatures(Frozen):
     def decoder_features(self, latent: Tensor) -> list[Tensor]:
         """Inputs of the third residual block of the decoder's first two stages, from the clean latent."""
         decoder = self.vae.decoder
-        x = self.vae.post_quant_conv(_fast_layout(latent / self.latent_scale))
-        x = decoder.mid_block(decoder.conv_in(x))
+        x = decoder.mid_block(decoder.conv_in(self.vae.post_quant_conv(latent / self.latent_scale)))
         first, second = decoder.up_blocks[:2]
         for resnet in first.resnets[:2]:
             x = resnet(x, None)
@@ -198,8 +196,3 @@ class LatentDiffusionFeatures(Frozen):
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(function, *tensors, use_reentrant=False)
         return function(*tensors)
-
-
-def _fast_layout(x: Tensor) -> Tensor:
-    """Channels-last on CPUs, whose convolutions keep the layout and are faster in it."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
