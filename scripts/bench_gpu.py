@@ -30,7 +30,7 @@ from odise_pl.vocabulary import load_vocabulary
 
 # Dense TFLOP/s in bfloat16 with sums in float32, from the data sheets; the first name that fits. TF32, in
 # which cuDNN convolves float32 by default, has half of it on all of them.
-PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "RTX 4090": 165, "L4": 121}
+PEAKS = {"H100 PCIe": 756, "H100 80GB": 989, "H200": 989, "A100": 312, "RTX 4090": 165, "L4": 121}
 # Each changes the network of the one before.
 MODES = ("fp32", "bf16", "bf16 channels_last", "bf16 channels_last compile")
 
@@ -146,9 +146,8 @@ def bench(model: Odise, plan: list[Work], ends: float, peak: float | None) -> It
         for work in plan:
             row: dict[str, Any] = {"name": f"{work}, {mode}", "outcome": "measured"}
             start = time.monotonic()
-            for (
-                parameter
-            ) in trained:  # the counter stumbles over parameters that need gradients under no_grad
+            # operations cannot be counted under no_grad if parameters need gradients
+            for parameter in trained:
                 parameter.requires_grad_(work.kind == "training")
             try:
                 with deadline(ends - start):
@@ -186,7 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "processor"
-    peak = options.peak_tflops or next((tflops for card, tflops in PEAKS.items() if card in name), None)
+    peak = options.peak_tflops or next((tflops for card, tflops in PEAKS.items() if f" {card} " in f" {name} "), None)
     torch.manual_seed(0)
     model = (toy_model() if options.tiny else build()).to(device)
     plan = works(128, 192) if options.tiny else works(1024, 1344)

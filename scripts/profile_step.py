@@ -282,9 +282,9 @@ def main(
     for name, parts in results.items():
         show(f"{name}, {model.value}, {dtype}, {threads} thread(s)", parts)
     if file:
-        words = [f"--model {model.value}", *(["--against CHECKOUT"] if against else [])]
-        words += [f"--threads {threads}"] if threads > 1 else []
-        words += ["--bf16"] if bf16 else []
+        words = [f"--model {model.value} --size {size} --threads {threads} --rounds {rounds}"]
+        words += [f"--against CHECKOUT --turns {turns}"] if against else []
+        words += [*(["--bf16"] if bf16 else []), *([f"--mode {mode.value}"] if mode else [])]
         what = f"Parts of a step, {model.value} sizes, {dtype}, threads: {threads}; processor seconds."
         write_figures(file, what, " ".join(["python scripts/profile_step.py", *words]), {"steps": results})
 
@@ -313,7 +313,7 @@ def compare(
     found: dict[str, Any] = {}
     for mode in modes:
         best: dict[Path, Any] = {}
-        for root in [other, here, here, other][: 2 * turns] * -(-turns // 2):
+        for root in [root for i in range(turns) for root in ((other, here), (here, other))[i % 2]]:
             environment = os.environ | {"PYTHONPATH": str(root)}
             command = [sys.executable, __file__, "--mode", mode.value, *options]
             done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)

@@ -88,8 +88,8 @@ class Segmenter:
             model: Odise = network.build(paths)
         load_weights(model, path)
         training = described.vocabulary or load_vocabulary("coco_panoptic")
-        place(model.eval().to(_device(device)), DTYPES[dtype])
-        return cls(model, training, EvalResize(*network.sides), DTYPES[dtype])
+        place(model.eval(), DTYPES[dtype])
+        return cls(model.to(_device(device)), training, EvalResize(*network.sides), DTYPES[dtype])
 
     @overload
     def __call__(

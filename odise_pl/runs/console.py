@@ -46,11 +46,13 @@ def quiet_lightning() -> None:
 @contextmanager
 def fast_imports() -> Iterator[None]:
     """Import libraries without looking for garbage, which takes a tenth of the time, and finds little."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

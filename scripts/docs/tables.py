@@ -135,8 +135,7 @@ def windows(files: Files) -> Table:
 def step(files: Files) -> Table:
     """Processor seconds and memory of a step before and after the work on speed."""
     cells = []
-    steps = files["step"]["steps"] | files["step_training"]["steps"]  # measured more often
-    for name, parts in steps.items():
+    for name, parts in files["step"]["steps"].items():
         for part, cost in _by_cost(parts):
             seconds = (f"{cost[key]:.1f}" for key in ("before_seconds", "seconds"))
             memory = (f"{cost[key]:.1f}" for key in ("before_peak_gib", "peak_gib"))
@@ -173,12 +172,6 @@ def loading(files: Files) -> Table:
         for row in rows
     )
     return Table("loading", ("pass", "samples/s", "ms a sample", *rows[0]["shares"]), cells)
-
-
-def busy(files: Files) -> Table:
-    """Seconds of a step by how threads wait."""
-    cells = tuple((row["name"], f"{row['seconds']:.2f}") for row in files["busy"]["rows"])
-    return Table("busy", ("threads, machine", "seconds a step"), cells)
 
 
 def startup(files: Files) -> Table:
@@ -230,7 +223,6 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "profile": partial(limits, name="profile"),
     "profile_toy": partial(limits, name="profile_toy"),
     "profile_bf16": partial(limits, name="profile_bf16"),
-    "busy": busy,
     "loading": loading,
     "startup": startup,
     "panoptic_quality": panoptic_quality,

@@ -152,7 +152,7 @@ class FrozenCLIP(Frozen):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Embeddings [len(texts), embed_dim], not normalised, of ``chunk`` texts at a time."""
+        """Embeddings [len(texts), embed_dim], not normalised; at most ``chunk`` texts in a pass."""
         tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
         ends = tokens.argmax(dim=1)  # the end token is the largest
         groups = [rows for end in ends.unique() for rows in (ends == end).nonzero()[:, 0].split(chunk)]
@@ -200,10 +200,9 @@ def embed_regions(
     tokens = visual._embeds(images)
     length, regions = tokens.shape[1], visible.shape[1]
     x = torch.cat([tokens, tokens[:, :1].expand(-1, regions, -1)], dim=1)
-    hidden = torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-    hidden[:, :, 0] = hidden[:, :length, :length] = False
-    hidden[:, length:, 1:length] = ~visible
-    mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill_(hidden, float("-inf"))
+    mask = x.new_zeros(len(x), x.shape[1], x.shape[1])
+    mask[:, :, length:] = float("-inf")  # nothing attends to the copies
+    mask[:, length:, 1:length].masked_fill_(~visible, float("-inf"))
     blocks = visual.transformer.resblocks
     mask = mask.repeat_interleave(blocks[0].attn.num_heads, dim=0)
     for block in blocks:
