@@ -185,7 +185,9 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "processor"
-    peak = options.peak_tflops or next((tflops for card, tflops in PEAKS.items() if f" {card} " in f" {name} "), None)
+    peak = options.peak_tflops or next(
+        (tflops for card, tflops in PEAKS.items() if f" {card} " in f" {name} "), None
+    )
     torch.manual_seed(0)
     model = (toy_model() if options.tiny else build()).to(device)
     plan = works(128, 192) if options.tiny else works(1024, 1344)

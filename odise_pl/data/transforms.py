@@ -53,7 +53,7 @@ class LargeScaleJitter:
         scaled = _scaled((image.height, image.width), target / max(image.size))
         top, left = (round(random.random() * max(side - self.size, 0)) for side in scaled)
         bottom, right = min(top + self.size, scaled[0]), min(left + self.size, scaled[1])
-        # Pillow changes the width, then the height; done one by one, columns outside the crop cost nothing
+        # Pillow changes the width first; done one by one, columns outside the crop cost nothing
         wide = resize_image(image, (image.height, scaled[1])).crop((left, 0, right, image.height))
         crop = resize_image(wide, (scaled[0], right - left)).crop((0, top, right - left, bottom))
         return self._pad(crop, resize_ids(ids, scaled, (left, top, right, bottom)))
