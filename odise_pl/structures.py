@@ -146,7 +146,7 @@ class Sample(SampleInfo, TensorStruct):
     """One transformed image.
 
     Attributes:
-        image: uint8 [3, H, W].
+        image: uint8 [3, H, W], or floats in 0..1.
         targets: training targets at the image's (transformed) size.
         original_size: size before the transform.
         truth: at the original size; None in training.

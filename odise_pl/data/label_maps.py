@@ -45,17 +45,21 @@ def encode_ids(ids: NDArray[np.int32]) -> bytes:
 def unique_ids(ids: NDArray[_Int]) -> NDArray[_Int]:
     """The sorted values of a map; faster than ``np.unique``, because segments are runs of pixels."""
     flat = ids.ravel()
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return np.unique(np.concatenate([flat[:1], flat[starts]]))
+    return np.unique(np.concatenate([flat[:1], flat[_changes(flat)]]))
 
 
 def renumber(ids: NDArray[np.integer], values: NDArray[np.int64]) -> NDArray[np.integer]:
     """The index in sorted ``values``, which have every id, of each pixel; in one byte if that is enough."""
     flat = ids.ravel()
-    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+    edges = np.concatenate([[0], _changes(flat), [flat.size]])
     kind = np.uint8 if len(values) <= 256 else np.int32
     numbers = np.searchsorted(values, flat[edges[:-1]]).astype(kind)
     return np.repeat(numbers, np.diff(edges)).reshape(ids.shape)
+
+
+def _changes(flat: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Where runs of one value begin, without the first."""
+    return np.flatnonzero(flat[1:] != flat[:-1]) + 1
 
 
 def decode_values(data: bytes) -> NDArray[np.int32]:
