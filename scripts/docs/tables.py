@@ -96,6 +96,22 @@ def demo(files: Files) -> Table:
     return Table("demo", ("machine", "minutes", "toy_val", "toy_open, base", "toy_open, novel"), cells)
 
 
+def small_world_limits(files: Files) -> Table:
+    """PQ with true masks or names in place of predicted ones."""
+    sets = files["limits"]["rows"]
+    cells = tuple(
+        (
+            row,
+            *(
+                f"{scores[key]:.1f}"
+                for scores, key in ((sets["toy_val"][row], "pq"), (one, "pq_base"), (one, "pq_novel"))
+            ),
+        )
+        for row, one in sets["toy_open"].items()
+    )
+    return Table("limits", ("PQ with", "toy_val", "toy_open, base", "toy_open, novel"), cells)
+
+
 def memory(files: Files) -> Table:
     """Images per forward pass by card."""
     cards = tuple(f"{size} GB" for size in files["memory"]["cards"])
@@ -216,6 +232,7 @@ def _spread(pair: list[float]) -> str:
 TABLES: dict[str, Callable[[Files], Table]] = {
     "results": results,
     "demo": demo,
+    "limits": small_world_limits,
     "memory": memory,
     "cards": cards,
     "windows": windows,
