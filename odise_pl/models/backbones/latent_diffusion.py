@@ -19,6 +19,7 @@ from odise_pl.models.backbones.pyramid import Tap
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels
 from odise_pl.models.backbones.timesteps import STEPS, check_timesteps
 from odise_pl.models.frozen import Frozen
+from odise_pl.models.ops.winograd import use_winograd
 
 NOISE_SEED = 42
 
@@ -64,6 +65,7 @@ class LatentDiffusionFeatures(Frozen):
         self.latent_scale: float = self.vae.config.scaling_factor
         self.register_buffer("alphas_cumprod", noise_schedule(), persistent=False)
         self.register_buffer("noise", fixed_noise(self.vae.config.latent_channels), persistent=False)
+        use_winograd(self)
         self.freeze()
 
     @property

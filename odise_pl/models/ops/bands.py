@@ -57,6 +57,7 @@ class ResizedMasks(Masks):
         self._output_rows = self._places(valid[0], output[0])
         canvas_columns = self._places(width, canvas[1])[: valid[1]]
         self._columns = [canvas_columns, self._places(valid[1], output[1])]
+        self._once = valid == output  # the second resizing would change nothing
 
     def _places(self, old: int, new: int) -> Tensor:
         """Places of ``new`` cells among ``old``, as PyTorch computes them in single precision."""
@@ -65,14 +66,16 @@ class ResizedMasks(Masks):
 
     def _band(self, rows: slice) -> Band:
         output = self._output_rows[rows]
-        on_canvas = _source(output)
+        on_canvas = rows if self._once else _source(output)
         canvas = self._canvas_rows[on_canvas]
         source = _source(canvas)
-        steps = [canvas - source.start, output - on_canvas.start]
+        steps = [(self._columns[0], canvas - source.start)]
+        if not self._once:
+            steps.append((self._columns[1], output - on_canvas.start))
 
         def band(query: int) -> Tensor:
             logits = self._logits[query, source]
-            for columns, rows in zip(self._columns, steps, strict=True):
+            for columns, rows in steps:
                 logits = _resize(_resize(logits, columns, 1), rows, 0)
             return logits
 
