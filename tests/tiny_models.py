@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
 from odise_pl.models.build import (
     BackboneSettings,
-    CaptionerParts,
     ClipSettings,
     HeadSettings,
     build_odise,
@@ -105,7 +104,7 @@ def odise(
     inference: InferenceSettings | None = None,
     published_quirks: bool = False,
     mapped: bool = False,
-    captioner: Callable[[CaptionerParts], nn.Module] | None = None,
+    captioner: MakeCaptioner = None,
     **backbone: Any,
 ) -> Odise:
     """A new network with windows of 64 pixels."""

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
+from odise_pl.models.backbones.contract import Tap
 
 STRIDES = (4, 8, 16, 32)
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A feature map of a frozen network; ``stride`` is in pixels of the network's input."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 class NormedConv(nn.Conv2d):
@@ -63,6 +54,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, taps: Sequence[Tap], channels: int = 512, reduction: int = 4) -> None:
         super().__init__()
         self.strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
+        self.pooled = [tap.pooled for tap in taps]
         missing = sorted(set(STRIDES) - set(self.strides))
         if missing:
             raise SettingError(
@@ -80,14 +72,20 @@ class FeaturePyramid(nn.Module):
 
         Args:
             features: one map per tap.
-            window: side of the windows in image pixels, before they were resized for the diffusion model.
+            window: side of the windows in image pixels, before they were resized for the frozen network.
 
         Returns:
             [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
         """
         levels: dict[int, Tensor] = {}
-        for feature, stride, projection in zip(features, self.strides, self.projections, strict=True):
-            side = window // stride
-            projected = projection(F.interpolate(feature, (side, side)))
+        kinds = zip(self.strides, self.pooled, strict=True)
+        for feature, (stride, pooled), projection in zip(features, kinds, self.projections, strict=True):
+            projected = projection(_resize(feature, window // stride, pooled))
             levels[stride] = levels[stride] + projected if stride in levels else projected
         return [levels[stride] for stride in STRIDES]
+
+
+def _resize(feature: Tensor, side: int, pooled: bool) -> Tensor:
+    if pooled and side < feature.shape[-1]:
+        return F.adaptive_avg_pool2d(feature, side)
+    return F.interpolate(feature, (side, side))
