@@ -52,6 +52,7 @@ CLIP = CLIPArchitecture(
     text_heads=2,
     embed_dim=32,
 )
+IMPLICIT = implicit_captioner()
 HEAD = HeadSettings(
     channels=32,
     mask_channels=32,
@@ -104,7 +105,7 @@ def odise(
     inference: InferenceSettings | None = None,
     published_quirks: bool = False,
     mapped: bool = False,
-    captioner: MakeCaptioner = None,
+    captioner: MakeCaptioner = IMPLICIT,
     **backbone: Any,
 ) -> Odise:
     """A new network with windows of 64 pixels."""
@@ -113,7 +114,7 @@ def odise(
     model = build_odise(
         BackboneSettings(**settings),
         ClipSettings(architecture=CLIP),
-        captioner or implicit_captioner(),
+        captioner,
         HEAD,
         classifier or ClassifierSettings(),
         inference or InferenceSettings(),

@@ -126,7 +126,7 @@ class FeatureSettings(ABC):
             UserError: weights are missing or do not fit.
         """
 
-    def pyramid(self, taps: Sequence[Tap]) -> FeaturePyramid:
+    def projections(self, taps: Sequence[Tap]) -> FeaturePyramid:
         """The trainable projections of the taps."""
         return FeaturePyramid(taps, self.channels)
 
@@ -146,5 +146,5 @@ class FeatureSettings(ABC):
         features, condition = self.load(mapped)
         made = None if captioner is None or condition is None else captioner(clip, condition)
         batch = 0 if isinstance(self.window_batch, str) else self.window_batch
-        pyramid = self.pyramid(features.taps)
+        pyramid = self.projections(features.taps)
         return FeatureBackbone(features, made, pyramid, self.input_size, self.window, batch)

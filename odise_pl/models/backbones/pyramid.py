@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,6 +85,39 @@ class FeaturePyramid(nn.Module):
             projected = projection(_resize(feature, window // stride, pooled))
             levels[stride] = levels[stride] + projected if stride in levels else projected
         return [levels[stride] for stride in STRIDES]
+
+
+class SimplePyramid(FeaturePyramid):
+    """ViTDet's simple feature pyramid of one map (arXiv 2203.16527), then the projections.
+
+    Transposed convolutions double the map until it has strides 4 and 8, pooling halves it.
+
+    Args:
+        tap: the map, of any stride.
+        channels: width of the pyramid.
+    """
+
+    def __init__(self, tap: Tap, channels: int = 512) -> None:
+        doublings = [round(math.log2(tap.stride / stride)) for stride in STRIDES]
+        widths = [tap.channels >> max(n, 0) for n in doublings]
+        super().__init__([Tap(f"s{s}", width, s) for s, width in zip(STRIDES, widths, strict=True)], channels)
+        self.scales = nn.ModuleList(_scale(tap.channels, n) for n in doublings)
+
+    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+        """As in :class:`FeaturePyramid`, from one map [N, C, side, side]."""
+        return super().forward([scale(features[0]) for scale in self.scales], window)
+
+
+def _scale(channels: int, doublings: int) -> nn.Module:
+    """Doubles the sides of a map and halves its width so many times; negative: pools."""
+    if doublings < 0:
+        return nn.MaxPool2d(2**-doublings)
+    layers: list[nn.Module] = []
+    for i in range(doublings):
+        if i:
+            layers += [LayerNorm2d(channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels := channels // 2, 2, 2))
+    return nn.Sequential(*layers)
 
 
 def _resize(feature: Tensor, side: int, pooled: bool) -> Tensor:
