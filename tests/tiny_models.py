@@ -6,16 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_timm
 import torch
 from torch import nn
 
 from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
 from odise_pl.models.build import (
     BackboneSettings,
     ClipSettings,
     HeadSettings,
+    TimmSettings,
     build_odise,
     implicit_captioner,
 )
@@ -106,13 +109,20 @@ def odise(
     published_quirks: bool = False,
     mapped: bool = False,
     captioner: MakeCaptioner = IMPLICIT,
+    family: str = "",
     **backbone: Any,
 ) -> Odise:
-    """A new network with windows of 64 pixels."""
+    """A new network with windows of 64 pixels; ``family`` is a key of ``tiny_timm.FAMILIES``."""
     torch.manual_seed(3)
-    settings = {"architecture": SD1, "input_size": 64, "window": 64, "channels": 128} | backbone
+    settings = {"input_size": 64, "window": 64, "channels": 128} | backbone
+    own: FeatureSettings
+    if family:
+        name, options = tiny_timm.FAMILIES[family]
+        captioner, own = None, TimmSettings(name, options=options, **settings)
+    else:
+        own = BackboneSettings(**{"architecture": SD1} | settings)
     model = build_odise(
-        BackboneSettings(**settings),
+        own,
         ClipSettings(architecture=CLIP),
         captioner,
         HEAD,
