@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Raised by libraries for invalid options. Known by name, because importing the classes would load torch.
 _LIBRARY_ERRORS = ("MisconfigurationException", "MissingMandatoryValue")
+
+_REFUSED_STATUS = (401, 403)
 
 _OF_SETTINGS = (
     "unexpected keyword argument",
@@ -23,6 +26,10 @@ class UserError(Exception):
 
 class SettingError(UserError, ValueError):
     """An option has a value that cannot be used; the message names the option."""
+
+
+class DownloadError(UserError, OSError):
+    """A file cannot be downloaded or is not the one that was asked for; nothing is kept under its name."""
 
 
 def check_number(
@@ -66,3 +73,42 @@ def report_user_errors() -> Iterator[None]:
         if known is None:
             raise
         raise SystemExit(f"error: {known}") from error
+
+
+@contextmanager
+def hub_errors(repository: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into a DownloadError with a way out."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{repository}"
+        raise DownloadError(
+            f"{repository} asks you to accept its licence: open {page}, accept it, and run: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"{repository} is not on the Hub, or private: check the name, or run: hf auth login"
+        ) from error
+    except Exception as error:  # of the client's HTTP library, which is another in each version
+        way_out = "run the command again"
+        if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+            status = error.response.status_code
+            reason = f"the Hub answered {status} ({_first_line(error)})"
+            way_out = "run: hf auth login" if status in _REFUSED_STATUS else way_out
+        elif isinstance(error, OSError) and error.errno is not None:  # of the disk
+            reason = str(error)
+        elif os.environ.get("HF_HUB_OFFLINE", "0") != "0":
+            reason = "HF_HUB_OFFLINE forbids downloads; unset it"
+        else:
+            reason = (
+                f"{constants.ENDPOINT} cannot be reached, or the connection was lost ({_first_line(error)})"
+            )
+        raise DownloadError(f"{repository}: {reason}; {way_out}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

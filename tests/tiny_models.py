@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_timm
 import torch
 from torch import nn
 
+from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
 from odise_pl.models.build import (
     BackboneSettings,
-    CaptionerParts,
     ClipSettings,
     HeadSettings,
+    TimmSettings,
     build_odise,
     implicit_captioner,
 )
@@ -53,6 +55,7 @@ CLIP = CLIPArchitecture(
     text_heads=2,
     embed_dim=32,
 )
+IMPLICIT = implicit_captioner()
 HEAD = HeadSettings(
     channels=32,
     mask_channels=32,
@@ -105,16 +108,23 @@ def odise(
     inference: InferenceSettings | None = None,
     published_quirks: bool = False,
     mapped: bool = False,
-    captioner: Callable[[CaptionerParts], nn.Module] | None = None,
+    captioner: MakeCaptioner = IMPLICIT,
+    family: str = "",
     **backbone: Any,
 ) -> Odise:
-    """A new network with windows of 64 pixels."""
+    """A new network with windows of 64 pixels; ``family`` is a key of ``tiny_timm.FAMILIES``."""
     torch.manual_seed(3)
-    settings = {"architecture": SD1, "input_size": 64, "window": 64, "channels": 128} | backbone
+    settings = {"input_size": 64, "window": 64, "channels": 128} | backbone
+    own: FeatureSettings
+    if family:
+        name, options = tiny_timm.FAMILIES[family]
+        captioner, own = None, TimmSettings(name, options=options, **settings)
+    else:
+        own = BackboneSettings(**{"architecture": SD1} | settings)
     model = build_odise(
-        BackboneSettings(**settings),
+        own,
         ClipSettings(architecture=CLIP),
-        captioner or implicit_captioner(),
+        captioner,
         HEAD,
         classifier or ClassifierSettings(),
         inference or InferenceSettings(),

@@ -26,8 +26,12 @@ TARGETS = frozenset(
         _ROOT,
         "odise_pl.models.build.HeadSettings",
         "odise_pl.models.build.BackboneSettings",
+        "odise_pl.models.build.TimmSettings",
         "odise_pl.models.build.ClipSettings",
-        *(f"odise_pl.models.build.{kind}_captioner" for kind in ("implicit", "empty", "heuristic", "blip")),
+        *(
+            f"odise_pl.models.build.{kind}_captioner"
+            for kind in ("implicit", "empty", "heuristic", "blip", "none")
+        ),
         "odise_pl.models.inference.InferenceSettings",
         "odise_pl.models.odise.ClassifierSettings",
         "odise_pl.models.backbones.stable_diffusion.DiffusionArchitecture",

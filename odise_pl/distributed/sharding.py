@@ -11,35 +11,20 @@ A sharded block runs on all ranks together, so all have to run the blocks equall
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from odise_pl.models.backbones.captioners import Captions
-from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise
 
-# Gathered as a whole: the parts of the frozen image networks that are called as a whole.
-BLOCKS = (
-    ResnetBlock2D,
-    Transformer2DModel,
-    Attention,
-    Downsample2D,
-    Upsample2D,
-    ResidualAttentionBlock,
-)
 # Layers whose weights autocast rounds at every use.
 ROUNDED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
@@ -54,12 +39,12 @@ class EqualPasses:
     def __init__(self, group: distributed.ProcessGroup) -> None:
         self._group, self._missing = group, 0
 
-    def attach(self, backbone: DiffusionBackbone) -> None:
+    def attach(self, backbone: FeatureBackbone) -> None:
         """Register the hooks."""
         backbone.register_forward_pre_hook(self._count)
         backbone.register_forward_hook(self._add_missing)
 
-    def _count(self, backbone: DiffusionBackbone, inputs: tuple[Tensor, Captions]) -> None:
+    def _count(self, backbone: FeatureBackbone, inputs: tuple[Tensor, Captions]) -> None:
         # agreed before the first pass, whose collectives must not meet those of the count
         passes = backbone.passes(inputs[0])
         most = torch.tensor(passes, device=inputs[0].device)
@@ -67,7 +52,7 @@ class EqualPasses:
         self._missing = int(most) - passes
 
     def _add_missing(
-        self, backbone: DiffusionBackbone, inputs: tuple[Tensor, Captions], levels: list[Tensor]
+        self, backbone: FeatureBackbone, inputs: tuple[Tensor, Captions], levels: list[Tensor]
     ) -> list[Tensor]:
         """Run a corner of an image; with weight 0 in the result, it takes part in the backward pass, too."""
         images, captions = inputs
@@ -98,7 +83,7 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
     if isinstance(model, FSDPModule):
         return
     rounded = set() if dtype == torch.float32 else {id(weight) for weight in _rounded(model)}
-    for block in _blocks(_image_networks(model)) if mesh is not None else ():
+    for block in [*model.backbone.features.blocks(), *model.clip.blocks()] if mesh is not None else ():
         for parameter in block.parameters():
             _hold(parameter, dtype if id(parameter) in rounded else None, model.mapped)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=_small(block))
@@ -126,23 +111,13 @@ def _join(model: Odise, mesh: DeviceMesh) -> None:
     EqualPasses(mesh.get_group()).attach(model.backbone)
 
 
-def _blocks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The parts that are gathered as a whole, none of which contains another."""
-    for module in modules:
-        if isinstance(module, BLOCKS):
-            yield module
-        else:
-            yield from _blocks(module.children())
-
-
 def _image_networks(model: Odise) -> list[nn.Module]:
-    features = model.backbone.features
-    return [features.unet, features.vae, model.clip.model.visual]
+    return [model.backbone.features, model.clip.model.visual]
 
 
 def _frozen_networks(model: Odise) -> list[nn.Module]:
     """All but a captioning model."""
-    encoders = [module.text_encoder for module in model.modules() if isinstance(module, PromptEncoder)]
+    encoders = [module for module in model.modules() if isinstance(module, PromptEncoder)]
     return [*_image_networks(model), model.clip.model, *encoders]
 
 
@@ -152,11 +127,15 @@ def _rounded(model: Odise) -> Iterator[nn.Parameter]:
     Text encoders run without autocast.
     """
     for network in _image_networks(model):
-        for layer in network.modules():
-            if isinstance(layer, ROUNDED):
-                yield from (p for p in layer.parameters(recurse=False) if p.dim() > 1)
+        yield from _matrices(network)
+
+
+def _matrices(network: nn.Module) -> Iterator[nn.Parameter]:
+    for layer in network.modules():
+        if isinstance(layer, ROUNDED):
+            yield from (p for p in layer.parameters(recurse=False) if p.dim() > 1)
 
 
 def _small(block: nn.Module) -> set[nn.Parameter]:
-    """Biases and norms, which are not worth a collective."""
-    return {parameter for parameter in block.parameters() if parameter.dim() < 2}
+    """Biases, norms and tables of positions, which are not worth a collective."""
+    return {*block.parameters()} - {*_matrices(block)}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,12 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from odise_pl.errors import UserError
+from odise_pl.errors import DownloadError, hub_errors
 from odise_pl.files import is_plain_name
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without data
-_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx")
-
-
-class DownloadError(UserError, OSError):
-    """A file cannot be downloaded or is not the one that was asked for; nothing is kept under its name."""
 
 
 def verify_sha256(path: Path, beginning: str) -> None:
@@ -94,7 +87,7 @@ def _continue(url: str, part: Path, headers: Mapping[str, str]) -> bool:
             return total is None or file.tell() >= total
 
 
-def download_repository(repository: str, target: Path, sha256: str = "") -> None:
+def download_repository(repository: str, target: Path, sha256: str = "", name: str = "") -> None:
     """Download a file of a repository of the Hub, or all its files for PyTorch.
 
     The Hub's own client starts again after an interruption, so it only says where the files are. Large files
@@ -102,8 +95,9 @@ def download_repository(repository: str, target: Path, sha256: str = "") -> None
 
     Args:
         repository: ``OWNER/NAME``.
-        target: the file, named as in the repository; a name without suffix is the folder of all files.
+        target: the file; a name without suffix is the folder of all files.
         sha256: of the file, if known otherwise.
+        name: of the file in the repository; empty for that of ``target``.
 
     Raises:
         DownloadError: the Hub cannot be reached or refuses, or a checksum differs.
@@ -112,11 +106,11 @@ def download_repository(repository: str, target: Path, sha256: str = "") -> None
 
     with hub_errors(repository):
         info = HfApi().model_info(repository, files_metadata=True)
-    files = _wanted(info.siblings or [], repository, target.name)
+    files = _wanted(info.siblings or [], repository, name or target.name)
     folder = target.with_name(f".{target.name}.part") if not target.suffix else target.parent
     folder.mkdir(exist_ok=True)
     for file in files:
-        path = folder / file.rfilename
+        path = target if file.rfilename == name else folder / file.rfilename
         if not path.exists():
             url, headers = _locate(repository, file.rfilename, info.sha)
             download_url(url, path, sha256 or (file.lfs.sha256 if file.lfs else ""), headers)
@@ -137,9 +131,10 @@ def _locate(repository: str, name: str, revision: str | None) -> tuple[str, dict
 
 def _wanted(files: Sequence[Any], repository: str, name: str) -> list[Any]:
     """The file of this name; for the name of a folder all but hidden ones and those of other frameworks."""
-    names = {file.rfilename for file in files if is_plain_name(file.rfilename)}
+    every = {file.rfilename for file in files}
+    names = {other for other in every if is_plain_name(other)}
     if Path(name).suffix:
-        names &= {name}
+        names = every & {name}
     elif "model.safetensors" in names:
         names.discard("pytorch_model.bin")
     skipped = {n for n in names if n.startswith(".") or n.endswith(_OTHER_FRAMEWORKS)}
@@ -147,42 +142,3 @@ def _wanted(files: Sequence[Any], repository: str, name: str) -> list[Any]:
     if not kept:
         raise DownloadError(f"{repository} has no file {name}")
     return kept
-
-
-@contextmanager
-def hub_errors(repository: str) -> Iterator[None]:
-    """Turn errors of the Hub's client into a DownloadError with a way out."""
-    from huggingface_hub import constants, errors
-
-    try:
-        yield
-    except UserError:
-        raise
-    except errors.GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{repository}"
-        raise DownloadError(
-            f"{repository} asks you to accept its licence: open {page}, accept it, and run: hf auth login"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"{repository} is not on the Hub, or private: check the name, or run: hf auth login"
-        ) from error
-    except Exception as error:  # of the client's HTTP library, which is another in each version
-        way_out = "run the command again"
-        if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-            status = error.response.status_code
-            reason = f"the Hub answered {status} ({_first_line(error)})"
-            way_out = "run: hf auth login" if status in _REFUSED else way_out
-        elif isinstance(error, OSError) and error.errno is not None:  # of the disk
-            reason = str(error)
-        elif os.environ.get("HF_HUB_OFFLINE", "0") != "0":
-            reason = "HF_HUB_OFFLINE forbids downloads; unset it"
-        else:
-            reason = (
-                f"{constants.ENDPOINT} cannot be reached, or the connection was lost ({_first_line(error)})"
-            )
-        raise DownloadError(f"{repository}: {reason}; {way_out}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,10 +11,9 @@ from typing import Any
 
 from odise_pl.checkpoints.description import PARTS, SIDES, NetworkSettings, is_file_name, read_record
 from odise_pl.checkpoints.files import CONFIG, MODEL, find_checkpoint, last_checkpoint
-from odise_pl.errors import SettingError
+from odise_pl.errors import DownloadError, SettingError, hub_errors
 from odise_pl.files import write_text
 from odise_pl.hub.card import CARD, model_card
-from odise_pl.hub.download import DownloadError, hub_errors
 from odise_pl.runs.record import EVALUATIONS, read_command, read_settings
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

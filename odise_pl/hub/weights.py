@@ -20,6 +20,7 @@ class Weights:
         size: in 10^9 bytes, about.
         purpose: the setting that uses it.
         sha256: its beginning; empty if only the Hub knows it.
+        file: its name in the repository; empty for that of the target.
     """
 
     target: str
@@ -28,6 +29,7 @@ class Weights:
     size: float
     purpose: str
     sha256: str = ""
+    file: str = ""
 
 
 _RELEASE = "https://github.com/NVlabs/ODISE/releases/download/v1.0.0"
@@ -86,6 +88,50 @@ WEIGHTS = {
         "captioner=blip",
     ),
 }
+_APACHE, _NC = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
+_DINOV3, _NVIDIA = "DINOv3 licence", "NVIDIA Open Model License"
+# by name in conf/backbone: timm's name, licence, size
+_OF_TIMM = {
+    "deit3_h": ("deit3_huge_patch14_224.fb_in22k_ft_in1k", _APACHE, 2.5),
+    "swin_l": ("swin_large_patch4_window12_384.ms_in22k", "MIT", 0.9),
+    "convnext_xl": ("convnext_xlarge.fb_in22k", _APACHE, 1.6),
+    "convnext_v2_h": ("convnextv2_huge.fcmae_ft_in22k_in1k_512", _NC, 2.6),
+    "mvit_h": ("mvitv2_huge_cls.fb_inw21k", _APACHE, 2.8),
+    "dino_b": ("vit_base_patch8_224.dino", _APACHE, 0.3),
+    "mae_h": ("vit_huge_patch14_224.mae", _NC, 2.5),
+    "beitv2_l": ("beitv2_large_patch16_224.in1k_ft_in22k", _APACHE, 1.3),
+    "clip_l": ("vit_large_patch14_clip_224.openai", "Apache-2.0 (OpenAI: MIT)", 1.2),
+    "clip_h": ("vit_huge_patch14_clip_224.laion2b", "Apache-2.0 (LAION: MIT)", 2.5),
+    "dinov2_l": ("vit_large_patch14_reg4_dinov2.lvd142m", _APACHE, 1.2),
+    "dinov3_l": ("vit_large_patch16_dinov3.lvd1689m", _DINOV3, 1.2),
+    "dinov3_convnext_l": ("convnext_large.dinov3_lvd1689m", _DINOV3, 0.8),
+    "siglip2_l": ("vit_large_patch16_siglip_512.v2_webli", _APACHE, 1.3),
+    "radio_v3_l": ("vit_large_patch16_radio_v3.c_radio", _NVIDIA, 1.2),
+    "radio_v4_h": ("vit_huge_patch16_radio_v4.c_radio", _NVIDIA, 2.5),
+    "convnext_l_clip": ("convnext_large_mlp.clip_laion2b_ft_soup_320", "Apache-2.0 (LAION: MIT)", 0.8),
+}
+WEIGHTS |= {
+    name: Weights(
+        f"{model}.safetensors", f"timm/{model}", licence, size, f"backbone={name}", file="model.safetensors"
+    )
+    for name, (model, licence, size) in _OF_TIMM.items()
+}
+WEIGHTS["swin_h"] = Weights(
+    "swinv2_huge_22k_500k.pth",
+    "zdaxie/SimMIM",
+    "MIT",
+    2.6,
+    "backbone=swin_h",
+    file="simmim_swinv2_pretrain_models/swinv2_huge_22k_500k.pth",
+)
+WEIGHTS["moco_v3_l"] = Weights(
+    "moco-v3-vit-l.safetensors",
+    "nyu-visionx/moco-v3-vit-l",
+    "none is stated; code CC BY-NC 4.0",
+    1.2,
+    "backbone=moco_v3_l",
+    file="model.safetensors",
+)
 
 
 def fetch(name: str, folder: Path) -> Path:
@@ -121,7 +167,7 @@ def fetch(name: str, folder: Path) -> Path:
     if is_address:
         download_url(weights.source, target, weights.sha256)
     else:
-        download_repository(weights.source, target, weights.sha256)
+        download_repository(weights.source, target, weights.sha256, weights.file)
     print(f"written: {target}")
     return target
 
@@ -132,7 +178,7 @@ def describe_weights(folder: Path) -> str:
     for name, weights in WEIGHTS.items():
         path = folder / weights.target
         size = _size(path) or f"about {weights.size} GB, missing"
-        lines += [f"{name:12} {size:24} {weights.licence}", f"{'':12} {path} (for {weights.purpose})"]
+        lines += [f"{name:18} {size:24} {weights.licence}", f"{'':18} {path} (for {weights.purpose})"]
     return "\n".join([*lines, "fetch what is missing with: odise weights fetch NAME"])
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from odise_pl.errors import SettingError, check_number
-from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
-from odise_pl.models.backbones.diffusion_settings import (
-    BackboneSettings,
-    CaptionerParts,
+from odise_pl.models.backbones.captioner_settings import (
     MakeCaptioner,
     blip_captioner,
     empty_captioner,
     heuristic_captioner,
     implicit_captioner,
+    none_captioner,
 )
+from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
+from odise_pl.models.backbones.diffusion_settings import BackboneSettings
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
@@ -27,14 +29,15 @@ from odise_pl.models.odise import ClassifierSettings, Odise
 
 __all__ = [
     "BackboneSettings",
-    "CaptionerParts",
     "ClipSettings",
     "HeadSettings",
+    "TimmSettings",
     "blip_captioner",
     "build_odise",
     "empty_captioner",
     "heuristic_captioner",
     "implicit_captioner",
+    "none_captioner",
 ]
 
 SUPERVISION = ("label", "caption")
@@ -101,7 +104,7 @@ class HeadSettings:
 
 
 def build_odise(
-    backbone: BackboneSettings,
+    backbone: FeatureSettings,
     clip: ClipSettings,
     captioner: MakeCaptioner,
     head: HeadSettings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -29,3 +29,12 @@ def copy_to_memory(parameters: Iterable[nn.Parameter], dtype: torch.dtype = torc
     """
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype, copy=True)
+
+
+def outermost(modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
+    """The parts of these kinds, none of which lies within another."""
+    for module in modules:
+        if isinstance(module, kinds):
+            yield module
+        else:
+            yield from outermost(module.children(), kinds)

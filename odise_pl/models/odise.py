@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.classifiers import (
     TextProjection,
@@ -91,7 +91,7 @@ class InferenceClasses(TensorStruct):
 
 
 class Odise(nn.Module):
-    """Open-vocabulary panoptic segmentation on diffusion features.
+    """Open-vocabulary panoptic segmentation on features of a frozen network.
 
     Args:
         backbone: images to a feature pyramid.
@@ -110,7 +110,7 @@ class Odise(nn.Module):
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: FeatureBackbone,
         pixel_decoder: PixelDecoder,
         mask_decoder: MaskDecoder,
         text_projection: TextProjection,

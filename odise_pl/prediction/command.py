@@ -88,22 +88,25 @@ def predict(
 def kmeans(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", exists=True, dir_okay=False)],
     tap: Annotated[
-        str, typer.Option(help="a feature map, e.g. encoder.2, unet.up.2, decoder.1")
-    ] = "unet.up.2",
-    timestep: Annotated[int, typer.Option(help="diffusion step", min=0, max=999)] = 0,
+        str | None,
+        typer.Option(help="a feature map, e.g. encoder.2, unet.up.2, decoder.1 (default: of stride 16)"),
+    ] = None,
+    timestep: Annotated[
+        int | None, typer.Option(help="step of a diffusion model (default: 0)", min=0, max=999)
+    ] = None,
     clusters: Annotated[int, typer.Option(help="number of clusters", min=1)] = 8,
     backbone: Annotated[str, typer.Option(help="name in conf/backbone")] = "stable_diffusion_v1",
-    weights: Annotated[str | None, typer.Option(help="file, diffusers folder, hub id or random")] = None,
+    weights: Annotated[str | None, typer.Option(help="file, folder, hub id or random")] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="shorter side of the diffusion model's input (default: the backbone's)", min=1),
+        typer.Option(help="shorter side of the network's input (default: the backbone's)", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="of k-means and of random weights")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="folder (default: beside the image)", file_okay=False)
     ] = None,
 ) -> None:
-    """Draw k-means clusters of frozen diffusion features beside images, as IMAGE_kmeans.png."""
+    """Draw k-means clusters of frozen features beside images, as IMAGE_kmeans.png."""
     from odise_pl.prediction.kmeans import draw_clusters
 
     for path in draw_clusters(images, out, tap, timestep, clusters, backbone, weights, size, seed):

@@ -1,11 +1,13 @@
-"""k-means clusters of frozen diffusion features, drawn beside the image."""
+"""k-means clusters of frozen features, drawn beside the image."""
 
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,17 @@ from torch import Tensor
 
 from odise_pl.data.images import read_image
 from odise_pl.errors import SettingError
-from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion
-from odise_pl.models.build import BackboneSettings
+from odise_pl.models.backbones.contract import Conditioning, Features
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.prediction.drawing import Picture, side_by_side
 from odise_pl.runs.conf import CONF, compose_config
 
-# in the order of LatentDiffusionFeatures.taps at one step
-TAPS = ("encoder.2", "encoder.3", *(f"unet.up.{i}" for i in range(4)), "decoder.0", "decoder.1")
+_SHOWN_STRIDE = 16  # of the map that is clustered by default
+
+
+def tap_names(features: Features) -> list[str]:
+    """Names of the maps of features at one diffusion step, without the step: ``unet.up.2``."""
+    return [re.sub(r"\.t\d+\.", ".", tap.name) for tap in features.taps]
 
 
 def resize_to_cells(image: Image.Image, size: int, multiple: int) -> Tensor:
@@ -73,47 +78,54 @@ def draw_beside(image: Image.Image, labels: NDArray[np.int32]) -> Picture:
 def draw_clusters(
     images: Sequence[Path],
     out: Path | None = None,
-    tap: str = "unet.up.2",
-    timestep: int = 0,
+    tap: str | None = None,
+    timestep: int | None = None,
     clusters: int = 8,
     backbone: str = "stable_diffusion_v1",
     weights: str | None = None,
     size: int | None = None,
     seed: int = 0,
 ) -> list[Path]:
-    """Write ``IMAGE_kmeans.png`` for each image, from features with the empty prompt; returns the paths.
+    """Write ``IMAGE_kmeans.png`` for each image; returns the paths. Diffusion models get the empty prompt.
 
     Args:
         images: files.
         out: folder; None: beside the image.
-        tap: one of :data:`TAPS`.
-        timestep: diffusion step.
+        tap: one of :func:`tap_names`; None: of stride 16.
+        timestep: diffusion step; None: 0. Only for diffusion models.
         clusters: see :func:`cluster`.
         backbone: name in ``conf/backbone``.
         weights: to replace the backbone's.
-        size: shorter side of the diffusion model's input in pixels; None: the backbone's.
+        size: shorter side of the network's input in pixels; None: the backbone's.
         seed: of k-means and of random weights.
 
     Raises:
         SettingError: an option has no such choice.
         WeightsError: weights are missing or damaged.
     """
-    _check_choice("--tap", tap, TAPS)
     _check_choice("--backbone", backbone, sorted(path.stem for path in CONF.glob("backbone/*.yaml")))
     pictures = [read_image(path) for path in images]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
     if len(set(targets)) < len(targets):
         raise SettingError("images of the same name would overwrite each other's pictures in --out")
     config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
-    settings: BackboneSettings = instantiate(config)
-    settings = settings if weights is None else replace(settings, weights=weights)
+    settings: FeatureSettings = instantiate(config)
+    changes: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if settings.conditioned:
+        changes["timesteps"] = (timestep or 0,)
+    elif timestep is not None:
+        raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")
+    settings = replace(settings, input_size=size or settings.input_size, **changes)
     torch.manual_seed(seed)
-    models = load_diffusion(settings.weights, settings.architecture)
-    features = LatentDiffusionFeatures(models, (timestep,))
-    prompt = encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad)
+    features, condition = settings.load()
+    prompt = None if condition is None else Conditioning(condition.uncond)
+    names = tap_names(features)
+    tap = tap or next(n for n, t in zip(names, features.taps, strict=True) if t.stride == _SHOWN_STRIDE)
+    _check_choice("--tap", tap, names)
     for image, target in zip(pictures, targets, strict=True):
-        cells = resize_to_cells(image, size or settings.input_size, features.input_multiple)
-        labels = cluster(features(cells, prompt)[TAPS.index(tap)][0], clusters, seed)
+        shown = image.resize((settings.input_size,) * 2) if features.fixed_size else image
+        cells = resize_to_cells(shown, settings.input_size, features.input_multiple)
+        labels = cluster(features(cells, prompt)[names.index(tap)][0], clusters, seed)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_beside(image, labels)).save(target)
     return targets

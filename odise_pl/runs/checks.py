@@ -83,7 +83,9 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 def _bad_settings(config: DictConfig) -> Iterator[str]:
     """Settings that would fail only after minutes, or silently do something else."""
-    checks: list[Callable[[], object]] = [lambda: check_timesteps(config.backbone.timesteps)]
+    checks: list[Callable[[], object]] = []
+    if "timesteps" in config.backbone:  # of a diffusion model
+        checks.append(lambda: check_timesteps(config.backbone.timesteps))
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
         checks.append(partial(check_number, name, OmegaConf.select(config, name), least))
     for check in checks:

@@ -56,10 +56,10 @@ class AblationSettings:
 
     Attributes:
         model: ``label`` or ``caption``.
-        timesteps: such as ``0``, ``0+100+200`` or ``learnable``.
+        timesteps: such as ``0``, ``0+100+200`` or ``learnable``; ``none`` without a diffusion model.
         learnable_time: whether the time embedding is learned.
         captioner: ``implicit``, ``empty``, ``heuristic``, ``blip`` (precomputed for whole images, as
-            published), ``blip_on_the_fly`` (for windows), or the name of another function.
+            published), ``blip_on_the_fly`` (for windows), ``none``, or the name of another function.
         classifier: ``both``, ``diffusion`` or ``discriminative``.
     """
 
@@ -87,7 +87,7 @@ class FinishedRun:
 
 def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
     """The ablation settings of a network, from the arguments that build it."""
-    steps, captioner = model["backbone"]["timesteps"], model["captioner"]
+    steps, captioner = model["backbone"].get("timesteps", "none"), model["captioner"]
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
     kind = captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
     kind += "_on_the_fly" if captioner.get("on_the_fly") else ""

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from odise_pl.models.backbones.contract import Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion
 from odise_pl.models.build import BackboneSettings
 from odise_pl.prediction.drawing import load_font
-from odise_pl.prediction.kmeans import TAPS, cluster, resize_to_cells
+from odise_pl.prediction.kmeans import cluster, resize_to_cells, tap_names
 from odise_pl.runs.conf import compose_config
 from scripts.docs.style import LIGHT, canvas, place, save_png
 
@@ -34,12 +35,13 @@ def cluster_taps(image: Image.Image) -> dict[tuple[int, str], NDArray[np.int32]]
     settings: BackboneSettings = instantiate(config)
     torch.manual_seed(0)
     models = load_diffusion(settings.weights, settings.architecture)
-    prompt = encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad)
+    prompt = Conditioning(encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad))
     labels: dict[tuple[int, str], NDArray[np.int32]] = {}
     for timestep in _TIMESTEPS:
         features = LatentDiffusionFeatures(models, (timestep,))
         found = features(resize_to_cells(image, settings.input_size, features.input_multiple), prompt)
-        labels |= {(timestep, tap): cluster(found[TAPS.index(tap)][0], _CLUSTERS) for tap in _TAPS}
+        maps = dict(zip(tap_names(features), found, strict=True))
+        labels |= {(timestep, tap): cluster(maps[tap][0], _CLUSTERS) for tap in _TAPS}
     return labels
 
 

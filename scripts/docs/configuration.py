@@ -139,18 +139,23 @@ def summary(target: str) -> str:
 def arguments(target: str) -> dict[str, tuple[str, str]]:
     """Default and meaning of the documented arguments of a class or function of the package."""
     item = find(target)
-    if item is None or item.docstring is None:
+    if item is None:
         return {}
-    docstring = griffe.Docstring(split_names(item.docstring.value), parent=item)
-    sections = docstring.parse("google", warnings=False)
-    meanings = {
-        argument.name: " ".join(replace_roles(argument.description).split())
-        for section in sections
-        if section.kind.value in ("parameters", "attributes")
-        for argument in section.value
-    }
+    bases = item.mro() if isinstance(item, griffe.Class) else []
+    meanings = {name: text for one in [*reversed(bases), item] for name, text in _documented(one)}
     defaults = {p.name: _default(item, p.default) for p in item.parameters}
     return {name: (default, meanings[name]) for name, default in defaults.items() if name in meanings}
+
+
+def _documented(item: griffe.Class | griffe.Function) -> Iterator[tuple[str, str]]:
+    """Names and meanings of the arguments in a docstring."""
+    if item.docstring is None:
+        return
+    docstring = griffe.Docstring(split_names(item.docstring.value), parent=item)
+    for section in docstring.parse("google", warnings=False):
+        if section.kind.value in ("parameters", "attributes"):
+            for argument in section.value:
+                yield argument.name, " ".join(replace_roles(argument.description).split())
 
 
 def _default(item: griffe.Object, default: object) -> str:

@@ -206,7 +206,7 @@ def test_table_agrees_with_configuration(tmp_path: Path) -> None:
 def test_list_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / CLIP.target).write_bytes(bytes(2_000_000_000 // 100))
     lines = CliRunner().invoke(app, ["weights", "list", "--folder", str(tmp_path)]).stdout.splitlines()
-    (clip,) = (line for line in lines if line.startswith("clip"))
+    (clip,) = (line for line in lines if line.startswith("clip "))
     assert "0.02 GB" in clip
     assert "missing" not in clip
     (label,) = (line for line in lines if line.startswith("label"))

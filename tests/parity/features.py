@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from odise_pl.models.backbones.captioners import Captioner
+from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.sliding_window import Window, cut_windows, plan_windows
 from odise_pl.models.odise import InferenceClasses, Odise, pad_images
 from odise_pl.structures import Size
@@ -29,6 +31,16 @@ class Evaluation:
     def held(self, name: str) -> Tensor | None:
         """A recorded tensor, or None."""
         return self.case.tensors.get(f"rec/{name}")
+
+    @property
+    def features(self) -> LatentDiffusionFeatures:
+        assert isinstance(self.model.backbone.features, LatentDiffusionFeatures)
+        return self.model.backbone.features
+
+    @property
+    def captioner(self) -> Captioner:
+        assert isinstance(self.model.backbone.captioner, Captioner)
+        return self.model.backbone.captioner
 
     @cached_property
     def canvas(self) -> tuple[Tensor, list[Size]]:
@@ -60,7 +72,7 @@ class Evaluation:
 
 def window_checks(run: Evaluation) -> list[Check]:
     """Positions and pixels of windows, and their conditioning."""
-    clip, captioner, numbered = run.model.clip, run.model.backbone.captioner, run.case.numbered
+    clip, captioner, numbered = run.model.clip, run.captioner, run.case.numbered
     cuts, places = torch.tensor([astuple(window) for window in run.plan]), run.case.facts.get("windows")
     embeds = numbered(EMBED, "/image_embed")
     contexts, times = numbered(LDM + "forward", "/cond_inputs"), numbered(LDM + "forward", "/cond_emb")
@@ -83,7 +95,7 @@ def window_checks(run: Evaluation) -> list[Check]:
 
 def feature_checks(run: Evaluation) -> list[Check]:
     """Features of the diffusion model from recorded windows, latents and conditioning."""
-    features, case = run.model.backbone.features, run.case
+    features, case = run.features, run.case
     steps = features.timesteps
     latents = case.numbered(LDM + "encode_to_latent", "/latent")
     encoded = {i: features.encode(_window(run, i)) for i in latents}
@@ -115,8 +127,8 @@ def _window(run: Evaluation, index: int) -> Tensor:
 
 def _unet(run: Evaluation, noisy: dict[int, Tensor], latent: Tensor) -> list[Tensor]:
     """UNet features of the first window at every step."""
-    features, held, found = run.model.backbone.features, run.case.tensors, []
-    own = run.model.backbone.captioner(_window(run, 0))
+    features, held, found = run.features, run.case.tensors, []
+    own = run.captioner(_window(run, 0))
     for k, step in enumerate(features.timesteps):
         context = held.get(f"{LDM}unet_forward/{k}/context", own.context)
         extra = held.get(f"{LDM}unet_forward/{k}/cond_emb", None if own.time is None else own.time[:, k])

@@ -99,7 +99,14 @@ def _build(
 ) -> Odise:
     sizes = sizes_of(diffusion)
     model = build_odise(
-        BackboneSettings(str(diffusion), sizes.diffusion, steps, input_size, input_size, 0, sizes.channels),
+        BackboneSettings(
+            str(diffusion),
+            sizes.diffusion,
+            steps,
+            input_size=input_size,
+            window=input_size,
+            channels=sizes.channels,
+        ),
         ClipSettings(str(clip), architecture=sizes.clip),
         implicit_captioner(learnable_time),
         sizes.head,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.prediction.kmeans import TAPS, cluster, draw_beside, draw_clusters, resize_to_cells
+from odise_pl.prediction.kmeans import cluster, draw_beside, draw_clusters, resize_to_cells, tap_names
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "size": 64}
 
@@ -41,7 +41,8 @@ def test_too_many_clusters_are_named() -> None:
 
 def test_taps_and_cells_of_the_backbone() -> None:
     features = LatentDiffusionFeatures(tiny_models.diffusion(), (100,))
-    assert tuple(tap.name.replace(".t100.", ".") for tap in features.taps) == TAPS
+    expected = ["encoder.2", "encoder.3", *(f"unet.up.{i}" for i in range(4)), "decoder.0", "decoder.1"]
+    assert tap_names(features) == expected
     image = Image.effect_noise((130, 60), 100).convert("RGB")
     pixels = torch.from_numpy(np.array(image.resize((128, 64), Image.Resampling.BICUBIC))).permute(2, 0, 1)
     torch.testing.assert_close(resize_to_cells(image, 64, features.input_multiple), pixels[None] / 255)

@@ -57,7 +57,7 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
             with pytest.raises(InstantiationException, match="gpu"):
                 instantiate(target)
         else:
-            assert instantiate(target) is not None
+            assert instantiate(target) is not None or choice == "captioner=none"
 
 
 def test_defaults_are_the_published_run(tmp_path: Path) -> None:

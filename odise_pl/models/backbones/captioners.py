@@ -1,34 +1,20 @@
-"""Captioners: the conditioning of the diffusion model on an image (section 3.3 of the paper)."""
+"""Captioners: the conditioning of a diffusion model on an image (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.structures import TensorStruct
+from odise_pl.models.backbones.contract import Conditioning
 
 # One caption per image, None if it has none.
 Captions = Sequence[str | None] | None
 # Maps images [N, 3, H, W] in 0..1 to N sentences.
 Describe = Callable[[Tensor], list[str]]
-
-
-@dataclass(frozen=True)
-class Conditioning(TensorStruct):
-    """Input of the UNet besides the latent.
-
-    Attributes:
-        context: [N, 77, context_dim].
-        time: [N, steps, time_dim], added to the time embedding; None adds nothing.
-    """
-
-    context: Tensor
-    time: Tensor | None
 
 
 class PositionalLinear(nn.Module):

@@ -5,13 +5,13 @@ Captioner and classifiers share one instance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
@@ -130,6 +130,10 @@ class FrozenCLIP(Frozen):
     def embed_dim(self) -> int:
         """Width of image and text embeddings."""
         return int(self.model.text_projection.shape[1])
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Parts of the image encoder that are called as a whole; sharding gathers one at a time."""
+        return self.model.visual.transformer.resblocks.children()
 
     def normalize(self, images: Tensor) -> Tensor:
         """CLIP's mean and standard deviation, for images [N, 3, H, W] in 0..1."""

@@ -1,27 +1,35 @@
-"""The diffusion backbone: windows, captioner, frozen features, projections."""
+"""The backbone of every network: windows, captioner, frozen features, projections."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from odise_pl.errors import SettingError, check_number
-from odise_pl.models.backbones.captioners import Captions, Conditioning
-from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.models.backbones.captioner_settings import MakeCaptioner
+from odise_pl.models.backbones.captioners import Captions
+from odise_pl.models.backbones.clip import FrozenCLIP
+from odise_pl.models.backbones.contract import Condition, Features, Tap
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 
 EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
 
 
-class DiffusionBackbone(nn.Module):
-    """The published backbone (section 3.2 of the paper).
+class FeatureBackbone(nn.Module):
+    """A frozen network on the windows of images (section 3.2 of the paper).
 
     Args:
-        features: the frozen diffusion model.
-        captioner: maps windows [N, 3, S, S] and their images' captions to :class:`Conditioning`.
+        features: the frozen network.
+        captioner: maps windows [N, 3, S, S] and their images' captions to the conditioning; None for a
+            network without conditioning, which runs without gradients.
         pyramid: the trainable projections.
-        input_size: side in pixels to which windows are resized for the diffusion model.
+        input_size: side in pixels to which windows are resized for the network.
         window: largest window side; None: the shorter image side.
         window_batch: windows per forward pass; 0: all in training, at most ``EVAL_WINDOWS`` at inference.
 
@@ -31,8 +39,8 @@ class DiffusionBackbone(nn.Module):
 
     def __init__(
         self,
-        features: LatentDiffusionFeatures,
-        captioner: nn.Module,
+        features: Features,
+        captioner: nn.Module | None,
         pyramid: FeaturePyramid,
         input_size: int = 512,
         window: int | None = 512,
@@ -80,5 +88,63 @@ class DiffusionBackbone(nn.Module):
         return self.window_batch or (windows if self.training else EVAL_WINDOWS)
 
     def _window_pyramid(self, cuts: Tensor, captions: Captions, side: int) -> list[Tensor]:
-        condition: Conditioning = self.captioner(cuts, captions)
-        return self.pyramid(self.features(cuts, condition.context, condition.time), side)
+        if self.captioner is None:
+            with torch.no_grad():
+                maps = self.features(cuts)
+        else:
+            maps = self.features(cuts, self.captioner(cuts, captions))
+        pyramid: list[Tensor] = self.pyramid(maps, side)
+        return pyramid
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(ABC):
+    """Settings of every backbone; a subclass adds its network's.
+
+    Attributes:
+        input_size: side in pixels to which windows are resized for the network.
+        window: largest side of a window; None: the shorter side of the image.
+        window_batch: see :class:`FeatureBackbone`; earlier versions wrote ``auto`` into checkpoints.
+        channels: width of the feature pyramid.
+        source: download command of the weights, for messages.
+        conditioned: whether the network takes a conditioning, so that it needs a captioner.
+    """
+
+    conditioned: ClassVar[bool]
+
+    input_size: int = 512
+    window: int | None = 512
+    window_batch: int | str = 0
+    channels: int = 512
+    source: str = ""
+
+    @abstractmethod
+    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+        """The network with its frozen weights, and what can be conditioned; ``mapped`` as in ``build_odise``.
+
+        Raises:
+            UserError: weights are missing or do not fit.
+        """
+
+    def projections(self, taps: Sequence[Tap]) -> FeaturePyramid:
+        """The trainable projections of the taps."""
+        return FeaturePyramid(taps, self.channels)
+
+    def build(self, clip: FrozenCLIP, captioner: MakeCaptioner, mapped: bool = False) -> FeatureBackbone:
+        """The backbone with its frozen weights loaded; ``mapped`` as in ``build_odise``.
+
+        Raises:
+            SettingError: the captioner does not fit the network.
+        """
+        if self.conditioned and captioner is None:
+            raise SettingError(
+                "captioner=none: this backbone is a diffusion model, which needs a captioner: "
+                "choose captioner=empty"
+            )
+        if not self.conditioned and captioner is not None:
+            raise SettingError("captioner: this backbone takes no text: choose captioner=none")
+        features, condition = self.load(mapped)
+        made = None if captioner is None or condition is None else captioner(clip, condition)
+        batch = 0 if isinstance(self.window_batch, str) else self.window_batch
+        pyramid = self.projections(features.taps)
+        return FeatureBackbone(features, made, pyramid, self.input_size, self.window, batch)

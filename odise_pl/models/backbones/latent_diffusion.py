@@ -6,22 +6,28 @@ one and stop at the last tap; the rest of the UNet and the expensive half of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from odise_pl.models.backbones.pyramid import Tap
+from odise_pl.models.backbones.contract import Conditioning, Features, Tap
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels
 from odise_pl.models.backbones.timesteps import STEPS, check_timesteps
-from odise_pl.models.frozen import Frozen
+from odise_pl.models.frozen import outermost
 from odise_pl.models.ops.winograd import use_winograd
 
 NOISE_SEED = 42
+_BLOCKS = (ResnetBlock2D, Transformer2DModel, Attention, Downsample2D, Upsample2D)
 
 
 def noise_schedule(first: float = 0.00085, last: float = 0.012, steps: int = STEPS) -> Tensor:
@@ -35,7 +41,7 @@ def fixed_noise(channels: int = 4) -> Tensor:
     return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(NOISE_SEED))
 
 
-class LatentDiffusionFeatures(Frozen):
+class LatentDiffusionFeatures(Features):
     """Feature maps of images and conditioning; all weights are frozen.
 
     Gradients flow through the UNet to the conditioning; the VAE runs without gradients.
@@ -91,24 +97,25 @@ class LatentDiffusionFeatures(Frozen):
     def _vae_stride(self) -> int:
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
-    def forward(self, images: Tensor, context: Tensor, time_condition: Tensor | None = None) -> list[Tensor]:
-        """Features of all taps.
+    def blocks(self) -> Iterator[nn.Module]:
+        """Blocks of UNet and VAE."""
+        return outermost([self.unet, self.vae], _BLOCKS)
+
+    def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
+        """Features of all taps, [N, tap.channels, S / tap.stride, S / tap.stride] each.
 
         Args:
             images: [N, 3, S, S] in 0..1, S a multiple of 64.
-            context: [N, 77, context_dim], the text conditioning.
-            time_condition: [N, len(timesteps), time_dim], added to the time embedding; None adds nothing.
-
-        Returns:
-            one tensor per tap, [N, tap.channels, S / tap.stride, S / tap.stride].
+            conditioning: required.
         """
+        assert conditioning is not None
         with torch.no_grad():
             latent, encoder = self.encode(images)
             decoder = self.decoder_features(latent)
         unet: list[Tensor] = []
         for i, t in enumerate(self.timesteps):
-            extra = None if time_condition is None else time_condition[:, i]
-            unet += self.unet_features(self.add_noise(latent, t), t, context, extra)
+            extra = None if conditioning.time is None else conditioning.time[:, i]
+            unet += self.unet_features(self.add_noise(latent, t), t, conditioning.context, extra)
         return encoder + unet + decoder
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
+from odise_pl.models.backbones.contract import Tap
 
 STRIDES = (4, 8, 16, 32)
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A feature map of a frozen network; ``stride`` is in pixels of the network's input."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 class NormedConv(nn.Conv2d):
@@ -63,6 +56,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, taps: Sequence[Tap], channels: int = 512, reduction: int = 4) -> None:
         super().__init__()
         self.strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
+        self.pooled = [tap.pooled for tap in taps]
         missing = sorted(set(STRIDES) - set(self.strides))
         if missing:
             raise SettingError(
@@ -80,14 +74,53 @@ class FeaturePyramid(nn.Module):
 
         Args:
             features: one map per tap.
-            window: side of the windows in image pixels, before they were resized for the diffusion model.
+            window: side of the windows in image pixels, before they were resized for the frozen network.
 
         Returns:
             [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
         """
         levels: dict[int, Tensor] = {}
-        for feature, stride, projection in zip(features, self.strides, self.projections, strict=True):
-            side = window // stride
-            projected = projection(F.interpolate(feature, (side, side)))
+        kinds = zip(self.strides, self.pooled, strict=True)
+        for feature, (stride, pooled), projection in zip(features, kinds, self.projections, strict=True):
+            projected = projection(_resize(feature, window // stride, pooled))
             levels[stride] = levels[stride] + projected if stride in levels else projected
         return [levels[stride] for stride in STRIDES]
+
+
+class SimplePyramid(FeaturePyramid):
+    """ViTDet's simple feature pyramid of one map (arXiv 2203.16527), then the projections.
+
+    Transposed convolutions double the map until it has strides 4 and 8, pooling halves it.
+
+    Args:
+        tap: the map, of any stride.
+        channels: width of the pyramid.
+    """
+
+    def __init__(self, tap: Tap, channels: int = 512) -> None:
+        doublings = [round(math.log2(tap.stride / stride)) for stride in STRIDES]
+        widths = [tap.channels >> max(n, 0) for n in doublings]
+        super().__init__([Tap(f"s{s}", width, s) for s, width in zip(STRIDES, widths, strict=True)], channels)
+        self.scales = nn.ModuleList(_scale(tap.channels, n) for n in doublings)
+
+    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+        """As in :class:`FeaturePyramid`, from one map [N, C, side, side]."""
+        return super().forward([scale(features[0]) for scale in self.scales], window)
+
+
+def _scale(channels: int, doublings: int) -> nn.Module:
+    """Doubles the sides of a map and halves its width so many times; negative: pools."""
+    if doublings < 0:
+        return nn.MaxPool2d(2**-doublings)
+    layers: list[nn.Module] = []
+    for i in range(doublings):
+        if i:
+            layers += [LayerNorm2d(channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels := channels // 2, 2, 2))
+    return nn.Sequential(*layers)
+
+
+def _resize(feature: Tensor, side: int, pooled: bool) -> Tensor:
+    if pooled and side < feature.shape[-1]:
+        return F.adaptive_avg_pool2d(feature, side)
+    return F.interpolate(feature, (side, side))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel
 
 from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.stable_diffusion import END_OF_TEXT, encode_prompts
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.frozen import Frozen
 
@@ -20,24 +18,20 @@ class PromptEncoder(Frozen):
     """The diffusion model's text encoder, with a cache of sentences.
 
     Args:
-        text_encoder: the frozen encoder.
-        pad: padding token.
+        encode: the frozen encoder, see :class:`~odise_pl.models.backbones.contract.Condition`.
         capacity: number of cached sentences; 0.24 MB each for SD 1.x.
     """
 
-    def __init__(self, text_encoder: CLIPTextModel, pad: int = END_OF_TEXT, capacity: int = 256) -> None:
+    def __init__(self, encode: nn.Module, capacity: int = 256) -> None:
         super().__init__()
         check_number("captioner.remember", capacity, 1)
-        self.text_encoder, self.pad = text_encoder, pad
-        self.cache = TextCache(self._encode, capacity)
+        self.encode = encode
+        self.cache = TextCache(encode, capacity)
         self.freeze()
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Conditioning [len(texts), 77, context_dim] on the encoder's device."""
-        return self.cache(texts, next(self.text_encoder.parameters()).device)
-
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        return encode_prompts(self.text_encoder, texts, self.pad)
+        """Context [len(texts), 77, context_dim] on the encoder's device."""
+        return self.cache(texts, next(self.encode.parameters()).device)
 
 
 class NameRanking(Frozen):

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from odise_pl.models.backbones.tokens import VOCABULARY
 from odise_pl.models.backbones.tokens import tokenize as byte_pairs
-from odise_pl.models.frozen import copy_to_memory
+from odise_pl.models.frozen import Frozen, copy_to_memory
 from odise_pl.models.weights import (
     WeightsError,
     list_first,
@@ -256,3 +256,21 @@ def encode_prompts(text_encoder: CLIPTextModel, texts: Sequence[str], pad: int =
     tokens = tokenize(texts, pad, text_encoder.config.vocab_size)
     output: Tensor = text_encoder(tokens.to(device)).last_hidden_state
     return output
+
+
+class TextEncoder(Frozen):
+    """Texts to the conditioning of the UNet.
+
+    Args:
+        model: the frozen text encoder.
+        pad: padding token.
+    """
+
+    def __init__(self, model: CLIPTextModel, pad: int = END_OF_TEXT) -> None:
+        super().__init__()
+        self.model, self.pad = model, pad
+        self.freeze()
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """[len(texts), 77, context_dim], see :func:`encode_prompts`."""
+        return encode_prompts(self.model, texts, self.pad)

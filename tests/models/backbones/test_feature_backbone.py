@@ -8,8 +8,9 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from odise_pl.models.backbones.captioners import Conditioning, ImplicitCaptioner
-from odise_pl.models.backbones.feature_backbone import DiffusionBackbone
+from odise_pl.models.backbones.captioners import ImplicitCaptioner
+from odise_pl.models.backbones.contract import Conditioning
+from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.pyramid import FeaturePyramid
 from odise_pl.models.backbones.sliding_window import plan_windows
@@ -25,8 +26,8 @@ def parts() -> tuple[LatentDiffusionFeatures, ImplicitCaptioner, FeaturePyramid]
     return features, captioner, FeaturePyramid(features.taps, 128)
 
 
-def backbone(**settings: Any) -> DiffusionBackbone:
-    return DiffusionBackbone(*parts(), **{"input_size": 128, "window": 64} | settings).eval()
+def backbone(**settings: Any) -> FeatureBackbone:
+    return FeatureBackbone(*parts(), **{"input_size": 128, "window": 64} | settings).eval()
 
 
 def images(height: int, width: int, count: int = 2) -> Tensor:
@@ -39,7 +40,7 @@ def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tensor]:
+def one_by_one(model: FeatureBackbone, batch: Tensor, side: int) -> list[Tensor]:
     """Each window of each image alone, merged by a loop."""
     features, captioner, pyramid = parts()
     height, width = batch.shape[-2:]
@@ -50,7 +51,7 @@ def one_by_one(model: DiffusionBackbone, batch: Tensor, side: int) -> list[Tenso
             cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
             cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
             said = captioner(cut)
-            for i, level in enumerate(pyramid(features(cut, said.context, said.time), side)):
+            for i, level in enumerate(pyramid(features(cut, said), side)):
                 stride = 4 << i
                 rows = slice(w.top // stride, (w.top + side) // stride)
                 columns = slice(w.left // stride, (w.left + side) // stride)
@@ -113,7 +114,7 @@ def test_windows_get_caption_of_their_image(window_batch: int) -> None:
     features, _, pyramid = parts()
     listening = Listening()
     settings = {"input_size": 64, "window": 64, "window_batch": window_batch}
-    model = DiffusionBackbone(features, listening, pyramid, **settings).train()
+    model = FeatureBackbone(features, listening, pyramid, **settings).train()
     batch = torch.stack([torch.full((3, 64, 128), value) for value in (0.25, 0.75)])
     model(batch, ["dark", "bright"])
     assert len(listening.heard) == 4

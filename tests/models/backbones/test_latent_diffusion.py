@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
+from odise_pl.models.backbones.contract import Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
 from odise_pl.models.backbones.timesteps import check_timesteps
@@ -69,7 +70,7 @@ def test_features_equal_inputs_of_residual_blocks_in_diffusers(
     extra = torch.randn(2, 1, 128, generator=torch.Generator().manual_seed(3))
     backbone = LatentDiffusionFeatures(models, (step,))
     with torch.no_grad():
-        features = backbone(images, context, extra)
+        features = backbone(images, Conditioning(context, extra))
     expected = reference_features(models, images, context, step, extra[:, 0])
     assert len(features) == len(expected) == len(backbone.taps) == 8
     for feature, other, tap in zip(features, expected, backbone.taps, strict=True):
@@ -84,9 +85,11 @@ def test_features_of_several_steps() -> None:
     extra = torch.randn(2, 3, 128)
     together = LatentDiffusionFeatures(models, (0, 100, 200))
     with torch.no_grad():
-        features = together(images, context, extra)
+        features = together(images, Conditioning(context, extra))
         for i, step in enumerate(together.timesteps):
-            alone = LatentDiffusionFeatures(models, (step,))(images, context, extra[:, i : i + 1])
+            alone = LatentDiffusionFeatures(models, (step,))(
+                images, Conditioning(context, extra[:, i : i + 1])
+            )
             for a, b in zip(alone[2:6], features[2 + 4 * i : 6 + 4 * i], strict=True):
                 torch.testing.assert_close(a, b)
     assert [tap.name for tap in together.taps[2:14:4]] == ["unet.t0.up.0", "unet.t100.up.0", "unet.t200.up.0"]
@@ -109,8 +112,9 @@ def test_nothing_runs_after_the_last_tap() -> None:
         decoder.conv_out,
     ]
     alive = [unet.up_blocks[3].attentions[1], decoder.up_blocks[1].resnets[1]]
+    images, context = example()
     with inputs_of(dead) as late, inputs_of(alive) as last:
-        LatentDiffusionFeatures(models, (0,))(*example())
+        LatentDiffusionFeatures(models, (0,))(images, Conditioning(context))
     assert len(late) == 0
     assert len(last) == 2
 
@@ -124,7 +128,7 @@ def test_gradients_reach_only_the_conditioning() -> None:
     images.requires_grad_()
     context.requires_grad_()
     extra = torch.zeros(2, 2, 128, requires_grad=True)
-    features = backbone(images, context, extra)
+    features = backbone(images, Conditioning(context, extra))
     assert [f.requires_grad for f in features] == [False] * 2 + [True] * 8 + [False] * 2
     sum(f.square().mean() for f in features).backward()
     assert context.grad is not None
@@ -142,7 +146,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         backbone = LatentDiffusionFeatures(tiny_models.diffusion(tiny_models.SD2), (3,), checkpoint)
         words = context.clone().requires_grad_()
         extra = torch.zeros(2, 1, 128, requires_grad=True)
-        features = backbone(images, words, extra)
+        features = backbone(images, Conditioning(words, extra))
         gradients = torch.autograd.grad(sum(f.square().mean() for f in features), [words, extra])
         results.append([*features, *gradients])
     for kept, recomputed in zip(*results, strict=True):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from odise_pl.models.backbones.sentences import PromptEncoder
+from odise_pl.models.backbones.stable_diffusion import TextEncoder
 from odise_pl.models.backbones.text_cache import TextCache
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def test_recent_texts_are_encoded_once() -> None:
 
 
 def test_encodings_from_inference_mode_can_be_trained_with() -> None:
-    encode = PromptEncoder(tiny_models.diffusion().text_encoder)
+    encode = PromptEncoder(TextEncoder(tiny_models.diffusion().text_encoder))
     with torch.inference_mode():
         encode(["a dog"])
     weight = torch.ones(32, requires_grad=True)

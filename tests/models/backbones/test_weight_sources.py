@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from odise_pl.models.backbones.clip import load_clip
+from odise_pl.models.backbones.contract import Conditioning
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
 from odise_pl.models.blip import load_blip
@@ -37,7 +38,7 @@ def training_file(models: DiffusionModels, place: Path) -> str:
 def features(models: DiffusionModels) -> list[Tensor]:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     context = encode_prompts(models.text_encoder.eval(), ["a dog"])
-    return [context, *LatentDiffusionFeatures(models, (0, 500))(images, context)]
+    return [context, *LatentDiffusionFeatures(models, (0, 500))(images, Conditioning(context))]
 
 
 @pytest.mark.parametrize("save", [tiny_models.save_diffusion, safetensors_file, training_file])

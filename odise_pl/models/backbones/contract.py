@@ -1,0 +1,110 @@
+"""The contract between a frozen network and the backbone around it.
+
+A backbone cuts windows, asks a captioner for the conditioning, runs :class:`Features` and projects their taps
+to a pyramid. It does not know which network the features are of. ``docs/backbones.md`` has the contract on
+one page.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from odise_pl.models.frozen import Frozen
+from odise_pl.structures import TensorStruct
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A feature map of a frozen network.
+
+    Attributes:
+        name: of the map.
+        channels: its width.
+        stride: pixels of the network's input that a cell of the pyramid's level stands for.
+        pooled: where the map shrinks, average its cells; else take the nearest, as published.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class Conditioning(TensorStruct):
+    """Input of a diffusion model besides the image.
+
+    Attributes:
+        context: [N, tokens, context_dim].
+        time: [N, steps, time_dim], added to the time embedding; None adds nothing.
+    """
+
+    context: Tensor
+    time: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a captioner needs to know of a network that takes a conditioning.
+
+    Attributes:
+        uncond: [1, tokens, context_dim], the context of the empty text.
+        encode: maps N sentences to [N, tokens, context_dim]; None: the network reads no text.
+        time_dim: width of the time embedding.
+        steps: number of diffusion steps.
+        learns_time: whether the backbone's settings ask for a learned time embedding.
+    """
+
+    uncond: Tensor
+    encode: nn.Module | None
+    time_dim: int
+    steps: int
+    learns_time: bool = False
+
+    def time(self, learnable: bool) -> int | None:
+        """Width of the time embedding if captioner or backbone want it learned, else None."""
+        return self.time_dim if learnable or self.learns_time else None
+
+
+class Features(Frozen, ABC):
+    """Feature maps of a frozen network; end the constructor with :meth:`freeze`.
+
+    Attributes:
+        fixed_size: whether all inputs must be squares of the size that the network was built for; else sides
+            are any multiples of :attr:`input_multiple`.
+    """
+
+    fixed_size: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def taps(self) -> list[Tap]:
+        """The maps of :meth:`forward` in order; their strides cover 4, 8, 16 and 32 (clamped)."""
+
+    @property
+    @abstractmethod
+    def input_multiple(self) -> int:
+        """Required divisor of input sides."""
+
+    @abstractmethod
+    def blocks(self) -> Iterable[nn.Module]:
+        """Parts that are called as a whole, none within another; sharding gathers one at a time."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
+        """Maps of all taps.
+
+        Args:
+            images: [N, 3, S, S] in 0..1; the network's own normalisation is done here.
+            conditioning: of a network that has a :class:`Condition`; gradients flow to it. Others get None
+                and run without gradients.
+
+        Returns:
+            one map per tap, [N, tap.channels, side, side]; the pyramid resizes maps whose side is not
+            S / tap.stride.
+        """

@@ -1,0 +1,220 @@
+"""Features of any network of timm that returns intermediate maps; names and weights are timm's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from odise_pl.errors import SettingError, hub_errors
+from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, SimplePyramid
+from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite, tensors_of
+
+PYRAMIDS = ("depths", "simple")
+_FILE = "model.safetensors"  # of timm's repositories on the Hub
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
+_PATCHES = "patch_embed.proj.weight"
+
+
+class TimmFeatures(Features):
+    """Maps of some blocks of a plain transformer, or of the stages of a hierarchical network.
+
+    Args:
+        model: a classifier of timm, built for ``S x S`` pixels; its head and unused blocks are removed.
+        blocks: indices of a plain transformer's blocks; None: the ends of its four quarters.
+        last_only: one map, of the last of the blocks.
+        final_norm: apply a plain transformer's final norm to each map.
+
+    Raises:
+        SettingError: the network returns no intermediate maps, or has no such blocks.
+    """
+
+    fixed_size: ClassVar[bool] = True
+    mean: Tensor
+    std: Tensor
+    model: Any  # timm's models have these methods without a common base
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[int] | None = None,
+        last_only: bool = False,
+        final_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        if not hasattr(model, "forward_intermediates"):
+            raise SettingError(f"backbone.model: timm's {type(model).__name__} returns no intermediate maps")
+        infos = list(self.model.feature_info)
+        self._reductions = [info["reduction"] for info in infos]
+        self._plain = len(set(self._reductions)) == 1
+        self._final_norm = final_norm and self._plain
+        if last_only and not self._plain:
+            raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
+        self._indices = self._choose(blocks)[-1 if last_only else 0 :]
+        self._channels = [infos[i]["num_chs"] for i in self._indices]
+        self.model.prune_intermediate_layers(self._indices, prune_norm=not self._final_norm)
+        for name in ("mean", "std"):
+            values = torch.tensor(self.model.pretrained_cfg[name]).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        self.freeze()
+
+    def _choose(self, blocks: Sequence[int] | None) -> list[int]:
+        count = len(self._reductions)
+        if not self._plain:
+            if blocks is not None:
+                raise SettingError(f"backbone.taps={list(blocks)}: the network has stages; set it to null")
+            return [i for i, stride in enumerate(self._reductions) if STRIDES[0] <= stride <= STRIDES[-1]]
+        chosen = [-(-i * count // 4) - 1 for i in range(1, 5)] if blocks is None else sorted(blocks)
+        if len(set(chosen)) != len(STRIDES) or not all(0 <= i < count for i in chosen):
+            raise SettingError(f"backbone.taps={chosen}: give four different blocks in 0..{count - 1}")
+        return chosen
+
+    @property
+    def taps(self) -> list[Tap]:
+        """Blocks of a plain transformer stand for strides 4 to 32 in order; stages have their own."""
+        strides: Sequence[int] = [self._reductions[i] for i in self._indices]
+        if self._plain and len(self._indices) == len(STRIDES):
+            strides = STRIDES
+        kind = "block" if self._plain else "stage"
+        triples = zip(self._indices, self._channels, strides, strict=True)
+        return [Tap(f"{kind}.{i}", channels, stride, pooled=True) for i, channels, stride in triples]
+
+    @property
+    def input_multiple(self) -> int:
+        """The patch, or the stride of the last stage."""
+        return max(self._reductions)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The residual blocks, which timm keeps in lists of this name."""
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2] == "blocks":
+                yield from module.children()
+
+    def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
+        """Maps of all taps for images [N, 3, S, S] in 0..1; S is the size that the network was built for."""
+        maps: list[Tensor] = self.model.forward_intermediates(
+            (images - self.mean) / self.std,
+            indices=self._indices,
+            norm=self._final_norm,
+            stop_early=True,
+            intermediates_only=True,
+        )
+        # some have a channels-last layout, in which GroupNorm on CPUs is less accurate
+        return [one.contiguous() for one in maps]
+
+
+@dataclass(frozen=True)
+class TimmSettings(FeatureSettings):
+    """Settings of a network of timm.
+
+    Attributes:
+        model: timm's name, with the tag that says how it was trained and normalises its input.
+        weights: a file in timm's or the official format, a hub id with timm's names, or ``random``.
+        taps: four blocks of a plain transformer, from 0; None: the ends of its four quarters.
+        final_norm: apply a plain transformer's final norm to each map.
+        pyramid: of a plain transformer: ``depths`` resizes the maps of four blocks; ``simple`` trains
+            ViTDet's pyramid (arXiv 2203.16527) on the last of them.
+        options: numbers that replace arguments of the network's constructor, such as its ``depth``.
+    """
+
+    conditioned: ClassVar[bool] = False
+
+    model: str
+    weights: str = "random"
+    taps: Sequence[int] | None = None
+    final_norm: bool = True
+    pyramid: str = "depths"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pyramid not in PYRAMIDS:
+            raise SettingError(f"backbone.pyramid={self.pyramid}: choose one of {', '.join(PYRAMIDS)}")
+        for name, value in self.options.items():  # timm takes files and addresses as text
+            if not all(isinstance(number, int | float) for number in _listed(value)):
+                raise SettingError(f"backbone.options.{name}={value}: give a number, or a list of numbers")
+
+    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+        """The network; timm copies its weights, so they are never mapped."""
+        if not timm.is_model(self.model):
+            raise SettingError(
+                f"backbone.model={self.model}: timm {timm.__version__} has no such model; a newer one may: "
+                "pip install -U timm"
+            )
+        tensors = None if self.weights == "random" else read_weights(self.weights)
+        try:
+            network = self._create(tensors)
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            if tensors is not None:
+                problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
+                raise WeightsError(problem) from error
+            raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
+        return TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm), None
+
+    def projections(self, taps: Sequence[Tap]) -> FeaturePyramid:
+        """See :attr:`pyramid`."""
+        if self.pyramid == "simple":
+            return SimplePyramid(taps[-1], self.channels)
+        return super().projections(taps)
+
+    def _create(self, tensors: Mapping[str, Tensor] | None) -> Any:
+        options: dict[str, Any] = {
+            name: list(value) if isinstance(value, Sequence) else value
+            for name, value in self.options.items()
+        }
+        if timm.get_pretrained_cfg_value(self.model, "fixed_input_size"):
+            options.setdefault("img_size", self.input_size)
+        if tensors is not None:
+            tensors, headless = _unwrap(tensors)
+            overlay: dict[str, Any] = {"state_dict": tensors}
+            if headless:
+                options["num_classes"] = overlay["num_classes"] = 0
+            options["pretrained_cfg_overlay"] = overlay
+        network = timm.create_model(self.model, **options | {"pretrained": tensors is not None})
+        network.pretrained_cfg.pop("state_dict", None)  # timm would keep them
+        return network
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def read_weights(weights: str) -> dict[str, Tensor]:
+    """The tensors of a file, or of a repository of the Hub, which is downloaded once.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds no finite tensors.
+        DownloadError: the Hub cannot be reached or refuses.
+    """
+    path = Path(weights)
+    if path.suffix not in _SUFFIXES and not path.exists() and weights.count("/") == 1:
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(weights):
+            path = Path(hf_hub_download(weights, _FILE))
+    tensors = tensors_of(read_checkpoint(path))
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    require_finite(tensors, str(path))
+    return tensors
+
+
+def _unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The network of a self-supervised training, and whether it was one.
+
+    MoCo-v3 trains ``module.base_encoder.*`` beside a momentum encoder, SimMIM ``encoder.*`` beside a decoder.
+    """
+    found = [name.removesuffix(_PATCHES) for name in tensors if name.endswith(_PATCHES)]
+    wrapped = [prefix for prefix in found if prefix and "momentum" not in prefix]
+    if len(wrapped) != 1 or "" in found:
+        return dict(tensors), False
+    own = {n.removeprefix(wrapped[0]): t for n, t in tensors.items() if n.startswith(wrapped[0])}
+    return {n: t for n, t in own.items() if not n.startswith(("head.", "mask_token"))}, True
