@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from odise_pl.runs.finished import find_runs, read_run
 from odise_pl.runs.record import (
     AblationSettings,
     RunError,
     evaluation_folder,
     extract_ablation_settings,
-    find_runs,
     is_finished,
     list_changes,
     mark_finished,
-    read_run,
     read_settings,
     write_settings,
 )
