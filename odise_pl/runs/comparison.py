@@ -146,12 +146,12 @@ def _order(theirs: str, ours: str, paper: Mapping[str, float], rows: Sequence[Ro
     wrong = [
         a.minus(b, column)
         for a, b in pairs
-        if (paper[a.name] - paper[b.name]) * (means[a.name] - means[b.name]) < 0
+        if (paper[a.name] - paper[b.name]) * (means[a.name] - means[b.name]) <= 0
     ]
     if not wrong:
         return f"{text}, as in the paper"
     decided = sum(gap is not None and gap.decision() == _DECIDED for gap in wrong)
-    return f"{text}. Not the paper's order: {len(wrong)} of {len(pairs)} pairs reversed, {decided} decided"
+    return f"{text}. Not the paper's order: {len(wrong)} of {len(pairs)} pairs differ, {decided} decided"
 
 
 def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

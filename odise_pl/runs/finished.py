@@ -72,9 +72,9 @@ def _conditions(own: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str
     if "network" in own:
         network, values = own["network"], {**own["data"], **own}
         evaluated = {
-            **{part: network.get(part) for part in PARTS},
+            **{part: network[part] for part in PARTS if part in network},
             "model": {key: value for key, value in network.items() if key not in PARTS},
-            "data": {key: values.get(key) for key in _MEASURING},
+            "data": {key: values[key] for key in _MEASURING if key in values},
             "vocabulary": {"eval": (own.get("vocabulary") or {}).get("eval")},
             "trainer": {"precision": own.get("precision")},
             "paths": own.get("paths"),

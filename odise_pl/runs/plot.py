@@ -56,7 +56,7 @@ def draw(
         shown = [plot for plot in plots if plot.get_lines()]
         # not of intervals, which can be wider than the plot
         points = [float(x) for plot in shown for line in plot.get_lines() for x in line.get_xdata()]
-        plots[0].set_xlim(0, 1.08 * max(points, default=1))
+        plots[0].set_xlim(0, 1.08 * max(points, default=0) + 1)
         lines = {str(line.get_label()): line for plot in shown for line in plot.get_lines()}
         legend = [line for name, line in lines.items() if name in (*names.values(), *dict(_PAPER.values()))]
         figure.legend(handles=legend, ncols=3, loc=f"outside upper {place}", handletextpad=0.3)

@@ -202,7 +202,7 @@ def test_decided_difference_and_reversed_order(tmp_path: Path) -> None:
     _, (scores, _) = ablation_tables(TIMESTEPS, find_runs(tmp_path))
     (note,) = scores.notes
     assert "paper: 0 > 100 > 500; on toy_open: 100 > 0 > 500" in note
-    assert "1 of 3 pairs reversed, 1 decided" in note
+    assert "1 of 3 pairs differ, 1 decided" in note
 
 
 def test_rows_are_compared_with_the_reference_of_the_same_kind(tmp_path: Path) -> None:
