@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, read_record
+from odise_pl.checkpoints.files import checkpoint_folder
 from odise_pl.data.manifest import parse_eval_sets
 from odise_pl.distributed.processes import watch_first_process
 from odise_pl.runs.checks import check_evaluation, check_network
@@ -26,12 +27,15 @@ from odise_pl.runs.record import (
     in_sweep,
     is_finished,
     mark_finished,
+    read_settings,
 )
 from odise_pl.runs.resume import checkpoint_path
 from odise_pl.runs.sweep import report_errors
 
 if TYPE_CHECKING:
     import lightning
+
+    from odise_pl.checkpoints.metadata import CheckpointDescription
 
 _log = logging.getLogger(__name__)
 Scores = dict[str, dict[str, float]]
@@ -98,7 +102,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     output = Output(folder, settings, about, published, kept)
     scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        mark_finished(folder, extract_ablation_settings(network.model), scores)
+        mark_finished(folder, extract_ablation_settings(network.model), scores, _training(path, described))
     return scores
 
 
@@ -152,6 +156,15 @@ def _network(
     return read_record(record, source, named).changed(changes)
 
 
+def _training(path: Path, described: CheckpointDescription) -> dict[str, Any]:
+    """The settings that a checkpoint was trained with, as far as they are known: of its run, or its seed."""
+    if described.record is None:
+        return {}
+    folder = path.absolute().parent.parent
+    known = read_settings(folder) if path.absolute().parent == checkpoint_folder(folder) else None
+    return known or {key: value for key, value in described.record.items() if key == "seed"}
+
+
 def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
     """Everything that the scores depend on."""
     data: Any = OmegaConf.to_container(config.data, resolve=True)
@@ -162,6 +175,7 @@ def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
         "vocabulary": OmegaConf.to_container(config.vocabulary, resolve=True),
         "precision": config.trainer.precision,
         "save_predictions": config.save_predictions,
+        "paths": OmegaConf.to_container(config.paths, resolve=True),
     }
 
 

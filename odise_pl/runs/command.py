@@ -9,16 +9,19 @@ import typer
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(help="folder with finished runs at any depth, e.g. runs/NAME", metavar="DIR")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="folders with finished runs at any depth, e.g. runs/NAME", metavar="DIR..."),
     ],
-    out: Annotated[Path | None, typer.Option(help="folder for the tables (default: DIR/report)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the tables (default: report in the first DIR)")
+    ] = None,
 ) -> None:
-    """Compare finished runs with the paper's ablations: tables in Markdown and CSV, and a plot."""
-    from odise_pl.runs.record import find_runs
+    """Compare finished runs with each other and the paper's: tables in Markdown, CSV and JSON, and plots."""
+    from odise_pl.runs.finished import find_runs
     from odise_pl.runs.report import write
 
-    runs = find_runs(folder)
-    paths = write(runs, out or folder / "report")
+    runs = find_runs(*folders)
+    paths = write(runs, out or folders[0] / "report")
     print(paths[0].read_text(encoding="utf-8"))
-    print(f"runs: {len(runs)}; written: " + ", ".join(map(str, paths)))
+    print(f"runs: {len(runs)}; written to {paths[0].parent}")

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,6 @@ class AblationSettings:
     learnable_time: bool
     captioner: str
     classifier: str
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A finished run.
-
-    Attributes:
-        folder: of the run.
-        settings: of the run.
-        scores: fractions by evaluation set and metric (``pq``, ``map``, ``miou``).
-    """
-
-    folder: Path
-    settings: AblationSettings
-    scores: Mapping[str, Mapping[str, float]]
 
 
 def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
@@ -159,6 +144,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Changed settings that affect the results, as ``KEY OLD -> NEW``; folders of ``paths`` may move."""
+    before = {"paths": now.get("paths"), **before}  # evaluations of earlier versions have none
     old, new = dict(_flatten(_relevant(before))), dict(_flatten(_relevant(now)))
     keys = [key for key in sorted({*old, *new}) if not _IGNORED_KEYS.match(key)]
     pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
@@ -167,6 +153,12 @@ def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         for key, (was, is_now) in pairs.items()
         if _relative(was, before) != _relative(is_now, now)
     ]
+
+
+def relevant_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that affect the results, by key; folders of ``paths`` by their names."""
+    flat = _flatten(_relevant(settings))
+    return {key: _relative(value, settings) for key, value in flat if not _IGNORED_KEYS.match(key)}
 
 
 def _relative(value: Any, settings: Mapping[str, Any]) -> Any:
@@ -186,11 +178,23 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def mark_finished(
-    folder: Path, settings: AblationSettings, scores: Mapping[str, Mapping[str, float]]
+    folder: Path,
+    settings: AblationSettings,
+    scores: Mapping[str, Mapping[str, float]],
+    training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``finished.json``, as the last step of a run; arguments as in :class:`FinishedRun`."""
+    """Write ``finished.json``, as the last step of a run.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+        scores: fractions by evaluation set and metric (``pq``, ``map``, ``miou``).
+        training: of an evaluation, the settings that its network was trained with, as far as they are known.
+    """
     known = {name: {k: v for k, v in by.items() if math.isfinite(v)} for name, by in scores.items()}
-    write_text(folder / FINISHED, json.dumps({"settings": vars(settings), "scores": known}, indent=1) + "\n")
+    content = {"settings": vars(settings), "scores": known}
+    content |= {} if training is None else {"training": dict(training)}
+    write_text(folder / FINISHED, json.dumps(content, indent=1) + "\n")
 
 
 def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -199,56 +203,6 @@ def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
         return False
     kept = read_settings(folder)
     return kept is not None and not list_changes(kept, settings)
-
-
-def read_run(folder: Path) -> FinishedRun:
-    """Read ``finished.json``.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
-    path = folder / FINISHED
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
-        return FinishedRun(folder, AblationSettings(**content["settings"]), scores)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it, and run the command again") from error
-
-
-def read_objective(folder: Path) -> float | None:
-    """The score of a run in percent: PQ of its first evaluation set, or mAP or mIoU where PQ is not measured.
-
-    None if it has none, or is not finished.
-    """
-    if not (folder / FINISHED).exists():
-        return None
-    first: Mapping[str, float] = next(iter(read_run(folder).scores.values()), {})
-    return next((100 * first[name] for name in ("pq", "map", "miou") if name in first), None)
-
-
-def find_runs(folder: Path) -> list[FinishedRun]:
-    """All finished runs in a folder at any depth, sorted by path, each with the newest scores of every set.
-
-    A training and its evaluations count as one run, except evaluations with another classifier.
-
-    Raises:
-        RunError: there is none, or a ``finished.json`` is damaged.
-    """
-    paths = sorted(folder.rglob(FINISHED), key=lambda path: path.stat().st_mtime_ns)
-    if not paths:
-        raise RunError(f"{folder} contains no finished run ({FINISHED} at any depth): choose another folder")
-    merged: dict[tuple[Path, AblationSettings], FinishedRun] = {}
-    for run in (read_run(path.parent) for path in paths):
-        key = _training_folder(run), run.settings
-        older = merged[key].scores if key in merged else {}
-        merged[key] = replace(run, folder=key[0], scores={**older, **run.scores})
-    return sorted(merged.values(), key=lambda run: run.folder)
-
-
-def _training_folder(run: FinishedRun) -> Path:
-    """The folder of a training, or of the training that an evaluation belongs to."""
-    return run.folder.parent.parent if run.folder.parent.name == EVALUATIONS else run.folder
 
 
 def evaluation_folder(run_dir: Path, words: Sequence[str], settings: Mapping[str, Any]) -> Path:

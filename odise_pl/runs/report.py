@@ -1,157 +1,204 @@
-"""Tables that compare finished runs with the paper's. Imports no torch."""
+"""Tables that compare finished runs with each other and with the paper's. Imports no torch."""
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
+from odise_pl.runs.comparison import SCORES, Row, as_json, difference_table, score_table
+from odise_pl.runs.finished import FinishedRun
+from odise_pl.runs.plot import draw
 from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
-from odise_pl.runs.record import AblationSettings, FinishedRun
+from odise_pl.runs.record import AblationSettings
 
-METRICS = {"pq": "PQ", "map": "mAP", "miou": "mIoU"}
-
-
-def mean_scores(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
-    """Percentages by evaluation set and metric, averaged over the runs that measured them."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        for data, scores in run.scores.items():
-            for metric in METRICS:
-                if metric in scores:
-                    values.setdefault((data, metric), []).append(100 * scores[metric])
-    return {key: fmean(found) for key, found in values.items()}
+_FIELDS = [field.name for field in fields(AblationSettings)]
+# Conditions that follow from the ablation's settings, unless they differ between rows of the same settings.
+_FOLLOWING = (
+    "backbone.timesteps",
+    "captioner.",
+    "classifier.",
+    "data.words",
+    "grounding",
+    "model.supervision",
+)
+_NOTES = """\
+* Scores are in percent: the mean over seeds ± half the width of its 95 % interval (Student's t).
+* Differences are paired: means over the seeds that both rows have. A difference is decided if its interval
+  excludes 0. Of twenty true ties, one looks decided.
+* The names of rows show in what other settings they differ from the reference.
+* The paper's numbers are of models trained at full scale on COCO; timesteps, captioners and classifiers are
+  those of its caption model.
+* Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
+"""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Runs of an ablation with the same settings.
+class Group:
+    """Runs with the same settings, except for the seed.
 
     Attributes:
-        value: of the setting that varies.
-        model: ``label`` or ``caption``; :data:`NONE` without runs.
-        learned: ``yes`` if the time embedding is learned, else ``no``; :data:`NONE` without runs.
-        runs: to average.
+        settings: of the runs.
+        conditions: their other settings, by key.
+        runs: of every seed.
     """
 
-    value: str
-    model: str
-    learned: str
+    settings: AblationSettings
+    conditions: Mapping[str, str]
     runs: tuple[FinishedRun, ...]
 
+    def scores(self) -> dict[str, dict[int | str, float]]:
+        """As :attr:`Row.scores`; repetitions with the same seed are averaged."""
+        values: dict[str, dict[int | str, list[float]]] = {}
+        for run in self.runs:
+            seed = str(run.folder) if run.seed is None else run.seed
+            for name, by in run.scores.items():
+                for score in SCORES.keys() & by.keys():
+                    values.setdefault(f"{name}.{score}", {}).setdefault(seed, []).append(100 * by[score])
+        return {column: {seed: fmean(v) for seed, v in by.items()} for column, by in values.items()}
 
-def rows_of(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[Row]:
-    """The paper's rows and those of other values; runs that differ in another setting are skipped."""
+
+def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
+    """Runs by their settings, sorted."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)):
+        key = repr(([str(getattr(run.settings, name)) for name in _FIELDS], sorted(run.conditions.items())))
+        groups.setdefault(key, []).append(run)
+    return [Group(some[0].settings, some[0].conditions, tuple(some)) for _, some in sorted(groups.items())]
+
+
+def ablation_rows(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[tuple[Row, Group | None]]:
+    """The paper's rows, without runs too, and others, each with its runs.
+
+    Runs that differ in another setting of :data:`STANDARD` are skipped. The paper's numbers stand beside the
+    row of each value that is most similar to the main reference.
+    """
     fixed = {name: value for name, value in STANDARD.items() if name != ablation.field}
-    groups: dict[str, dict[tuple[str, str], list[FinishedRun]]] = {value: {} for value in ablation.rows}
-    for run in runs:
-        if all(getattr(run.settings, name) == value for name, value in fixed.items()):
-            group = groups.setdefault(getattr(run.settings, ablation.field), {})
-            kind = (run.settings.model, "yes" if run.settings.learnable_time else "no")
-            group.setdefault(kind, []).append(run)
+    groups = [g for g in group_runs(runs) if all(getattr(g.settings, n) == v for n, v in fixed.items())]
+    standard = STANDARD.get(ablation.field, next(iter(ablation.rows)))
+    by_value: dict[str, list[Group]] = {value: [] for value in ablation.rows}
+    for group in groups:
+        by_value.setdefault(getattr(group.settings, ablation.field), []).append(group)
+    references = by_value[standard]
+    rows = dict(zip(map(id, groups), _rows(groups, ablation.field, references), strict=True))
+    pairs: list[tuple[Row, Group | None]] = []
+    for value, some in by_value.items():
+        known = ablation.rows.get(value)
+        plain = _most_similar(_main(references, groups) or some[0], some) if some else None
+        for group in some:
+            pairs.append((replace(rows[id(group)], paper=known if group is plain else None), group))
+        if not some:
+            pairs.append((Row(value, None, known, {}), None))
+    return pairs
+
+
+def _rows(groups: Sequence[Group], field: str, references: Sequence[Group]) -> list[Row]:
+    """A row for each group, named by a field of the settings and by what differs from the main reference.
+
+    Rows are compared with the most similar reference, and references with the main one.
+    """
+    main = _main(references, groups)
+    names = [_name(group, field, groups, main) for group in groups]
+    for i, group in enumerate(groups):  # whose differences are not recorded
+        names[i] += f" ({group.runs[0].folder})" if names.count(names[i]) > 1 else ""
+    chosen = [main if group in references else _most_similar(group, references) for group in groups]
     return [
-        Row(value, *kind, tuple(some))
-        for value, kinds in groups.items()
-        for kind, some in sorted(kinds.items()) or [((NONE, NONE), [])]
+        Row(name, None if other is None else names[groups.index(other)], None, group.scores())
+        for name, group, other in zip(names, groups, chosen, strict=True)
     ]
 
 
-def ablation_table(ablation: Ablation, runs: Sequence[FinishedRun]) -> Table:
-    """The paper's table with our scores beside it."""
-    found = rows_of(ablation, runs)
-    columns = _columns([run for row in found for run in row.runs])
-    paper = ("paper: ADE20K PQ", "paper: COCO PQ")
-    header = (ablation.name, "model", "time learned", *paper, *(_title(c) for c in columns), "runs")
-    rows = []
-    for row in found:
-        known = ablation.rows.get(row.value)
-        published = [f"{x:.1f}" for x in known] if known else [NONE] * 2
-        scores = _cells(columns, mean_scores(row.runs))
-        rows.append((row.value, row.model, row.learned, *published, *scores, str(len(row.runs))))
-    return Table(ablation.name, header, tuple(rows))
+def _main(references: Sequence[Group], groups: Sequence[Group]) -> Group | None:
+    """The reference that is most like the paper's model, and of several the one that most rows are like."""
+
+    def rank(reference: Group) -> tuple[bool, bool, int, int]:
+        captions = reference.settings.model == "caption"
+        pretrained = reference.conditions.get("backbone.weights") != "random"
+        like = sum(_most_similar(group, references) is reference for group in groups)
+        return captions, pretrained, like, len(reference.runs)
+
+    return max(references, key=rank, default=None)
 
 
-def all_runs_table(runs: Sequence[FinishedRun]) -> Table:
-    """A row for each combination of settings, averaged over its runs."""
-    groups: dict[AblationSettings, list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.settings, []).append(run)
-    columns, names = _columns(runs), [field.name for field in fields(AblationSettings)]
-    rows = tuple(
-        (*(str(getattr(s, name)) for name in names), *_cells(columns, mean_scores(group)), str(len(group)))
-        for s, group in sorted(groups.items(), key=lambda item: [str(getattr(item[0], n)) for n in names])
-    )
-    header = (*(name.replace("_", " ") for name in names), *(_title(c) for c in columns), "runs")
-    return Table("all runs", header, rows)
+def _most_similar(group: Group, others: Sequence[Group]) -> Group | None:
+    def agreement(other: Group) -> tuple[int, int, int]:
+        one, two = group.settings, other.settings
+        common = other.conditions.items() & group.conditions.items()
+        return one.model == two.model, len(common), one.learnable_time == two.learnable_time
+
+    return max(others, key=agreement, default=None)
 
 
-def _columns(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
-    sets = sorted({data for run in runs for data in run.scores})
-    return [(data, metric) for data in sets for metric in METRICS]
+def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None) -> str:
+    """The value of ``field``; beside rows of the same value, what differs from the main reference."""
+    value = getattr(group.settings, field)
+    beside = [other for other in groups if getattr(other.settings, field) == value]
+    words = [value]
+    for name in _FIELDS:
+        own, varies = getattr(group.settings, name), {getattr(other.settings, name) for other in beside}
+        if len(varies) > 1 and (main is None or own != getattr(main.settings, name)):
+            words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")
+    first = next(other.conditions for other in beside if other.settings == group.settings)
+    for key, own in sorted(group.conditions.items()):
+        if main is None or key.startswith(_FOLLOWING):
+            standard = first.get(key)
+        else:
+            standard = main.conditions.get(key, own)
+        words += [f"{key}={own}"] if own != standard else []
+    return ", ".join(words)
 
 
-def _title(column: tuple[str, str]) -> str:
-    data, metric = column
-    return f"{data} {METRICS[metric]}"
+def ablation_tables(ablation: Ablation, runs: Sequence[FinishedRun]) -> tuple[list[Row], list[Table]]:
+    """The rows of a comparison of the paper; its tables of scores and of differences."""
+    pairs = ablation_rows(ablation, runs)
+    more = {
+        "model": [group.settings.model if group else NONE for _, group in pairs],
+        "time learned": [_yes(group.settings.learnable_time) if group else NONE for _, group in pairs],
+    }
+    more.pop(ablation.field, None)
+    return _tables(ablation.name, [row for row, _ in pairs], more)
 
 
-def _cells(columns: Sequence[tuple[str, str]], scores: Mapping[tuple[str, str], float]) -> list[str]:
-    return [f"{scores[c]:.1f}" if c in scores else NONE for c in columns]
+def all_runs_tables(runs: Sequence[FinishedRun]) -> tuple[list[Row], list[Table]]:
+    """A row for each combination of settings, compared with the first one; tables as of an ablation."""
+    groups = group_runs(runs)
+    more = {
+        name.replace("_", " "): [str(getattr(group.settings, name)) for group in groups] for name in _FIELDS
+    }
+    return _tables("all runs", _rows(groups, "model", groups[:1]), more)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    """The values; rows of the same value also show their other settings."""
-    often = Counter(row.value for row in rows)
-    return [
-        f"{row.value}\n{row.model}{', time learned' if row.learned == 'yes' else ''}"
-        if often[row.value] > 1
-        else row.value
-        for row in rows
-    ]
+def _tables(title: str, rows: list[Row], more: Mapping[str, Sequence[str]]) -> tuple[list[Row], list[Table]]:
+    return rows, [score_table(title, rows, more), difference_table(title, rows)]
 
 
-def draw(runs: Sequence[FinishedRun], path: Path) -> None:
-    """Draw the PQ of every ablation as bars, the paper's and ours side by side, to a PNG."""
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, ablation in zip(figure.subplots(1, len(ABLATIONS)), ABLATIONS, strict=True):
-        found = rows_of(ablation, runs)
-        scores = [mean_scores(row.runs) for row in found]
-        sets = sorted({data for by in scores for data, metric in by if metric == "pq"})
-        known = [ablation.rows.get(row.value, (0.0, 0.0)) for row in found]
-        series = {f"paper: {name}": [pair[i] for pair in known] for i, name in enumerate(("ADE20K", "COCO"))}
-        series |= {data: [by.get((data, "pq"), 0.0) for by in scores] for data in sets}
-        width = 0.8 / len(series)
-        for i, (name, heights) in enumerate(series.items()):
-            places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(found))]
-            color = ("0.75", "0.45")[i] if i < 2 else None
-            axes.bar(places, heights, width, label=name, color=color)
-        axes.set_xticks(range(len(found)), _labels(found), rotation=20)
-        axes.set(title=ablation.name, ylabel="PQ (%)")
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
-    """Write ``ablations.md``, one CSV for each table, and ``ablations.png``; returns their paths."""
-    tables = [*(ablation_table(ablation, runs) for ablation in ABLATIONS), all_runs_table(runs)]
+    """Write the comparisons of the paper and of all runs; returns the paths.
+
+    ``ablations.md`` has all tables, ``ablations.json`` the scores of every seed, ``ablations.png`` the plots;
+    each table is also a CSV.
+    """
+    found = [*(ablation_tables(ablation, runs) for ablation in ABLATIONS), all_runs_tables(runs)]
+    rows = {tables[0].title: some for some, tables in found}
+    tables = [table for _, some in found for table in some if table.rows]
     folder.mkdir(parents=True, exist_ok=True)
-    notes = (
-        "In percent. The paper's numbers are those of its caption model, trained at full scale on COCO. The "
-        "fixed settings of the first three tables are step 0, the implicit captioner and both classifiers.\n"
-    )
-    paths = [folder / "ablations.md"]
-    write_text(paths[0], "\n".join([notes, *(f"## {t.title}\n\n{t.markdown()}" for t in tables)]))
-    for table in tables:
-        paths.append(folder / f"{table.title.replace(' ', '_')}.csv")
-        write_text(paths[-1], table.csv())
-    paths.append(folder / "ablations.png")
-    draw(runs, paths[-1])
-    return paths
+    sections = [f"## {table.title}\n\n{table.markdown()}" for table in tables]
+    texts = {
+        "ablations.md": "\n".join([_NOTES, *sections]),
+        "ablations.json": json.dumps({"tables": as_json(rows)}, indent=1) + "\n",
+        **{f"{re.sub(r'[ ,]+', '_', table.title)}.csv": table.csv() for table in tables},
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    shown = {name: some for name, some in rows.items() if any(row.scores for row in some)}
+    draw(shown).savefig(folder / "ablations.png", dpi=120)
+    return [folder / name for name in (*texts, "ablations.png")]

@@ -15,11 +15,11 @@ from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_lightning
+from odise_pl.runs.finished import read_objective
 from odise_pl.runs.record import (
     extract_ablation_settings,
     is_finished,
     mark_finished,
-    read_objective,
     resolve_settings,
     write_settings,
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odise_pl.errors import UserError
+from odise_pl.runs.comparison import Row, from_json
+from odise_pl.runs.plot import draw
 from scripts.docs.style import THEMES, Theme, plotting
 
 _WIDTH = 9.2  # inches at 90 dots: the width of a README
@@ -26,13 +27,14 @@ _SCORES = {
     "toy_open, base": "val/toy_open/pq_base",
     "toy_open, novel": "val/toy_open/pq_novel",
 }
-_MEASURED = {"toy_open.pq": "all classes", "base.pq": "base classes", "novel.pq": "novel classes"}
-_PUBLISHED = {"coco": "COCO", "ade20k": "ADE20K"}
-_TITLES = {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"}
-_NAMES = {
-    "label": "labels",
-    "caption": "captions",
-    "label, random diffusion weights": "labels, random\ndiffusion weights",
+_MEASURED = {
+    "toy_open.pq": "toy_open, all classes",
+    "toy_open.pq_base": "base",
+    "toy_open.pq_novel": "novel",
+}
+_PLOTS = {
+    "supervision": {"supervision": "Supervision"},
+    "ablations": {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"},
 }
 
 
@@ -89,85 +91,16 @@ def draw_tables(figures: Path, folder: Path) -> list[Path]:
     tables = json.loads(figures.read_text())["tables"]
     paths = []
     for theme in THEMES:
-        supervision = _comparisons({"Supervision": tables["supervision"]["rows"]}, theme)
-        paths.append(_save(supervision, folder, "supervision", theme))
-        ablations = _comparisons({title: tables[name]["rows"] for name, title in _TITLES.items()}, theme)
-        paths.append(_save(ablations, folder, "ablations", theme))
+        for name, titles in _PLOTS.items():
+            rows = {title: _in_order_of_the_paper(from_json(tables[key])) for key, title in titles.items()}
+            with plotting(theme):
+                figure = draw(rows, _MEASURED, theme.series, (theme.series[3], theme.muted))
+            paths.append(_save(figure, folder, name, theme))
     return paths
 
 
-def _comparisons(tables: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> Figure:
-    """A row of plots for each table: our scores with their spread, the paper's; rows in the paper's order."""
-    heights = [len(rows) + 0.8 for rows in tables.values()]
-    with plotting(theme):
-        figure = Figure(
-            figsize=(_WIDTH, 0.36 * sum(heights) + 0.9 + 0.25 * len(tables)), layout="constrained"
-        )
-        grid = figure.subplots(
-            len(tables), 2, squeeze=False, sharex="col", height_ratios=heights, width_ratios=(1.7, 1)
-        )
-        for (title, rows), (ours, theirs) in zip(tables.items(), grid, strict=True):
-            ordered = sorted(rows, key=lambda row: -_published(row, "ade20k"))
-            _measured(ours, ordered, theme)
-            _published_scores(theirs, ordered, theme)
-            ours.set_title(title)
-        for plot, label in zip(
-            grid[-1],
-            ("PQ on toy_open, mean and standard deviation over seeds", "PQ in the paper"),
-            strict=True,
-        ):
-            plot.set_xlabel(label)
-            plot.tick_params(labelbottom=True)
-        for column, plot in enumerate(grid[0]):
-            handles, labels = plot.get_legend_handles_labels()
-            figure.legend(
-                handles,
-                labels,
-                ncols=3,
-                loc=("outside upper left", "outside upper right")[column],
-                labelcolor=theme.ink,
-                handletextpad=0.3,
-                columnspacing=1.2,
-            )
-    return figure
-
-
-def _measured(plot: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme) -> None:
-    """Mean and standard deviation of each row as a dot with whiskers."""
-    for number, (key, label) in enumerate(_MEASURED.items()):
-        places = [row + 0.2 * (number - 1) for row in range(len(rows))]
-        means, spreads = zip(*(row[key] for row in rows), strict=True)
-        plot.errorbar(
-            means,
-            places,
-            xerr=spreads,
-            fmt="o",
-            markersize=5,
-            elinewidth=1.6,
-            color=theme.series[number],
-            label=label,
-        )
-    _row_names(plot, [_NAMES.get(row["name"], row["name"]) for row in rows])
-
-
-def _published_scores(plot: Axes, rows: Sequence[Mapping[str, Any]], theme: Theme) -> None:
-    for (key, label), marker in zip(_PUBLISHED.items(), "Ds", strict=True):
-        known = [(_published(row, key), place) for place, row in enumerate(rows) if _published(row, key)]
-        colour = theme.series[3] if key == "ade20k" else theme.muted
-        plot.plot(*zip(*known, strict=True), marker, markersize=5, color=colour, label=label)
-    _row_names(plot, [""] * len(rows))
-
-
-def _row_names(plot: Axes, names: Sequence[str]) -> None:
-    plot.set_yticks(range(len(names)), names)
-    plot.set_ylim(len(names) - 0.45, -0.55)
-    plot.set_xlim(left=0)
-    plot.grid(axis="y", visible=False)
-    plot.tick_params(length=0)
-
-
-def _published(row: Mapping[str, Any], key: str) -> float:
-    return float((row.get("paper") or {}).get(key) or 0)
+def _in_order_of_the_paper(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -row.paper.ade20k if row.paper else 0)
 
 
 def _save(figure: Figure, folder: Path, name: str, theme: Theme) -> Path:

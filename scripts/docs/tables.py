@@ -7,18 +7,11 @@ from functools import partial
 from typing import Any
 
 from odise_pl.metrics.tables import NONE, Table
+from odise_pl.runs.comparison import Row, difference_table, from_json, score_table
 from odise_pl.runs.published import ABLATIONS, BENCHMARKS, Published
 
 Files = dict[str, Any]
 _SCORES = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
-_COLUMNS = {
-    "toy_val PQ": "toy_val.pq",
-    "toy_open PQ": "toy_open.pq",
-    "base PQ": "base.pq",
-    "novel PQ": "novel.pq",
-    "toy_open mAP": "toy_open.map",
-    "toy_open mIoU": "toy_open.miou",
-}
 _PAPER = ("paper: COCO PQ", "paper: ADE20K PQ")
 _MODELS = {
     model: Published(ade20k=sets["ade150"]["pq"], coco=sets["coco"]["pq"])
@@ -29,7 +22,6 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, diffusion model of random weights",
 }
-_ROWS = {"supervision": _MODELS} | {ablation.name: ablation.rows for ablation in ABLATIONS}
 _BENCHMARKS = {
     "coco": "COCO",
     "ade150": "ADE20K, 150 classes",
@@ -40,32 +32,26 @@ _BENCHMARKS = {
 }
 
 
-def compare(name: str, files: Files) -> Table:
+def scores(files: Files, name: str) -> Table:
     """A table of the paper beside the small world's, with both orders."""
-    rows = files["small_world"]["tables"][name]["rows"]
-    cells = tuple(
-        (
-            row["name"],
-            *_paper(_ROWS[name].get(row["name"])),
-            *(_spread(row[key]) for key in _COLUMNS.values()),
-        )
-        for row in rows
-    )
-    ranked = sorted(rows, key=lambda row: -row["toy_open.pq"][0])
-    theirs = sorted(_ROWS[name], key=lambda row: -_ROWS[name][row].ade20k)
-    orders = (
-        f"* By PQ on ADE20K, paper: {' > '.join(theirs)}",
-        f"* By PQ on toy_open, small world: {' > '.join(row['name'] for row in ranked)}",
-    )
-    return Table(name, (name, *_PAPER, *_COLUMNS), cells, orders if len(theirs) == len(rows) else ())
+    return score_table(name, _rows(files, name))
+
+
+def differences(files: Files, name: str) -> Table:
+    """The differences in a table of the small world, and which are decided."""
+    return difference_table(name, _rows(files, name))
+
+
+def _rows(files: Files, name: str) -> list[Row]:
+    return from_json(files["small_world"]["tables"][name])
 
 
 def results(files: Files) -> Table:
     """The models of the paper and of the small world, and the control."""
     columns = {
         "small world: toy_val PQ": "toy_val.pq",
-        "toy_open PQ, base classes": "base.pq",
-        "toy_open PQ, novel classes": "novel.pq",
+        "toy_open PQ, base classes": "toy_open.pq_base",
+        "toy_open PQ, novel classes": "toy_open.pq_novel",
     }
     rows = files["small_world"]["tables"]["supervision"]["rows"]
     cells = tuple(
@@ -244,5 +230,6 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "startup": startup,
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
-    **{name: partial(compare, name) for name in _ROWS},
+    **{ablation.name: partial(scores, name=ablation.name) for ablation in ABLATIONS},
+    **{f"{ablation.name}_differences": partial(differences, name=ablation.name) for ablation in ABLATIONS},
 }

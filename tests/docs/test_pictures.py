@@ -36,7 +36,7 @@ def test_the_architecture_is_up_to_date(tmp_path: Path) -> None:
 
 
 def test_tables_give_the_same_file_each_time(tmp_path: Path) -> None:
-    row = {"toy_open.pq": [30, 1], "base.pq": [40, 2], "novel.pq": [20, 3]}
+    row = {"reference": "a", "seeds": [0, 1], "runs": {"toy_open.pq": [30, 31], "toy_open.pq_base": [40, 42]}}
     rows = [{"name": "a", "paper": {"coco": 40, "ade20k": 20}, **row}, {"name": "b", "paper": None, **row}]
     tables = {name: {"rows": rows} for name in ("supervision", "timestep", "captioner", "classifier")}
     (tmp_path / "figures.json").write_text(json.dumps({"tables": tables}))

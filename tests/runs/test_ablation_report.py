@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from odise_pl.runs.command import report
-from odise_pl.runs.record import AblationSettings, mark_finished
+from odise_pl.runs.finished import find_runs
+from odise_pl.runs.published import ABLATIONS
+from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
+from odise_pl.runs.report import ablation_tables, all_runs_tables
 
 STEPS = ("0", "100", "200", "500", "0+100+200", "learnable")
+TIMESTEPS = next(ablation for ablation in ABLATIONS if ablation.name == "timestep")
 CAPTIONERS = ("empty", "heuristic", "blip", "implicit")
 
 
-def settings(steps: str = "0", captioner: str = "implicit", classifier: str = "both") -> AblationSettings:
-    return AblationSettings("caption", steps, steps == "learnable", captioner, classifier)
+def settings(
+    steps: str = "0", captioner: str = "implicit", classifier: str = "both", model: str = "caption"
+) -> AblationSettings:
+    return AblationSettings(model, steps, steps == "learnable", captioner, classifier)
 
 
 def finish(folder: Path, words: AblationSettings, scores: dict[str, dict[str, float]]) -> None:
@@ -23,9 +32,16 @@ def finish(folder: Path, words: AblationSettings, scores: dict[str, dict[str, fl
     mark_finished(folder, words, scores)
 
 
+def train(folder: Path, seed: int, pq: float, words: AblationSettings | None = None, **changed: Any) -> None:
+    """A finished training of the given seed, PQ in percent and settings."""
+    base = {"seed": seed, "trainer": {"max_steps": 10}, "data": {"train": "t", "val": "v", "seed": seed}}
+    write_settings(folder / f"seed_{seed}", base | changed)
+    mark_finished(folder / f"seed_{seed}", words or settings(), {"val": {"pq": pq / 100}})
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Six steps by four captioners with consecutive PQ, and a second seed of the first run."""
+    """Six steps by four captioners with consecutive PQ, and a second run of the first settings."""
     for i, steps in enumerate(STEPS):
         for j, captioner in enumerate(CAPTIONERS):
             scores = {"coco": {"pq": (4 * i + j) / 100, "map": 0.5, "miou": 0.25}}
@@ -35,37 +51,53 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_table_averages_runs_of_equal_settings(runs: Path, tmp_path: Path) -> None:
-    report(runs, tmp_path / "out")
-    rows = table(tmp_path / "out" / "all_runs.csv")
+def timesteps(folder: Path) -> list[dict[str, str]]:
+    """The rows with runs."""
+    _, (scores, _) = ablation_tables(TIMESTEPS, find_runs(folder))
+    return [row for row in read(scores.csv()) if row["seeds"] != "0"]
+
+
+def differences(folder: Path) -> list[dict[str, str]]:
+    _, (_, found) = ablation_tables(TIMESTEPS, find_runs(folder))
+    return read(found.csv())
+
+
+def all_runs(*folders: Path) -> list[dict[str, str]]:
+    _, (scores, _) = all_runs_tables(find_runs(*folders))
+    return read(scores.csv())
+
+
+def test_table_averages_runs_of_equal_settings(runs: Path) -> None:
+    rows = all_runs(runs)
     assert len(rows) == 24
     by = {(row["timesteps"], row["captioner"]): row for row in rows}
     assert by["learnable", "implicit"]["coco PQ"] == "23.0"
-    mean = by["0", "empty"]  # of 0 and 10
-    assert (mean["coco PQ"], mean["ade PQ"], mean["ade mAP"], mean["runs"]) == ("5.0", "20.0", "", "2")
+    mean = by["0", "empty"]  # of 0 and 10: 12.706 standard errors of 5
+    assert (mean["coco PQ"], mean["ade PQ"], mean["seeds"]) == ("5.0 ± 63.5", "20.0", "2")
+    assert {row["ade PQ"] for row in rows if row is not mean} == {""}
 
 
 def test_tables_show_published_numbers(runs: Path, tmp_path: Path) -> None:
-    report(runs)
-    rows = table(runs / "report" / "timestep.csv")
+    report([runs])
+    rows, captioners, classifiers = (
+        read((runs / "report" / f"{name}.csv").read_text(encoding="utf-8"))
+        for name in ("timestep", "captioner", "classifier")
+    )
     assert [row["timestep"] for row in rows] == list(STEPS)
     assert [row["paper: COCO PQ"] for row in rows] == ["44.2", "43.2", "42.4", "38.2", "43.7", "44.0"]
     # the implicit captioner's runs only
     assert [row["coco PQ"] for row in rows] == ["3.0", "7.0", "11.0", "15.0", "19.0", "23.0"]
-    captioners = table(runs / "report" / "captioner.csv")
     assert [row["captioner"] for row in captioners] == list(CAPTIONERS)
     assert [row["paper: ADE20K PQ"] for row in captioners] == ["21.8", "22.2", "22.3", "23.3"]
-    assert [row["coco PQ"] for row in captioners] == ["5.0", "1.0", "2.0", "3.0"]
-    classifiers = table(runs / "report" / "classifier.csv")
+    assert [row["coco PQ"] for row in captioners] == ["5.0 ± 63.5", "1.0", "2.0", "3.0"]
     assert [row["coco PQ"] for row in classifiers] == ["", "", "3.0"]
     text = (runs / "report" / "ablations.md").read_text(encoding="utf-8")
-    assert "| 0+100+200 | caption | no | 23.1 | 43.7 | 19.0 | 50.0 | 25.0 | 1 |" in text
-    assert "| learnable | caption | yes | 22.8 | 44.0 | 23.0 | 50.0 | 25.0 | 1 |" in text
+    assert "| 0+100+200 | caption | no | 43.7 | 23.1 | 19.0 | 50.0 | 25.0 | 1 |" in text
+    assert "| learnable | caption | yes | 44.0 | 22.8 | 23.0 | 50.0 | 25.0 | 1 |" in text
 
 
 def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
@@ -73,30 +105,141 @@ def test_models_and_learned_time_have_separate_rows(tmp_path: Path) -> None:
     for (model, learned), pq in kinds.items():
         of_this = AblationSettings(model, "0", learned, "implicit", "both")
         finish(tmp_path / f"{model}{learned}", of_this, {"coco": {"pq": pq}})
-    report(tmp_path)
-    rows = [row for row in table(tmp_path / "report" / "timestep.csv") if row["timestep"] == "0"]
-    assert [(row["model"], row["time learned"], row["coco PQ"], row["runs"]) for row in rows] == [
-        ("caption", "no", "20.0", "1"),
-        ("caption", "yes", "30.0", "1"),
-        ("label", "no", "10.0", "1"),
+    rows = timesteps(tmp_path)
+    found = [(row["timestep"], row["model"], row["time learned"], row["coco PQ"]) for row in rows]
+    assert found == [
+        ("0", "caption", "no", "20.0"),
+        ("0, time learned", "caption", "yes", "30.0"),
+        ("0, label", "label", "no", "10.0"),
     ]
-    assert {row["paper: COCO PQ"] for row in rows} == {"44.2"}
+    assert [row["paper: COCO PQ"] for row in rows] == ["44.2", "", ""]
 
 
 def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     finish(tmp_path / "run", settings("50"), {"coco": {"pq": 0.5}})
-    report(tmp_path)
-    row = table(tmp_path / "report" / "timestep.csv")[-1]
+    (row,) = timesteps(tmp_path)
     assert (row["timestep"], row["paper: COCO PQ"], row["coco PQ"]) == ("50", "", "50.0")
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("trainer.max_steps=20", {"trainer": {"max_steps": 20}}),
+        ("backbone.weights=random", {"backbone": {"weights": "random"}}),
+        ("clip.weights=other", {"clip": {"weights": "other"}}),
+        ("data.train=u", {"data": {"train": "u", "val": "v"}}),
+        ("global_batch=9", {"global_batch": 9}),
+        ("optimizer.lr=0.1", {"optimizer": {"lr": 0.1}}),
+        ("captioner.vocabulary=other", {"captioner": {"vocabulary": "other"}}),
+    ],
+)
+def test_runs_of_other_settings_are_kept_apart(tmp_path: Path, name: str, changed: dict[str, Any]) -> None:
+    usual = {
+        "backbone": {"weights": "a"},
+        "clip": {"weights": "b"},
+        "captioner": {"vocabulary": "c"},
+        "global_batch": 8,
+        "optimizer": {"lr": 0.01},
+    }
+    for seed in (0, 1):
+        train(tmp_path / "one", seed, 30 + seed, **usual)
+        train(tmp_path / "other", seed, 40 + seed, **usual | changed)
+    rows = timesteps(tmp_path)
+    assert {(row["timestep"], row["val PQ"][:4]) for row in rows} == {
+        ("0", "30.5"),
+        (f"0, {name}", "40.5"),
+    }
+    assert {row["timestep"]: row["paper: COCO PQ"] for row in rows} == {"0": "44.2", f"0, {name}": ""}
+
+
+def test_sets_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
+    train(tmp_path / "a", 0, 30)
+    train(tmp_path / "b", 0, 40, data={"train": "t", "val": "w"})
+    (row,) = all_runs(tmp_path)
+    assert (row["val (v) PQ"], row["val (w) PQ"], row["seeds"]) == ("30.0", "40.0", "1")
+
+
+def test_repetitions_of_a_seed_count_once(tmp_path: Path) -> None:
+    train(tmp_path / "a", 0, 30)
+    train(tmp_path / "b", 0, 32)
+    (row,) = all_runs(tmp_path)
+    assert (row["val PQ"], row["seeds"]) == ("31.0", "1")
+
+
+def test_differences_are_paired_over_common_seeds(tmp_path: Path) -> None:
+    """Of three common seeds: 1, 2 and 3 at step 100, 1, -1 and 3 at step 200, one seed at step 500."""
+    scores = {
+        "0": {0: 10, 1: 50, 2: 20, 3: 90},
+        "100": {0: 11, 1: 52, 2: 23, 7: 0},
+        "200": {0: 11, 1: 49, 2: 23},
+        "500": {3: 80},
+        "0+100+200": {8: 10, 9: 11},
+    }
+    for steps, by in scores.items():
+        for seed, pq in by.items():
+            train(tmp_path / steps, seed, pq, settings(steps))
+    rows = {row["timestep"]: row for row in differences(tmp_path)}
+    assert {name: (row["minus"], row["val PQ"], row["val PQ decided"]) for name, row in rows.items()} == {
+        "100": ("0", "+2.0 ± 2.5", "not decided"),  # t = 4.303, deviation 1, root of 3
+        "200": ("0", "+1.0 ± 5.0", "not decided"),
+        "500": ("0", "-10.0", ""),
+        "0+100+200": ("0", "", ""),
+    }
+
+
+def test_decided_difference_and_reversed_order(tmp_path: Path) -> None:
+    """The seeds differ by more than the steps, but all of them alike."""
+    for steps, pq in {"0": 30, "100": 40, "500": 20}.items():
+        for seed in range(3):
+            noise = {"toy_open": {"pq": (pq + 5 * seed + (seed == 1)) / 100}}
+            train(tmp_path / steps, seed, 0, settings(steps))
+            mark_finished(tmp_path / steps / f"seed_{seed}", settings(steps), noise)
+    rows = differences(tmp_path)
+    assert [(row["timestep"], row["toy_open PQ decided"]) for row in rows] == [
+        ("100", "decided"),
+        ("500", "decided"),
+    ]
+    _, (scores, _) = ablation_tables(TIMESTEPS, find_runs(tmp_path))
+    (note,) = scores.notes
+    assert "paper: 0 > 100 > 500; on toy_open: 100 > 0 > 500" in note
+    assert "1 of 3 pairs differ, 1 decided" in note
+
+
+def test_rows_are_compared_with_the_reference_of_the_same_kind(tmp_path: Path) -> None:
+    for model, pq in {"label": 50, "caption": 30}.items():
+        for steps, more in {"0": 0, "100": 4}.items():
+            train(tmp_path / f"{model}{steps}", 0, pq + more, settings(steps, model=model))
+    rows = differences(tmp_path)
+    assert {(row["timestep"], row["minus"], row["val PQ"]) for row in rows} == {
+        ("0, label", "0", "+20.0"),
+        ("100", "0", "+4.0"),
+        ("100, label", "0, label", "+4.0"),
+    }
+
+
+def test_scores_of_every_seed_are_written(tmp_path: Path) -> None:
+    train(tmp_path, 0, 30)
+    train(tmp_path, 4, 32)
+    report([tmp_path])
+    tables = json.loads((tmp_path / "report" / "ablations.json").read_text())["tables"]
+    row = next(row for row in tables["timestep"]["rows"] if row["name"] == "0")
+    assert (row["seeds"], row["paper"]) == ([0, 4], {"ade20k": 23.3, "coco": 44.2})
+    assert row["runs"]["val.pq"] == pytest.approx([30, 32])
+    assert row["val.pq"] == pytest.approx([31, 2**0.5], abs=1e-4)
+
+
+def test_folders_are_reported_together(tmp_path: Path) -> None:
+    train(tmp_path / "a", 0, 30)
+    train(tmp_path / "b", 1, 40)
+    (row,) = all_runs(tmp_path / "a", tmp_path / "b")
+    assert row["seeds"] == "2"
+
+
 def test_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
-    report(runs, tmp_path / "with")
+    report([runs], tmp_path / "with")
     finish(tmp_path / "empty" / "run", settings("0", "blip", "diffusion"), {"coco": {"pq": 1.0}})
-    report(tmp_path / "empty", tmp_path / "without")
+    report([tmp_path / "empty"], tmp_path / "without")
     one, other = (
-        np.asarray(Image.open(tmp_path / name / "ablations.png").convert("RGB"))
-        for name in ("with", "without")
+        np.asarray(Image.open(tmp_path / name / "ablations.png").convert("L")) for name in ("with", "without")
     )
-    assert one.shape == other.shape
-    assert (one != other).any()
+    assert (one < 255).sum() > (other < 255).sum() > 0

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,9 @@ from odise_pl.runs.record import (
     RunError,
     evaluation_folder,
     extract_ablation_settings,
-    find_runs,
     is_finished,
     list_changes,
     mark_finished,
-    read_run,
     read_settings,
     write_settings,
 )
@@ -82,6 +78,11 @@ def test_moved_folders_and_repeated_settings_are_no_changes() -> None:
     ]
 
 
+def test_evaluations_of_earlier_versions_have_no_paths() -> None:
+    kept = {"network": {"weights": "w/sd.ckpt"}}
+    assert list_changes(kept, {**kept, "paths": {"weights": "w"}}) == []
+
+
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     assert read_settings(tmp_path) is None
     write_settings(tmp_path / "run", settings(optimizer={"lr": 1e-3}, name="a: 'b'", none=None))
@@ -107,25 +108,12 @@ def test_settings_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert kept["clip"] == {"weights": "w/c"}
 
 
-def test_finished_runs_are_found(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        write_settings(tmp_path / name, settings(name=name))
-        mark_finished(tmp_path / name, WORDS, {"val": {"pq": 0.25, "map": float("nan")}})
-    runs = find_runs(tmp_path)
-    assert [run.folder.name for run in runs] == ["a", "b"]
-    assert (runs[0].settings, runs[0].scores) == (WORDS, {"val": {"pq": 0.25}})
+def test_only_the_same_settings_are_finished(tmp_path: Path) -> None:
+    write_settings(tmp_path / "a", settings(name="a"))
+    mark_finished(tmp_path / "a", WORDS, {})
     assert is_finished(tmp_path / "a", settings(name="a"))
     assert not is_finished(tmp_path / "a", settings(name="b"))
     assert not is_finished(tmp_path / "c", settings())
-    with pytest.raises(RunError, match="no finished run"):
-        find_runs(tmp_path / "c")
-
-
-@pytest.mark.parametrize("text", ["[]", '{"settings": {"model": "label"}}'])
-def test_damaged_finished_file_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "finished.json").write_text(text)
-    with pytest.raises(RunError, match=r"finished\.json"):
-        read_run(tmp_path)
 
 
 def test_evaluation_folder_depends_on_settings(tmp_path: Path) -> None:
@@ -141,21 +129,3 @@ def test_evaluation_folder_depends_on_settings(tmp_path: Path) -> None:
     earlier.mkdir()
     mark_finished(earlier, WORDS, {})  # of an earlier version, without settings
     assert evaluation_folder(tmp_path, ["earlier"], settings()).name == "earlier-2"
-
-
-def test_newest_scores_of_a_run_count(tmp_path: Path) -> None:
-    """Of the training and its evaluations, except those with another classifier."""
-    places = [tmp_path, tmp_path / "evaluation" / "a", tmp_path / "evaluation" / "a-2", tmp_path / "other"]
-    for pq, folder in enumerate(places):
-        folder.mkdir(parents=True, exist_ok=True)
-        mark_finished(folder, WORDS, {"val": {"pq": float(pq)}})
-        os.utime(folder / "finished.json", (pq, pq))
-    for name, words in (("b", WORDS), ("c", replace(WORDS, classifier="diffusion"))):
-        (tmp_path / "evaluation" / name).mkdir()
-        mark_finished(tmp_path / "evaluation" / name, words, {"ade20k": {"pq": 7.0}})
-    runs = {(run.folder, run.settings.classifier): run.scores for run in find_runs(tmp_path)}
-    assert runs == {
-        (tmp_path, "both"): {"val": {"pq": 2.0}, "ade20k": {"pq": 7.0}},
-        (tmp_path, "diffusion"): {"ade20k": {"pq": 7.0}},
-        (places[3], "both"): {"val": {"pq": 3.0}},
-    }

@@ -17,7 +17,7 @@ from odise_pl.data.prepare.captions import CaptionModel, prepare_captions
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
 from odise_pl.evaluation import run as evaluation
-from odise_pl.runs.record import find_runs, read_run
+from odise_pl.runs.finished import find_runs, read_run
 from odise_pl.training import run as train
 
 TINY = [
@@ -150,7 +150,9 @@ def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     assert {name.split("/")[0] for name in markers(tmp_path)} == {f"classifier={c}" for c in classifiers}
     assert {run.settings.classifier for run in find_runs(tmp_path)} == classifiers
     (both,) = (run for run in find_runs(tmp_path) if run.settings.classifier == "both")
-    assert both.scores["val"] == pytest.approx(read_run(ckpt.parents[1]).scores["val"])
+    training = read_run(ckpt.parents[1])
+    assert both.scores["val"] == pytest.approx(training.scores["val"])
+    assert (both.seed, both.conditions, both.sources) == (0, training.conditions, training.sources)
     trained = OmegaConf.load(ckpt.parents[1] / "config.yaml").fusion
     for path in tmp_path.rglob("config.yaml"):  # only the mode changes
         used = OmegaConf.load(path).network.classifier

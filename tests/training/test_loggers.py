@@ -10,7 +10,7 @@ from small_runs import SMALL, composed
 
 from odise_pl.errors import SettingError
 from odise_pl.runs.checks import check_training
-from odise_pl.runs.record import read_objective, read_run
+from odise_pl.runs.finished import read_objective, read_run
 from odise_pl.training.run import train
 
 FIT = ["data.limit_samples=2", "data.batch_size=1", "global_batch=1", "validate_every=100"]

@@ -1,0 +1,201 @@
+"""Rows of a table compared over seeds: means with intervals, differences paired by seed. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from odise_pl.metrics.tables import NONE, Table
+from odise_pl.runs.published import STANDS_FOR, Published
+
+SCORES = {"pq": "PQ", "pq_base": "base PQ", "pq_novel": "novel PQ", "map": "mAP", "miou": "mIoU"}
+_DECIDED = "decided"
+_NOT_DECIDED = "not decided"
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and half the width of its 95 % interval (Student's t), which a single value does not have."""
+
+    mean: float
+    half: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        """Of independent values; None without any."""
+        n = len(values)
+        if n < 2:
+            return cls(values[0]) if values else None
+        return cls(fmean(values), float(student.ppf((1 + _LEVEL) / 2, n - 1)) * stdev(values) / sqrt(n))
+
+    def text(self, sign: str = "") -> str:
+        """Mean ± half width; ``sign`` is Python's option of formats."""
+        return f"{self.mean:{sign}.1f}" + ("" if self.half is None else f" ± {self.half:.1f}")
+
+    def decision(self) -> str:
+        """Of a difference: whether its interval excludes 0."""
+        if self.half is None:
+            return NONE
+        return _DECIDED if abs(self.mean) > self.half else _NOT_DECIDED
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of the same settings with several seeds.
+
+    Attributes:
+        name: of the row, unique in its table.
+        reference: name of the row that it is compared with; None, or its own name, if there is none.
+        paper: the published numbers of these settings.
+        scores: percentages by column (``SET.SCORE``, a score of :data:`SCORES`) and seed; what stands for a
+            seed that is not known is in no other row.
+    """
+
+    name: str
+    reference: str | None
+    paper: Published | None
+    scores: Mapping[str, Mapping[int | str, float]]
+
+    @property
+    def seeds(self) -> list[int | str]:
+        """All seeds of the row."""
+        return list(dict.fromkeys(seed for by in self.scores.values() for seed in by))
+
+    def estimate(self, column: str) -> Estimate | None:
+        """The mean over seeds; None if the column was not measured."""
+        return Estimate.of([*self.scores.get(column, {}).values()])
+
+    def minus(self, other: Row, column: str) -> Estimate | None:
+        """The mean difference over the seeds that both rows have; None without any."""
+        ours, theirs = self.scores.get(column, {}), other.scores.get(column, {})
+        return Estimate.of([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The measured columns: sets in the order of the rows, their scores in the order of :data:`SCORES`."""
+    measured = dict.fromkeys(column for row in rows for column in row.scores)
+    sets = dict.fromkeys(column.rpartition(".")[0] for column in measured)
+    return [f"{name}.{score}" for name in sets for score in SCORES if f"{name}.{score}" in measured]
+
+
+def column_title(column: str) -> str:
+    """``toy_open.pq_base`` as ``toy_open base PQ``."""
+    name, _, score = column.rpartition(".")
+    return f"{name} {SCORES[score]}"
+
+
+def score_table(title: str, rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """Means with their intervals beside the paper's numbers, and notes on the order of the rows.
+
+    Args:
+        title: of the table.
+        rows: of the table.
+        more: cells of further columns, by their names.
+    """
+    columns, more = columns_of(rows), more or {}
+    paper = ("paper: COCO PQ", "paper: ADE20K PQ") if any(row.paper for row in rows) else ()
+    header = (title, *more, *paper, *map(column_title, columns), "seeds")
+    cells = []
+    for i, row in enumerate(rows):
+        known = (row.paper.coco, row.paper.ade20k) if row.paper else (None, None)
+        published = [NONE if x is None else f"{x:.1f}" for x in known] if paper else []
+        scores = [e.text() if (e := row.estimate(column)) else NONE for column in columns]
+        cells.append((row.name, *(more[key][i] for key in more), *published, *scores, str(len(row.seeds))))
+    return Table(title, header, tuple(cells), tuple(_orders(rows, columns)))
+
+
+def difference_table(title: str, rows: Sequence[Row]) -> Table:
+    """Differences in PQ to the reference of each row, with their intervals, and whether they are decided."""
+    columns = [column for column in columns_of(rows) if column.rpartition(".")[2].startswith("pq")]
+    titles = map(column_title, columns)
+    header = (title, "minus", *(name for one in titles for name in (one, f"{one} {_DECIDED}")))
+    by_name = {row.name: row for row in rows}
+    cells = []
+    for row in rows:
+        if row.reference in by_name and row.reference != row.name:
+            found = [row.minus(by_name[row.reference], column) for column in columns]
+            scores = [cell for d in found for cell in ((d.text("+"), d.decision()) if d else (NONE, NONE))]
+            cells.append((row.name, row.reference, *scores))
+    return Table(f"{title}, differences", header, tuple(cells))
+
+
+def _orders(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """The orders of the rows, ours and the paper's, of each set that stands for one of the paper's."""
+    lines = []
+    for name, field in STANDS_FOR.items():
+        column = f"{name}.pq"
+        paper = {row.name: getattr(row.paper, field) for row in rows if row.paper and row.estimate(column)}
+        if column in columns and len(paper) > 1:
+            lines.append(_order(field.upper(), name, paper, [row for row in rows if row.name in paper]))
+    return lines
+
+
+def _order(theirs: str, ours: str, paper: Mapping[str, float], rows: Sequence[Row]) -> str:
+    column = f"{ours}.pq"
+    means = {row.name: fmean(row.scores[column].values()) for row in rows}
+    ranks = [" > ".join(sorted(by, key=lambda name: -by[name])) for by in (paper, means)]
+    text = f"* By PQ on {theirs}, paper: {ranks[0]}; on {ours}: {ranks[1]}"
+    pairs = [(a, b) for a, b in combinations(rows, 2) if paper[a.name] != paper[b.name]]
+    wrong = [
+        a.minus(b, column)
+        for a, b in pairs
+        if (paper[a.name] - paper[b.name]) * (means[a.name] - means[b.name]) <= 0
+    ]
+    if not wrong:
+        return f"{text}, as in the paper"
+    decided = sum(gap is not None and gap.decision() == _DECIDED for gap in wrong)
+    return f"{text}. Not the paper's order: {len(wrong)} of {len(pairs)} pairs differ, {decided} decided"
+
+
+def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Plain values of tables: ``runs`` has the values of ``seeds``, each column its mean and deviation."""
+    return {
+        title: {
+            "rows": [
+                {
+                    "name": row.name,
+                    "reference": row.reference,
+                    "paper": row.paper and row.paper._asdict(),
+                    "seeds": row.seeds,
+                    **{column: _spread([*by.values()]) for column, by in row.scores.items()},
+                    "runs": {
+                        column: [_rounded(by.get(seed)) for seed in row.seeds]
+                        for column, by in row.scores.items()
+                    },
+                }
+                for row in rows
+            ]
+        }
+        for title, rows in tables.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> list[float | None]:
+    return [_rounded(fmean(values)), _rounded(stdev(values) if len(values) > 1 else None)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def from_json(table: Mapping[str, Any]) -> list[Row]:
+    """The rows of a table that :func:`as_json` wrote."""
+    return [
+        Row(
+            row["name"],
+            row["reference"],
+            row["paper"] and Published(**row["paper"]),
+            {
+                column: {s: v for s, v in zip(row["seeds"], values, strict=True) if v is not None}
+                for column, values in row["runs"].items()
+            },
+        )
+        for row in table["rows"]
+    ]

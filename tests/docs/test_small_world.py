@@ -1,0 +1,104 @@
+"""The command that makes the small world's tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from odise_pl.errors import UserError
+from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
+from scripts.docs import small_world
+from scripts.docs.tables import scores
+from tests.docs.commands import check
+
+SEEDS = (0, 1, 2)
+CLASSIFIERS = {"discriminative": 39, "diffusion": 12, "both": 35}
+
+
+def finish(folder: Path, seed: int, settings: AblationSettings, pq: float, weights: str = "sd") -> None:
+    write_settings(folder, {"seed": seed, "backbone": {"weights": weights}})
+    mark_finished(folder, settings, {"toy_open": {"pq": (pq + seed) / 100}})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The runs of all tables but seed 1 of the random weights."""
+    for seed in SEEDS:
+        for name, words in small_world.TRAININGS.items():
+            if (name, seed) == ("random", 1):
+                continue
+            model = "label" if name in ("label", "random") else "caption"
+            steps = {"several": "0+100+200"}.get(Path(name).name, Path(name).name)
+            settings = AblationSettings(
+                model,
+                steps if name.startswith("timestep") else "0",
+                "captioner.learnable_time=false" not in words,
+                steps if name.startswith("captioner") else "implicit",
+                "both",
+            )
+            weights = "random" if name == "random" else "sd"
+            finish(tmp_path / "small_world" / name / f"seed_{seed}", seed, settings, len(name), weights)
+        for classifier, pq in CLASSIFIERS.items():
+            folder = tmp_path / "small_world" / "classifier" / f"seed_{seed}" / classifier
+            finish(folder, seed, AblationSettings("caption", "0", True, "implicit", classifier), pq)
+    return tmp_path
+
+
+def test_commands_parse() -> None:
+    commands = list(small_world.commands(SEEDS))
+    for words in commands:
+        check(words)
+    assert len({tuple(words) for words in commands}) == 1 + len(SEEDS) * (len(small_world.TRAININGS) + 1)
+
+
+def test_rows_are_those_of_the_documentation(runs: Path) -> None:
+    tables = small_world.collect(runs)
+    found = {name: [(row.name, row.reference, row.seeds) for row in rows] for name, rows in tables.items()}
+    every = [*SEEDS]
+    steps = ("0", "100", "200", "500", "0+100+200", "learnable")
+    assert found == {
+        "supervision": [
+            ("label", "label", every),
+            ("caption", "label", every),
+            ("label, random diffusion weights", "label", [0, 2]),
+        ],
+        "timestep": [(step, "0", every) for step in steps],
+        "captioner": [
+            (name, "implicit", every) for name in ("empty", "heuristic", "implicit", "implicit, time learned")
+        ],
+        "classifier": [(name, "both", every) for name in CLASSIFIERS],
+    }
+    assert tables["timestep"][-1].scores["toy_open.pq"][2] == pytest.approx(len("caption") + 2)
+    assert {row.name for row in tables["supervision"] if row.paper} == {"label", "caption"}
+    assert [row.paper is None for row in tables["captioner"]] == [False, False, False, True]
+
+
+def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small_world.json"
+    file.write_text(json.dumps({"about": {}, "repeated": {"first": 1}}))
+    small_world.write(small_world.collect(runs), file)
+    written = json.loads(file.read_text())
+    assert written["repeated"] == {"first": 1}
+    table = scores({"small_world": written}, "classifier")
+    assert [row[-2:] for row in table.rows] == [("40.0 ± 2.5", "3"), ("13.0 ± 2.5", "3"), ("36.0 ± 2.5", "3")]
+
+
+def test_missing_runs_are_named(runs: Path) -> None:
+    (runs / "small_world" / "classifier").rename(runs / "elsewhere")
+    with pytest.raises(UserError, match="classifier"):
+        small_world.collect(runs)
+
+
+def test_commands_are_listed_without_running() -> None:
+    command = [sys.executable, "-m", "scripts.docs.small_world", "--list", "--seeds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "odise train run=small_world/label/seed_3 seed=3 experiment=toy\n" in done.stdout
+
+
+def test_failure_of_a_command_is_noticed() -> None:
+    assert small_world.execute(["odise", "--help"])
+    assert not small_world.execute(["odise", "report", "nowhere"])
