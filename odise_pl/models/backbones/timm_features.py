@@ -93,10 +93,8 @@ class TimmFeatures(Features):
         return max(self._reductions)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The residual blocks, which timm keeps in lists of this name."""
-        for name, module in self.model.named_modules():
-            if name.rpartition(".")[2] == "blocks":
-                yield from module.children()
+        """The residual blocks, which timm keeps in lists of this name; ResNets have none and stay whole."""
+        return _blocks(self.model)
 
     def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
         """Maps of all taps for images [N, 3, S, S] in 0..1; S is the size that the network was built for."""
@@ -109,6 +107,11 @@ class TimmFeatures(Features):
         )
         # some have a channels-last layout, in which GroupNorm on CPUs is less accurate
         return [one.contiguous() for one in maps]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for name, child in module.named_children():
+        yield from child.children() if name == "blocks" else _blocks(child)
 
 
 @dataclass(frozen=True)
