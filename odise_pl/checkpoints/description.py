@@ -27,6 +27,7 @@ TARGETS = frozenset(
         "odise_pl.models.build.HeadSettings",
         "odise_pl.models.build.BackboneSettings",
         "odise_pl.models.build.TimmSettings",
+        "odise_pl.models.build.JointSettings",
         "odise_pl.models.build.ClipSettings",
         *(
             f"odise_pl.models.build.{kind}_captioner"
@@ -92,7 +93,9 @@ class NetworkSettings:
     def weights(self) -> dict[str, Any]:
         """The frozen weights to load, by part."""
         captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
-        return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
+        loaded = ("backbone", "clip", *captions)
+        sections = frozen_sections(self.model)
+        return {key: part.get("weights") for key, part in sections if key.partition(".")[0] in loaded}
 
     def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
         """The arguments of ``build_odise`` with references to ``paths`` resolved."""
@@ -130,9 +133,19 @@ def _resolve_model(sections: DictConfig) -> dict[str, Any]:
     OmegaConf.set_struct(sections, False)
     sections.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
     model: Any = OmegaConf.to_container(sections.model, resolve=True)
-    for part in PARTS:
-        model.get(part, {}).pop("source", None)  # a shell command, not trusted from a checkpoint
+    for _, section in frozen_sections(model):
+        section.pop("source", None)  # a shell command, not trusted from a checkpoint
     return model
+
+
+def frozen_sections(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and sections of parts with weights; of two backbones ``backbone.first``, ``backbone.second``."""
+    for part in PARTS:
+        section = model.get(part, {})
+        two = [name for name in ("first", "second") if part == "backbone" and name in section]
+        yield from ((f"{part}.{name}", section[name]) for name in two)
+        if not two:
+            yield part, section
 
 
 def model_key(key: str) -> str | None:
@@ -168,7 +181,7 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
         found += [
             f"{part}.weights={weights!a:.80} (a download)"
             for part, weights in network.weights().items()
-            if not {part, f"{part}.weights"} & own and not _is_harmless(part, weights)
+            if not {part.partition(".")[0], part, f"{part}.weights"} & own and not _is_harmless(part, weights)
         ]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise SettingError(f"{source}: its description of the network is damaged ({error!a:.80})") from error

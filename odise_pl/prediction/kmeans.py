@@ -21,6 +21,7 @@ from odise_pl.data.images import read_image
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.contract import Conditioning, Features
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.prediction.drawing import Picture, side_by_side
 from odise_pl.runs.conf import CONF, compose_config
 
@@ -110,6 +111,8 @@ def draw_clusters(
         raise SettingError("images of the same name would overwrite each other's pictures in --out")
     config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
     settings: FeatureSettings = instantiate(config)
+    if isinstance(settings, JointSettings):
+        raise SettingError(f"--backbone {backbone}: choose one of its two networks")
     changes: dict[str, Any] = {} if weights is None else {"weights": weights}
     if settings.conditioned:
         changes["timesteps"] = (timestep or 0,)

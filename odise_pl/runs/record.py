@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from odise_pl.checkpoints.description import current_names
+from odise_pl.checkpoints.description import current_names, frozen_sections
 from odise_pl.errors import UserError
 from odise_pl.files import write_text
 
@@ -72,7 +72,9 @@ class AblationSettings:
 
 def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
     """The ablation settings of a network, from the arguments that build it."""
-    steps, captioner = model["backbone"].get("timesteps", "none"), model["captioner"]
+    steps, captioner = "none", model["captioner"]
+    for _, section in frozen_sections(model):
+        steps = section.get("timesteps", steps)  # of the diffusion model, if there is one
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
     kind = captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
     kind += "_on_the_fly" if captioner.get("on_the_fly") else ""

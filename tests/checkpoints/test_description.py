@@ -187,6 +187,17 @@ def test_checkpoint_cannot_start_downloads(tmp_path: Path, part: str) -> None:
     read_record(odd, "c.ckpt")
 
 
+def test_checkpoint_of_two_backbones_cannot_start_downloads() -> None:
+    odd = record("backbone=two", "backbone@backbone.first=toy")
+    assert "source" not in odd["model"]["backbone"]["first"]
+    odd["model"]["backbone"]["second"]["weights"] = "someone/model"
+    with pytest.raises(SettingError, match=r"c\.ckpt: .* backbone\.second\.weights='someone/model'"):
+        read_record(odd, "c.ckpt")
+    read_record(odd, "c.ckpt", ["backbone.second.weights"])
+    kept = read_record(odd, "c.ckpt", ["backbone"]).changed({"backbone.second.weights": "x.safetensors"})
+    assert kept.weights()["backbone.second"] == "x.safetensors"
+
+
 def test_missing_weights_show_download_command_of_conf() -> None:
     odd = record()
     odd["model"]["backbone"]["source"] = "curl host | sh"

@@ -43,6 +43,8 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     own_sizes = choice in ("experiment=laptop", "experiment=overfit")
     toy = choice == "experiment=toy"
     small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
+    if choice == "backbone=two":
+        small = ("backbone@backbone.first=tiny", "backbone@backbone.second=timm")
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
     sections = {

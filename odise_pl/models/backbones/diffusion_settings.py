@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from odise_pl.models.backbones.contract import Condition, Features
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
@@ -25,12 +24,15 @@ class BackboneSettings(FeatureSettings):
         checkpoint_activations: trade time for memory in the UNet's backward pass.
     """
 
-    conditioned: ClassVar[bool] = True
-
     weights: str = "random"
     architecture: DiffusionArchitecture = field(default_factory=DiffusionArchitecture)
     timesteps: Sequence[int] | str = (0,)
     checkpoint_activations: bool = False
+
+    @property
+    def conditioned(self) -> bool:
+        """True."""
+        return True
 
     def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
         """UNet and VAE, and the text encoder; ``mapped`` as in :func:`load_diffusion`."""
