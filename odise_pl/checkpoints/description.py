@@ -34,10 +34,12 @@ TARGETS = frozenset(
         "odise_pl.models.inference.InferenceSettings",
         "odise_pl.models.odise.ClassifierSettings",
         "odise_pl.models.backbones.stable_diffusion.DiffusionArchitecture",
+        "odise_pl.models.backbones.text_encoders.TextArchitecture",
         "odise_pl.models.backbones.clip.CLIPArchitecture",
     }
 )
 PARTS = ("backbone", "clip", "captioner", "classifier")
+FILES = ("weights", "unet")  # keys of a part that name frozen weights
 SIDES = ("eval_short_side", "eval_long_side")
 _FOLDERS = ("weights", "toyworld")  # keys of ``paths`` that a description may refer to
 _REFERENCE = re.compile(rf"\$\{{paths\.(?:{'|'.join(_FOLDERS)})\}}")
@@ -89,9 +91,11 @@ class NetworkSettings:
         return replace(self, model=plain, sides=(short, long), seed=changes.get("seed", self.seed))
 
     def weights(self) -> dict[str, Any]:
-        """The frozen weights to load, by part."""
+        """The frozen weights to load, by setting."""
         captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
-        return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
+        named = ((part, name) for part in ("backbone", "clip", *captions) for name in FILES)
+        found = {f"{part}.{name}": self.model[part].get(name) for part, name in named}
+        return {key: value for key, value in found.items() if value is not None}
 
     def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
         """The arguments of ``build_odise`` with references to ``paths`` resolved."""
@@ -165,9 +169,9 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
             found.append("not a network")
         network = NetworkSettings(model, sides, seed, source)
         found += [
-            f"{part}.weights={weights!a:.80} (a download)"
-            for part, weights in network.weights().items()
-            if not {part, f"{part}.weights"} & own and not _is_harmless(part, weights)
+            f"{key}={weights!a:.80} (a download)"
+            for key, weights in network.weights().items()
+            if not {key, key.partition(".")[0]} & own and not _is_harmless(key, weights)
         ]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise SettingError(f"{source}: its description of the network is damaged ({error!a:.80})") from error
@@ -198,8 +202,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _is_harmless(part: str, weights: str) -> bool:
-    random = weights == "random" and part != "captioner"  # where it would be a hub id
+def _is_harmless(key: str, weights: str) -> bool:
+    random = weights == "random" and key != "captioner.weights"  # where it would be a hub id
     return random or is_file_name(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from odise_pl.checkpoints.description import PARTS, SIDES, NetworkSettings, is_file_name, read_record
+from odise_pl.checkpoints.description import FILES, PARTS, SIDES, NetworkSettings, is_file_name, read_record
 from odise_pl.checkpoints.files import CONFIG, MODEL, find_checkpoint, last_checkpoint
 from odise_pl.errors import SettingError
 from odise_pl.files import write_text
@@ -87,7 +87,7 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
     if "odise" not in checkpoint:
         raise WeightsError(f"{path} does not describe its network")
     # the run's own, to which a checkpoint's limits do not apply
-    named = [f"{part}.weights" for part in PARTS]
+    named = [f"{part}.{name}" for part in PARTS for name in FILES]
     network = portable(read_record(checkpoint["odise"]["record"], str(path), named))
     results, command = _results(run, checkpoint["global_step"], network), read_command(run)
     about = {"command": command, "scores": {result["data"]: result["scores"] for result in results}}
@@ -104,9 +104,10 @@ def portable(network: NetworkSettings) -> NetworkSettings:
     """A copy that names no folder of this machine: frozen weights are looked for in ``paths.weights``."""
     return network.changed(
         {
-            f"{part}.weights": f"${{paths.weights}}/{Path(weights).name}"
+            f"{part}.{name}": f"${{paths.weights}}/{Path(weights).name}"
             for part in PARTS
-            if isinstance(weights := network.model[part].get("weights"), str)
+            for name in FILES
+            if isinstance(weights := network.model[part].get(name), str)
             and is_file_name(weights)
             and not weights.startswith("${paths.")
         }
@@ -135,7 +136,7 @@ def _is_of(network: NetworkSettings, folder: Path) -> bool:
 
 def _without_weights(model: Mapping[str, Any]) -> str:
     """A network's settings in a comparable form, without the places of its files."""
-    plain = {k: {**v, "weights": None} if k in PARTS else v for k, v in model.items()}
+    plain = {k: v | dict.fromkeys(FILES) if k in PARTS else v for k, v in model.items()}
     return json.dumps(plain, sort_keys=True)
 
 
