@@ -37,6 +37,9 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     # again in the backward pass; gradients of two batches are accumulated; each rank has its own sentences.
     "uneven": (2, 64, {"checkpoint_activations": True, "window_batch": 1,
                        "captioner": heuristic_captioner(["dog", "grass", "sky", "ball"], top=2)}),
+    "class-conditional": (2, 64, {"architecture": tiny_models.LDM}),
+    "pooled text": (2, 64, {"architecture": tiny_models.XL,
+                            "captioner": heuristic_captioner(["dog", "grass"], top=1)}),
 }  # fmt: skip
 
 

@@ -158,6 +158,18 @@ def test_gradients_reach_only_the_conditioning() -> None:
     assert [n for n, p in backbone.named_parameters() if p.grad is not None or p.requires_grad] == []
 
 
+def test_gradients_reach_the_pooled_text() -> None:
+    models = tiny_models.diffusion(tiny_models.XL)
+    images, context = example(models, size=96)
+    context.requires_grad_()
+    features = LatentDiffusionFeatures(models, (0,))(images, Conditioning(context))
+    sum(f.square().mean() for f in features).backward()
+    assert context.grad is not None
+    assert context.grad[:, :-1].abs().amax(dim=(1, 2)).min() > 0
+    assert context.grad[:, -1, :64].abs().min() > 0
+    assert not context.grad[:, -1, 64:].any()
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     images, context = example()
     results = []
