@@ -160,6 +160,7 @@ class LatentDiffusionFeatures(Features):
         decoder = self.vae.decoder
         x = latent / self.latent_scale
         if isinstance(self.vae, VQModel):  # image by image: distances to all codes are 0.5 GB at 512 pixels
+            x = x.to(self.vae.quantize.embedding.weight.dtype)
             x = torch.cat([self.vae.quantize(one)[0] for one in x.split(1)])
         x = decoder.mid_block(decoder.conv_in(self.vae.post_quant_conv(x)))
         first, second = decoder.up_blocks[:2]
