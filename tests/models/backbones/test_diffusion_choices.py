@@ -11,6 +11,7 @@ from torch import nn
 
 from odise_pl.models.backbones.contract import Tap
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.models.backbones.pyramid import FeaturePyramid
 from odise_pl.models.build import BackboneSettings
 from odise_pl.runs.conf import compose_config
 
@@ -71,7 +72,7 @@ def test_published_sizes_and_taps(choice: str) -> None:
     settings, (sizes, context, taps) = settings_of(choice), CHOICES[choice]
     with torch.device("meta"):
         features, condition = settings.load()
-        settings.pyramid(features.taps)  # strides 4 to 32
+        FeaturePyramid(features.taps, settings.channels)  # refuses taps that do not cover strides 4 to 32
     assert isinstance(features, LatentDiffusionFeatures)
     assert condition is not None
     assert (size(features.unet), size(features.vae), size(condition.encode)) == sizes

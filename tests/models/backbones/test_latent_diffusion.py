@@ -158,6 +158,19 @@ def test_gradients_reach_only_the_conditioning() -> None:
     assert [n for n, p in backbone.named_parameters() if p.grad is not None or p.requires_grad] == []
 
 
+@pytest.mark.parametrize("architecture", [tiny_models.LDM, tiny_models.XL], ids=["ldm", "xl"])
+def test_features_under_autocast(architecture: DiffusionArchitecture) -> None:
+    """Codes of a quantised VAE are looked up in full precision."""
+    models = tiny_models.diffusion(architecture)
+    images, context = example(models)
+    backbone = LatentDiffusionFeatures(models, (0,))
+    lookups = [models.vae.quantize] if models.classes is not None else []
+    with torch.no_grad(), inputs_of(lookups) as latents, torch.autocast("cpu", torch.bfloat16):
+        features = backbone(images, Conditioning(context))
+    assert all(feature.isfinite().all() for feature in features)
+    assert [(latent.dtype, len(latent)) for latent in latents] == [(torch.float32, 1)] * 2 * len(lookups)
+
+
 def test_gradients_reach_the_pooled_text() -> None:
     models = tiny_models.diffusion(tiny_models.XL)
     images, context = example(models, size=96)
