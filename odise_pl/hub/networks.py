@@ -13,7 +13,7 @@ from typing import Any
 from odise_pl.checkpoints.description import (
     SIDES,
     NetworkSettings,
-    frozen_sections,
+    frozen_files,
     is_file_name,
     read_record,
 )
@@ -94,7 +94,7 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
         raise WeightsError(f"{path} does not describe its network")
     # the run's own, to which a checkpoint's limits do not apply
     record = checkpoint["odise"]["record"]
-    named = [f"{key}.weights" for key, _ in frozen_sections(record.get("model", record.get("config", {})))]
+    named = [key for key, *_ in frozen_files(record.get("model", record.get("config", {})))]
     network = portable(read_record(record, str(path), named))
     results, command = _results(run, checkpoint["global_step"], network), read_command(run)
     about = {"command": command, "scores": {result["data"]: result["scores"] for result in results}}
@@ -111,9 +111,9 @@ def portable(network: NetworkSettings) -> NetworkSettings:
     """A copy that names no folder of this machine: frozen weights are looked for in ``paths.weights``."""
     return network.changed(
         {
-            f"{key}.weights": f"${{paths.weights}}/{Path(weights).name}"
-            for key, section in frozen_sections(network.model)
-            if isinstance(weights := section.get("weights"), str)
+            key: f"${{paths.weights}}/{Path(weights).name}"
+            for key, section, name in frozen_files(network.model)
+            if isinstance(weights := section.get(name), str)
             and is_file_name(weights)
             and not weights.startswith("${paths.")
         }
@@ -143,8 +143,8 @@ def _is_of(network: NetworkSettings, folder: Path) -> bool:
 def _without_weights(model: Mapping[str, Any]) -> str:
     """A network's settings in a comparable form, without the places of its files."""
     plain = copy.deepcopy(dict(model))
-    for _, section in frozen_sections(plain):
-        section["weights"] = None
+    for _, section, name in frozen_files(plain):
+        section[name] = None
     return json.dumps(plain, sort_keys=True)
 
 

@@ -93,7 +93,7 @@ def draw_clusters(
         images: files.
         out: folder; None: beside the image.
         tap: one of :func:`tap_names`; None: of stride 16.
-        timestep: diffusion step; None: 0. Only for diffusion models.
+        timestep: diffusion step; None: the backbone's. Only for diffusion models.
         clusters: see :func:`cluster`.
         backbone: name in ``conf/backbone``.
         weights: to replace the backbone's.
@@ -114,10 +114,10 @@ def draw_clusters(
     if isinstance(settings, JointSettings):
         raise SettingError(f"--backbone {backbone}: choose one of its two networks")
     changes: dict[str, Any] = {} if weights is None else {"weights": weights}
-    if settings.conditioned:
-        changes["timesteps"] = (timestep or 0,)
-    elif timestep is not None:
-        raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")
+    if timestep is not None:
+        if not settings.conditioned:
+            raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")
+        changes["timesteps"] = (timestep,)
     settings = replace(settings, input_size=size or settings.input_size, **changes)
     torch.manual_seed(seed)
     features, condition = settings.load()

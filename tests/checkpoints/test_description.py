@@ -124,6 +124,7 @@ HOSTILE: list[tuple[tuple[str, ...], Any]] = [
     (("model", "backbone", "weights"), "\x1b[2Jb.ckpt"),
     (("model", "backbone", "weights"), None),
     (("model", "backbone", "weights.x"), MKDIR),
+    (("model", "backbone", "unet"), "someone/model"),
     (("model", "captioner", "_args_"), ["PROOF"]),
     (("model", "clip", "weights"), torch.ones(2)),
     (("model", "clip"), [MKDIR]),
