@@ -90,10 +90,12 @@ def backbone_name(settings: Mapping[str, Any] | None) -> str:
     """The name of a backbone: of the file in ``conf/backbone`` with its weights, or else of the weights.
 
     Networks of one architecture differ in their weights alone, and evaluations know a network only by its
-    settings. Folders and suffixes of files do not count; random weights are ``random``.
+    settings. Folders and suffixes of files do not count; random weights are ``random``. Two networks are
+    ``ONE+OTHER``.
     """
-    weights = _weights(settings or {})
-    return _names_of_weights().get(weights, weights)
+    networks = [part for part in (settings or {}).values() if isinstance(part, Mapping) and "weights" in part]
+    weights = [_weights(network) for network in networks or [settings or {}]]
+    return "+".join(_names_of_weights().get(name, name) for name in weights)
 
 
 def _weights(backbone: Mapping[str, Any]) -> str:

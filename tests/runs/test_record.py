@@ -55,7 +55,8 @@ def test_ablation_settings_of_a_network() -> None:
         ({"weights": "moco-v3-vit-l.safetensors", "model": "vit_large_patch16_224.mae"}, "moco_v3_l"),
         ({"weights": "sd-v1-3.ckpt", "unet": "mine/unet.safetensors"}, "unet"),
         ({"weights": "sd-v1-3.ckpt", "unet": None}, "stable_diffusion_v1"),
-        ({"weights": "random"}, "random"),
+        ({"weights": "random", "architecture": {"heads": 8}}, "random"),
+        ({"first": {"weights": "sd-v1-3.ckpt"}, "second": {"weights": "b.pth"}}, "stable_diffusion_v1+b"),
         (None, "unknown"),
     ],
 )
