@@ -49,7 +49,7 @@ TABLES = {
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
 }
-_RANDOM = "label, backbone.weights=random", "label, random diffusion weights"
+_RANDOM = "label, random", "label, random diffusion weights"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -82,7 +82,7 @@ def execute(command: Sequence[str]) -> bool:
 
 
 def collect(runs: Path) -> dict[str, list[Row]]:
-    """The rows of all tables, from the finished runs.
+    """The rows of all :data:`TABLES`, from the finished runs.
 
     Raises:
         UserError: a table has no runs.
@@ -90,6 +90,7 @@ def collect(runs: Path) -> dict[str, list[Row]]:
     return {
         ablation.name: _rows(ablation, [runs / _NAME / name for name in TABLES[ablation.name]])
         for ablation in ABLATIONS
+        if ablation.name in TABLES
     }
 
 
