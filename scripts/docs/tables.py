@@ -98,6 +98,20 @@ def small_world_limits(files: Files) -> Table:
     return Table("limits", ("PQ with", "toy_val", "toy_open, base", "toy_open, novel"), cells)
 
 
+def probe(files: Files) -> Table:
+    """PQ of base and novel classes of linear probes, by conditioning and timestep."""
+    steps = files["probe"]["timesteps"]
+    cells = tuple(
+        (name, *(_base_and_novel(row[f"t{step}"]) if f"t{step}" in row else NONE for step in steps))
+        for name, row in files["probe"]["conditioning"].items()
+    )
+    return Table("probe", ("conditioning", *(f"t = {step}" for step in steps)), cells)
+
+
+def _base_and_novel(groups: dict[str, dict[str, float]]) -> str:
+    return " / ".join(f"{group['pq']:.1f}" for group in groups.values())
+
+
 def memory(files: Files) -> Table:
     """Images per forward pass by card."""
     cards = tuple(f"{size} GB" for size in files["memory"]["cards"])
@@ -219,6 +233,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "results": results,
     "demo": demo,
     "limits": small_world_limits,
+    "probe": probe,
     "memory": memory,
     "cards": cards,
     "windows": windows,
