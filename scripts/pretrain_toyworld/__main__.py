@@ -1,4 +1,4 @@
-"""Make and grade the frozen weights: ``python -m scripts.pretrain_toyworld clip|autoencoder|unet|grade``.
+"""Make and grade the frozen weights: ``python -m scripts.pretrain_toyworld COMMAND``.
 
 Each network is trained from scratch on captioned pictures of the whole world with its novel categories, as
 CLIP and Stable Diffusion are on the web, in hours on a laptop. The moving average of the weights is written
@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from odise_pl.errors import report_user_errors
-from scripts.pretrain_toyworld import autoencoder, clip, diffusion
+from scripts.pretrain_toyworld import autoencoder, clip, diffusion, representations
 from scripts.pretrain_toyworld.grade import yield_grades
-from scripts.pretrain_toyworld.networks import DIFFUSION_FOLDER, WEIGHTS
+from scripts.pretrain_toyworld.networks import DIFFUSION_FOLDER, MEMBERS, WEIGHTS, backbone
+from scripts.pretrain_toyworld.probe import probe
+from scripts.pretrain_toyworld.representations import PASSES, recipe_of
 from scripts.pretrain_toyworld.training import Recipe
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -45,6 +48,35 @@ def train_autoencoder(out: Out, work: Work = WORK, steps: Steps = None, device: 
 def train_unet(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
     """Train the UNet of the diffusion model; CLIP and the autoencoder have to be in --out."""
     _train(diffusion.pretrain, diffusion.RECIPE, out, work, steps, device)
+
+
+class Kind(StrEnum):
+    """Members of the families in the paper's table of representations that are not shipped."""
+
+    supervised_conv = "supervised_conv"
+    supervised_vit = "supervised_vit"
+    mae = "mae"
+    dino = "dino"
+    class_conditional_diffusion = "class_conditional_diffusion"
+
+
+@app.command()
+def representation(
+    kind: Kind,
+    out: Out,
+    work: Work = WORK,
+    passes: Annotated[int, typer.Option(min=1, help="images of full size that the network sees")] = PASSES,
+    device: Device = "cpu",
+) -> None:
+    """Train another backbone on the same pictures; for diffusion the autoencoder has to be in --out."""
+    (out / MEMBERS).mkdir(parents=True, exist_ok=True)
+    if kind is Kind.class_conditional_diffusion:
+        recipe = recipe_of(passes, pictures=diffusion.RECIPE.pictures, decay=diffusion.RECIPE.decay)
+        _train(diffusion.pretrain_on_classes, recipe, out, work, None, device)
+    else:
+        training = representations.TRAININGS[kind]
+        recipe = recipe_of(passes, training.passes, lr=training.lr)
+        _train(partial(representations.pretrain, kind.value), recipe, out, work, None, device)
 
 
 def _train(
@@ -75,6 +107,22 @@ def grade(
     """Measure the quality of frozen networks on held-out pictures."""
     for line in yield_grades(networks or list(Network), weights, count, sheet=sheet):
         print(line, flush=True)
+
+
+@app.command("probe")
+def probe_backbones(
+    backbones: Annotated[list[str], typer.Argument(help="names in conf/backbone")],
+    weights: Annotated[
+        Path, typer.Option(help="folder of the weights", show_default="those in the package")
+    ] = WEIGHTS,
+    count: Annotated[int, typer.Option(min=1, help="pictures to fit, and as many to grade")] = 200,
+) -> None:
+    """Name the patches of held-out pictures by a linear map of frozen features."""
+    for name in backbones:
+        sources: dict[str, str | Path] = {"trained": weights, "random": "random"}
+        for made, source in sources.items():
+            things, stuff = (100 * share for share in probe(backbone(name, source), count))
+            print(f"{name}, {made}: {things:.1f} % of things and {stuff:.1f} % of stuff", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from PIL import Image
 
 from odise_pl.data.prepare import processes
 from odise_pl.toyworld.captions import write_captions, write_names
+from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.scene import Scene, paint_scene
 from odise_pl.toyworld.style import Style
 
@@ -61,6 +62,14 @@ class Picture:
 Corpus = Sequence[Picture]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A picture and the numbers in ``KINDS`` of all categories in it, things and stuff."""
+
+    image: Pixels
+    kinds: Sequence[int]
+
+
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
     """The first ``count`` pictures of the corpus, which is fixed."""
     return processes.run(_paint_picture, range(count), workers, "painting", chunk=100)
@@ -70,6 +79,17 @@ def _paint_picture(number: int) -> Picture:
     random = np.random.default_rng([_SEED, number])
     scene = paint_scene(random, WEB)
     return Picture(scene.image, write_captions(scene, random, _CAPTIONS), _details(scene, random))
+
+
+def paint_labelled(count: int, workers: int = 2) -> Sequence[Labelled]:
+    """The pictures of :func:`paint_corpus`, with labels in place of captions."""
+    return processes.run(_paint_labelled, range(count), workers, "painting", chunk=100)
+
+
+def _paint_labelled(number: int) -> Labelled:
+    scene = paint_scene(np.random.default_rng([_SEED, number]), WEB)
+    found = [*(placed.thing for placed in scene.things), *(stuff for _, stuff in scene.stuff)]
+    return Labelled(scene.image, [n for n, kind in enumerate(KINDS) if kind in found])
 
 
 def _details(scene: Scene, random: np.random.Generator) -> list[Detail]:

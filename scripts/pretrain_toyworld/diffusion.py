@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,18 @@ from odise_pl.models.backbones.stable_diffusion import build_diffusion
 from odise_pl.models.backbones.text_encoders import TOKENS, tokenize
 from odise_pl.models.backbones.timesteps import STEPS
 from odise_pl.models.weights import load_exactly
+from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.scene import pick
-from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus, Pixels, enlarge, paint_corpus
-from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
+from scripts.pretrain_toyworld.corpus import (
+    SIDE,
+    Box,
+    Corpus,
+    Pixels,
+    enlarge,
+    paint_corpus,
+    paint_labelled,
+)
+from scripts.pretrain_toyworld.networks import CLASSES_FOLDER, CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
 from scripts.pretrain_toyworld.training import Batch, Recipe, pixels, train
 
 RECIPE = Recipe(pictures=12_000, steps=7_500, batch=64, lr=1e-3, decay=0.998)
@@ -54,6 +64,29 @@ def pretrain(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None
     trained.text_encoder.half().save_pretrained(folder / "text_encoder")
 
 
+def pretrain_on_classes(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:
+    """Train a class-conditional UNet and write it to ``out``.
+
+    Each picture is conditioned on one of the categories in it, or on none. In place of the text encoder is
+    one without layers: embeddings of names, trained with the UNet; it knows no language. The VAE has to be in
+    ``out``.
+
+    Raises:
+        WeightsError: it is missing.
+    """
+    vae = load_network("vae", str(out / DIFFUSION_FOLDER))
+    pictures = paint_labelled(recipe.pictures)
+    names = [[KINDS[kind].name for kind in picture.kinds] for picture in pictures]
+    latents = encode(vae, [picture.image for picture in pictures])
+    torch.manual_seed(0)
+    models = build_diffusion(replace(DIFFUSION, text_layers=0))
+    task = Denoiser(models.unet, models.text_encoder)
+    batches = partial(diffusion_batch, latents, names, recipe.batch)
+    trained = train(task, batches, recipe, work / f"{CLASSES_FOLDER.name}.pt", device)
+    for name, network in {"unet": trained.unet, "text_encoder": trained.text_encoder, "vae": vae}.items():
+        network.half().save_pretrained(out / CLASSES_FOLDER / name)
+
+
 def views(corpus: Corpus) -> Iterator[tuple[Pixels, Captions]]:
     """Every picture with its captions, and some of its details, enlarged, with their own captions."""
     for index, picture in enumerate(corpus):
@@ -74,16 +107,21 @@ def square_around(box: Box) -> Box:
     return left, top, left + side, top + side
 
 
-@torch.no_grad()
 def encode_views(vae: Any, corpus: Corpus) -> tuple[Tensor, Sequence[Captions]]:
-    """Latents [N, C, h, w] of all views, of unit variance and in half precision, and their captions."""
+    """The latents of all views, see :func:`encode`, and their captions."""
     images, captions = zip(*views(corpus), strict=True)
+    return encode(vae, images), list(captions)
+
+
+@torch.no_grad()
+def encode(vae: Any, images: Sequence[Pixels]) -> Tensor:
+    """Latents [N, C, h, w] of unit variance and in half precision."""
     parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
     # not in bfloat16, which is 40 times as slow on processors that lack it
     latents = [
         vae.encode(2 * pixels(part) - 1).latent_dist.mean * vae.config.scaling_factor for part in parts
     ]
-    return torch.cat(latents).half(), list(captions)
+    return torch.cat(latents).half()
 
 
 @torch.no_grad()
@@ -121,7 +159,7 @@ def diffusion_batch(
 
 
 class Denoiser(nn.Module):
-    """Loss of the UNet, with a frozen text encoder (arXiv 2112.10752).
+    """Loss of the UNet and its text encoder, which is usually frozen (arXiv 2112.10752).
 
     Errors are weighted by the signal-to-noise ratio of their step, at most 5 (arXiv 2303.09556), for faster
     learning.

@@ -132,13 +132,13 @@ def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
     """Shares of things and stuff in ``count`` held-out pictures that masked CLIP names correctly."""
     texts = _texts(clip)
     right: dict[bool, list[bool]] = {True: [], False: []}
-    for scene in _scenes(count):
+    for scene in scenes(count):
         ids = torch.from_numpy(scene.ids[:SIDE, :SIDE])
         segments = [(placed.id, placed.thing.name, True) for placed in scene.things]
         segments += [(id, stuff.name, False) for id, stuff in scene.stuff]
         segments = [one for one in segments if (ids == one[0]).any()]
         logits = torch.stack([ids == id for id, _, _ in segments]).float()[None] * 20 - 10
-        found = clip.encode_masks(clip.normalize(_square(scene)), visible_patches(logits, clip.patch_size))[0]
+        found = clip.encode_masks(clip.normalize(square(scene)), visible_patches(logits, clip.patch_size))[0]
         for name, (_, truth, thing) in zip(_nearest(found, texts), segments, strict=True):
             right[thing].append(name == truth)
     return float(np.mean(right[True])), float(np.mean(right[False]))
@@ -148,20 +148,20 @@ def grade_masks(clip: FrozenCLIP, count: int) -> tuple[float, float]:
 def grade_autoencoder(vae: Any, count: int) -> float:
     """Mean peak signal-to-noise ratio in decibels of held-out pictures."""
     ratios = []
-    for scene in _scenes(count):
-        image = _square(scene)
+    for scene in scenes(count):
+        image = square(scene)
         restored = vae.decode(vae.encode(2 * image - 1).latent_dist.mean).sample.clamp(-1, 1) / 2 + 0.5
         ratios.append(-10 * torch.log10(F.mse_loss(restored, image)))
     return float(torch.stack(ratios).mean())
 
 
-def _scenes(count: int) -> Iterator[Scene]:
+def scenes(count: int, seed: int = _SEED) -> Iterator[Scene]:
     """Held-out scenes, every second one in the style of the open set."""
-    random = np.random.default_rng(_SEED)
+    random = np.random.default_rng(seed)
     return (paint_scene(random, OPEN if number % 2 else WEB) for number in range(count))
 
 
-def _square(scene: Scene) -> Tensor:
+def square(scene: Scene) -> Tensor:
     """[1, 3, SIDE, SIDE] in 0..1."""
     return pixels([scene.image[:SIDE, :SIDE]])
 

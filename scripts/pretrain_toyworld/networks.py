@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from odise_pl.models.backbones.clip import CLIPArchitecture
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture
 from odise_pl.runs.conf import compose_config
 
@@ -15,3 +16,13 @@ CLIP: CLIPArchitecture = instantiate(_CONFIG.clip.architecture)
 DIFFUSION: DiffusionArchitecture = instantiate(_CONFIG.backbone.architecture, _convert_="all")
 WEIGHTS = Path(_CONFIG.paths.toyworld)  # of the package
 CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights
+MEMBERS = Path("representations")  # as well
+CLASSES_FOLDER = MEMBERS / "class_conditional_diffusion"
+
+
+def backbone(name: str, weights: str | Path = "random") -> FeatureSettings:
+    """A choice of ``conf/backbone``, with its weights in a folder like :data:`WEIGHTS`, or ``random``."""
+    changes = ["backbone.weights=random"] if weights == "random" else [f"paths.toyworld={weights}"]
+    config = compose_config("train", ["experiment=toy", "run_dir=.", f"backbone={name}", *changes])
+    settings: FeatureSettings = instantiate(config.backbone, _convert_="all")
+    return settings

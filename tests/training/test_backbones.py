@@ -14,7 +14,8 @@ from small_runs import SMALL, composed
 from odise_pl.evaluation.run import evaluate
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.prediction.predict import predict
-from odise_pl.runs.record import read_run
+from odise_pl.runs.conf import CONF
+from odise_pl.runs.finished import read_run
 from odise_pl.training.run import train
 
 QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
@@ -74,3 +75,22 @@ def test_two_networks_train_resume_and_evaluate(scene_shards: Path, tmp_path: Pa
         assert any(f".pyramid.parts.{part}.projections." in name for name in names)
     done = read_run(tmp_path / "run").settings
     assert (done.timesteps, done.captioner) == ("0", "implicit")
+
+
+MEMBERS = sorted(path.stem for path in CONF.glob("backbone/toy_*.yaml"))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_heads_of_the_small_world_train_on_every_member(
+    name: str, scene_shards: Path, tmp_path: Path
+) -> None:
+    """As in the small world's table, but with random weights."""
+    run = tmp_path / "run"
+    quick = ["trainer.max_steps=1", "data.batch_size=1", "global_batch=1", "data.num_workers=0"]
+    data = [f"data.train={scene_shards}", f"data.val={scene_shards}", "trainer.enable_progress_bar=false"]
+    quiet = ["~callbacks.report", "~callbacks.pictures", "~callbacks.progress", "criterion.num_points=64"]
+    chosen = ["experiment=toy", f"backbone={name}", "backbone.weights=random"]
+    train(composed("train", run, [*chosen, *quick, *data, *quiet]))
+    names = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert any(".pyramid.projections." in one for one in names)
+    assert not [one for one in names if ".features." in one]

@@ -156,7 +156,7 @@ class TimmSettings(FeatureSettings):
             )
         tensors = None if self.weights == "random" else read_weights(self.weights)
         try:
-            network = self._create(tensors)
+            network = self.create(tensors)
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             if tensors is not None:
@@ -171,7 +171,8 @@ class TimmSettings(FeatureSettings):
             return SimplePyramid(taps[-1], self.channels)
         return super().projections(taps)
 
-    def _create(self, tensors: Mapping[str, Tensor] | None) -> Any:
+    def create(self, tensors: Mapping[str, Tensor] | None = None) -> Any:
+        """timm's network with some weights, or with random ones; whatever does not fit, timm raises."""
         options: dict[str, Any] = {
             name: list(value) if isinstance(value, Sequence) else value
             for name, value in self.options.items()
@@ -182,7 +183,9 @@ class TimmSettings(FeatureSettings):
             tensors, headless = _unwrap(tensors)
             overlay: dict[str, Any] = {"state_dict": tensors}
             if headless:
-                options["num_classes"] = overlay["num_classes"] = 0
+                options["num_classes"] = 0
+            if "num_classes" in options:  # also of the weights, else timm would not mind missing ones
+                overlay["num_classes"] = options["num_classes"]
             options["pretrained_cfg_overlay"] = overlay
         network = timm.create_model(self.model, **options | {"pretrained": tensors is not None})
         network.pretrained_cfg.pop("state_dict", None)  # timm would keep them

@@ -1,0 +1,171 @@
+"""Pre-training of the small members of the table of representations."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from odise_pl.models.backbones.clip import load_clip
+from odise_pl.models.backbones.timm_features import TimmFeatures
+from odise_pl.models.weights import WeightsError, read_checkpoint
+from odise_pl.toyworld.make import KINDS
+from odise_pl.toyworld.things import THINGS
+from scripts.pretrain_toyworld import diffusion, representations
+from scripts.pretrain_toyworld.__main__ import Kind, app
+from scripts.pretrain_toyworld.corpus import Labelled, paint_corpus, paint_labelled
+from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION_FOLDER, MEMBERS, WEIGHTS, backbone
+from scripts.pretrain_toyworld.probe import probe
+from scripts.pretrain_toyworld.representations import (
+    PASSES,
+    TRAININGS,
+    MaskedPixels,
+    SelfDistillation,
+    labels_batch,
+    masked_batch,
+    pretrain,
+    recipe_of,
+    views_batch,
+)
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> list[Labelled]:
+    """Some pictures; painting needs no other processes."""
+    for module in (representations, diffusion):
+        monkeypatch.setattr(module, "paint_labelled", partial(paint_labelled, workers=1))
+    return list(paint_labelled(8, workers=1))
+
+
+def network(kind: str) -> Any:
+    torch.manual_seed(0)
+    return backbone(f"toy_{kind}").create()
+
+
+def test_labels_are_of_the_captioned_pictures() -> None:
+    for picture, labelled in zip(paint_corpus(20, workers=1), paint_labelled(20, workers=1), strict=True):
+        assert np.array_equal(picture.image, labelled.image)
+        found = [KINDS[number] for number in labelled.kinds]
+        assert any(one not in THINGS for one in found), "stuff"
+        assert any(detail.thing for detail in picture.details) == any(one in THINGS for one in found)
+        for caption in (caption for detail in picture.details for caption in detail.captions):
+            names = [name for one in found for name in (one.name, *one.synonyms)]
+            assert any(name in caption.lower() for name in names)
+
+
+def test_labels_batch_marks_what_is_present(painted: list[Labelled]) -> None:
+    batch = labels_batch(painted, 6, np.random.default_rng(0), 0)
+    assert batch["images"].shape == (6, 3, 128, 128)
+    known = {tuple(one.kinds) for one in painted}
+    assert all(tuple(row.nonzero()[:, 0].tolist()) in known for row in batch["present"])
+
+
+def test_hidden_pixels_reach_only_the_loss(painted: list[Labelled]) -> None:
+    task = MaskedPixels(network("mae")).eval()
+    batch = masked_batch(painted, 2, np.random.default_rng(0), 0)
+    shown = torch.zeros(2, 256).scatter(1, batch["patches"], 1.0)
+    assert shown.sum(1).tolist() == [64, 64]
+    mask = shown.view(2, 1, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    loss = task(batch)
+    before = task.member.tokens(batch["images"])
+    other = batch | {"images": batch["images"] * mask + 0.5 * (1 - mask)}
+    changed = task(other)
+    torch.testing.assert_close(task.member.tokens(other["images"]), before)
+    assert not torch.isclose(changed, loss)
+    loss.backward()
+    assert all(p.grad is not None for name, p in task.named_parameters())
+
+
+def test_dino_compares_views_of_one_picture(painted: list[Labelled]) -> None:
+    batch = views_batch(painted, 3, np.random.default_rng(0), 0)
+    assert batch["images"].shape == (6, 3, 128, 128)
+    assert batch["parts"].shape == (12, 3, 64, 64)
+    task = SelfDistillation(network("dino"))
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    first = task(batch)
+    first.backward()
+    assert not any(p.requires_grad for p in task.teacher.parameters())
+    assert all(p.grad is not None for p in task.student.parameters())
+    assert 0 < task.centre.abs().max() < 1
+    optimizer.step()
+    task(batch)
+    pairs = zip(task.teacher.module.parameters(), task.student.parameters(), strict=True)
+    assert any(not torch.equal(slow, fast) for slow, fast in pairs)
+    assert "centre" in task.state_dict(), "resumes with it"
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_written_member_is_a_backbone(kind: str, painted: list[Labelled], tmp_path: Path) -> None:
+    (tmp_path / MEMBERS).mkdir()
+    with pytest.raises(WeightsError, match=rf"{kind}\.safetensors"):
+        backbone(f"toy_{kind}", tmp_path).load()
+    per_picture = TRAININGS[kind].passes
+    recipe = recipe_of(64 * per_picture, per_picture, pictures=8, batch=2)
+    assert recipe.steps == 2
+    pretrain(kind, recipe, tmp_path, tmp_path)
+    features, condition = backbone(f"toy_{kind}", tmp_path).load()
+    assert condition is None
+    assert isinstance(features, TimmFeatures)
+    assert [tap.stride for tap in features.taps] == [4, 8, 16, 32]
+    tensors = read_checkpoint(tmp_path / MEMBERS / f"{kind}.safetensors")
+    start = network(kind).state_dict()
+    assert tensors.keys() == start.keys()
+    assert any(not torch.equal(t.float(), start[name].half().float()) for name, t in tensors.items())
+    own = features.model.state_dict()
+    assert all(torch.equal(own[name], tensors[name].float()) for name in own)
+
+
+def test_class_conditional_diffusion_is_a_backbone(painted: list[Labelled], tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS / DIFFUSION_FOLDER / "vae", tmp_path / DIFFUSION_FOLDER / "vae")
+    diffusion.pretrain_on_classes(recipe_of(64, pictures=3, batch=2), tmp_path, tmp_path)
+    features, condition = backbone("toy_class_conditional_diffusion", tmp_path).load()
+    assert condition is not None
+    assert condition.encode is not None
+    cat, ball = condition.encode(["cat", "ball"])
+    assert not torch.equal(cat, ball)
+    assert not torch.equal(cat, condition.uncond[0])
+    assert {tap.stride for tap in features.taps} == {4, 8, 16, 32, 64}
+    start = backbone("toy_class_conditional_diffusion").load()[0]
+    assert features.unet.config.cross_attention_dim == start.unet.config.cross_attention_dim
+
+
+def test_clip_tower_is_that_of_open_clip() -> None:
+    features, _ = backbone("toy_clip", WEIGHTS).load()
+    visual = load_clip(str(WEIGHTS / CLIP_FILE), CLIP).visual.eval()
+    images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert isinstance(features, TimmFeatures)
+    with torch.no_grad():
+        tokens = visual._embeds((images - features.mean) / features.std)
+        for block, found in zip(visual.transformer.resblocks, features(images), strict=True):
+            tokens = block(tokens)
+            torch.testing.assert_close(found, tokens[:, 1:].mT.unflatten(2, (16, 16)), rtol=0, atol=1e-4)
+
+
+def test_all_kinds_see_equally_many_images() -> None:
+    passes = {name: training.passes for name, training in TRAININGS.items()}
+    assert {recipe_of(PASSES, each).steps * 32 * each for each in passes.values()} == {PASSES}
+    assert set(Kind) == passes.keys() | {"class_conditional_diffusion"}
+
+
+@pytest.mark.usefixtures("painted")
+def test_command_trains_and_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "_PICTURES", 8)
+    arguments = ["representation", "mae", "--passes", "32", "--out", str(tmp_path), "--work", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    result = CliRunner().invoke(app, ["probe", "toy_mae", "--weights", str(tmp_path), "--count", "2"])
+    grades = [line.split(":")[0] for line in result.output.splitlines()]
+    assert grades == ["toy_mae, trained", "toy_mae, random"]
+
+
+@pytest.mark.slow
+def test_probe_prefers_trained_weights() -> None:
+    trained, random = probe(backbone("toy_clip", WEIGHTS), 40), probe(backbone("toy_clip"), 40)
+    assert trained[0] > random[0] + 0.1
+    assert trained[1] > random[1] + 0.1
