@@ -196,7 +196,7 @@ def test_checkpoint_of_two_backbones_cannot_start_downloads() -> None:
         read_record(odd, "c.ckpt")
     read_record(odd, "c.ckpt", ["backbone.second.weights"])
     kept = read_record(odd, "c.ckpt", ["backbone"]).changed({"backbone.second.weights": "x.safetensors"})
-    assert kept.weights()["backbone.second"] == "x.safetensors"
+    assert kept.weights()["backbone.second.weights"] == "x.safetensors"
 
 
 def test_missing_weights_show_download_command_of_conf() -> None:
