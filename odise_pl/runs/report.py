@@ -145,7 +145,8 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     words = [value]
     for name in _FIELDS:
         own, varies = getattr(group.settings, name), {getattr(other.settings, name) for other in beside}
-        if len(varies) > 1 and (main is None or own != getattr(main.settings, name)):
+        # "none" follows from the backbone
+        if len(varies) > 1 and own != "none" and (main is None or own != getattr(main.settings, name)):
             words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")
     first = next(other.conditions for other in beside if other.settings == group.settings)
     for key, own in sorted(group.conditions.items()):

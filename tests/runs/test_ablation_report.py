@@ -254,6 +254,9 @@ def test_backbones_stand_beside_the_paper(tmp_path: Path) -> None:
     assert minus[0] == ("deit3_h", "stable_diffusion_v1", "+1.0 ± 0.0")
     assert "paper: stable_diffusion_v1 > deit3_h > swin_l; on ade150: swin_l" in scores.notes[0]
     assert {row["timestep"] for row in timesteps(tmp_path / "runs")} == {"0", "100"}
+    assert "caption, swin_l" in {
+        row["all runs"].partition(", backbone.")[0] for row in all_runs(tmp_path / "runs")
+    }
     report([tmp_path / "runs"])  # plots a row without the paper's COCO
 
 

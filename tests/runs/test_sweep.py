@@ -108,9 +108,9 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_combination_finishes(swept: Path) -> None:
     assert set(markers(swept)) == {STOPPED, FINISHED}
     runs = find_runs(swept)
-    assert {(run.settings.timesteps, run.settings.captioner) for run in runs} == {
-        ("0", "blip"),
-        ("learnable", "blip"),
+    assert {(s.timesteps, s.captioner, s.backbone) for s in (run.settings for run in runs)} == {
+        ("0", "blip", "random"),
+        ("learnable", "blip", "random"),
     }
     assert all(0 <= run.scores["val"]["pq"] <= 1 for run in runs)
 
