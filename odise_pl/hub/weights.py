@@ -83,7 +83,7 @@ WEIGHTS = {
     "sd-turbo": Weights(
         "sd_turbo.safetensors",
         "stabilityai/sd-turbo",
-        "Stability AI Community: no commercial use",
+        "Stability AI Non-Commercial Community",
         5.2,
         "backbone=sd_turbo",
     ),
