@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """PQ in percent, trained on COCO."""
+    """PQ in percent, trained on COCO; None if we do not know it."""
 
     ade20k: float
-    coco: float
+    coco: float | None = None
 
 
 @dataclass(frozen=True)
