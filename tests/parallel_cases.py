@@ -39,6 +39,9 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
                        "captioner": heuristic_captioner(["dog", "grass", "sky", "ball"], top=2)}),
     # Without a captioner, and windows run without gradients; tables of positions lie within blocks.
     "timm": (2, 64, {"family": "swin"}),
+    "class-conditional": (2, 64, {"architecture": tiny_models.LDM}),
+    "pooled text": (2, 64, {"architecture": tiny_models.XL,
+                             "captioner": heuristic_captioner(["dog", "grass"], top=1)}),
 }  # fmt: skip
 
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import tiny_timm
 import torch
+from diffusers import VQModel
+from safetensors.torch import save_file
 from torch import nn
 
 from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
+from odise_pl.models.backbones.diffusion_weights import CLASSES
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels, build_diffusion
+from odise_pl.models.backbones.text_encoders import TextArchitecture
 from odise_pl.models.build import (
     BackboneSettings,
     ClipSettings,
@@ -44,6 +48,26 @@ SD2 = DiffusionArchitecture(
     text_pad=0,
     prediction="v_prediction",
     **_SIZES,
+)
+# class-conditional: one token, no cross-attention at the top level, a quantised VAE of three levels
+LDM = DiffusionArchitecture(
+    heads=1,
+    transformer_layers=(0, 1, 1, 1),
+    vae_codes=16,
+    latent_channels=3,
+    latent_scale=1.0,
+    betas=(0.0015, 0.0195),
+    classes=10,
+    **_SIZES | {"vae_channels": (32, 32, 64)},
+)
+# three levels, transformers of different depth, two text encoders, pooled text
+XL = DiffusionArchitecture(
+    transformer_layers=(0, 1, 2),
+    heads=(1, 2, 4),
+    linear_projection=True,
+    latent_scale=0.13025,
+    pooled_text=TextArchitecture(64, 64, 2, 2),
+    **_SIZES | {"unet_channels": (32, 64, 64), "context_dim": 96, "text_layers": 2},
 )
 CLIP = CLIPArchitecture(
     image_size=56,
@@ -90,15 +114,22 @@ def diffusion(architecture: DiffusionArchitecture = SD1) -> DiffusionModels:
     """Diffusion networks for inputs of 64 pixels, shared between tests: do not change them."""
     torch.manual_seed(2)
     models = build_diffusion(architecture)
-    for network in (models.unet, models.vae, models.text_encoder):
-        network.eval().requires_grad_(False)
+    for network in vars(models).values():
+        if isinstance(network, nn.Module):
+            network.eval().requires_grad_(False)
     return models
 
 
 def save_diffusion(models: DiffusionModels, folder: Path) -> str:
     """Save the networks as a diffusers folder; returns its path."""
-    for name in ("unet", "vae", "text_encoder"):
-        getattr(models, name).save_pretrained(folder / name)
+    quantised = isinstance(models.vae, VQModel)
+    names = {"unet": "unet", "vae": "vqvae" if quantised else "vae", "text_encoder": "text_encoder",
+             "pooled_text_encoder": "text_encoder_2"}  # fmt: skip
+    for name, subfolder in names.items():
+        if (network := getattr(models, name)) is not None:
+            network.save_pretrained(folder / subfolder)
+    if models.classes is not None:
+        save_file(models.classes.state_dict(), folder / CLASSES)
     return str(folder)
 
 

@@ -27,6 +27,7 @@ TARGETS = frozenset(
         "odise_pl.models.build.HeadSettings",
         "odise_pl.models.build.BackboneSettings",
         "odise_pl.models.build.TimmSettings",
+        "odise_pl.models.build.JointSettings",
         "odise_pl.models.build.ClipSettings",
         *(
             f"odise_pl.models.build.{kind}_captioner"
@@ -35,10 +36,12 @@ TARGETS = frozenset(
         "odise_pl.models.inference.InferenceSettings",
         "odise_pl.models.odise.ClassifierSettings",
         "odise_pl.models.backbones.stable_diffusion.DiffusionArchitecture",
+        "odise_pl.models.backbones.text_encoders.TextArchitecture",
         "odise_pl.models.backbones.clip.CLIPArchitecture",
     }
 )
 PARTS = ("backbone", "clip", "captioner", "classifier")
+FILES = ("weights", "unet")  # keys of a part that name frozen weights
 SIDES = ("eval_short_side", "eval_long_side")
 _FOLDERS = ("weights", "toyworld")  # keys of ``paths`` that a description may refer to
 _REFERENCE = re.compile(rf"\$\{{paths\.(?:{'|'.join(_FOLDERS)})\}}")
@@ -90,9 +93,11 @@ class NetworkSettings:
         return replace(self, model=plain, sides=(short, long), seed=changes.get("seed", self.seed))
 
     def weights(self) -> dict[str, Any]:
-        """The frozen weights to load, by part."""
+        """The frozen weights to load, by setting."""
         captions = ("captioner",) if self.model["captioner"].get("on_the_fly") is True else ()
-        return {part: self.model[part].get("weights") for part in ("backbone", "clip", *captions)}
+        loaded = ("backbone", "clip", *captions)
+        found = {key: section.get(name) for key, section, name in frozen_files(self.model)}
+        return {k: v for k, v in found.items() if v is not None and k.partition(".")[0] in loaded}
 
     def resolved(self, paths: Mapping[str, Any]) -> DictConfig:
         """The arguments of ``build_odise`` with references to ``paths`` resolved."""
@@ -130,9 +135,24 @@ def _resolve_model(sections: DictConfig) -> dict[str, Any]:
     OmegaConf.set_struct(sections, False)
     sections.paths = {name: rf"\${{paths.{name}}}" for name in _FOLDERS}  # stay references
     model: Any = OmegaConf.to_container(sections.model, resolve=True)
-    for part in PARTS:
-        model.get(part, {}).pop("source", None)  # a shell command, not trusted from a checkpoint
+    for _, section in frozen_sections(model):
+        section.pop("source", None)  # a shell command, not trusted from a checkpoint
     return model
+
+
+def frozen_sections(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and sections of parts with weights; of two backbones ``backbone.first``, ``backbone.second``."""
+    for part in PARTS:
+        section = model.get(part, {})
+        two = [name for name in ("first", "second") if part == "backbone" and name in section]
+        yield from ((f"{part}.{name}", section[name]) for name in two)
+        if not two:
+            yield part, section
+
+
+def frozen_files(model: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Settings that may name frozen weights: the key, its section, and its name there."""
+    return ((f"{key}.{name}", section, name) for key, section in frozen_sections(model) for name in FILES)
 
 
 def model_key(key: str) -> str | None:
@@ -166,9 +186,10 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
             found.append("not a network")
         network = NetworkSettings(model, sides, seed, source)
         found += [
-            f"{part}.weights={weights!a:.80} (a download)"
-            for part, weights in network.weights().items()
-            if not {part, f"{part}.weights"} & own and not _is_harmless(part, weights)
+            f"{key}={weights!a:.80} (a download)"
+            for key, weights in network.weights().items()
+            if not {key, key.rpartition(".")[0], key.partition(".")[0]} & own
+            and not _is_harmless(key, weights)
         ]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise SettingError(f"{source}: its description of the network is damaged ({error!a:.80})") from error
@@ -199,8 +220,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _is_harmless(part: str, weights: str) -> bool:
-    random = weights == "random" and part != "captioner"  # where it would be a hub id
+def _is_harmless(key: str, weights: str) -> bool:
+    random = weights == "random" and key != "captioner.weights"  # where it would be a hub id
     return random or is_file_name(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -9,7 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from odise_pl.checkpoints.description import PARTS, SIDES, NetworkSettings, is_file_name, read_record
+from odise_pl.checkpoints.description import (
+    SIDES,
+    NetworkSettings,
+    frozen_files,
+    is_file_name,
+    read_record,
+)
 from odise_pl.checkpoints.files import CONFIG, MODEL, find_checkpoint, last_checkpoint
 from odise_pl.errors import DownloadError, SettingError, hub_errors
 from odise_pl.files import write_text
@@ -86,8 +93,9 @@ def save_pretrained(run: Path, folder: Path, name: str, licence: str | None = No
     if "odise" not in checkpoint:
         raise WeightsError(f"{path} does not describe its network")
     # the run's own, to which a checkpoint's limits do not apply
-    named = [f"{part}.weights" for part in PARTS]
-    network = portable(read_record(checkpoint["odise"]["record"], str(path), named))
+    record = checkpoint["odise"]["record"]
+    named = [key for key, *_ in frozen_files(record.get("model", record.get("config", {})))]
+    network = portable(read_record(record, str(path), named))
     results, command = _results(run, checkpoint["global_step"], network), read_command(run)
     about = {"command": command, "scores": {result["data"]: result["scores"] for result in results}}
     card = model_card(name, network, checkpoint, results, command, licence)
@@ -103,9 +111,9 @@ def portable(network: NetworkSettings) -> NetworkSettings:
     """A copy that names no folder of this machine: frozen weights are looked for in ``paths.weights``."""
     return network.changed(
         {
-            f"{part}.weights": f"${{paths.weights}}/{Path(weights).name}"
-            for part in PARTS
-            if isinstance(weights := network.model[part].get("weights"), str)
+            key: f"${{paths.weights}}/{Path(weights).name}"
+            for key, section, name in frozen_files(network.model)
+            if isinstance(weights := section.get(name), str)
             and is_file_name(weights)
             and not weights.startswith("${paths.")
         }
@@ -134,7 +142,9 @@ def _is_of(network: NetworkSettings, folder: Path) -> bool:
 
 def _without_weights(model: Mapping[str, Any]) -> str:
     """A network's settings in a comparable form, without the places of its files."""
-    plain = {k: {**v, "weights": None} if k in PARTS else v for k, v in model.items()}
+    plain = copy.deepcopy(dict(model))
+    for _, section, name in frozen_files(plain):
+        section[name] = None
     return json.dumps(plain, sort_keys=True)
 
 

@@ -73,6 +73,36 @@ WEIGHTS = {
         5.2,
         "backbone=stable_diffusion_v2_768",
     ),
+    "sd-v1-5": Weights(
+        "v1-5-pruned-emaonly.safetensors",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "CreativeML OpenRAIL-M",
+        4.3,
+        "backbone=sd_v1_5, cleandift_sd15",
+    ),
+    "sd-turbo": Weights(
+        "sd_turbo.safetensors",
+        "stabilityai/sd-turbo",
+        "Stability AI Community: no commercial use",
+        5.2,
+        "backbone=sd_turbo",
+    ),
+    "sdxl": Weights(
+        "sd_xl_base_1.0.safetensors", "stabilityai/stable-diffusion-xl-base-1.0", _SD2, 6.9, "backbone=sdxl"
+    ),
+    "cleandift-sd15": Weights(
+        "cleandift_sd15_unet.safetensors", "CompVis/cleandift", "MIT", 1.7, "backbone=cleandift_sd15"
+    ),
+    "cleandift-sd21": Weights(
+        "cleandift_sd21_unet.safetensors", "CompVis/cleandift", "MIT", 1.7, "backbone=cleandift_sd21"
+    ),
+    "ldm-in1k": Weights(
+        "cin256-v2.ckpt",
+        "https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt",
+        "MIT (of its repository)",
+        1.8,
+        "backbone=ldm_in1k",
+    ),
     "clip": Weights(
         "open_clip_model.safetensors",
         "timm/vit_large_patch14_clip_336.openai",

@@ -19,6 +19,7 @@ from odise_pl.models.backbones.captioner_settings import (
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
 from odise_pl.models.backbones.diffusion_settings import BackboneSettings
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
@@ -31,6 +32,7 @@ __all__ = [
     "BackboneSettings",
     "ClipSettings",
     "HeadSettings",
+    "JointSettings",
     "TimmSettings",
     "blip_captioner",
     "build_odise",

@@ -92,7 +92,7 @@ def kmeans(
         typer.Option(help="a feature map, e.g. encoder.2, unet.up.2, decoder.1 (default: of stride 16)"),
     ] = None,
     timestep: Annotated[
-        int | None, typer.Option(help="step of a diffusion model (default: 0)", min=0, max=999)
+        int | None, typer.Option(help="step of a diffusion model (default: the backbone's)", min=0, max=999)
     ] = None,
     clusters: Annotated[int, typer.Option(help="number of clusters", min=1)] = 8,
     backbone: Annotated[str, typer.Option(help="name in conf/backbone")] = "stable_diffusion_v1",

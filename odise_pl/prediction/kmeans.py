@@ -21,6 +21,7 @@ from odise_pl.data.images import read_image
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.contract import Conditioning, Features
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.prediction.drawing import Picture, side_by_side
 from odise_pl.runs.conf import CONF, compose_config
 
@@ -92,7 +93,7 @@ def draw_clusters(
         images: files.
         out: folder; None: beside the image.
         tap: one of :func:`tap_names`; None: of stride 16.
-        timestep: diffusion step; None: 0. Only for diffusion models.
+        timestep: diffusion step; None: the backbone's. Only for diffusion models.
         clusters: see :func:`cluster`.
         backbone: name in ``conf/backbone``.
         weights: to replace the backbone's.
@@ -110,11 +111,13 @@ def draw_clusters(
         raise SettingError("images of the same name would overwrite each other's pictures in --out")
     config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
     settings: FeatureSettings = instantiate(config)
+    if isinstance(settings, JointSettings):
+        raise SettingError(f"--backbone {backbone}: choose one of its two networks")
     changes: dict[str, Any] = {} if weights is None else {"weights": weights}
-    if settings.conditioned:
-        changes["timesteps"] = (timestep or 0,)
-    elif timestep is not None:
-        raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")
+    if timestep is not None:
+        if not settings.conditioned:
+            raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")
+        changes["timesteps"] = (timestep,)
     settings = replace(settings, input_size=size or settings.input_size, **changes)
     torch.manual_seed(seed)
     features, condition = settings.load()

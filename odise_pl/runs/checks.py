@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import NetworkSettings, is_file_name
@@ -84,6 +85,8 @@ def raise_problems(problems: Sequence[str]) -> None:
 def _bad_settings(config: DictConfig) -> Iterator[str]:
     """Settings that would fail only after minutes, or silently do something else."""
     checks: list[Callable[[], object]] = []
+    if HydraConfig.initialized() and "backbone" not in HydraConfig.get().runtime.choices:
+        yield "backbone: for two, set backbone=two backbone@backbone.first=NAME backbone@backbone.second=NAME"
     if "timesteps" in config.backbone:  # of a diffusion model
         checks.append(lambda: check_timesteps(config.backbone.timesteps))
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
@@ -124,21 +127,23 @@ def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
 def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Iterator[str]:
     """Missing files of frozen weights, each with the command that downloads it."""
     model = network.resolved(paths)
-    for part, name in network.weights().items():
-        path = model[part].weights
+    for key, name in network.weights().items():
+        path = OmegaConf.select(model, key)
         if is_file_name(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
-            command = _download_command(part, name, paths)
+            command = _download_command(key, name, paths)
             download = f"get it with: {command}\n    or " if command else ""
-            other = f"set {part}.weights to another file, or to random for a trial"
-            other = "choose another captioner" if part == "captioner" else other
-            yield f"{part}.weights={path} does not exist; {download}{other}"
+            other = f"set {key} to another file"
+            other += ", or to random for a trial" if key.endswith(".weights") else ""
+            other = "choose another captioner" if key == "captioner.weights" else other
+            yield f"{key}={path} does not exist; {download}{other}"
 
 
-def _download_command(part: str, weights: str, paths: Mapping[str, Any]) -> str | None:
+def _download_command(key: str, weights: str, paths: Mapping[str, Any]) -> str | None:
     """The command in ``conf/`` that downloads a file."""
+    part, name = key.partition(".")[0], key.rpartition(".")[2]
     for path in (CONF / part).glob("*.yaml"):
         plain: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if plain.get("weights") == weights and "source" in plain:
+        if plain.get(name) == weights and "source" in plain:
             return OmegaConf.create({"paths": dict(paths), "source": plain["source"]}).source
     return None
 

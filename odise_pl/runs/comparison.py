@@ -131,7 +131,7 @@ def _orders(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     lines = []
     for name, field in STANDS_FOR.items():
         column = f"{name}.pq"
-        known = {row.name: getattr(row.paper, field) for row in rows if row.paper and row.estimate(column)}
+        known = {row.name: row.paper and getattr(row.paper, field) for row in rows if row.estimate(column)}
         paper = {row: value for row, value in known.items() if value is not None}
         if column in columns and len(paper) > 1:
             lines.append(_order(field.upper(), name, paper, [row for row in rows if row.name in paper]))

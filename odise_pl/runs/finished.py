@@ -15,6 +15,7 @@ from odise_pl.runs.record import (
     FINISHED,
     AblationSettings,
     RunError,
+    backbone_name,
     read_settings,
     relevant_settings,
 )
@@ -56,8 +57,10 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
-        settings = AblationSettings(**content["settings"])
         training = content.get("training", training)
+        backbone = own.get("network", training).get("backbone")
+        known = {} if backbone is None else {"backbone": backbone_name(backbone)}
+        settings = AblationSettings(**content["settings"] | known)
         seed, conditions = training.get("seed"), _conditions(own, training)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it, and run the command again") from error

@@ -83,6 +83,7 @@ def _measured(plot: Axes, rows: Sequence[Row], names: Mapping[str, str], colours
 
 def _published(plot: Axes, rows: Sequence[Row], ink: Sequence[str]) -> None:
     for (field, (label, marker)), colour in zip(_PAPER.items(), ink, strict=True):
-        known = {place: getattr(row.paper, field) for place, row in enumerate(rows) if row.paper}
+        values = {place: row.paper and getattr(row.paper, field) for place, row in enumerate(rows)}
+        known = {place: value for place, value in values.items() if value is not None}
         if known:
             plot.plot([*known.values()], [*known], marker, markersize=5, color=colour, label=label)

@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from odise_pl.checkpoints.description import current_names
+from odise_pl.checkpoints.description import current_names, frozen_sections
 from odise_pl.errors import UserError
 from odise_pl.files import write_text
+from odise_pl.runs.conf import CONF
 
 SETTINGS = "config.yaml"
 FINISHED = "finished.json"
 EVALUATIONS = "evaluation"  # folder of a run's evaluations
 _COMMAND = "# odise "
+_UNKNOWN = "unknown"
 _LONGEST = 80  # characters of each word in a folder name
 # Settings that do not change what a run computes, in whole sections and within others; only records of
 # earlier versions have "progress" and "save_every".
@@ -61,6 +64,7 @@ class AblationSettings:
         captioner: ``implicit``, ``empty``, ``heuristic``, ``blip`` (precomputed for whole images, as
             published), ``blip_on_the_fly`` (for windows), ``none``, or the name of another function.
         classifier: ``both``, ``diffusion`` or ``discriminative``.
+        backbone: see :func:`backbone_name`; earlier versions did not write it.
     """
 
     model: str
@@ -68,16 +72,47 @@ class AblationSettings:
     learnable_time: bool
     captioner: str
     classifier: str
+    backbone: str = _UNKNOWN
 
 
 def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
     """The ablation settings of a network, from the arguments that build it."""
-    steps, captioner = model["backbone"].get("timesteps", "none"), model["captioner"]
+    steps, captioner = "none", model["captioner"]
+    for _, section in frozen_sections(model):
+        steps = section.get("timesteps", steps)  # of the diffusion model, if there is one
     words = steps if isinstance(steps, str) else "+".join(map(str, steps))
     kind = captioner["_target_"].rpartition(".")[2].removesuffix("_captioner")
     kind += "_on_the_fly" if captioner.get("on_the_fly") else ""
     learned = words == "learnable" or bool(captioner.get("learnable_time"))
-    return AblationSettings(model["supervision"], words, learned, kind, model["classifier"]["mode"])
+    mode, backbone = model["classifier"]["mode"], backbone_name(model["backbone"])
+    return AblationSettings(model["supervision"], words, learned, kind, mode, backbone)
+
+
+def backbone_name(settings: Mapping[str, Any] | None) -> str:
+    """The name of a backbone: of the file in ``conf/backbone`` with its weights, or else of the weights.
+
+    Networks of one architecture differ in their weights alone, and evaluations know a network only by its
+    settings. Folders and suffixes of files do not count; random weights are ``random``. Two networks are
+    ``ONE+OTHER``.
+    """
+    networks = [part for part in (settings or {}).values() if isinstance(part, Mapping) and "weights" in part]
+    weights = [_weights(network) for network in networks or [settings or {}]]
+    return "+".join(_names_of_weights().get(name, name) for name in weights)
+
+
+def _weights(backbone: Mapping[str, Any]) -> str:
+    """The name of the file, folder or repository with the weights; of a UNet of its own, if it has one."""
+    path = str(backbone.get("unet") or backbone.get("weights") or _UNKNOWN)
+    return re.sub(r"\.(safetensors|ckpt|pth|pt|bin|tar|pyth)$", "", path.rstrip("/").rpartition("/")[2])
+
+
+@cache
+def _names_of_weights() -> dict[str, str]:
+    """Names of the files in ``conf/backbone`` by their weights."""
+    files = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("backbone/*.yaml"), reverse=True)}
+    plain: dict[str, Any] = {name: OmegaConf.to_container(file) for name, file in files.items()}
+    found = {_weights(settings): name for name, settings in plain.items()}
+    return {weights: name for weights, name in found.items() if weights not in (_UNKNOWN, "random")}
 
 
 def in_sweep() -> bool:

@@ -20,7 +20,7 @@ from odise_pl.runs.record import AblationSettings
 _FIELDS = [field.name for field in fields(AblationSettings)]
 # Conditions that follow from the ablation's settings, unless they differ between rows of the same settings.
 _FOLLOWING = (
-    "backbone.timesteps",
+    "backbone.",
     "captioner.",
     "classifier.",
     "data.words",
@@ -32,9 +32,11 @@ _NOTES = """\
 * Differences are paired: means over the seeds that both rows have. A difference is decided if its interval
   excludes 0. Of twenty true ties, one looks decided.
 * The names of rows show in what other settings they differ from the reference.
-* The paper's numbers are of models trained at full scale on COCO; timesteps, captioners and classifiers are
-  those of its caption model.
+* The paper's numbers are of models trained at full scale on COCO; timesteps, captioners, classifiers and
+  backbones are those of its caption model.
 * Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
+* Backbones are named by their weights. Of the paper's, some were not published: `conf/backbone` says which
+  network stands in for them. For Swin and ConvNeXt two may, which share the paper's number.
 """
 
 
@@ -75,11 +77,13 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
 def ablation_rows(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[tuple[Row, Group | None]]:
     """The paper's rows, without runs too, and others, each with its runs.
 
-    Runs that differ in another setting of :data:`STANDARD` are skipped. The paper's numbers stand beside the
-    row of each value that is most similar to the main reference.
+    Runs that differ in another setting of :data:`STANDARD` are skipped, except backbones without a timestep
+    and captioner. The paper's numbers stand beside the row of each value that is most similar to the main
+    reference.
     """
-    fixed = {name: value for name, value in STANDARD.items() if name != ablation.field}
-    groups = [g for g in group_runs(runs) if all(getattr(g.settings, n) == v for n, v in fixed.items())]
+    absent = ["none"] if ablation.field == "backbone" else []
+    fixed = {name: [value, *absent] for name, value in STANDARD.items() if name != ablation.field}
+    groups = [g for g in group_runs(runs) if all(getattr(g.settings, n) in v for n, v in fixed.items())]
     standard = STANDARD.get(ablation.field, next(iter(ablation.rows)))
     by_value: dict[str, list[Group]] = {value: [] for value in ablation.rows}
     for group in groups:

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from odise_pl.models.backbones.contract import Conditioning
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion
+from odise_pl.models.backbones.text_encoders import encode_prompts
 from odise_pl.models.build import BackboneSettings
 from odise_pl.prediction.drawing import load_font
 from odise_pl.prediction.kmeans import cluster, resize_to_cells, tap_names

@@ -210,13 +210,19 @@ def key_table(entries: Sequence[Entry]) -> Iterator[str]:
 def changes_of(file: ConfigFile, known: dict[str, Entry]) -> list[tuple[str, str, str]]:
     """What another choice of a group sets: key, value, and the meaning if ``known`` lacks the key."""
     chosen = [pair for item in file.defaults if isinstance(item, dict) for pair in item.items()]
-    rows = [(group.removeprefix("override /"), choice, "") for group, choice in chosen]
+    rows = [(_group(group, file.group), choice, "") for group, choice in chosen]
     for entry in file.entries:
         same = known.get(entry.key)
         if entry.value and not (same and same.value == entry.value):
             own = entry.comment if entry.comment != getattr(same, "comment", "") else ""
             rows.append((entry.key, entry.value, own if same else entry.meaning))
     return rows
+
+
+def _group(name: str, inside: str) -> str:
+    """A group of a list of defaults as on the command line."""
+    group, _, package = name.removeprefix("override ").removeprefix("/").partition("@")
+    return f"{group}@{inside}.{package}" if package and not package.startswith("_global_") else group
 
 
 def files() -> list[ConfigFile]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, score_table
 from odise_pl.runs.finished import FINISHED, find_runs
-from odise_pl.runs.published import ABLATIONS, Ablation, Published
+from odise_pl.runs.published import ABLATIONS, Ablation
 from odise_pl.runs.report import ablation_rows, group_runs
 from scripts.docs.pictures import FIGURES, IMAGES
 from scripts.docs.plots import draw_tables
@@ -44,12 +44,12 @@ TRAININGS = {
 }
 # Rows of the table of representations: backbone, and the paper's row of the same kind.
 REPRESENTATIONS = {
-    "labels, convolution": ("toy_supervised_conv", Published(21.0)),  # ConvNeXt (H)
-    "labels, transformer": ("toy_supervised_vit", Published(21.4, 41.4)),  # DeiT-v3 (H)
-    "class-conditional diffusion": ("toy_class_conditional_diffusion", Published(20.7)),  # LDM
-    "DINO": ("toy_dino", Published(20.6, 39.5)),  # DINO (B)
-    "masked autoencoder": ("toy_mae", Published(21.5, 37.9)),  # MAE (H)
-    "CLIP": ("toy_clip", Published(20.4, 40.6)),  # CLIP (L)
+    "labels, convolution": ("toy_supervised_conv", "convnext_xl"),
+    "labels, transformer": ("toy_supervised_vit", "deit3_h"),
+    "class-conditional diffusion": ("toy_class_conditional_diffusion", "ldm_in1k"),
+    "DINO": ("toy_dino", "dino_b"),
+    "masked autoencoder": ("toy_mae", "mae_h"),
+    "CLIP": ("toy_clip", "clip_l"),
 }
 _SHIPPED = "toy_clip"
 _OURS = "text-conditional diffusion"
@@ -64,7 +64,7 @@ TABLES = {
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
 }
-_RANDOM = "label, backbone.weights=random", "label, random diffusion weights"
+_RANDOM = "label, random", "label, random diffusion weights"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -101,7 +101,7 @@ def execute(command: Sequence[str]) -> bool:
 
 
 def collect(runs: Path) -> dict[str, list[Row]]:
-    """The rows of all tables, from the finished runs.
+    """The rows of all :data:`TABLES`, from the finished runs.
 
     Raises:
         UserError: a table has no runs.
@@ -109,16 +109,19 @@ def collect(runs: Path) -> dict[str, list[Row]]:
     tables = {
         ablation.name: _rows(ablation, [runs / _NAME / name for name in TABLES[ablation.name]])
         for ablation in ABLATIONS
+        if ablation.name in TABLES
     }
     return tables | {"representation": list(_representations(runs / _NAME))}
 
 
 def _representations(runs: Path) -> Iterator[Row]:
     """The rows that have runs: pre-training takes hours, and the other tables need not wait for it."""
+    published = next(ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
     folders = {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()}
-    for name, (folder, paper) in {**folders, _OURS: ("label", Published(23.3, 44.2))}.items():
+    for name, (folder, paper) in {**folders, _OURS: ("label", "stable_diffusion_v1")}.items():
         if any((runs / folder).rglob(FINISHED)):
-            yield Row(name, _OURS, paper, group_runs(find_runs(runs / folder))[0].scores())
+            scores = group_runs(find_runs(runs / folder))[0].scores()
+            yield Row(name, _OURS, published[paper], scores)
 
 
 def _rows(ablation: Ablation, folders: Sequence[Path]) -> list[Row]:

@@ -22,6 +22,7 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, diffusion model of random weights",
 }
+_SMALL_WORLD = tuple(ablation.name for ablation in ABLATIONS if ablation.name != "backbone")
 _BENCHMARKS = {
     "coco": "COCO",
     "ade150": "ADE20K, 150 classes",
@@ -148,6 +149,24 @@ def windows(files: Files) -> Table:
     return Table("windows", ("image", "windows", "features", "whole evaluation", "peak memory"), cells)
 
 
+def backbones(files: Files) -> Table:
+    """Cost of every frozen network."""
+    cells = tuple(
+        (
+            f"`{row['name']}`" + ("" if row["dtype"] == "float32" else f", {row['dtype']}"),
+            f"{row['parameters_million']:.1f}",
+            f"{row['window']} → {row['input_size']}",
+            str(row["windows"]),
+            f"{row['features_s']:.1f} s",
+            f"{row['peak_gib']:.1f} GiB",
+        )
+        for row in files["backbones"]["rows"]
+    )
+    return Table(
+        "backbones", ("backbone", "parameters, 10^6", "window", "windows", "features", "peak memory"), cells
+    )
+
+
 def step(files: Files) -> Table:
     """Processor seconds and memory of a step before and after the work on speed."""
     cells = []
@@ -217,6 +236,13 @@ def benchmarks(_: Files) -> Table:
     return Table("benchmarks", header, cells)
 
 
+def representations(_: Files) -> Table:
+    """The paper's frozen representations."""
+    (rows,) = (ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
+    cells = tuple((f"`{name}`", *_paper(numbers)) for name, numbers in rows.items())
+    return Table("representations", ("`backbone=`", "COCO PQ", "ADE20K PQ"), cells)
+
+
 def _one(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}"
 
@@ -237,6 +263,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "memory": memory,
     "cards": cards,
     "windows": windows,
+    "backbones": backbones,
     "step": step,
     "profile": partial(limits, name="profile"),
     "profile_toy": partial(limits, name="profile_toy"),
@@ -245,6 +272,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "startup": startup,
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
-    **{ablation.name: partial(scores, name=ablation.name) for ablation in ABLATIONS},
-    **{f"{ablation.name}_differences": partial(differences, name=ablation.name) for ablation in ABLATIONS},
+    "representations": representations,
+    **{name: partial(scores, name=name) for name in _SMALL_WORLD},
+    **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
 }

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from odise_pl.models.backbones.clip import load_clip
+from odise_pl.models.backbones.diffusion_weights import load_network
 from odise_pl.models.backbones.latent_diffusion import noise_schedule
-from odise_pl.models.backbones.stable_diffusion import TOKENS, build_diffusion, load_network, tokenize
+from odise_pl.models.backbones.stable_diffusion import build_diffusion
+from odise_pl.models.backbones.text_encoders import TOKENS, tokenize
 from odise_pl.models.backbones.timesteps import STEPS
 from odise_pl.models.weights import load_exactly
 from odise_pl.toyworld.make import KINDS

@@ -124,6 +124,7 @@ HOSTILE: list[tuple[tuple[str, ...], Any]] = [
     (("model", "backbone", "weights"), "\x1b[2Jb.ckpt"),
     (("model", "backbone", "weights"), None),
     (("model", "backbone", "weights.x"), MKDIR),
+    (("model", "backbone", "unet"), "someone/model"),
     (("model", "captioner", "_args_"), ["PROOF"]),
     (("model", "clip", "weights"), torch.ones(2)),
     (("model", "clip"), [MKDIR]),
@@ -185,6 +186,17 @@ def test_checkpoint_cannot_start_downloads(tmp_path: Path, part: str) -> None:
         read_record(odd, "c.ckpt", [f"{part}.weights"])
     odd["model"][part]["weights"] = str(tmp_path)
     read_record(odd, "c.ckpt")
+
+
+def test_checkpoint_of_two_backbones_cannot_start_downloads() -> None:
+    odd = record("backbone=two", "backbone@backbone.first=toy")
+    assert "source" not in odd["model"]["backbone"]["first"]
+    odd["model"]["backbone"]["second"]["weights"] = "someone/model"
+    with pytest.raises(SettingError, match=r"c\.ckpt: .* backbone\.second\.weights='someone/model'"):
+        read_record(odd, "c.ckpt")
+    read_record(odd, "c.ckpt", ["backbone.second.weights"])
+    kept = read_record(odd, "c.ckpt", ["backbone"]).changed({"backbone.second.weights": "x.safetensors"})
+    assert kept.weights()["backbone.second"] == "x.safetensors"
 
 
 def test_missing_weights_show_download_command_of_conf() -> None:

@@ -208,3 +208,19 @@ def test_captioner_of_sentences_is_refused(tmp_path: Path) -> None:
     segmenter.model.backbone.captioner = TextCaptioner(clip, None, lambda texts: torch.zeros(1, 77, 32))
     with pytest.raises(SettingError, match="--head-only"):
         export_network(segmenter, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
+def test_networks_of_timm_are_exported(family: str, tmp_path: Path) -> None:
+    model = tiny_models.odise(family=family, window=128, input_size=128)
+    tiny_models.stir(model, size=0.05)
+    segmenter = Segmenter(model, TRAINED, EvalResize(128, 256))
+    export_network(segmenter, tmp_path / "net.onnx", (128, 256), WORDS)
+    image = torch.rand(1, 3, 128, 256, generator=torch.Generator().manual_seed(0))
+    found = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"image": image.numpy()})
+    graph = NetworkGraph(model, (128, 256), model.prepare(load_vocabulary(WORDS), TRAINED), head_only=False)
+    with torch.no_grad():
+        wanted = graph((image,), ())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other, rtol=0, atol=1e-4)

@@ -187,6 +187,15 @@ def test_refusal_of_hub_is_one_message(
     assert not left(tmp_path / "weights")
 
 
+def test_file_of_the_hub_gets_the_name_of_its_network(hub: Hub, tmp_path: Path) -> None:
+    swin = WEIGHTS["swin_h"]
+    hub.files[swin.source] = {swin.file: CONTENT, "model.safetensors": b"not needed"}
+    done = fetch_from_hub(hub.url, tmp_path, "swin_h")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "weights").iterdir()
+    assert (path.name, path.read_bytes()) == (swin.target, CONTENT)
+
+
 def test_hub_without_network_is_named(tmp_path: Path) -> None:
     done = fetch_from_hub("http://127.0.0.1:9", tmp_path)
     assert done.returncode == 1

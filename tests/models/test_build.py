@@ -96,6 +96,8 @@ def test_captioners_condition_all_steps(captioner: str, learnable: bool, timeste
     ({"input_size": 100}, "backbone.input_size=100"),
     ({"weights": "nowhere.ckpt"}, r"nowhere\.ckpt"),
     ({"captioner": blip_captioner(True, "nobody/nothing")}, r"captioner\.weights=nobody/nothing"),
+    ({"captioner": blip_captioner(), "architecture": tiny_models.LDM}, "captioner=implicit"),
+    ({"unet": "nowhere.safetensors"}, r"nowhere\.safetensors"),
 ])  # fmt: skip
 def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):

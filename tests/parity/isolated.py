@@ -10,8 +10,9 @@ import torch
 
 from odise_pl.losses.grounding import grounding_loss
 from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.latent_diffusion import noise_schedule
-from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion, tokenize
+from odise_pl.models.backbones.text_encoders import encode_prompts, tokenize
 from tests.parity.checks import LOSS, Check, compare, compare_maps, equal
 from tests.parity.models import frozen_files
 from tests.parity.records import Case

@@ -89,3 +89,13 @@ def test_invalid_images_are_named(photo: Path) -> None:
     for path in (photo.parent / "missing.png", Path(__file__)):
         with pytest.raises(UserError, match=str(path)):
             draw_clusters([photo, path], **SMALL)
+
+
+def test_networks_of_timm_have_pictures_too(photo: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"backbone": "timm", "size": 96, "clusters": 2}
+    (path,) = draw_clusters([photo], tmp_path / "out", **options)
+    assert np.asarray(Image.open(path)).shape == (60, 130 * 2 + 8, 3)
+    with pytest.raises(SettingError, match=r"--tap unet\.up\.2: .*block\.2"):
+        draw_clusters([photo], **options, tap="unet.up.2")
+    with pytest.raises(SettingError, match="--timestep 5"):
+        draw_clusters([photo], **options, timestep=5)

@@ -18,6 +18,7 @@ from odise_pl.runs.report import ablation_tables, all_runs_tables
 
 STEPS = ("0", "100", "200", "500", "0+100+200", "learnable")
 TIMESTEPS = next(ablation for ablation in ABLATIONS if ablation.name == "timestep")
+BACKBONES = next(ablation for ablation in ABLATIONS if ablation.name == "backbone")
 CAPTIONERS = ("empty", "heuristic", "blip", "implicit")
 
 
@@ -125,7 +126,7 @@ def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     ("name", "changed"),
     [
         ("trainer.max_steps=20", {"trainer": {"max_steps": 20}}),
-        ("backbone.weights=random", {"backbone": {"weights": "random"}}),
+        ("random", {"backbone": {"weights": "random"}}),
         ("clip.weights=other", {"clip": {"weights": "other"}}),
         ("data.train=u", {"data": {"train": "u", "val": "v"}}),
         ("global_batch=9", {"global_batch": 9}),
@@ -215,6 +216,45 @@ def test_rows_are_compared_with_the_reference_of_the_same_kind(tmp_path: Path) -
         ("100", "0", "+4.0"),
         ("100, label", "0, label", "+4.0"),
     }
+
+
+def test_backbones_stand_beside_the_paper(tmp_path: Path) -> None:
+    """Names follow from weights; other timesteps, and settings that belong to a backbone, make no rows."""
+    files = {
+        "sd": "weights/sd-v1-3.ckpt",
+        "deit": "timm/deit3_huge_patch14_224.fb_in22k_ft_in1k",
+        "swin": "/shared/swin_large_patch4_window12_384.ms_in22k.safetensors",
+        "own": "runs/mine.safetensors",
+    }
+    for seed in (0, 1):
+        for pq, (name, weights) in enumerate(files.items(), 20):
+            backbone = {"model": name, "weights": weights, "input_size": pq, "pyramid": "depths"}
+            folder, words = tmp_path / "runs" / name, settings(*([] if name == "sd" else ["none"] * 2))
+            train(folder, seed, pq + seed, words, backbone=backbone)
+            mark_finished(folder / f"seed_{seed}", words, {"ade150": {"pq": (pq + seed) / 100}})
+            if name == "deit":
+                train(
+                    tmp_path / "runs" / "simple", seed, 60, words, backbone=backbone | {"pyramid": "simple"}
+                )
+    train(tmp_path / "runs" / "step", 0, 50, settings("100"), backbone={"weights": files["sd"]})
+    _, (scores, differences) = ablation_tables(BACKBONES, find_runs(tmp_path / "runs"))
+    rows = {row["backbone"]: row for row in read(scores.csv())}
+    assert {name: (row["paper: COCO PQ"], row["paper: ADE20K PQ"]) for name, row in rows.items()} == {
+        **{name: (str(known.coco or ""), str(known.ade20k)) for name, known in BACKBONES.rows.items()},
+        "deit3_h, backbone.pyramid=simple": ("", ""),
+        "mine": ("", ""),
+    }
+    assert {name: row["ade150 PQ"] for name, row in rows.items() if row["ade150 PQ"]} == {
+        "stable_diffusion_v1": "20.5 ± 6.4",
+        "deit3_h": "21.5 ± 6.4",
+        "swin_l": "22.5 ± 6.4",
+        "mine": "23.5 ± 6.4",
+    }
+    minus = [(row["backbone"], row["minus"], row["ade150 PQ"]) for row in read(differences.csv())]
+    assert minus[0] == ("deit3_h", "stable_diffusion_v1", "+1.0 ± 0.0")
+    assert "paper: stable_diffusion_v1 > deit3_h > swin_l; on ade150: swin_l" in scores.notes[0]
+    assert {row["timestep"] for row in timesteps(tmp_path / "runs")} == {"0", "100"}
+    report([tmp_path / "runs"])  # plots a row without the paper's COCO
 
 
 def test_scores_of_every_seed_are_written(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["captioner.learnable_time=maybe"], "captioner.learnable_time"),
         (["vocabulary.eval=nofile.txt"], "vocabulary.eval"),
         (["backbone.timesteps=[1000]"], "backbone.timesteps"),
+        (["backbone=cleandift_sd15"], "odise weights fetch sd-v1-5 --folder"),
+        (["backbone=cleandift_sd15"], "odise weights fetch cleandift-sd15 --folder"),
         (["global_batch=0"], "global_batch"),
         (["model=odise_caption", "data.words=0"], "data.words=0"),
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.models.backbones.stable_diffusion import build_diffusion
 from odise_pl.runs.conf import CONF, compose_config
+from odise_pl.runs.published import ABLATIONS
+from odise_pl.runs.record import backbone_name
 
 GROUPS = sorted(f.parent.name + "=" + f.stem for f in CONF.glob("*/*.yaml"))
 # no published weights, small networks
@@ -43,6 +45,8 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     own_sizes = choice in ("experiment=laptop", "experiment=overfit")
     toy = choice == "experiment=toy"
     small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
+    if choice == "backbone=two":
+        small = ("backbone@backbone.first=tiny", "backbone@backbone.second=timm")
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
     sections = {
@@ -106,3 +110,14 @@ def test_slurm_launcher_starts_a_process_per_device() -> None:
     launcher = config.hydra.launcher
     assert launcher["_target_"].endswith("SlurmLauncher")
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
+
+
+def test_swept_backbones_are_rows_of_the_report(tmp_path: Path) -> None:
+    """All but the diffusion models, whose captioner has a setting of its own."""
+    sweep = OmegaConf.load(CONF / "experiment" / "ablation_backbone.yaml").hydra.sweeper.params.backbone
+    (rows,) = (ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
+    assert sweep.split(",") == [name for name in rows if name not in ("stable_diffusion_v1", "ldm_in1k")]
+    for name in ("stable_diffusion_v1", *sweep.split(",")):
+        config = composed(tmp_path, "experiment=ablation_backbone", f"backbone={name}")
+        assert backbone_name(config.backbone) == name
+        assert (config.data.image_size, config.model.supervision) == (512, "caption")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
     assert (runs[0].seed, runs[0].conditions, runs[0].sources) == (1, {"name": "a"}, {"val": "sets/v"})
     with pytest.raises(RunError, match="no finished run"):
         find_runs(tmp_path / "c")
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They do not name the backbone; the settings beside them do."""
+    for name, settings in (("a", {"backbone": {"weights": "w/sd-v1-3.ckpt"}}), ("b", {})):
+        write_settings(tmp_path / name, settings)
+        written = {key: value for key, value in vars(WORDS).items() if key != "backbone"}
+        content = {"settings": written, "scores": {"val": {"pq": 0.25}}}
+        (tmp_path / name / "finished.json").write_text(json.dumps(content))
+    assert [run.settings.backbone for run in find_runs(tmp_path)] == ["stable_diffusion_v1", "unknown"]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"settings": {"model": "label"}}'])

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from odise_pl.runs.record import (
     AblationSettings,
     RunError,
+    backbone_name,
     evaluation_folder,
     extract_ablation_settings,
     is_finished,
@@ -43,6 +44,24 @@ def test_ablation_settings_of_a_network() -> None:
     assert extract_ablation_settings(model) == WORDS
     learned = extract_ablation_settings(model | {"backbone": {"timesteps": "learnable"}})
     assert (learned.timesteps, learned.learnable_time) == ("learnable", True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"weights": "${paths.weights}/sd-v1-3.ckpt"}, "stable_diffusion_v1"),
+        ({"weights": "/elsewhere/toyworld/diffusion/"}, "toy"),
+        ({"weights": "timm/vit_base_patch8_224.dino", "model": "vit_base_patch8_224.dino"}, "dino_b"),
+        ({"weights": "moco-v3-vit-l.safetensors", "model": "vit_large_patch16_224.mae"}, "moco_v3_l"),
+        ({"weights": "sd-v1-3.ckpt", "unet": "mine/unet.safetensors"}, "unet"),
+        ({"weights": "sd-v1-3.ckpt", "unet": None}, "stable_diffusion_v1"),
+        ({"weights": "random", "architecture": {"heads": 8}}, "random"),
+        ({"first": {"weights": "sd-v1-3.ckpt"}, "second": {"weights": "b.pth"}}, "stable_diffusion_v1+b"),
+        (None, "unknown"),
+    ],
+)
+def test_backbone_is_named_by_its_weights(settings: dict[str, Any] | None, name: str) -> None:
+    assert backbone_name(settings) == name
 
 
 def test_changes_list_only_relevant_settings() -> None:

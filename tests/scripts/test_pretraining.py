@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from odise_pl.models.backbones.clip import FrozenCLIP, build_clip, load_clip
-from odise_pl.models.backbones.stable_diffusion import encode_prompts, load_diffusion
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
+from odise_pl.models.backbones.text_encoders import encode_prompts
 from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.models.weights import WeightsError
 from odise_pl.toyworld.make import KINDS

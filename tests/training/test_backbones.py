@@ -1,4 +1,4 @@
-"""Networks of timm in place of the diffusion model, from training to pictures."""
+"""Other networks in place of the diffusion model, or beside it, from training to pictures."""
 
 from __future__ import annotations
 
@@ -18,55 +18,63 @@ from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import read_run
 from odise_pl.training.run import train
 
-
-def overrides(family: str, shards: Path, *more: str) -> list[str]:
-    size = ["backbone.input_size=96", "backbone.window=64"]
-    quick = [
-        "validate_every=100",
-        "~callbacks.report",
-        "~callbacks.pictures",
-        "data.batch_size=2",
-        "global_batch=2",
-        "data.image_size=64",
-    ]
-    data = [f"data.train={shards}", f"data.val={shards}", "criterion.num_points=64"]
-    return [*SMALL, "backbone=timm", *tiny_timm.overrides(family), *size, *quick, *data, *more]
+QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
+QUICK += ["data.batch_size=2", "global_batch=2", "data.image_size=64", "backbone.window=64"]
+TWO = [
+    "backbone=two",
+    "backbone@backbone.first=tiny",
+    "backbone@backbone.second=timm",
+    "backbone.channels=128",
+]
+TWO += ["backbone.first.input_size=64", "backbone.second.input_size=96"]
+TWO += ["+backbone.second.options={depth: 4, embed_dim: 32, num_heads: 2}"]
 
 
-@pytest.mark.parametrize(
-    ("family", "more"),
-    [
-        *((family, ()) for family in tiny_timm.FAMILIES),
-        ("vit", ("backbone.pyramid=simple", "model=odise_caption")),
-    ],
-    ids=str,
-)
-def test_trains_resumes_and_evaluates(
-    family: str, more: tuple[str, ...], scene_shards: Path, tmp_path: Path
-) -> None:
-    run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
-    settings = overrides(family, scene_shards, *more)
+def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
+    """Train a step, resume for another, evaluate; returns the names of the weights in the checkpoint."""
+    run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
+    settings = [*SMALL, *settings, *QUICK, f"data.train={shards}", f"data.val={shards}"]
     train(composed("train", run, [*settings, "trainer.max_steps=1"]))
     first = read_checkpoint(last)
     train(composed("train", run, [*settings, "trainer.max_steps=2", "ckpt=last"]))
     second = read_checkpoint(last)
     assert (first["global_step"], second["global_step"]) == (1, 2)
     names = set(second["state_dict"])
-    assert any(".pyramid.projections." in name for name in names)
-    assert any(".pyramid.scales." in name for name in names) == ("backbone.pyramid=simple" in more)
-    assert not [name for name in names if ".features." in name or ".captioner." in name]
     assert any(not torch.equal(second["state_dict"][name], first["state_dict"][name]) for name in names)
-    assert (read_run(run).settings.timesteps, read_run(run).settings.captioner) == ("none", "none")
-    evaluation = [f"ckpt={last}", "data=shards", f"data.val={scene_shards}", "data.limit_samples=1"]
+    assert not [name for name in names if ".features." in name]
+    evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
     evaluation += ["data.num_workers=0", "trainer=cpu"]
-    assert (
-        0 <= evaluate(composed("evaluate", tmp_path / "evaluated", evaluation), evaluation)["val"]["pq"] <= 1
-    )
-    if family == "vit" and not more:
-        picture = tmp_path / "photo.png"
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)).save(picture)
-        assert predict(last, [str(picture)], "dog,grass:stuff", tmp_path / "out", device="cpu") == []
-        assert (tmp_path / "out" / "photo_segments.png").is_file()
+    result = evaluate(composed("evaluate", folder / "evaluated", evaluation), evaluation)["val"]
+    assert 0 <= result["pq"] <= 1
+    return names
+
+
+@pytest.mark.parametrize("family", tiny_timm.FAMILIES)
+def test_networks_of_timm_train_resume_and_evaluate(family: str, scene_shards: Path, tmp_path: Path) -> None:
+    settings = ["backbone=timm", *tiny_timm.overrides(family), "backbone.input_size=96"]
+    names = run_through(settings, scene_shards, tmp_path)
+    assert not [name for name in names if ".captioner." in name]
+    done = read_run(tmp_path / "run").settings
+    assert (done.timesteps, done.captioner) == ("none", "none")
+
+
+def test_simple_pyramid_trains_and_predicts(scene_shards: Path, tmp_path: Path) -> None:
+    settings = ["backbone=timm", *tiny_timm.overrides("vit"), "backbone.input_size=96"]
+    settings += ["backbone.pyramid=simple", "model=odise_caption"]
+    assert any(".pyramid.scales." in name for name in run_through(settings, scene_shards, tmp_path))
+    picture = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)).save(picture)
+    assert predict(tmp_path / "run", [str(picture)], "dog,grass:stuff", tmp_path / "out", device="cpu") == []
+    assert (tmp_path / "out" / "photo_segments.png").is_file()
+
+
+def test_two_networks_train_resume_and_evaluate(scene_shards: Path, tmp_path: Path) -> None:
+    names = run_through(TWO, scene_shards, tmp_path)
+    assert any(".captioner.alpha_cond" in name for name in names)
+    for part in "01":
+        assert any(f".pyramid.parts.{part}.projections." in name for name in names)
+    done = read_run(tmp_path / "run").settings
+    assert (done.timesteps, done.captioner) == ("0", "implicit")
 
 
 MEMBERS = sorted(path.stem for path in CONF.glob("backbone/toy_*.yaml"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -79,7 +78,7 @@ class Features(Frozen, ABC):
             are any multiples of :attr:`input_multiple`.
     """
 
-    fixed_size: ClassVar[bool] = False
+    fixed_size: bool = False
 
     @property
     @abstractmethod

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+
+from torch import Tensor, nn
 
 from odise_pl.models.backbones.contract import Condition, Features
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, TextEncoder, load_diffusion
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
+from odise_pl.models.backbones.text_encoders import PooledTextEncoder, TextEncoder
 from odise_pl.models.backbones.timesteps import learns_time
 
 
@@ -21,26 +24,44 @@ class BackboneSettings(FeatureSettings):
         weights: an original single file, a diffusers folder, a hub id, or ``random``.
         architecture: for ``random`` and single files, see :func:`load_diffusion`.
         timesteps: diffusion steps whose features are used; ``learnable`` is step 0 with a learned time
-            embedding for every captioner, which overrides its ``learnable_time``.
+            embedding for every captioner, which overrides its ``learnable_time``. A step that ``unet`` has
+            learned replaces them.
         checkpoint_activations: trade time for memory in the UNet's backward pass.
+        unet: a file with other weights of the UNet, by diffusers' names; None: those of ``weights``.
+        noise: see :class:`LatentDiffusionFeatures`.
     """
-
-    conditioned: ClassVar[bool] = True
 
     weights: str = "random"
     architecture: DiffusionArchitecture = field(default_factory=DiffusionArchitecture)
     timesteps: Sequence[int] | str = (0,)
     checkpoint_activations: bool = False
+    unet: str | None = None
+    noise: bool = True
+
+    @property
+    def conditioned(self) -> bool:
+        """True."""
+        return True
 
     def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
         """UNet and VAE, and the text encoder; ``mapped`` as in :func:`load_diffusion`."""
-        models = load_diffusion(self.weights, self.architecture, mapped)
-        features = LatentDiffusionFeatures(models, self.timesteps, self.checkpoint_activations)
-        encode = TextEncoder(models.text_encoder, self.architecture.text_pad)
+        models = load_diffusion(self.weights, self.architecture, mapped, self.unet)
+        features = LatentDiffusionFeatures(models, self.timesteps, self.checkpoint_activations, self.noise)
+        uncond, encode = self._conditioning(models)
         return features, Condition(
-            uncond=encode([""]),
+            uncond=uncond,
             encode=encode,
             time_dim=4 * models.unet.config["block_out_channels"][0],
             steps=len(features.timesteps),
             learns_time=learns_time(self.timesteps),
         )
+
+    def _conditioning(self, models: DiffusionModels) -> tuple[Tensor, nn.Module | None]:
+        """The context of "no class" and None, or that of the empty text and the text encoder."""
+        pad, second = self.architecture.text_pad, self.architecture.pooled_text
+        if models.classes is not None:
+            return models.classes.weight[None, -1:], None
+        encode: nn.Module = TextEncoder(models.text_encoder, pad)
+        if second is not None:
+            encode = PooledTextEncoder(models.text_encoder, models.pooled_text_encoder, (pad, second.pad))
+        return encode([""]), encode

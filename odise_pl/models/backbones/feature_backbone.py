@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.contract import Condition, Features, Tap
-from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
+from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, Pyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 
 EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
@@ -41,7 +40,7 @@ class FeatureBackbone(nn.Module):
         self,
         features: Features,
         captioner: nn.Module | None,
-        pyramid: FeaturePyramid,
+        pyramid: Pyramid,
         input_size: int = 512,
         window: int | None = 512,
         window_batch: int = 0,
@@ -107,16 +106,18 @@ class FeatureSettings(ABC):
         window_batch: see :class:`FeatureBackbone`; earlier versions wrote ``auto`` into checkpoints.
         channels: width of the feature pyramid.
         source: download command of the weights, for messages.
-        conditioned: whether the network takes a conditioning, so that it needs a captioner.
     """
-
-    conditioned: ClassVar[bool]
 
     input_size: int = 512
     window: int | None = 512
     window_batch: int | str = 0
     channels: int = 512
     source: str = ""
+
+    @property
+    @abstractmethod
+    def conditioned(self) -> bool:
+        """Whether the network takes a conditioning, so that it needs a captioner."""
 
     @abstractmethod
     def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
@@ -126,7 +127,7 @@ class FeatureSettings(ABC):
             UserError: weights are missing or do not fit.
         """
 
-    def projections(self, taps: Sequence[Tap]) -> FeaturePyramid:
+    def projections(self, taps: Sequence[Tap]) -> Pyramid:
         """The trainable projections of the taps."""
         return FeaturePyramid(taps, self.channels)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import islice
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -44,7 +46,31 @@ class Bottleneck(nn.Module):
         return F.relu(inner + self.shortcut(x))
 
 
-class FeaturePyramid(nn.Module):
+class Pyramid(nn.Module, ABC):
+    """Trained modules that make a pyramid of the maps of frozen networks.
+
+    Attributes:
+        channels: width of the pyramid.
+        maps: number of maps that it takes.
+    """
+
+    channels: int
+    maps: int
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+        """Project the maps and sum those of a stride.
+
+        Args:
+            features: one map per tap.
+            window: side of the windows in image pixels, before they were resized for the frozen network.
+
+        Returns:
+            [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
+        """
+
+
+class FeaturePyramid(Pyramid):
     """Projects every tap by its own bottleneck and sums taps of equal stride: s2, s3, s4, s5.
 
     Args:
@@ -64,21 +90,13 @@ class FeaturePyramid(nn.Module):
             )
         if channels % (32 * reduction):
             raise SettingError(f"backbone.channels={channels} must be a multiple of {32 * reduction}")
-        self.channels = channels
+        self.channels, self.maps = channels, len(taps)
         self.projections = nn.ModuleList(
             Bottleneck(tap.channels, channels, channels // reduction) for tap in taps
         )
 
     def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
-        """Project and sum.
-
-        Args:
-            features: one map per tap.
-            window: side of the windows in image pixels, before they were resized for the frozen network.
-
-        Returns:
-            [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
-        """
+        """See :class:`Pyramid`."""
         levels: dict[int, Tensor] = {}
         kinds = zip(self.strides, self.pooled, strict=True)
         for feature, (stride, pooled), projection in zip(features, kinds, self.projections, strict=True):
@@ -101,11 +119,34 @@ class SimplePyramid(FeaturePyramid):
         doublings = [round(math.log2(tap.stride / stride)) for stride in STRIDES]
         widths = [tap.channels >> max(n, 0) for n in doublings]
         super().__init__([Tap(f"s{s}", width, s) for s, width in zip(STRIDES, widths, strict=True)], channels)
+        self.maps = 1
         self.scales = nn.ModuleList(_scale(tap.channels, n) for n in doublings)
 
     def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
         """As in :class:`FeaturePyramid`, from one map [N, C, side, side]."""
         return super().forward([scale(features[0]) for scale in self.scales], window)
+
+
+class JointPyramid(Pyramid):
+    """The sum of the pyramids of several networks.
+
+    Args:
+        parts: the pyramids, of one width.
+    """
+
+    def __init__(self, parts: Sequence[Pyramid]) -> None:
+        super().__init__()
+        self.channels, self.maps = parts[0].channels, sum(part.maps for part in parts)
+        self.counts = [part.maps for part in parts]
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+        """See :class:`Pyramid`; the maps of the first network come first."""
+        maps = iter(features)
+        pyramids = [
+            part([*islice(maps, count)], window) for part, count in zip(self.parts, self.counts, strict=True)
+        ]
+        return [sum(levels[1:], levels[0]) for levels in zip(*pyramids, strict=True)]
 
 
 def _scale(channels: int, doublings: int) -> nn.Module:

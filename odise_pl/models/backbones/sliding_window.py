@@ -39,7 +39,12 @@ def _starts(length: int, side: int) -> list[int]:
 def cut_windows(images: Tensor, windows: Sequence[Window], size: int) -> Tensor:
     """Windows of all images, resized (bicubic): [W * B, 3, size, size], all images of a window together."""
     cuts = torch.cat([images[..., w.top : w.top + w.side, w.left : w.left + w.side] for w in windows])
-    return F.interpolate(cuts, (size, size), mode="bicubic", align_corners=False)
+    return resize_square(cuts, size)
+
+
+def resize_square(images: Tensor, size: int) -> Tensor:
+    """Images [N, 3, H, W] resized (bicubic) to [N, 3, size, size]."""
+    return F.interpolate(images, (size, size), mode="bicubic", align_corners=False)
 
 
 def merge_windows(parts: Tensor, windows: Sequence[Window], size: tuple[int, int], stride: int) -> Tensor:

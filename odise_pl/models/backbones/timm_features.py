@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from odise_pl.errors import SettingError, hub_errors
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
-from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, SimplePyramid
+from odise_pl.models.backbones.pyramid import STRIDES, Pyramid, SimplePyramid
 from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite, tensors_of
 
 PYRAMIDS = ("depths", "simple")
@@ -36,7 +36,7 @@ class TimmFeatures(Features):
         SettingError: the network returns no intermediate maps, or has no such blocks.
     """
 
-    fixed_size: ClassVar[bool] = True
+    fixed_size = True
     mean: Tensor
     std: Tensor
     model: Any  # timm's models have these methods without a common base
@@ -93,10 +93,8 @@ class TimmFeatures(Features):
         return max(self._reductions)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The residual blocks, which timm keeps in lists of this name."""
-        for name, module in self.model.named_modules():
-            if name.rpartition(".")[2] == "blocks":
-                yield from module.children()
+        """The residual blocks, which timm keeps in lists of this name; ResNets have none and stay whole."""
+        return _blocks(self.model)
 
     def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
         """Maps of all taps for images [N, 3, S, S] in 0..1; S is the size that the network was built for."""
@@ -109,6 +107,11 @@ class TimmFeatures(Features):
         )
         # some have a channels-last layout, in which GroupNorm on CPUs is less accurate
         return [one.contiguous() for one in maps]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for name, child in module.named_children():
+        yield from child.children() if name == "blocks" else _blocks(child)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,6 @@ class TimmSettings(FeatureSettings):
         options: numbers that replace arguments of the network's constructor, such as its ``depth``.
     """
 
-    conditioned: ClassVar[bool] = False
-
     model: str
     weights: str = "random"
     taps: Sequence[int] | None = None
@@ -140,6 +141,11 @@ class TimmSettings(FeatureSettings):
         for name, value in self.options.items():  # timm takes files and addresses as text
             if not all(isinstance(number, int | float) for number in _listed(value)):
                 raise SettingError(f"backbone.options.{name}={value}: give a number, or a list of numbers")
+
+    @property
+    def conditioned(self) -> bool:
+        """False."""
+        return False
 
     def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
         """The network; timm copies its weights, so they are never mapped."""
@@ -159,7 +165,7 @@ class TimmSettings(FeatureSettings):
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
         return TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm), None
 
-    def projections(self, taps: Sequence[Tap]) -> FeaturePyramid:
+    def projections(self, taps: Sequence[Tap]) -> Pyramid:
         """See :attr:`pyramid`."""
         if self.pyramid == "simple":
             return SimplePyramid(taps[-1], self.channels)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,48 +31,67 @@ def inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 def tapped(models: DiffusionModels) -> list[nn.Module]:
     """Residual blocks whose inputs are the features, in call order."""
-    encoder = [models.vae.encoder.down_blocks[i].resnets[1] for i in (2, 3)]
+    encoder = [block.resnets[1] for block in models.vae.encoder.down_blocks[-2:]]
     unet = [block.resnets[2] for block in models.unet.up_blocks]
     return [*encoder, *unet, *(models.vae.decoder.up_blocks[i].resnets[2] for i in (0, 1))]
 
 
-def example(seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
+def example(models: DiffusionModels | None = None, seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(2, 3, size, size, generator=generator), torch.randn(2, 77, 32, generator=generator)
+    tokens = (1 if models.classes is not None else 78 if models.pooled_text_encoder else 77) if models else 77
+    width = models.unet.config.cross_attention_dim if models else 32
+    images = torch.rand(2, 3, size, size, generator=generator)
+    return images, torch.randn(2, tokens, width, generator=generator)
 
 
 @torch.no_grad()
 def reference_features(
-    models: DiffusionModels, images: Tensor, context: Tensor, step: int, time_condition: Tensor
+    models: DiffusionModels, images: Tensor, context: Tensor, step: int, time_condition: Tensor, noise: bool
 ) -> list[Tensor]:
     """The features from complete forward passes of diffusers."""
-    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
+    scheduler = DDPMScheduler(1000, *models.betas, "scaled_linear")
+    vae, added = models.vae, None
+    if models.pooled_text_encoder is not None:
+        size = images.shape[-1]
+        sizes = torch.tensor([[size, size, 0, 0, size, size]] * 2)
+        added = {"text_embeds": context[:, -1, :64], "time_ids": sizes}
+        context = context[:, :-1]
     with inputs_of(tapped(models)) as features:
-        latent = models.vae.encode(images * 2 - 1).latent_dist.mode() * 0.18215
-        noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(42))
-        noise = F.interpolate(noise, latent.shape[-2:], mode="bicubic").expand_as(latent)
-        noisy = scheduler.add_noise(latent, noise, torch.tensor([step]))
+        encoded = vae.encode(images * 2 - 1)
+        latent = encoded.latents if isinstance(vae, VQModel) else encoded.latent_dist.mode()
+        latent = latent * vae.config.scaling_factor
+        shared = torch.randn(1, latent.shape[1], 64, 64, generator=torch.Generator().manual_seed(42))
+        shared = F.interpolate(shared, latent.shape[-2:], mode="bicubic").expand_as(latent)
+        noisy = scheduler.add_noise(latent, shared, torch.tensor([step])) if noise else latent
         handle = models.unet.time_embedding.register_forward_hook(lambda _, args, out: out + time_condition)
-        models.unet(noisy, step, encoder_hidden_states=context)
+        models.unet(noisy, step, encoder_hidden_states=context, added_cond_kwargs=added)
         handle.remove()
-        models.vae.decode(latent / 0.18215)
+        vae.decode(latent / vae.config.scaling_factor)
     return features
 
 
 @pytest.mark.parametrize(
-    ("architecture", "step", "size"), [(tiny_models.SD1, 0, 128), (tiny_models.SD2, 250, 192)]
+    ("architecture", "step", "size", "noise"),
+    [
+        (tiny_models.SD1, 0, 128, True),
+        (tiny_models.SD2, 250, 192, True),
+        (tiny_models.SD1, 261, 128, False),
+        (tiny_models.LDM, 100, 96, True),
+        (tiny_models.XL, 10, 96, True),
+    ],
+    ids=["sd1", "sd2", "clean", "ldm", "xl"],
 )
 def test_features_equal_inputs_of_residual_blocks_in_diffusers(
-    architecture: DiffusionArchitecture, step: int, size: int
+    architecture: DiffusionArchitecture, step: int, size: int, noise: bool
 ) -> None:
     models = tiny_models.diffusion(architecture)
-    images, context = example(size=size)
+    images, context = example(models, size=size)
     extra = torch.randn(2, 1, 128, generator=torch.Generator().manual_seed(3))
-    backbone = LatentDiffusionFeatures(models, (step,))
+    backbone = LatentDiffusionFeatures(models, (step,), noise=noise)
     with torch.no_grad():
         features = backbone(images, Conditioning(context, extra))
-    expected = reference_features(models, images, context, step, extra[:, 0])
-    assert len(features) == len(expected) == len(backbone.taps) == 8
+    expected = reference_features(models, images, context, step, extra[:, 0], noise)
+    assert len(features) == len(expected) == len(backbone.taps) == 4 + len(architecture.unet_channels)
     for feature, other, tap in zip(features, expected, backbone.taps, strict=True):
         scale = other.abs().max().item()
         torch.testing.assert_close(feature, other, rtol=0, atol=1e-4 * scale, msg=tap.name)
@@ -137,6 +156,31 @@ def test_gradients_reach_only_the_conditioning() -> None:
     assert extra.grad.abs().amax(dim=(0, 2)).min() > 0
     assert images.grad is None
     assert [n for n, p in backbone.named_parameters() if p.grad is not None or p.requires_grad] == []
+
+
+@pytest.mark.parametrize("architecture", [tiny_models.LDM, tiny_models.XL], ids=["ldm", "xl"])
+def test_features_under_autocast(architecture: DiffusionArchitecture) -> None:
+    """Codes of a quantised VAE are looked up in full precision."""
+    models = tiny_models.diffusion(architecture)
+    images, context = example(models)
+    backbone = LatentDiffusionFeatures(models, (0,))
+    lookups = [models.vae.quantize] if models.classes is not None else []
+    with torch.no_grad(), inputs_of(lookups) as latents, torch.autocast("cpu", torch.bfloat16):
+        features = backbone(images, Conditioning(context))
+    assert all(feature.isfinite().all() for feature in features)
+    assert [(latent.dtype, len(latent)) for latent in latents] == [(torch.float32, 1)] * 2 * len(lookups)
+
+
+def test_gradients_reach_the_pooled_text() -> None:
+    models = tiny_models.diffusion(tiny_models.XL)
+    images, context = example(models, size=96)
+    context.requires_grad_()
+    features = LatentDiffusionFeatures(models, (0,))(images, Conditioning(context))
+    sum(f.square().mean() for f in features).backward()
+    assert context.grad is not None
+    assert context.grad[:, :-1].abs().amax(dim=(1, 2)).min() > 0
+    assert context.grad[:, -1, :64].abs().min() > 0
+    assert not context.grad[:, -1, 64:].any()
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.backbones.sentences import NameRanking, PromptEncoder
-from odise_pl.models.backbones.stable_diffusion import TextEncoder, encode_prompts
+from odise_pl.models.backbones.text_encoders import TextEncoder, encode_prompts
 from odise_pl.models.blip import load_blip
 from odise_pl.models.weights import WeightsError
 

@@ -13,14 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
-from odise_pl.models.backbones.stable_diffusion import (
-    END_OF_TEXT,
-    DiffusionArchitecture,
-    build_diffusion,
-    encode_prompts,
-    load_diffusion,
-    tokenize,
-)
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
+from odise_pl.models.backbones.text_encoders import END_OF_TEXT, PooledTextEncoder, encode_prompts, tokenize
 from odise_pl.models.weights import WeightsError
 
 
@@ -49,8 +44,8 @@ def test_incomplete_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_mismatching_sizes_are_named() -> None:
-    with pytest.raises(WeightsError, match=r"random: the VAE's levels must be 4.*backbone.architecture"):
-        load_diffusion("random", replace(tiny_models.SD1, vae_channels=(32, 32, 64)))
+    with pytest.raises(WeightsError, match=r"random: the width of the UNet's context.*backbone.architecture"):
+        load_diffusion("random", replace(tiny_models.SD1, context_dim=64))
 
 
 def test_inpainting_model_is_refused(tmp_path: Path) -> None:
@@ -84,6 +79,21 @@ def test_prompts_are_encoded_by_the_last_layer_and_its_norm(architecture: Diffus
     torch.testing.assert_close(encoded, normed, rtol=1e-4, atol=1e-4)
     assert encoded.shape == (2, 77, 32)
     assert not encoded.requires_grad
+
+
+def test_prompts_of_two_encoders_with_the_pooled_text() -> None:
+    models = tiny_models.diffusion(tiny_models.XL)
+    encode = PooledTextEncoder(models.text_encoder, models.pooled_text_encoder, (END_OF_TEXT, 0))
+    encoded = encode(["", "a photo of a dog"])
+    assert encoded.shape == (2, 78, 96)
+    assert not encoded[0].any()
+    with torch.no_grad():
+        first = models.text_encoder(tokenize(["a photo of a dog"]), output_hidden_states=True)
+        second = models.pooled_text_encoder(tokenize(["a photo of a dog"], 0), output_hidden_states=True)
+    torch.testing.assert_close(encoded[1:, :77, :32], first.hidden_states[1])
+    torch.testing.assert_close(encoded[1:, :77, 32:], second.hidden_states[1])
+    torch.testing.assert_close(encoded[1:, 77, :64], second.text_embeds)
+    assert not encoded[1, 77, 64:].any()
 
 
 def test_original_file_of_stable_diffusion_2(tmp_path: Path) -> None:

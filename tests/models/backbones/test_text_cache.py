@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from odise_pl.models.backbones.sentences import PromptEncoder
-from odise_pl.models.backbones.stable_diffusion import TextEncoder
 from odise_pl.models.backbones.text_cache import TextCache
+from odise_pl.models.backbones.text_encoders import TextEncoder
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from odise_pl.models.backbones.clip import load_clip
 from odise_pl.models.backbones.contract import Conditioning
+from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.models.backbones.stable_diffusion import DiffusionModels, encode_prompts, load_diffusion
+from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
+from odise_pl.models.backbones.text_encoders import END_OF_TEXT, PooledTextEncoder, encode_prompts
 from odise_pl.models.blip import load_blip
 from odise_pl.models.weights import WeightsError
 
@@ -37,19 +39,67 @@ def training_file(models: DiffusionModels, place: Path) -> str:
 @torch.no_grad()
 def features(models: DiffusionModels) -> list[Tensor]:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    context = encode_prompts(models.text_encoder.eval(), ["a dog"])
+    if models.classes is not None:
+        context = models.classes.weight[None, :1]
+    elif models.pooled_text_encoder is not None:
+        encode = PooledTextEncoder(models.text_encoder, models.pooled_text_encoder, (END_OF_TEXT, 0))
+        context = encode(["a dog"])
+    else:
+        context = encode_prompts(models.text_encoder.eval(), ["a dog"])
     return [context, *LatentDiffusionFeatures(models, (0, 500))(images, Conditioning(context))]
 
 
+@pytest.mark.parametrize(
+    "architecture", [tiny_models.SD1, tiny_models.LDM, tiny_models.XL], ids=["sd1", "ldm", "xl"]
+)
 @pytest.mark.parametrize("save", [tiny_models.save_diffusion, safetensors_file, training_file])
 def test_diffusion_features_are_independent_of_source(
-    tmp_path: Path, save: Callable[[DiffusionModels, Path], str]
+    tmp_path: Path, save: Callable[[DiffusionModels, Path], str], architecture: DiffusionArchitecture
 ) -> None:
-    models = tiny_models.diffusion()
-    found = features(load_diffusion(save(models, tmp_path), tiny_models.SD1))
+    models = tiny_models.diffusion(architecture)
+    found = features(load_diffusion(save(models, tmp_path), architecture))
     wanted = features(models)
-    assert len(found) == len(wanted) == 13
+    assert len(found) == len(wanted) == 5 + 2 * len(architecture.unet_channels)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_unet_of_another_file_with_its_learned_step(tmp_path: Path, mapped: bool) -> None:
+    """CleanDIFT's files: a UNet in half precision, alone, or beside its teacher and the learned step."""
+    base, path = tiny_models.diffusion(), tmp_path / "unet.safetensors"
+    other = {n: (t + 0.1).to(torch.bfloat16) for n, t in base.unet.state_dict().items()}
+    save_file(other, path)
+    loaded = load_diffusion(training_file(base, tmp_path), tiny_models.SD1, mapped, str(path))
+    assert loaded.learned_step is None
+    assert all(torch.equal(t.float(), other[n].float()) for n, t in loaded.unet.state_dict().items())
+    assert torch.equal(loaded.vae.quant_conv.weight, base.vae.quant_conv.weight)
+    trained = {f"unet_feature_extractor_cleandift.{n}": t for n, t in other.items()}
+    teacher = {f"unet_feature_extractor_base.{n}": t.clone() for n, t in other.items()}
+    save_file(trained | teacher | {"timestep": torch.tensor(259.6)}, path)
+    full = load_diffusion("random", tiny_models.SD1, mapped, str(path))
+    assert full.learned_step == pytest.approx(259.6)
+    assert torch.equal(full.unet.conv_in.weight.float(), loaded.unet.conv_in.weight.float())
+    with torch.no_grad():
+        backbone = LatentDiffusionFeatures(full, (0,), noise=False)
+    assert backbone.timesteps == (full.learned_step,)
+    assert backbone.taps[2].name == "unet.t260.up.0"
+    save_file({"conv_in.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"unet\.safetensors does not fit UNet2DConditionModel"):
+        load_diffusion("random", tiny_models.SD1, mapped, str(path))
+
+
+@pytest.mark.parametrize(("own", "other"), [
+    (tiny_models.SD1, tiny_models.LDM),
+    (tiny_models.LDM, tiny_models.SD1),
+    (tiny_models.SD1, tiny_models.XL),
+    (tiny_models.XL, tiny_models.SD1),
+])  # fmt: skip
+def test_weights_of_another_family_are_named(
+    tmp_path: Path, own: DiffusionArchitecture, other: DiffusionArchitecture
+) -> None:
+    for save in (tiny_models.save_diffusion, safetensors_file):
+        with pytest.raises(WeightsError, match=str(tmp_path)):
+            load_diffusion(save(tiny_models.diffusion(other), tmp_path), own)
 
 
 def spoil(tensors: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:

@@ -1,0 +1,105 @@
+"""Two frozen networks side by side: their features of a stride are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from odise_pl.errors import SettingError
+from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.pyramid import JointPyramid
+from odise_pl.models.backbones.sliding_window import resize_square
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the networks: its features, the side of its input, and whether it gets the conditioning."""
+
+    features: Features
+    size: int
+    conditioned: bool
+
+
+class JointFeatures(Features):
+    """The maps of several networks, each of the same windows at its own size."""
+
+    input_multiple = 1  # each network has its own
+    fixed_size = True
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(part.features for part in parts)
+        self._parts = tuple(parts)
+        self.freeze()
+
+    @property
+    def taps(self) -> list[Tap]:
+        """Those of the networks in order, as ``0.NAME``, ``1.NAME``."""
+        return [
+            replace(tap, name=f"{i}.{tap.name}")
+            for i, part in enumerate(self._parts)
+            for tap in part.features.taps
+        ]
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Those of all."""
+        for part in self._parts:
+            yield from part.features.blocks()
+
+    def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
+        """Maps of all taps for images [N, 3, S, S] in 0..1."""
+        maps: list[Tensor] = []
+        for part in self._parts:
+            own = images if images.shape[-1] == part.size else resize_square(images, part.size)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and part.conditioned):
+                maps += part.features(own, conditioning if part.conditioned else None)
+        return maps
+
+
+@dataclass(frozen=True)
+class JointSettings(FeatureSettings):
+    """Settings of two networks side by side.
+
+    Windows are resized to ``input_size``, from there to that of each network.
+
+    Attributes:
+        first, second: their settings; windows, their number per pass and the width are those of this class.
+    """
+
+    first: FeatureSettings
+    second: FeatureSettings
+
+    def __post_init__(self) -> None:
+        if self.first.conditioned and self.second.conditioned:
+            raise SettingError("backbone.first, backbone.second: only one of them may be a diffusion model")
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether one of them is."""
+        return self.first.conditioned or self.second.conditioned
+
+    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+        """Both networks."""
+        parts, condition = [], None
+        for name, own in (("first", self.first), ("second", self.second)):
+            features, its = own.load(mapped)
+            multiple = features.input_multiple
+            if own.input_size % multiple:
+                raise SettingError(
+                    f"backbone.{name}.input_size={own.input_size} must be a multiple of {multiple}"
+                )
+            parts.append(Part(features, own.input_size, own.conditioned))
+            condition = condition or its
+        return JointFeatures(parts), condition
+
+    def projections(self, taps: Sequence[Tap]) -> JointPyramid:
+        """Those of both networks."""
+        parts = []
+        for i, own in enumerate((self.first, self.second)):
+            group = [tap for tap in taps if tap.name.startswith(f"{i}.")]
+            parts.append(replace(own, channels=self.channels).projections(group))
+        return JointPyramid(parts)

@@ -1,0 +1,101 @@
+"""Parameters, windows, processor time and memory of every backbone.
+
+``python scripts/bench_backbones.py`` builds each choice of conf/backbone with random weights in a process of
+its own, and computes the features of one window on one thread. It writes the figures after each; run it again
+to measure what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import write_figures
+from full_size_step import peak_gib
+from hydra.utils import instantiate
+
+from odise_pl.models.backbones.contract import Conditioning
+from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.sliding_window import cut_windows, plan_windows
+from odise_pl.models.memory import keep_freed_memory
+from odise_pl.runs.conf import CONF, compose_config
+
+FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "backbones.json"
+IMAGE = 1024  # side in pixels
+NAMES = sorted({path.stem for path in CONF.glob("backbone/*.yaml")} - {"timm", "two"})  # templates
+ROUNDED = ("sdxl",)  # takes 11 GB in float32
+
+
+def read_settings(name: str) -> FeatureSettings:
+    """The settings of ``conf/backbone/NAME.yaml`` without files."""
+    config = compose_config("train", [f"backbone={name}", f"run_dir={name}"]).backbone
+    files = {"weights": "random", "unet": None}
+    settings: FeatureSettings = instantiate(config, **{k: v for k, v in files.items() if k in config})
+    return settings
+
+
+def measure(name: str) -> dict[str, Any]:
+    """A row of the table: processor seconds are the least of two."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    dtype = torch.bfloat16 if name in ROUNDED else torch.float32
+    torch.set_default_dtype(dtype)
+    settings = read_settings(name)
+    features, condition = settings.load()
+    conditioning = condition and Conditioning(condition.uncond)
+    del condition  # and its text encoder
+    windows = plan_windows(IMAGE, IMAGE, settings.window)
+    cuts = cut_windows(torch.rand(1, 3, IMAGE, IMAGE), windows[:1], settings.input_size)
+    seconds = []
+    for _ in range(2):
+        start = time.process_time()
+        with torch.inference_mode():
+            features(cuts, conditioning)
+        seconds.append(time.process_time() - start)
+    return {
+        "name": name,
+        "parameters_million": sum(p.numel() for p in features.parameters()) / 1e6,
+        "dtype": str(dtype).removeprefix("torch."),
+        "window": windows[0].side,
+        "input_size": settings.input_size,
+        "windows": len(windows),
+        "features_s": min(seconds),
+        "peak_gib": peak_gib(),
+    }
+
+
+def main() -> None:
+    """Print and write a row per backbone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help="measure these, also again")
+    parser.add_argument("--json", type=Path, default=FIGURES, metavar="FILE", help="default: %(default)s")
+    options = parser.parse_args()
+    known = json.loads(options.json.read_text())["rows"] if options.json.is_file() else []
+    rows = {row["name"]: row for row in known}
+    names = options.only or [name for name in NAMES if name not in rows]
+    what = (
+        "Frozen networks with random weights: parameters, windows of an image of 1024x1024 pixels, processor "
+        "seconds of the features of one window on one thread (the least of two), and peak memory."
+    )
+    for name in names:
+        try:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                rows[name] = process.submit(measure, name).result()
+        except Exception as error:  # the others are still measured
+            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+            continue
+        print(json.dumps(rows[name]), flush=True)
+        found = {"rows": [rows[name] for name in sorted(rows)]}
+        write_figures(options.json, what, "python scripts/bench_backbones.py", found)
+
+
+if __name__ == "__main__":
+    main()
