@@ -19,14 +19,14 @@ from pathlib import Path
 
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, score_table
-from odise_pl.runs.finished import find_runs
+from odise_pl.runs.finished import FINISHED, find_runs
 from odise_pl.runs.published import ABLATIONS, Ablation
-from odise_pl.runs.report import ablation_rows
+from odise_pl.runs.report import ablation_rows, group_runs
 from scripts.docs.pictures import FIGURES, IMAGES
 from scripts.docs.plots import draw_tables
 from scripts.figures import write_figures
 
-RUNS = Path("runs")
+RUNS, WEIGHTS = Path("runs"), Path("odise_pl/toyworld/weights")
 _NAME = "small_world"
 _CAPTION = ("experiment=toy_caption",)
 _FIXED_TIME = (*_CAPTION, "captioner.learnable_time=false")
@@ -42,6 +42,21 @@ TRAININGS = {
         "captioner.vocabulary=data/shards/toy_open/dataset.json",
     ),
 }
+# Rows of the table of representations: backbone, and the paper's row of the same kind.
+REPRESENTATIONS = {
+    "labels, convolution": ("toy_supervised_conv", "convnext_xl"),
+    "labels, transformer": ("toy_supervised_vit", "deit3_h"),
+    "class-conditional diffusion": ("toy_class_conditional_diffusion", "ldm_in1k"),
+    "DINO": ("toy_dino", "dino_b"),
+    "masked autoencoder": ("toy_mae", "mae_h"),
+    "CLIP": ("toy_clip", "clip_l"),
+}
+_SHIPPED = "toy_clip"
+_OURS = "text-conditional diffusion"
+TRAININGS |= {
+    f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}")
+    for backbone, _ in REPRESENTATIONS.values()
+}
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either.
 TABLES = {
     "supervision": ("label", "random", "caption"),
@@ -54,8 +69,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def commands(seeds: Sequence[int]) -> Iterator[list[str]]:
-    """The commands that paint the data sets, train and evaluate, in their order."""
+    """The commands that paint, pre-train what is missing, train and evaluate, in their order."""
     yield ["odise", "toyworld", "make"]
+    for kind in (name.removeprefix("toy_") for name, _ in REPRESENTATIONS.values() if name != _SHIPPED):
+        if not any((WEIGHTS / "representations").glob(f"{kind}*")):
+            yield ["python", "-m", "scripts.pretrain_toyworld", "representation", kind, "--out", str(WEIGHTS)]
     for seed in seeds:
         for name, settings in TRAININGS.items():
             yield ["odise", "train", f"run={_NAME}/{name}/seed_{seed}", f"seed={seed}", *settings]
@@ -71,7 +89,8 @@ def execute(command: Sequence[str]) -> bool:
         SystemExit: a signal stopped it.
     """
     # in a session of its own: Ctrl-C would arrive twice, and the second one interrupts without saving
-    child = subprocess.Popen([sys.executable, "-m", "odise_pl", *command[1:]], start_new_session=True)
+    words = command[1:] if command[0] == "python" else ("-m", "odise_pl", *command[1:])
+    child = subprocess.Popen([sys.executable, *words], start_new_session=True)
     before = {number: signal.signal(number, lambda *_: child.terminate()) for number in _SIGNALS}
     code = child.wait()
     for number, handler in before.items():
@@ -87,11 +106,22 @@ def collect(runs: Path) -> dict[str, list[Row]]:
     Raises:
         UserError: a table has no runs.
     """
-    return {
+    tables = {
         ablation.name: _rows(ablation, [runs / _NAME / name for name in TABLES[ablation.name]])
         for ablation in ABLATIONS
         if ablation.name in TABLES
     }
+    return tables | {"representation": list(_representations(runs / _NAME))}
+
+
+def _representations(runs: Path) -> Iterator[Row]:
+    """The rows that have runs: pre-training takes hours, and the other tables need not wait for it."""
+    published = next(ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
+    folders = {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()}
+    for name, (folder, paper) in {**folders, _OURS: ("label", "stable_diffusion_v1")}.items():
+        if any((runs / folder).rglob(FINISHED)):
+            scores = group_runs(find_runs(runs / folder))[0].scores()
+            yield Row(name, _OURS, published[paper], scores)
 
 
 def _rows(ablation: Ablation, folders: Sequence[Path]) -> list[Row]:

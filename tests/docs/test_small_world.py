@@ -13,6 +13,7 @@ from odise_pl.errors import UserError
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
 from scripts.docs import small_world
 from scripts.docs.tables import scores
+from scripts.pretrain_toyworld.__main__ import Kind
 from tests.docs.commands import check
 
 SEEDS = (0, 1, 2)
@@ -29,7 +30,11 @@ def runs(tmp_path: Path) -> Path:
     """The runs of all tables but seed 1 of the random weights."""
     for seed in SEEDS:
         for name, words in small_world.TRAININGS.items():
-            if (name, seed) == ("random", 1):
+            if (name, seed) == ("random", 1) or name == "representation/toy_dino":
+                continue
+            if name.startswith("representation"):
+                plain = AblationSettings("label", "none", False, "none", "both")
+                finish(tmp_path / "small_world" / name / f"seed_{seed}", seed, plain, len(name), name)
                 continue
             model = "label" if name in ("label", "random") else "caption"
             steps = {"several": "0+100+200"}.get(Path(name).name, Path(name).name)
@@ -48,11 +53,14 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_parse() -> None:
+def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
     commands = list(small_world.commands(SEEDS))
     for words in commands:
         check(words)
-    assert len({tuple(words) for words in commands}) == 1 + len(SEEDS) * (len(small_world.TRAININGS) + 1)
+    trained = len(SEEDS) * (len(small_world.TRAININGS) + 1)
+    assert len({tuple(words) for words in commands}) == 1 + len(Kind) + trained
+    assert {words[4] for words in commands if words[0] == "python"} == set(Kind)
 
 
 def test_rows_are_those_of_the_documentation(runs: Path) -> None:
@@ -71,6 +79,11 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
             (name, "implicit", every) for name in ("empty", "heuristic", "implicit", "implicit, time learned")
         ],
         "classifier": [(name, "both", every) for name in CLASSIFIERS],
+        "representation": [
+            (name, "text-conditional diffusion", every)
+            for name in (*small_world.REPRESENTATIONS, "text-conditional diffusion")
+            if name != "DINO"
+        ],
     }
     assert tables["timestep"][-1].scores["toy_open.pq"][2] == pytest.approx(len("caption") + 2)
     assert {row.name for row in tables["supervision"] if row.paper} == {"label", "caption"}
@@ -85,6 +98,8 @@ def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
     assert written["repeated"] == {"first": 1}
     table = scores({"small_world": written}, "classifier")
     assert [row[-2:] for row in table.rows] == [("40.0 ± 2.5", "3"), ("13.0 ± 2.5", "3"), ("36.0 ± 2.5", "3")]
+    table = scores({"small_world": written}, "representation")
+    assert [row[1:3] for row in table.rows[:2]] == [("-", "21.0"), ("41.4", "21.4")]
 
 
 def test_missing_runs_are_named(runs: Path) -> None:
