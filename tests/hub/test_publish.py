@@ -103,9 +103,10 @@ def test_card_has_scores_of_this_network_only(run: Path, scene_shards: Path, tmp
 
 
 def test_card_names_command_and_licences(checkpoint: Path, published: Path, tmp_path: Path) -> None:
-    config = composed("train", tmp_path, ["clip.weights=/there/me/open_clip_model.safetensors"])
-    network = portable(NetworkSettings.of_config(config))
+    here = ["clip.weights=/there/me/open_clip_model.safetensors", "+backbone.unet=/there/me/own.safetensors"]
+    network = portable(NetworkSettings.of_config(composed("train", tmp_path, here)))
     assert network.weights()["clip.weights"] == "${paths.weights}/open_clip_model.safetensors"
+    assert network.weights()["backbone.unet"] == "${paths.weights}/own.safetensors"
     card = model_card("me/full", network, read_checkpoint(checkpoint), [], "odise train seed=1", "cc-by-4.0")
     named = ("seed=1", "sd-v1-3.ckpt", "OpenRAIL-M", "MIT (OpenAI)", "base_model:", "license: cc-by-4.0")
     assert all(word in card for word in named)
