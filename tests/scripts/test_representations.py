@@ -160,7 +160,7 @@ def test_command_trains_and_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     result = CliRunner().invoke(app, ["probe", "toy_mae", "--weights", str(tmp_path), "--count", "2"])
-    grades = [line.split(":")[0] for line in result.output.splitlines()]
+    grades = [line.split(":")[0] for line in result.stdout.splitlines()]
     assert grades == ["toy_mae, trained", "toy_mae, random"]
 
 
