@@ -39,7 +39,7 @@ FAMILIES: dict[str, tuple[list[str], int, list[str]]] = {
 }  # fmt: skip
 QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "data.batch_size=2"]
 QUICK += ["global_batch=2", "data.image_size=64", "criterion.num_points=64", "backbone.weights=random"]
-QUICK += ["backbone.window=64", "backbone.channels=128"]
+QUICK += ["backbone.window=64", "backbone.channels=128", "data.limit_samples=2"]
 
 
 def overrides(choice: str, shards: Path, folder: Path) -> list[str]:
