@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -141,8 +141,7 @@ def _orders(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 def _order(theirs: str, ours: str, paper: Mapping[str, float], rows: Sequence[Row]) -> str:
     column = f"{ours}.pq"
     means = {row.name: fmean(row.scores[column].values()) for row in rows}
-    ranks = [" > ".join(sorted(by, key=lambda name: -by[name])) for by in (paper, means)]
-    text = f"* By PQ on {theirs}, paper: {ranks[0]}; on {ours}: {ranks[1]}"
+    text = f"* By PQ on {theirs}, paper: {_ranking(paper)}; on {ours}: {_ranking(means)}"
     pairs = [(a, b) for a, b in combinations(rows, 2) if paper[a.name] != paper[b.name]]
     wrong = [
         a.minus(b, column)
@@ -153,6 +152,13 @@ def _order(theirs: str, ours: str, paper: Mapping[str, float], rows: Sequence[Ro
         return f"{text}, as in the paper"
     decided = sum(gap is not None and gap.decision() == _DECIDED for gap in wrong)
     return f"{text}. Not the paper's order: {len(wrong)} of {len(pairs)} pairs differ, {decided} decided"
+
+
+def _ranking(values: Mapping[str, float]) -> str:
+    """Names from the best to the worst; ``=`` stands between equal values."""
+    best = sorted(values, key=lambda name: -values[name])
+    signs = (" = " if values[a] == values[b] else " > " for a, b in pairwise(best))
+    return best[0] + "".join(sign + name for sign, name in zip(signs, best[1:], strict=True))
 
 
 def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

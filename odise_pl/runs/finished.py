@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,16 @@ def read_run(folder: Path) -> FinishedRun:
     training = (read_settings(_training_folder(folder)) or {}) if _is_evaluation(folder) else own
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        scores = {name: {k: float(v) for k, v in by.items()} for name, by in content["scores"].items()}
+        scores = {
+            name: {k: float(v) for k, v in by.items() if isfinite(v)}
+            for name, by in content["scores"].items()
+        }
         training = content.get("training", training)
         backbone = own.get("network", training).get("backbone")
         known = {} if backbone is None else {"backbone": backbone_name(backbone)}
         settings = AblationSettings(**content["settings"] | known)
         seed, conditions = training.get("seed"), _conditions(own, training)
+        seed = None if seed is None else int(seed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it, and run the command again") from error
     flat = relevant_settings(own)

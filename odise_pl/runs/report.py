@@ -14,7 +14,7 @@ from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.comparison import SCORES, Row, as_json, difference_table, score_table
 from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.plot import draw
-from odise_pl.runs.published import ABLATIONS, STANDARD, Ablation
+from odise_pl.runs.published import ABLATIONS, PUBLISHED_BACKBONE, STANDARD, Ablation
 from odise_pl.runs.record import AblationSettings
 
 _FIELDS = [field.name for field in fields(AblationSettings)]
@@ -120,20 +120,22 @@ def _rows(groups: Sequence[Group], field: str, references: Sequence[Group]) -> l
 def _main(references: Sequence[Group], groups: Sequence[Group]) -> Group | None:
     """The reference that is most like the paper's model, and of several the one that most rows are like."""
 
-    def rank(reference: Group) -> tuple[bool, bool, int, int]:
+    def rank(reference: Group) -> tuple[bool, bool, bool, int, int]:
         captions = reference.settings.model == "caption"
+        published = reference.settings.backbone == PUBLISHED_BACKBONE
         pretrained = reference.conditions.get("backbone.weights") != "random"
         like = sum(_most_similar(group, references) is reference for group in groups)
-        return captions, pretrained, like, len(reference.runs)
+        return captions, published, pretrained, like, len(reference.runs)
 
     return max(references, key=rank, default=None)
 
 
 def _most_similar(group: Group, others: Sequence[Group]) -> Group | None:
-    def agreement(other: Group) -> tuple[int, int, int]:
+    def agreement(other: Group) -> tuple[bool, bool, int, bool]:
         one, two = group.settings, other.settings
-        common = other.conditions.items() & group.conditions.items()
-        return one.model == two.model, len(common), one.learnable_time == two.learnable_time
+        different = other.conditions.items() ^ group.conditions.items()
+        same_time = one.learnable_time == two.learnable_time
+        return one.model == two.model, one.backbone == two.backbone, -len(different), same_time
 
     return max(others, key=agreement, default=None)
 
@@ -145,8 +147,9 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     words = [value]
     for name in _FIELDS:
         own, varies = getattr(group.settings, name), {getattr(other.settings, name) for other in beside}
-        # "none" follows from the backbone
-        if len(varies) > 1 and own != "none" and (main is None or own != getattr(main.settings, name)):
+        # "none" follows from the backbone, and without a time none is learned
+        follows = own == "none" or (name == "learnable_time" and group.settings.timesteps == "none")
+        if len(varies) > 1 and not follows and (main is None or own != getattr(main.settings, name)):
             words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")
     first = next(other.conditions for other in beside if other.settings == group.settings)
     for key, own in sorted(group.conditions.items()):
@@ -163,7 +166,7 @@ def ablation_tables(ablation: Ablation, runs: Sequence[FinishedRun]) -> tuple[li
     pairs = ablation_rows(ablation, runs)
     more = {
         "model": [group.settings.model if group else NONE for _, group in pairs],
-        "time learned": [_yes(group.settings.learnable_time) if group else NONE for _, group in pairs],
+        "time learned": [_time_learned(group.settings) if group else NONE for _, group in pairs],
     }
     more.pop(ablation.field, None)
     return _tables(ablation.name, [row for row, _ in pairs], more)
@@ -182,8 +185,8 @@ def _tables(title: str, rows: list[Row], more: Mapping[str, Sequence[str]]) -> t
     return rows, [score_table(title, rows, more), difference_table(title, rows)]
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _time_learned(settings: AblationSettings) -> str:
+    return NONE if settings.timesteps == "none" else "yes" if settings.learnable_time else "no"
 
 
 def write(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:

@@ -260,6 +260,20 @@ def test_backbones_stand_beside_the_paper(tmp_path: Path) -> None:
     report([tmp_path / "runs"])  # plots a row without the paper's COCO
 
 
+def test_published_numbers_stand_beside_the_published_backbone(tmp_path: Path) -> None:
+    """Among several backbones with timesteps, the paper's is the reference, whatever their names."""
+    for weights in ("sd-v1-3.ckpt", "cin256-v2.ckpt"):
+        for seed in (0, 1):
+            for step, pq in (("0", 30), ("100", 25)):
+                folder, backbone = tmp_path / weights / step, {"weights": f"weights/{weights}"}
+                train(folder, seed, pq - 9 * (weights[0] == "c"), settings(step), backbone=backbone)
+    paper = "paper: ADE20K PQ"
+    rows = {row["timestep"]: row[paper] for row in timesteps(tmp_path) if row[paper]}
+    minus = {row["timestep"]: row["minus"] for row in differences(tmp_path)}
+    assert rows == {"0": "23.3", "100": "22.8"}
+    assert minus == {"100": "0", "0, ldm_in1k": "0", "100, ldm_in1k": "0, ldm_in1k"}
+
+
 def test_scores_of_every_seed_are_written(tmp_path: Path) -> None:
     train(tmp_path, 0, 30)
     train(tmp_path, 4, 32)
