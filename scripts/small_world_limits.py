@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.data.datamodule import PanopticDataModule
+from odise_pl.errors import report_user_errors
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import NetworkPrediction, predict, resize_masks
@@ -141,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors():
+        main()

@@ -149,15 +149,21 @@ def write(tables: dict[str, list[Row]], file: Path) -> None:
     write_figures(file, what, "python -m scripts.docs.small_world", others | {"tables": as_json(tables)})
 
 
+def _seeds(text: str) -> list[int]:
+    return sorted({int(seed) for seed in text.split(",")})
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=_seeds, default="0,1,2,3,4", help="of the runs (default: %(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="only print the commands")
     options = parser.parse_args()
-    todo = list(commands([int(seed) for seed in options.seeds.split(",")]))
+    todo = list(commands(options.seeds))
     if options.list:
         print(*map(shlex.join, todo), sep="\n")
         return 0
