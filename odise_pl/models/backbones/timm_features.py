@@ -136,6 +136,14 @@ class TimmSettings(FeatureSettings):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.weights, str):
+            raise SettingError(f"backbone.weights={self.weights}: give a file, a hub id, or random")
+        taps = [] if self.taps is None else _listed(self.taps)
+        if not all(type(i) is int for i in taps) or isinstance(self.taps, int):
+            raise SettingError(f"backbone.taps={self.taps}: give four different blocks, or null")
+        if not isinstance(self.options, Mapping):
+            raise SettingError(f"backbone.options={self.options}: give names and numbers, as {{depth: 4}}")
         if self.pyramid not in PYRAMIDS:
             raise SettingError(f"backbone.pyramid={self.pyramid}: choose one of {', '.join(PYRAMIDS)}")
         for name, value in self.options.items():  # timm takes files and addresses as text
