@@ -72,6 +72,8 @@ class TimmFeatures(Features):
             if blocks is not None:
                 raise SettingError(f"backbone.taps={list(blocks)}: the network has stages; set it to null")
             return [i for i, stride in enumerate(self._reductions) if STRIDES[0] <= stride <= STRIDES[-1]]
+        if count < len(STRIDES):
+            raise SettingError(f"the network has {count} blocks; backbone.pyramid=depths needs four")
         chosen = [-(-i * count // 4) - 1 for i in range(1, 5)] if blocks is None else sorted(blocks)
         if len(set(chosen)) != len(STRIDES) or not all(0 <= i < count for i in chosen):
             raise SettingError(f"backbone.taps={chosen}: give four different blocks in 0..{count - 1}")

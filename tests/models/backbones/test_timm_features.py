@@ -238,6 +238,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"options": {"checkpoint_path": "x.pth"}}, r"backbone\.options\.checkpoint_path=x\.pth"),
     ({"options": {"pretrained_cfg_overlay": {"file": "x"}}}, r"backbone\.options\.pretrained_cfg_overlay"),
     ({"pyramid": "deep"}, r"backbone\.pyramid=deep.*depths, simple"),
+    ({"options": {**tiny_timm.VIT, "depth": 2}}, r"has 2 blocks; backbone\.pyramid=depths needs four"),
     ({"taps": [0, 1, 2]}, r"backbone\.taps=\[0, 1, 2\].*0\.\.3"),
     ({"taps": [0, 1, 2, 4]}, r"backbone\.taps=\[0, 1, 2, 4\].*0\.\.3"),
     ({"taps": [0, 1, 2, "a"]}, r"backbone\.taps=\[0, 1, 2, 'a'\]"),
