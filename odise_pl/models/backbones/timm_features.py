@@ -168,7 +168,9 @@ class TimmSettings(FeatureSettings):
         try:
             network = self.create(tensors)
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
+                reason = f"its names are of another network ({reason} is missing)"
             if tensors is not None:
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error

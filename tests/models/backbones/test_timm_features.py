@@ -259,6 +259,22 @@ def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> No
         replace(small(), **changes).build(tiny_models.clip(), None)
 
 
+@pytest.mark.parametrize(("raised", "reason"), [
+    (KeyError("norm.weight"), r"names are of another network \('norm\.weight' is missing\)"),
+    (AssertionError(), "AssertionError"),
+])  # fmt: skip
+def test_reasons_of_timm_are_sentences(
+    raised: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(TimmSettings, "create", fail)
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=reason):
+        small(weights=str(tmp_path / "other.pth")).load()
+
+
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "of another shape", "of another model", "none"])
 def test_wrong_weights_end_in_one_message(damage: str, tmp_path: Path) -> None:
     model, options = tiny_timm.FAMILIES["vit"]
