@@ -58,7 +58,8 @@ class TimmFeatures(Features):
         self._final_norm = final_norm and self._plain
         if last_only and not self._plain:
             raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
-        self._indices = self._choose(blocks)[-1 if last_only else 0 :]
+        last = last_only and blocks is None
+        self._indices = [len(infos) - 1] if last else self._choose(blocks)[-1 if last_only else 0 :]
         self._channels = [infos[i]["num_chs"] for i in self._indices]
         self.model.prune_intermediate_layers(self._indices, prune_norm=not self._final_norm)
         for name in ("mean", "std"):

@@ -145,6 +145,8 @@ def test_blocks_of_depth() -> None:
         found = features(replace(small(), options=options))
         assert [tap.name for tap in found.taps] == [f"block.{i}" for i in blocks]
         assert [tap.stride for tap in found.taps] == list(STRIDES)
+    shallow = features(replace(small(pyramid="simple"), options={**tiny_timm.VIT, "depth": 2}))
+    assert [tap.name for tap in shallow.taps] == ["block.1"]
     taken = features(replace(small(), options={**tiny_timm.VIT, "depth": 8}, taps=[1, 0, 3, 2]))
     assert [tap.name for tap in taken.taps] == [f"block.{i}" for i in range(4)]
     assert len(list(taken.blocks())) == 4  # the others are gone
