@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from odise_pl.errors import SettingError, hub_errors
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
@@ -176,7 +177,32 @@ class TimmSettings(FeatureSettings):
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
-        return TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm), None
+        features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm)
+        self._check_maps(features)
+        return features, None
+
+    def _check_maps(self, features: TimmFeatures) -> None:
+        """Run the network without memory or arithmetic, so that what does not fit ends before training."""
+        if self.input_size % features.input_multiple:
+            return  # the backbone names it
+        held = {**dict(features.named_parameters()), **dict(features.named_buffers())}
+        images = torch.empty(1, 3, self.input_size, self.input_size, device="meta")
+        try:
+            with torch.no_grad():
+                maps = functional_call(features, {n: t.to("meta") for n, t in held.items()}, images)
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            if "meta" in reason:
+                return  # not every network can run so
+            raise SettingError(
+                f"backbone.model={self.model} cannot take images of 3 x {self.input_size} x {self.input_size}"
+                f" pixels; check backbone.options: {reason}"
+            ) from error
+        if [one.shape[1] for one in maps] != [tap.channels for tap in features.taps]:
+            raise SettingError(
+                f"backbone.model={self.model}: maps have other channels than timm says; "
+                "set backbone.final_norm=false"
+            )
 
     def projections(self, taps: Sequence[Tap]) -> Pyramid:
         """See :attr:`pyramid`."""
