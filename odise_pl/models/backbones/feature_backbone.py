@@ -114,6 +114,9 @@ class FeatureSettings(ABC):
     channels: int = 512
     source: str = ""
 
+    def __post_init__(self) -> None:
+        check_number("backbone.input_size", self.input_size, 1)
+
     @property
     @abstractmethod
     def conditioned(self) -> bool:

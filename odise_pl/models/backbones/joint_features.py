@@ -74,6 +74,7 @@ class JointSettings(FeatureSettings):
     second: FeatureSettings
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.first.conditioned and self.second.conditioned:
             raise SettingError("backbone.first, backbone.second: only one of them may be a diffusion model")
 

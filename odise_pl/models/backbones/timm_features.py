@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from odise_pl.errors import SettingError, hub_errors
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
@@ -58,7 +59,8 @@ class TimmFeatures(Features):
         self._final_norm = final_norm and self._plain
         if last_only and not self._plain:
             raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
-        self._indices = self._choose(blocks)[-1 if last_only else 0 :]
+        last = last_only and blocks is None
+        self._indices = [len(infos) - 1] if last else self._choose(blocks)[-1 if last_only else 0 :]
         self._channels = [infos[i]["num_chs"] for i in self._indices]
         self.model.prune_intermediate_layers(self._indices, prune_norm=not self._final_norm)
         for name in ("mean", "std"):
@@ -72,6 +74,8 @@ class TimmFeatures(Features):
             if blocks is not None:
                 raise SettingError(f"backbone.taps={list(blocks)}: the network has stages; set it to null")
             return [i for i, stride in enumerate(self._reductions) if STRIDES[0] <= stride <= STRIDES[-1]]
+        if count < len(STRIDES):
+            raise SettingError(f"the network has {count} blocks; backbone.pyramid=depths needs four")
         chosen = [-(-i * count // 4) - 1 for i in range(1, 5)] if blocks is None else sorted(blocks)
         if len(set(chosen)) != len(STRIDES) or not all(0 <= i < count for i in chosen):
             raise SettingError(f"backbone.taps={chosen}: give four different blocks in 0..{count - 1}")
@@ -136,6 +140,14 @@ class TimmSettings(FeatureSettings):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.weights, str):
+            raise SettingError(f"backbone.weights={self.weights}: give a file, a hub id, or random")
+        taps = [] if self.taps is None else _listed(self.taps)
+        if not all(type(i) is int for i in taps) or isinstance(self.taps, int):
+            raise SettingError(f"backbone.taps={self.taps}: give four different blocks, or null")
+        if not isinstance(self.options, Mapping):
+            raise SettingError(f"backbone.options={self.options}: give names and numbers, as {{depth: 4}}")
         if self.pyramid not in PYRAMIDS:
             raise SettingError(f"backbone.pyramid={self.pyramid}: choose one of {', '.join(PYRAMIDS)}")
         for name, value in self.options.items():  # timm takes files and addresses as text
@@ -158,12 +170,39 @@ class TimmSettings(FeatureSettings):
         try:
             network = self.create(tensors)
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
+                reason = f"its names are of another network ({reason} is missing)"
             if tensors is not None:
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
-        return TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm), None
+        features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm)
+        self._check_maps(features)
+        return features, None
+
+    def _check_maps(self, features: TimmFeatures) -> None:
+        """Run the network without memory or arithmetic, so that what does not fit ends before training."""
+        if self.input_size % features.input_multiple:
+            return  # the backbone names it
+        held = {**dict(features.named_parameters()), **dict(features.named_buffers())}
+        images = torch.empty(1, 3, self.input_size, self.input_size, device="meta")
+        try:
+            with torch.no_grad():
+                maps = functional_call(features, {n: t.to("meta") for n, t in held.items()}, images)
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            if "meta" in reason:
+                return  # not every network can run so
+            raise SettingError(
+                f"backbone.model={self.model} cannot take images of 3 x {self.input_size} x {self.input_size}"
+                f" pixels; check backbone.options: {reason}"
+            ) from error
+        if [one.shape[1] for one in maps] != [tap.channels for tap in features.taps]:
+            raise SettingError(
+                f"backbone.model={self.model}: maps have other channels than timm says; "
+                "set backbone.final_norm=false"
+            )
 
     def projections(self, taps: Sequence[Tap]) -> Pyramid:
         """See :attr:`pyramid`."""

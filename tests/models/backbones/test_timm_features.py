@@ -145,6 +145,8 @@ def test_blocks_of_depth() -> None:
         found = features(replace(small(), options=options))
         assert [tap.name for tap in found.taps] == [f"block.{i}" for i in blocks]
         assert [tap.stride for tap in found.taps] == list(STRIDES)
+    shallow = features(replace(small(pyramid="simple"), options={**tiny_timm.VIT, "depth": 2}))
+    assert [tap.name for tap in shallow.taps] == ["block.1"]
     taken = features(replace(small(), options={**tiny_timm.VIT, "depth": 8}, taps=[1, 0, 3, 2]))
     assert [tap.name for tap in taken.taps] == [f"block.{i}" for i in range(4)]
     assert len(list(taken.blocks())) == 4  # the others are gone
@@ -237,9 +239,22 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"model": "vit_tiny_patch16_224", "options": {"depht": 2}}, "depht"),
     ({"options": {"checkpoint_path": "x.pth"}}, r"backbone\.options\.checkpoint_path=x\.pth"),
     ({"options": {"pretrained_cfg_overlay": {"file": "x"}}}, r"backbone\.options\.pretrained_cfg_overlay"),
+    ({"options": {**tiny_timm.VIT, "in_chans": 4}}, r"3 x 96 x 96 pixels; check backbone\.options"),
+    ({"options": {**tiny_timm.VIT, "img_size": 64}}, r"3 x 96 x 96 pixels; check backbone\.options"),
+    ({"model": "samvit_base_patch16.sa1b"}, r"samvit.*set backbone\.final_norm=false"),
     ({"pyramid": "deep"}, r"backbone\.pyramid=deep.*depths, simple"),
+    ({"options": {**tiny_timm.VIT, "depth": 2}}, r"has 2 blocks; backbone\.pyramid=depths needs four"),
     ({"taps": [0, 1, 2]}, r"backbone\.taps=\[0, 1, 2\].*0\.\.3"),
     ({"taps": [0, 1, 2, 4]}, r"backbone\.taps=\[0, 1, 2, 4\].*0\.\.3"),
+    ({"taps": [0, 1, 2, "a"]}, r"backbone\.taps=\[0, 1, 2, 'a'\]"),
+    ({"taps": [0.5, 1, 2, 3]}, r"backbone\.taps=\[0\.5, 1, 2, 3\]"),
+    ({"taps": 5}, r"backbone\.taps=5"),
+    ({"taps": "abc"}, r"backbone\.taps=abc"),
+    ({"options": 4}, r"backbone\.options=4"),
+    ({"options": None}, r"backbone\.options=None"),
+    ({"weights": None}, r"backbone\.weights=None"),
+    ({"input_size": None}, r"backbone\.input_size=None must be an integer"),
+    ({"input_size": "abc"}, r"backbone\.input_size=abc must be an integer"),
     ({"input_size": 100}, r"backbone\.input_size=100 .* 16"),
     ({"weights": "nowhere.safetensors"}, r"not found: nowhere\.safetensors"),
     ({"weights": "timm/vit_tiny_patch16_224.augreg_in21k"}, r"timm/vit_tiny.*HF_HUB_OFFLINE"),
@@ -247,6 +262,22 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
 def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(small(), **changes).build(tiny_models.clip(), None)
+
+
+@pytest.mark.parametrize(("raised", "reason"), [
+    (KeyError("norm.weight"), r"names are of another network \('norm\.weight' is missing\)"),
+    (AssertionError(), "AssertionError"),
+])  # fmt: skip
+def test_reasons_of_timm_are_sentences(
+    raised: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(TimmSettings, "create", fail)
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=reason):
+        small(weights=str(tmp_path / "other.pth")).load()
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "of another shape", "of another model", "none"])
