@@ -157,7 +157,7 @@ WEIGHTS["swin_h"] = Weights(
 WEIGHTS["moco_v3_l"] = Weights(
     "moco-v3-vit-l.safetensors",
     "nyu-visionx/moco-v3-vit-l",
-    "none is stated; code CC BY-NC 4.0",
+    "not stated; code CC BY-NC 4.0",
     1.2,
     "backbone=moco_v3_l",
     file="model.safetensors",

@@ -21,7 +21,7 @@ from odise_pl.runs.record import (
     relevant_settings,
 )
 
-# Differ between the runs of a row, are told by the columns, or repeat another section.
+# Settings that differ between the runs of a row, have a column, or repeat another section.
 _NO_CONDITIONS = re.compile(r"((data\.)?seed|validate_every)$|data\.val(\.|$)|fusion\.")
 _MEASURING = ("eval_short_side", "eval_long_side", "eval_batch_size", "limit_samples")  # of data
 

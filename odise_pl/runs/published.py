@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """PQ in percent, trained on COCO; None is not known."""
+    """PQ in percent, trained on COCO; None if unknown."""
 
     ade20k: float
     coco: float | None = None

@@ -147,7 +147,7 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     words = [value]
     for name in _FIELDS:
         own, varies = getattr(group.settings, name), {getattr(other.settings, name) for other in beside}
-        # "none" follows from the backbone, and without a time none is learned
+        # "none" follows from the backbone; without timesteps, no time embedding is learned
         follows = own == "none" or (name == "learnable_time" and group.settings.timesteps == "none")
         if len(varies) > 1 and not follows and (main is None or own != getattr(main.settings, name)):
             words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")

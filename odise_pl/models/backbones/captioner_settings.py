@@ -15,8 +15,8 @@ from odise_pl.models.backbones.sentences import NameRanking, PromptEncoder
 from odise_pl.models.blip import load_blip
 from odise_pl.vocabulary import load_vocabulary
 
-# Makes a captioner from the shared CLIP and what the backbone's network can be conditioned on; None is no
-# captioner, for networks that take no conditioning.
+# Makes a captioner from the shared CLIP and the conditioning that the backbone's network takes; None where it
+# takes none.
 MakeCaptioner = Callable[[FrozenCLIP, Condition], nn.Module] | None
 
 
