@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
+from odise_pl.evaluation.run import evaluate
+from odise_pl.models.weights import read_checkpoint
 from odise_pl.runs.conf import compose_config
+from odise_pl.training.run import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -22,6 +26,30 @@ SMALL = [
     "~callbacks.progress",
 ]
 
+# Two images, two steps: for run_through.
+QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
+QUICK += ["data.batch_size=2", "global_batch=2", "data.image_size=64", "backbone.window=64"]
+QUICK += ["data.limit_samples=2"]
+
 
 def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
     return compose_config(name, ["run=test", f"run_dir={run_dir}", *overrides])
+
+
+def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
+    """Train a step, resume for another, evaluate; returns the names of the weights in the checkpoint."""
+    run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
+    settings = [*SMALL, *settings, *QUICK, f"data.train={shards}", f"data.val={shards}"]
+    train(composed("train", run, [*settings, "trainer.max_steps=1"]))
+    first = read_checkpoint(last)
+    train(composed("train", run, [*settings, "trainer.max_steps=2", "ckpt=last"]))
+    second = read_checkpoint(last)
+    assert (first["global_step"], second["global_step"]) == (1, 2)
+    names = set(second["state_dict"])
+    assert any(not torch.equal(second["state_dict"][name], first["state_dict"][name]) for name in names)
+    assert not [name for name in names if ".features." in name]
+    evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
+    evaluation += ["data.num_workers=0", "trainer=cpu"]
+    result = evaluate(composed("evaluate", folder / "evaluated", evaluation), evaluation)["val"]
+    assert 0 <= result["pq"] <= 1
+    return names

@@ -7,19 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_timm
-import torch
 from PIL import Image
-from small_runs import SMALL, composed
+from small_runs import composed, run_through
 
-from odise_pl.evaluation.run import evaluate
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.prediction.predict import predict
 from odise_pl.runs.finished import read_run
 from odise_pl.training.run import train
 
-QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
-QUICK += ["data.batch_size=2", "global_batch=2", "data.image_size=64", "backbone.window=64"]
-QUICK += ["data.limit_samples=2"]
 TWO = [
     "backbone=two",
     "backbone@backbone.first=tiny",
@@ -28,25 +23,6 @@ TWO = [
 ]
 TWO += ["backbone.first.input_size=64", "backbone.second.input_size=96"]
 TWO += ["+backbone.second.options={depth: 4, embed_dim: 32, num_heads: 2}"]
-
-
-def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
-    """Train a step, resume for another, evaluate; returns the names of the weights in the checkpoint."""
-    run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
-    settings = [*SMALL, *settings, *QUICK, f"data.train={shards}", f"data.val={shards}"]
-    train(composed("train", run, [*settings, "trainer.max_steps=1"]))
-    first = read_checkpoint(last)
-    train(composed("train", run, [*settings, "trainer.max_steps=2", "ckpt=last"]))
-    second = read_checkpoint(last)
-    assert (first["global_step"], second["global_step"]) == (1, 2)
-    names = set(second["state_dict"])
-    assert any(not torch.equal(second["state_dict"][name], first["state_dict"][name]) for name in names)
-    assert not [name for name in names if ".features." in name]
-    evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
-    evaluation += ["data.num_workers=0", "trainer=cpu"]
-    result = evaluate(composed("evaluate", folder / "evaluated", evaluation), evaluation)["val"]
-    assert 0 <= result["pq"] <= 1
-    return names
 
 
 @pytest.mark.parametrize("family", tiny_timm.FAMILIES)

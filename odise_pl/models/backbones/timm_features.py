@@ -170,7 +170,7 @@ class TimmSettings(FeatureSettings):
         try:
             network = self.create(tensors)
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = _reason(error)
             if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
                 reason = f"its names are of another network ({reason} is missing)"
             if tensors is not None:
@@ -191,7 +191,7 @@ class TimmSettings(FeatureSettings):
             with torch.no_grad():
                 maps = functional_call(features, {n: t.to("meta") for n, t in held.items()}, images)
         except (RuntimeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = _reason(error)
             if "meta" in reason:
                 return  # not every network can run so
             raise SettingError(
@@ -229,6 +229,11 @@ class TimmSettings(FeatureSettings):
         network = timm.create_model(self.model, **options | {"pretrained": tensors is not None})
         network.pretrained_cfg.pop("state_dict", None)  # timm would keep them
         return network
+
+
+def _reason(error: Exception) -> str:
+    """The text of a library's error in one line; its type if it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _listed(value: Any) -> list[Any]:
