@@ -198,7 +198,7 @@ class Batch(TensorStruct):
         """float32 [B, 3, H, W] in 0..1, made on the device: a quarter of the bytes leave the loader."""
         if self.pixels.is_floating_point():
             return self.pixels
-        images = self.pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        images = self.pixels.to(torch.float32)
         # A GPU would multiply by the reciprocal of a Python number, and round differently.
         return images.div_(torch.full((), 255.0, device=images.device))
 

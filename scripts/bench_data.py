@@ -31,7 +31,7 @@ from odise_pl.data.prepare.packing import prepare
 PARTS = {
     "JPEG": ("decode_rgb", "check_stored"),
     "PNG": ("decode_ids",),
-    "resize": ("resize_image", "resize_ids"),
+    "resize": ("_resize", "resize_ids"),
     "masks": ("make_targets",),
     "tensors": ("pixel_tensor", "collate"),
 }

@@ -22,9 +22,8 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
     """
     sizes = tuple((sample.image.shape[-2], sample.image.shape[-1]) for sample in samples)
     canvas = _canvas_size(sizes)
-    # in memory, the channels of a pixel lie together, as decoders write them
     dtype = samples[0].image.dtype if samples else torch.uint8
-    pixels = torch.zeros(len(samples), *canvas, 3, dtype=dtype).permute(0, 3, 1, 2)
+    pixels = torch.zeros(len(samples), 3, *canvas, dtype=dtype)
     for image, sample, (height, width) in zip(pixels, samples, sizes, strict=True):
         image[:, :height, :width] = sample.image
     return Batch(

@@ -17,7 +17,7 @@ from odise_pl.data.noun_phrases import draw_words
 from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
-from odise_pl.data.transforms import EvalResize, Transform, make_targets, number_segments, pixel_tensor
+from odise_pl.data.transforms import EvalResize, Transform, make_targets, number_segments
 from odise_pl.structures import Batch, PanopticSegmentation, Sample, SampleInfo, Targets, TrueInstances, Truth
 
 # Keys of independent random streams, also independent of those of the plan.
@@ -103,7 +103,7 @@ class TrainStream(IterableDataset[Batch]):
         ids, segments = number_segments(decoded.ids, decoded.segments)
         image, ids = self.transform(decoded.image, ids, augmentation)
         words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
-        return _sample(decoded, pixel_tensor(image), make_targets(ids, segments), words=words)
+        return _sample(decoded, image, make_targets(ids, segments), words=words)
 
     def _random(self, purpose: int, *keys: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, purpose, self.epoch, self.rank, *keys])
@@ -139,7 +139,7 @@ class EvalStream(IterableDataset[Batch]):
             yield collate(samples, skipped, number)
 
     def _sample(self, decoded: DecodedSample) -> Sample:
-        image = pixel_tensor(self.resize.image(decoded.image))
+        image = self.resize.image(decoded.image)
         no_targets = Targets(
             torch.empty(0, dtype=torch.int64), torch.empty(0, *image.shape[1:], dtype=torch.bool)
         )

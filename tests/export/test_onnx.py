@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from odise_pl.data.transforms import EvalResize, image_tensor
+from odise_pl.data.transforms import EvalResize, image_tensor, pixel_tensor
 from odise_pl.errors import SettingError
 from odise_pl.export.graph import NetworkGraph, text_inputs
 from odise_pl.export.onnx import export, export_embeddings, export_network
@@ -89,7 +89,7 @@ def test_network_equals_pytorch(script: ModuleType, network: Path, tmp_path: Pat
     found = session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})
     classes = segmenter.model.prepare(load_vocabulary(words), TRAINED)
     with torch.no_grad():
-        tensor = image_tensor(image)[None]
+        tensor = image_tensor(pixel_tensor(image))[None]
         expected = NetworkGraph(segmenter.model, (128, 256), classes, head_only=False)((tensor,), ())
     for ours, theirs in zip(expected, found, strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-3)

@@ -27,7 +27,7 @@ from odise_pl.data.prepare.shards import Packed, ShardPlan, output_folder, write
 from odise_pl.data.prepare.source import to_json
 from odise_pl.data.reading import Damage, RawSample, read_shard
 from odise_pl.data.records import RECORD, DataError
-from odise_pl.data.transforms import image_tensor
+from odise_pl.data.transforms import image_tensor, pixel_tensor
 from odise_pl.errors import SettingError
 from odise_pl.models.blip import BlipSentences, load_blip
 
@@ -151,7 +151,9 @@ def _read_samples(url: str, shard: Shard) -> Iterator[RawSample]:
 def _captions(images: Sequence[Image.Image], model: BlipSentences) -> list[str]:
     device = model.mean.device
     with _one_thread():
-        return model.caption(torch.cat([model.pixels(image_tensor(one)[None].to(device)) for one in images]))
+        return model.caption(
+            torch.cat([model.pixels(image_tensor(pixel_tensor(one))[None].to(device)) for one in images])
+        )
 
 
 @contextmanager
