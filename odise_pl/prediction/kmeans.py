@@ -121,16 +121,15 @@ def draw_clusters(
     settings = replace(settings, input_size=size or settings.input_size, **changes)
     torch.manual_seed(seed)
     features, condition = settings.load()
-    multiple = features.input_multiple
-    if features.fixed_size and size and size % multiple:  # it takes that size only, so it cannot be rounded
-        raise SettingError(f"--size {size} must be a multiple of {multiple}")
+    if features.fixed_size and size:  # it takes that size only, so it cannot be rounded
+        features.check_size(size, "--size")
     prompt = None if condition is None else Conditioning(condition.uncond)
     names = tap_names(features)
     tap = tap or next(n for n, t in zip(names, features.taps, strict=True) if t.stride == _SHOWN_STRIDE)
     _check_choice("--tap", tap, names)
     for image, target in zip(pictures, targets, strict=True):
         shown = image.resize((settings.input_size,) * 2) if features.fixed_size else image
-        cells = resize_to_cells(shown, settings.input_size, multiple)
+        cells = resize_to_cells(shown, settings.input_size, features.input_multiple)
         labels = cluster(features(cells, prompt)[names.index(tap)][0], clusters, seed)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_beside(image, labels)).save(target)

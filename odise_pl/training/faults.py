@@ -15,7 +15,8 @@ from odise_pl.errors import UserError
 _ADVICE = {
     ("out of memory", "outofmemory", "memoryerror", "allocate memory"): (
         "out of memory: lower data.batch_size (gradients are accumulated, the global batch stays), set "
-        "backbone.window_batch=1 or backbone.checkpoint_activations=true; add ckpt=last to resume"
+        "backbone.window_batch=1 or, for a diffusion model, backbone.checkpoint_activations=true; "
+        "add ckpt=last to resume"
     ),
     ("dataloader worker",): "run the command again to resume, with data.num_workers=0 if it repeats",
 }

@@ -99,5 +99,5 @@ def test_networks_of_timm_have_pictures_too(photo: Path, tmp_path: Path) -> None
         draw_clusters([photo], **options, tap="unet.up.2")
     with pytest.raises(SettingError, match="--timestep 5"):
         draw_clusters([photo], **options, timestep=5)
-    with pytest.raises(SettingError, match=r"--size 100 must be a multiple of 16"):
+    with pytest.raises(SettingError, match=r"--size=100 must be a multiple of 16"):
         draw_clusters([photo], **{**options, "size": 100})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from odise_pl.errors import SettingError
 from odise_pl.models.frozen import Frozen
 from odise_pl.structures import TensorStruct
 
@@ -89,6 +90,11 @@ class Features(Frozen, ABC):
     @abstractmethod
     def input_multiple(self) -> int:
         """Required divisor of input sides."""
+
+    def check_size(self, side: int, setting: str) -> None:
+        """Raise SettingError unless squares of this side fit; ``setting`` is where it comes from."""
+        if side < self.input_multiple or side % self.input_multiple:
+            raise SettingError(f"{setting}={side} must be a multiple of {self.input_multiple}")
 
     @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:

@@ -16,6 +16,7 @@ from diffusers.loaders import single_file_utils as ldm
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
@@ -64,36 +65,46 @@ def load_diffusion(
 
     Raises:
         WeightsError: weights are missing, damaged, or of another architecture.
+        SettingError: the libraries build no network of these sizes.
     """
     architecture = architecture or DiffusionArchitecture()
     path = Path(weights)
     is_path = path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~"))
-    if weights == "random":
-        models = build_diffusion(architecture)
-    elif path.is_file():
-        models = _load_single_file(path, architecture, mapped)
-    elif path.is_dir() or not is_path:
-        models = _load_folder(weights, architecture, path.is_dir())
-    else:
-        raise WeightsError(
-            f"no weights of a diffusion model at {weights}; give a file, a diffusers folder or a hub id"
-        )
-    _check_fit(models, weights)
+    try:
+        if weights == "random":
+            models = build_diffusion(architecture)
+        elif path.is_file():
+            models = _load_single_file(path, architecture, mapped)
+        elif path.is_dir() or not is_path:
+            models = _load_folder(weights, architecture, path.is_dir())
+        else:
+            raise WeightsError(
+                f"no weights of a diffusion model at {weights}; give a file, a diffusers folder or a hub id"
+            )
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # of diffusers, transformers
+        raise SettingError(f"backbone.architecture: no network has these sizes: {error}") from error
+    _check_fit(models, weights, architecture)
     return models if unet is None else _with_unet(models, unet, mapped)
 
 
-def _check_fit(models: DiffusionModels, source: str) -> None:
+def _check_fit(models: DiffusionModels, source: str, a: DiffusionArchitecture) -> None:
     """Refuse inpainting models and those of another choice, which load but would fail in the forward pass."""
     unet, vae, pooled = models.unet.config, models.vae.config, models.pooled_text_encoder
+    sizes: list[tuple[str, Any, Any]] = []
     if models.classes is not None:
         width = models.classes.embedding_dim
     else:
-        width = models.text_encoder.config.hidden_size + (pooled.config.hidden_size if pooled else 0)
-    for what, found, wanted in (
+        text = models.text_encoder.config
+        width = text.hidden_size + (pooled.config.hidden_size if pooled else 0)
+        sizes.append(("the text encoder's vocabulary", text.vocab_size, a.text_vocabulary))
+    sizes += [
         ("the UNet's input channels", unet.in_channels, vae.latent_channels),
         ("the width of the UNet's context", unet.cross_attention_dim, width),
         ("the UNet's added embedding", unet.addition_embed_type, "text_time" if pooled else None),
-    ):
+    ]
+    for what, found, wanted in sizes:
         if found != wanted:
             raise WeightsError(
                 f"{source}: {what} must be {wanted}, not {found}; use the weights of a text-to-image model "

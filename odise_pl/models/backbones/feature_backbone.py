@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.contract import Condition, Features, Tap
+from odise_pl.models.backbones.contract import Condition, Features
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, Pyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 
@@ -46,9 +45,7 @@ class FeatureBackbone(nn.Module):
         window_batch: int = 0,
     ) -> None:
         super().__init__()
-        multiple = features.input_multiple
-        if input_size < multiple or input_size % multiple:
-            raise SettingError(f"backbone.input_size={input_size} must be a multiple of {multiple}")
+        features.check_size(input_size, "backbone.input_size")
         if window is not None and (window < STRIDES[-1] or window % STRIDES[-1]):
             raise SettingError(f"backbone.window={window} must be a multiple of {STRIDES[-1]}, or null")
         check_number("backbone.window_batch", window_batch)
@@ -130,9 +127,9 @@ class FeatureSettings(ABC):
             UserError: weights are missing or do not fit.
         """
 
-    def projections(self, taps: Sequence[Tap]) -> Pyramid:
+    def projections(self, features: Features) -> Pyramid:
         """The trainable projections of the taps."""
-        return FeaturePyramid(taps, self.channels)
+        return FeaturePyramid(features.taps, self.channels)
 
     def build(self, clip: FrozenCLIP, captioner: MakeCaptioner, mapped: bool = False) -> FeatureBackbone:
         """The backbone with its frozen weights loaded; ``mapped`` as in ``build_odise``.
@@ -150,5 +147,5 @@ class FeatureSettings(ABC):
         features, condition = self.load(mapped)
         made = None if captioner is None or condition is None else captioner(clip, condition)
         batch = 0 if isinstance(self.window_batch, str) else self.window_batch
-        pyramid = self.projections(features.taps)
+        pyramid = self.projections(features)
         return FeatureBackbone(features, made, pyramid, self.input_size, self.window, batch)

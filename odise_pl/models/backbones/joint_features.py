@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,19 +89,13 @@ class JointSettings(FeatureSettings):
         parts, condition = [], None
         for name, own in (("first", self.first), ("second", self.second)):
             features, its = own.load(mapped)
-            multiple = features.input_multiple
-            if own.input_size % multiple:
-                raise SettingError(
-                    f"backbone.{name}.input_size={own.input_size} must be a multiple of {multiple}"
-                )
+            features.check_size(own.input_size, f"backbone.{name}.input_size")
             parts.append(Part(features, own.input_size, own.conditioned))
             condition = condition or its
         return JointFeatures(parts), condition
 
-    def projections(self, taps: Sequence[Tap]) -> JointPyramid:
+    def projections(self, features: Features) -> JointPyramid:
         """Those of both networks."""
-        parts = []
-        for i, own in enumerate((self.first, self.second)):
-            group = [tap for tap in taps if tap.name.startswith(f"{i}.")]
-            parts.append(replace(own, channels=self.channels).projections(group))
-        return JointPyramid(parts)
+        networks: Any = features.networks
+        pairs = zip((self.first, self.second), networks, strict=True)
+        return JointPyramid([replace(own, channels=self.channels).projections(its) for own, its in pairs])

@@ -204,11 +204,11 @@ class TimmSettings(FeatureSettings):
                 "set backbone.final_norm=false"
             )
 
-    def projections(self, taps: Sequence[Tap]) -> Pyramid:
+    def projections(self, features: Features) -> Pyramid:
         """See :attr:`pyramid`."""
         if self.pyramid == "simple":
-            return SimplePyramid(taps[-1], self.channels)
-        return super().projections(taps)
+            return SimplePyramid(features.taps[-1], self.channels)
+        return super().projections(features)
 
     def create(self, tensors: Mapping[str, Tensor] | None = None) -> Any:
         """timm's network with some weights, or with random ones; whatever does not fit, timm raises."""

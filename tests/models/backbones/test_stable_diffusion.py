@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
 from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
@@ -46,6 +48,18 @@ def test_incomplete_folder_is_named(tmp_path: Path) -> None:
 def test_mismatching_sizes_are_named() -> None:
     with pytest.raises(WeightsError, match=r"random: the width of the UNet's context.*backbone.architecture"):
         load_diffusion("random", replace(tiny_models.SD1, context_dim=64))
+
+
+def test_folder_of_another_vocabulary_is_named(tmp_path: Path) -> None:
+    tiny_models.save_diffusion(tiny_models.diffusion(), tmp_path)
+    with pytest.raises(WeightsError, match=f"{tmp_path}: the text encoder's vocabulary must be 512"):
+        load_diffusion(str(tmp_path), replace(tiny_models.SD1, text_vocabulary=512))
+
+
+@pytest.mark.parametrize("sizes", [{"unet_channels": (30, 64)}, {"vae_groups": 0}])
+def test_impossible_sizes_are_named(sizes: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=r"backbone.architecture: .*\S"):
+        load_diffusion("random", replace(tiny_models.SD1, **sizes))
 
 
 def test_inpainting_model_is_refused(tmp_path: Path) -> None:

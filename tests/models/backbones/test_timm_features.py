@@ -171,7 +171,7 @@ def test_simple_pyramid_is_trained_on_the_last_map(patch: int) -> None:
     of = replace(of, options={**of.options, "patch_size": patch})
     found = features(of)
     assert [(tap.name, tap.stride) for tap in found.taps] == [("block.3", patch)]
-    pyramid = of.projections(found.taps)
+    pyramid = of.projections(found)
     levels = pyramid(found(images(size)), 64)
     assert [x.shape for x in levels] == [(2, 128, 64 // s, 64 // s) for s in STRIDES]
     sum(x.square().mean() for x in levels).backward()
