@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_w
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from odise_pl.errors import SettingError
 from odise_pl.files import atomic_write
 from scripts.pretrain_toyworld.corpus import Pixels
 
@@ -59,6 +60,9 @@ def train(
         recipe: hyperparameters.
         checkpoint: state of training, saved every 100 steps, from which an interrupted run resumes.
         device: torch's name of it.
+
+    Raises:
+        SettingError: the checkpoint is of another recipe.
     """
     task.to(device)
     average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(recipe.decay))
@@ -73,6 +77,8 @@ def train(
     parts: dict[str, Any] = {"task": task, "average": average, "optimizer": optimizer, "schedule": schedule}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        if saved["recipe"] != asdict(recipe):
+            raise SettingError(f"{checkpoint} is of another recipe: delete it, or choose another --work")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     for number in range(schedule.last_epoch, recipe.steps):
@@ -87,7 +93,8 @@ def train(
         if (number + 1) % _SAVE_EVERY == 0:
             print(f"step {number + 1} of {recipe.steps}: loss {loss.item():.4f}", flush=True)
             with atomic_write(checkpoint) as file:
-                torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+                states = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({"recipe": asdict(recipe), **states}, file)
     trained: Any = average.module.cpu()
     return trained
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP, build_clip, load_clip
 from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.text_encoders import encode_prompts
@@ -129,15 +130,17 @@ class Line(nn.Module):
 def test_resumed_training_gives_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_SAVE_EVERY", 4)
 
-    def fit(name: str, fails: int = 100) -> dict[str, Tensor]:
+    def fit(name: str, fails: int = 100, lr: float = 0.1) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        recipe = Recipe(pictures=0, steps=14, batch=0, lr=0.1, cycles=2)
+        recipe = Recipe(pictures=0, steps=14, batch=0, lr=lr, cycles=2)
         batch = lambda random, number: {"points": torch.from_numpy(random.random((3, 2), np.float32))}  # noqa: E731
         return train(Line(fails), batch, recipe, tmp_path / name).state_dict()
 
     whole = fit("whole")
     with pytest.raises(KeyboardInterrupt):
         fit("stopped", fails=11)
+    with pytest.raises(SettingError, match="stopped is of another recipe"):
+        fit("stopped", lr=0.2)
     resumed = fit("stopped")
     torch.manual_seed(0)
     start = Line().state_dict()
