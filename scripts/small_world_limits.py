@@ -22,7 +22,7 @@ from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Batch, Prediction, Size, Truth
 
-CELLS = (48, 96, 192)  # of a side of a map of masks: stride 4, 2 and 1 of the 192 pixels
+CELLS = (32, 64, 128)  # of a side of a map of masks: stride 4, 2 and 1 of the 128 pixels
 _SURE = 20.0  # logit
 
 

@@ -1,4 +1,4 @@
-"""Optimisers and their schedule."""
+"""The published optimiser and its schedule."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim.muon import Muon
 from torch import nn
-from torch.optim import Optimizer
 
 from odise_pl.errors import SettingError, check_number
 
@@ -20,7 +18,7 @@ NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with a linear warm-up, and steps down or a linear decay.
+    """AdamW with a linear warm-up and steps down.
 
     Attributes:
         lr: learning rate for a global batch of ``reference_batch`` images.
@@ -29,8 +27,7 @@ class OptimizerSettings:
         clip_norm: largest norm of all gradients together.
         warmup_steps: steps until the full learning rate.
         warmup_factor: where the warm-up starts.
-        milestones: shares of the run after which the learning rate is multiplied by ``gamma``; None: it falls
-            linearly, to 0 at the end.
+        milestones: shares of the run after which the learning rate is multiplied by ``gamma``.
         gamma: see ``milestones``.
         lr_scale: factors of the learning rate of parts, by the start of their parameters' names; 0 freezes a
             part, which stays in checkpoints.
@@ -42,7 +39,7 @@ class OptimizerSettings:
     clip_norm: float = 0.01
     warmup_steps: int = 250
     warmup_factor: float = 0.067
-    milestones: Sequence[float] | None = (0.889, 0.963)
+    milestones: Sequence[float] = (0.889, 0.963)
     gamma: float = 0.1
     lr_scale: Mapping[str, float] | None = None
 
@@ -55,35 +52,8 @@ class OptimizerSettings:
         check_number("optimizer.reference_batch", self.reference_batch, 1)
         if self.lr == 0:
             raise SettingError("optimizer.lr=0 trains nothing; it must be above 0")
-        if any(not 0 < m <= 1 for m in self.milestones or ()):
-            raise SettingError(f"optimizer.milestones={list(self.milestones or ())}: shares of the run, 0..1")
-
-    def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        """The optimiser of groups of parameters; ``lr`` is of groups without their own."""
-        return torch.optim.AdamW(groups, lr=lr)
-
-
-@dataclass(frozen=True)
-class MuonSettings(OptimizerSettings):
-    """Muon for matrices and convolutions, NAdamW for other parameters: better than AdamW in short trainings.
-
-    Muon makes the momentum of a matrix orthogonal (Jordan et al., "Muon: An optimizer for hidden layers in
-    neural networks", 2024), scaled to the size of AdamW's steps (arXiv 2502.16982).
-
-    Attributes:
-        nadamw_scale: NAdamW's learning rate by Muon's.
-    """
-
-    lr: float = 1e-3
-    nadamw_scale: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("optimizer.nadamw_scale", self.nadamw_scale, whole=False)
-
-    def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        """Muon of timm."""
-        return Muon(groups, lr=lr, nesterov=True, fallback_lr_scale=self.nadamw_scale)
+        if any(not 0 < m <= 1 for m in self.milestones):
+            raise SettingError(f"optimizer.milestones={list(self.milestones)}: shares of the run, 0..1")
 
 
 def parameter_groups(
@@ -119,24 +89,23 @@ def parameter_groups(
     return groups
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, global_batch: int) -> Optimizer:
-    """The optimiser of the trainable parameters of ``model``."""
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, global_batch: int) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of ``model``."""
     groups = parameter_groups(model, settings.weight_decay, settings.lr_scale)
     lr = settings.lr * global_batch / settings.reference_batch
     # those at the full rate come first: their learning rate is the one in the log
     scaled = [group | {"lr": lr * scale} for scale in sorted(groups, reverse=True) for group in groups[scale]]
-    return settings.build(scaled, lr)
+    return torch.optim.AdamW(scaled, lr=lr)
 
 
 def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
     """Factor of the learning rate at each optimiser step of a run of ``total_steps``."""
-    drops = [round(share * total_steps) for share in settings.milestones or ()]
+    drops = [round(share * total_steps) for share in settings.milestones]
 
     def factor(step: int) -> float:
         warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
         ramp = settings.warmup_factor + (1 - settings.warmup_factor) * warm
-        linear = 1 - step / total_steps if settings.milestones is None else 1.0
-        return float(ramp * linear * settings.gamma ** sum(step >= drop for drop in drops))
+        return float(ramp * settings.gamma ** sum(step >= drop for drop in drops))
 
     return factor
 
