@@ -200,13 +200,11 @@ def test_pushed_network_is_loaded_by_its_id(run: Path, tmp_path: Path) -> None:
         assert hub.private
         assert hub.files["me/small"].keys() == {"config.json", "model.safetensors", CARD}
         hub.files["me/small"]["evil.py"] = b"raise SystemExit"
-        done = hub_run(hub.url, tmp_path / "hf", "-c", code)
-        assert done.returncode == 0, done.stderr
+        hub.files["me/other"] = {"config.json": b"{}"}
+        done = hub_run(hub.url, tmp_path / "hf", "-c", f"{code}\nSegmenter.from_pretrained('me/other')")
+        assert "DownloadError: me/other is not a network of this project" in done.stderr
         assert done.stdout.strip() == str(Segmenter.from_pretrained(run)(picture(), WORDS).prediction.best)
         assert not list((tmp_path / "hf").rglob("evil.py"))
-        hub.files["me/other"] = {"config.json": b"{}"}
-        done = hub_run(hub.url, tmp_path / "hf", "-c", code.replace("me/small", "me/other"))
-        assert "DownloadError: me/other is not a network of this project" in done.stderr
     # without the server, from the cache
     done = hub_run(hub.url, tmp_path / "hf", "-c", code)
     assert done.returncode == 0, done.stderr
