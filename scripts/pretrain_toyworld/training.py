@@ -77,7 +77,7 @@ def train(
     parts: dict[str, Any] = {"task": task, "average": average, "optimizer": optimizer, "schedule": schedule}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["recipe"] != asdict(recipe):
+        if saved.get("recipe") != asdict(recipe):
             raise SettingError(f"{checkpoint} is of another recipe: delete it, or choose another --work")
         for name, part in parts.items():
             part.load_state_dict(saved[name])

@@ -16,7 +16,7 @@ from diffusers.loaders import single_file_utils as ldm
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from odise_pl.errors import SettingError, UserError
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
@@ -81,9 +81,7 @@ def load_diffusion(
             raise WeightsError(
                 f"no weights of a diffusion model at {weights}; give a file, a diffusers folder or a hub id"
             )
-    except UserError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:  # of diffusers, transformers
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # of diffusers and transformers
         raise SettingError(f"backbone.architecture: no network has these sizes: {error}") from error
     _check_fit(models, weights, architecture)
     return models if unet is None else _with_unet(models, unet, mapped)

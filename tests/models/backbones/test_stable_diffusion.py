@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
+from odise_pl.models.backbones import diffusion_weights
 from odise_pl.models.backbones.clip import CLIPArchitecture, build_clip
 from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, build_diffusion
@@ -60,6 +61,15 @@ def test_folder_of_another_vocabulary_is_named(tmp_path: Path) -> None:
 def test_impossible_sizes_are_named(sizes: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=r"backbone.architecture: .*\S"):
         load_diffusion("random", replace(tiny_models.SD1, **sizes))
+
+
+def test_lack_of_memory_is_not_blamed_on_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(diffusion_weights, "build_diffusion", fail)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        load_diffusion("random", tiny_models.SD1)
 
 
 def test_inpainting_model_is_refused(tmp_path: Path) -> None:
