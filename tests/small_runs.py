@@ -39,7 +39,7 @@ def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
 def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
     """Train a step, resume for another, evaluate; returns the names of the weights in the checkpoint."""
     run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
-    settings = [*SMALL, *settings, *QUICK, f"data.train={shards}", f"data.val={shards}"]
+    settings = [*SMALL, *QUICK, *settings, f"data.train={shards}", f"data.val={shards}"]
     train(composed("train", run, [*settings, "trainer.max_steps=1"]))
     first = read_checkpoint(last)
     train(composed("train", run, [*settings, "trainer.max_steps=2", "ckpt=last"]))

@@ -26,8 +26,9 @@ from odise_pl.models.build import (
     build_odise,
     implicit_captioner,
 )
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings, Odise
+from odise_pl.models.odise import Odise
 from odise_pl.vocabulary import Category, Vocabulary
 
 _SIZES: dict[str, Any] = {

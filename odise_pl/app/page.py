@@ -16,7 +16,7 @@ from odise_pl.app.examples import paint_examples
 from odise_pl.app.inputs import read_picture, read_words
 from odise_pl.app.viewer import render
 from odise_pl.errors import SettingError, UserError
-from odise_pl.models.odise import MODES
+from odise_pl.models.classifiers.fusion import MODES
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.prediction.segmenter import Segmenter
 

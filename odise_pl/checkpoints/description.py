@@ -28,13 +28,15 @@ TARGETS = frozenset(
         "odise_pl.models.build.BackboneSettings",
         "odise_pl.models.build.TimmSettings",
         "odise_pl.models.build.JointSettings",
+        "odise_pl.models.build.ClipFeatureSettings",
         "odise_pl.models.build.ClipSettings",
         *(
             f"odise_pl.models.build.{kind}_captioner"
             for kind in ("implicit", "empty", "heuristic", "blip", "none")
         ),
         "odise_pl.models.inference.InferenceSettings",
-        "odise_pl.models.odise.ClassifierSettings",
+        "odise_pl.models.build.ClassifierSettings",
+        "odise_pl.models.odise.ClassifierSettings",  # of earlier versions
         "odise_pl.models.backbones.stable_diffusion.DiffusionArchitecture",
         "odise_pl.models.backbones.text_encoders.TextArchitecture",
         "odise_pl.models.backbones.clip.CLIPArchitecture",
@@ -241,7 +243,7 @@ _SECTIONS = ("model", "fusion", "backbone", "clip", "captioner")
 _EARLIER_REFERENCE = re.compile(rf"\$\{{(?:{'|'.join(('paths', 'classifier', *_SECTIONS))})(?:\.\w+)*\}}")
 _FUSION = ("seen_share", "unseen_share", "mask_prompt", "clip_prompt")
 _CLASSIFIER = {
-    "_target_": "odise_pl.models.odise.ClassifierSettings",
+    "_target_": "odise_pl.models.build.ClassifierSettings",
     "mode": "both",
     **{key: f"${{fusion.{key}}}" for key in _FUSION},
 }

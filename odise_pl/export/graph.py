@@ -76,8 +76,8 @@ class NetworkGraph(nn.Module):
         height, width = self.size
         shapes = [(3, height, width)]
         if self.head_only:
-            channels = self.model.backbone.pyramid.channels
-            shapes = [(channels, height // s, width // s) for s in STRIDES]
+            levels = zip(self.model.backbone.pyramid.channels, STRIDES, strict=True)
+            shapes = [(channels, height // s, width // s) for channels, s in levels]
         images = tuple(torch.zeros(1, *shape) for shape in shapes)
         return images, () if self.classes else text_inputs(classes)
 

@@ -110,6 +110,14 @@ WEIGHTS = {
         1.7,
         "clip=vit_l14_336",
     ),
+    "clip-convnext-l": Weights(
+        "convnext_large_d_320.safetensors",
+        "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
+        "MIT",
+        1.4,
+        "clip=convnext_l_320",
+        file="open_clip_model.safetensors",
+    ),
     "blip": Weights(
         "blip-image-captioning-base",
         "Salesforce/blip-image-captioning-base",

@@ -5,6 +5,7 @@ Configurations and checkpoints refer to the settings of all parts through this m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from odise_pl.errors import SettingError, check_number
@@ -17,19 +18,23 @@ from odise_pl.models.backbones.captioner_settings import (
     none_captioner,
 )
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_clip
+from odise_pl.models.backbones.clip_features import ClipFeatureSettings
 from odise_pl.models.backbones.diffusion_settings import BackboneSettings
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.models.backbones.timm_features import TimmSettings
-from odise_pl.models.classifiers import TextProjection
+from odise_pl.models.classifiers.fusion import ClassifierSettings
+from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.memory import keep_freed_memory
-from odise_pl.models.odise import ClassifierSettings, Odise
+from odise_pl.models.odise import Odise
 
 __all__ = [
     "BackboneSettings",
+    "ClassifierSettings",
+    "ClipFeatureSettings",
     "ClipSettings",
     "HeadSettings",
     "JointSettings",
@@ -67,7 +72,7 @@ class HeadSettings:
     Attributes:
         channels: width of both decoders.
         mask_channels: width of the mask features.
-        embed_dim: width in which masks are compared with names.
+        embed_dim: width in which masks are compared with names; None: CLIP's, without a projection of names.
         pixel_feedforward: width of the pixel decoder's feed-forward nets.
         pixel_layers: layers of the pixel decoder.
         queries: masks per image.
@@ -78,7 +83,7 @@ class HeadSettings:
 
     channels: int = 256
     mask_channels: int = 256
-    embed_dim: int = 256
+    embed_dim: int | None = 256
     pixel_feedforward: int = 1024
     pixel_layers: int = 6
     queries: int = 100
@@ -88,20 +93,21 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            check_number(f"model.head.{name}", value, 1)
+            if value is not None:
+                check_number(f"model.head.{name}", value, 1)
         if self.channels % 32 or self.channels % self.heads:
             raise SettingError(
                 f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
             )
 
-    def pixel_decoder(self, in_channels: int) -> PixelDecoder:
+    def pixel_decoder(self, in_channels: Sequence[int]) -> PixelDecoder:
         """The pixel decoder for a pyramid of ``in_channels``."""
         sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
         return PixelDecoder(in_channels, *sizes)
 
-    def mask_decoder(self, object_head: bool) -> MaskDecoder:
-        """The mask decoder; ``object_head`` for the caption model."""
-        widths = (self.channels, self.mask_channels, self.embed_dim)
+    def mask_decoder(self, text_dim: int, object_head: bool) -> MaskDecoder:
+        """The mask decoder; ``text_dim`` is the width of CLIP, ``object_head`` is for the caption model."""
+        widths = (self.channels, self.mask_channels, self.embed_dim or text_dim)
         return MaskDecoder(*widths, self.queries, self.layers, self.heads, self.feedforward, object_head)
 
 
@@ -135,11 +141,13 @@ def build_odise(
     keep_freed_memory()
     caption = supervision == "caption"
     frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped))
+    _check_regions(frozen_clip, classifier)
     null_embed = None if caption else frozen_clip.encode_text([""])
+    features = backbone.build(frozen_clip, captioner, mapped)
     network = Odise(
-        backbone.build(frozen_clip, captioner, mapped),
-        head.pixel_decoder(backbone.channels),
-        head.mask_decoder(object_head=caption),
+        features,
+        head.pixel_decoder(features.pyramid.channels),
+        head.mask_decoder(frozen_clip.embed_dim, object_head=caption),
         TextProjection(frozen_clip.embed_dim, head.embed_dim, null_embed),
         frozen_clip,
         classifier,
@@ -148,3 +156,10 @@ def build_odise(
     )
     network.mapped = mapped
     return network
+
+
+def _check_regions(clip: FrozenCLIP, classifier: ClassifierSettings) -> None:
+    needed = {"masked": False, "pooled": True}.get(classifier.regions, clip.convolutional)
+    if needed != clip.convolutional and classifier.mode != "diffusion":
+        kind = "convolutional network" if clip.convolutional else "ViT"
+        raise SettingError(f"fusion.regions={classifier.regions} does not fit a CLIP that is a {kind}")

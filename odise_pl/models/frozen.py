@@ -38,3 +38,9 @@ def outermost(modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) 
             yield module
         else:
             yield from outermost(module.children(), kinds)
+
+
+def inner_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The residual blocks of a network of timm, which keeps them in lists of this name; ResNets have none."""
+    for name, child in module.named_children():
+        yield from child.children() if name == "blocks" else inner_blocks(child)

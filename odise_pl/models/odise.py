@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.text_cache import TextCache
-from odise_pl.models.classifiers import (
-    TextProjection,
-    cosine_logits,
-    fuse,
-    max_over_synonyms,
-    resize_to_square,
-    visible_patches,
+from odise_pl.models.classifiers.fusion import (
+    RULES,
+    ClassifierSettings,
+    Scores,
+    adjust_no_object,
     with_no_object,
 )
+from odise_pl.models.classifiers.regions import REGIONS, Regions
+from odise_pl.models.classifiers.text import TextProjection, cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
@@ -30,36 +29,7 @@ from odise_pl.structures import MaskPredictions, Size, TensorStruct
 from odise_pl.vocabulary import Vocabulary
 
 CANVAS_MULTIPLE = 64
-MODES = ("both", "diffusion", "discriminative")
 WORD_PROMPT = "a photo of a {}."
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """Class scoring at inference (section 3.5 of the paper).
-
-    Attributes:
-        mode: ``diffusion`` scores, ``discriminative`` (masked CLIP) scores, or ``both`` fused.
-        seen_share: exponent of CLIP for classes that share a name with a training class (alpha).
-        unseen_share: exponent of CLIP for all other classes (beta).
-        mask_prompt: prompt of class names for the mask embeddings; ``{}`` is the name.
-        clip_prompt: prompt of class names for masked CLIP.
-    """
-
-    mode: str = "both"
-    seen_share: float = 0.3
-    unseen_share: float = 0.7
-    mask_prompt: str = "{}"
-    clip_prompt: str = "a photo of a {}."
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise SettingError(f"classifier.mode={self.mode}: choose one of {', '.join(MODES)}")
-        check_number("fusion.seen_share", self.seen_share, 0, whole=False, most=1)
-        check_number("fusion.unseen_share", self.unseen_share, 0, whole=False, most=1)
-        for name in ("mask_prompt", "clip_prompt"):
-            if "{}" not in getattr(self, name):
-                raise SettingError(f"fusion.{name}={getattr(self, name)!r} needs {{}} for the class name")
 
 
 @dataclass(frozen=True)
@@ -82,12 +52,14 @@ class InferenceClasses(TensorStruct):
         clip_text: names for masked CLIP.
         clip_share: [K], exponent of CLIP's probabilities.
         isthing: one flag per class.
+        seen: bool [K], whether a class shares a name with a training class; None if no rule needs to know.
     """
 
     mask_text: TextClasses
     clip_text: TextClasses
     clip_share: Tensor
     isthing: tuple[bool, ...]
+    seen: Tensor | None = None
 
 
 class Odise(nn.Module):
@@ -134,7 +106,11 @@ class Odise(nn.Module):
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
             captions: one precomputed caption per image, for captioners that use them.
         """
-        return self.mask_decoder(self.pixel_decoder(self.backbone(images, captions)))
+        pyramid = self.backbone(images, captions)
+        outputs = self.mask_decoder(self.pixel_decoder(pyramid))
+        if self.backbone.gives_clip_map:
+            outputs[-1] = replace(outputs[-1], clip_map=pyramid[-1])
+        return outputs
 
     def forward(
         self, images: Tensor, classes: TextClasses, captions: Captions = None
@@ -156,12 +132,32 @@ class Odise(nn.Module):
     def _mask_class_logits(self, output: DecoderOutput, classes: TextClasses) -> Tensor:
         return self.text_projection(output.mask_embed, classes.embeddings, classes.counts, output.logit_scale)
 
-    def encode_classes(self, labels: Sequence[Sequence[str]], prompt: str = "{}") -> TextClasses:
-        """Embed every name of each class in ``prompt``, in full precision."""
-        texts = [prompt.replace("{}", name) for names in labels for name in names]
+    def encode_classes(
+        self, labels: Sequence[Sequence[str]], prompt: str | Sequence[str] = "{}", mean: bool = False
+    ) -> TextClasses:
+        """Embed every name of each class, in full precision.
+
+        Args:
+            labels: names of each class.
+            prompt: with ``{}`` for the name; of several, the mean of the normalised embeddings is returned.
+            mean: return the mean of the normalised embeddings of a class's names instead of all of them.
+        """
+        counts = tuple(len(names) for names in labels)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        texts = [prompt.replace("{}", name) for prompt in prompts for names in labels for name in names]
         with torch.autocast(self.clip.mean.device.type, enabled=False):
             embeddings = self.clip.encode_text(texts)
-        return TextClasses(embeddings, tuple(len(names) for names in labels))
+            if not isinstance(prompt, str):
+                embeddings = F.normalize(embeddings, dim=-1).unflatten(0, (len(prompts), -1)).mean(0)
+            if mean:
+                of_classes = F.normalize(embeddings, dim=-1).split(counts)
+                return TextClasses(torch.stack([names.mean(0) for names in of_classes]), (1,) * len(counts))
+        return TextClasses(embeddings, counts)
+
+    def encode_names(self, vocabulary: Vocabulary) -> TextClasses:
+        """Embed the names of a vocabulary as the trained head reads them."""
+        settings = self.classifier
+        return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
         """Embed each image's caption words in the space of the mask embeddings.
@@ -186,16 +182,19 @@ class Odise(nn.Module):
 
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
         """Embed a vocabulary for :meth:`predict`; classes that share a name with ``training`` are seen."""
-        seen = vocabulary.overlap(training) if training else (False,) * len(vocabulary)
-        settings = self.classifier
-        mask_text = self.encode_classes(vocabulary.labels, settings.mask_prompt)
+        seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
+        settings, mask_text = self.classifier, self.encode_names(vocabulary)
         same = settings.clip_prompt == settings.mask_prompt
-        share = torch.tensor([settings.seen_share if s else settings.unseen_share for s in seen])
+        share = torch.where(seen, settings.seen_share, settings.unseen_share)
+        device = self.clip.mean.device
         return InferenceClasses(
             mask_text,
-            mask_text if same else self.encode_classes(vocabulary.labels, settings.clip_prompt),
-            share.to(self.clip.mean.device),
+            mask_text
+            if same
+            else self.encode_classes(vocabulary.labels, settings.clip_prompt, settings.mean_of_names),
+            share.to(device),
             vocabulary.isthing,
+            seen.to(device),
         )
 
     @torch.no_grad()
@@ -235,39 +234,37 @@ class Odise(nn.Module):
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]
-        if self.classifier.mode == "diffusion":
+        settings, share = self.classifier, classes.clip_share
+        if settings.mode == "diffusion":
             return with_no_object(logits.softmax(-1), no_object)
-        share = classes.clip_share
-        if self.classifier.mode == "discriminative":
+        if settings.mode == "discriminative":
             share = torch.ones_like(share)
-        clip_logits = self._clip_class_logits(output.mask_logits, images, valid_sizes, classes.clip_text)
-        return with_no_object(fuse(logits, clip_logits, share), no_object)
+        clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
+        no_object = adjust_no_object(no_object, clip_logits, settings.objectness_share)
+        return RULES[settings.rule](Scores(logits, no_object, clip_logits, share, classes.seen))
 
     def _clip_class_logits(
-        self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
+        self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
     ) -> Tensor:
-        embeddings = self._clip_mask_embeddings(mask_logits, images, valid_sizes)
+        embeddings = self.embed_regions(output.mask_logits, images, valid_sizes, output.clip_map)
         scale = self.clip.model.logit_scale.exp().clamp(max=100)
         return max_over_synonyms(cosine_logits(embeddings, text.embeddings, scale), text.counts)
 
-    def _clip_mask_embeddings(
-        self, mask_logits: Tensor, images: Tensor, valid_sizes: Sequence[Size]
+    def embed_regions(
+        self,
+        mask_logits: Tensor,
+        images: Tensor,
+        valid_sizes: Sequence[Size],
+        clip_map: Tensor | None = None,
     ) -> Tensor:
-        size, canvas = self.clip.image_size, images.shape[-2:]
-        views = shown = list(valid_sizes)
+        """CLIP's embeddings [B, Q, D] of masks [B, Q, h, w], not normalised; see :class:`Regions`."""
+        canvas, views = (images.shape[2], images.shape[3]), list(valid_sizes)
+        mask_views = views
         if self.published_quirks:
             high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
-            views, shown = [(high, wide)] * len(images), [(canvas[0], canvas[1])] * len(images)
-        squashed = [
-            resize_to_square(image[None, :, :h, :w], (1.0, 1.0), size)
-            for image, (h, w) in zip(images, views, strict=True)
-        ]
-        masks = [
-            resize_to_square(mask[None], (h / canvas[0], w / canvas[1]), size)
-            for mask, (h, w) in zip(mask_logits, shown, strict=True)
-        ]
-        visible = visible_patches(torch.cat(masks), self.clip.patch_size)
-        return self.clip.encode_masks(self.clip.normalize(torch.cat(squashed)), visible)
+            views, mask_views = [(high, wide)] * len(images), [canvas] * len(images)
+        regions = Regions(images, views, mask_logits, mask_views, clip_map)
+        return REGIONS[self.classifier.regions](self.clip, regions, self.classifier.crop_threshold)
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:

@@ -24,7 +24,6 @@ from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise, pad_images
 from odise_pl.prediction.inputs import ImageSource, Words, load_image, load_words
 from odise_pl.prediction.segmentation import Segmentation
-from odise_pl.prediction.templates import embed_vocabulary
 from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.runs.console import no_progress_bars
@@ -143,7 +142,7 @@ class Segmenter:
                 averaged. Default: the network's own.
             object_threshold, overlap_threshold: see :class:`~odise_pl.models.inference.InferenceSettings`.
             classifier: ``both``, ``diffusion`` or ``discriminative``; see
-                :class:`~odise_pl.models.odise.ClassifierSettings`. None: the network's own, as above.
+                :class:`~odise_pl.models.classifiers.fusion.ClassifierSettings`. Default: the network's own.
 
         Raises:
             VocabularyError: there are no words, or duplicates.
@@ -151,11 +150,13 @@ class Segmenter:
             DataError: an image cannot be read as RGB.
             SettingError: another argument is invalid.
         """
-        thresholds = {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold}
-        model = self._with(classifier, {key: value for key, value in thresholds.items() if value is not None})
+        model = self._with(
+            {"mode": classifier, "clip_prompt": _prompts(templates)},
+            {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold},
+        )
         vocabulary, everything = load_words(words, other)
         pictures = [load_image(one) for one in (image if isinstance(image, list) else [image])]
-        classes = self._embed(everything, [templates] if isinstance(templates, str) else templates)
+        classes = self._embed(model, everything)
         predictions = self._predict(model, pictures, classes)
         found = [
             Segmentation(picture, vocabulary, prediction.to("cpu"))
@@ -163,18 +164,18 @@ class Segmenter:
         ]
         return found if isinstance(image, list) else found[0]
 
-    def _with(self, classifier: str | None, thresholds: Mapping[str, Any]) -> Odise:
-        """A network of the same weights with other settings; other threads keep theirs."""
+    def _with(self, classifier: Mapping[str, Any], thresholds: Mapping[str, Any]) -> Odise:
+        """A network of the same weights with other settings, except for None; other threads keep theirs."""
         model = copy.copy(self.model)
-        model.inference = replace(model.inference, **thresholds)
-        model.classifier = replace(model.classifier, mode=classifier or model.classifier.mode)
+        model.classifier = replace(model.classifier, **_given(classifier))
+        model.inference = replace(model.inference, **_given(thresholds))
         return model
 
-    def _embed(self, vocabulary: Vocabulary, templates: Sequence[str]) -> InferenceClasses:
-        key = (vocabulary, tuple(templates), self.model.clip.mean.device)
+    def _embed(self, model: Odise, vocabulary: Vocabulary) -> InferenceClasses:
+        key = (vocabulary, repr(model.classifier.clip_prompt), model.clip.mean.device)
         classes = self._classes.get(key)
         if classes is None:
-            classes = embed_vocabulary(self.model, vocabulary, self.training, templates)
+            classes = model.prepare(vocabulary, self.training)
             self._classes.clear()
             self._classes[key] = classes
         return classes
@@ -226,6 +227,19 @@ def _refuse_unknown(changes: Mapping[str, Any]) -> None:
                 f"{key}: not a setting of the network; examples are clip.weights, classifier.mode, "
                 "model.inference.object_threshold, paths.weights"
             )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _prompts(templates: str | Sequence[str]) -> tuple[str, ...] | None:
+    """Templates as prompts; None for none."""
+    prompts = (templates,) if isinstance(templates, str) else tuple(templates)
+    for prompt in prompts:
+        if "{}" not in prompt:
+            raise SettingError(f"templates: {prompt!r} needs {{}} for the class name")
+    return prompts or None
 
 
 def _device(name: str) -> str:

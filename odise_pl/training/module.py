@@ -152,7 +152,7 @@ class OdiseModule(lightning.LightningModule):
     def training_classes(self) -> TextClasses:
         """Embedded names of the training classes, computed once, on the device that trains."""
         if self._training_classes is None or self._training_classes.embeddings.device != self.device:
-            self._training_classes = self.model.encode_classes(self.vocabulary.labels)
+            self._training_classes = self.model.encode_names(self.vocabulary)
         return self._training_classes
 
     def uniform(self, batch_idx: int) -> Uniform:

@@ -22,7 +22,7 @@ from odise_pl.models.backbones.clip import FrozenCLIP, load_clip
 from odise_pl.models.backbones.diffusion_weights import load_diffusion, load_network
 from odise_pl.models.backbones.stable_diffusion import DiffusionModels
 from odise_pl.models.backbones.text_encoders import encode_prompts
-from odise_pl.models.classifiers import visible_patches
+from odise_pl.models.classifiers.regions import visible_patches
 from odise_pl.toyworld.scene import Placed, Scene, paint_scene
 from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.structures import PanopticSegmentation, Segment
 from odise_pl.vocabulary import Vocabulary, load_vocabulary

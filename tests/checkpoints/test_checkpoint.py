@@ -26,8 +26,9 @@ from odise_pl.models.build import (
     build_odise,
     implicit_captioner,
 )
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings, Odise
+from odise_pl.models.odise import Odise
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.training.module import OdiseModule
 from odise_pl.training.optimization import OptimizerSettings

@@ -23,9 +23,9 @@ from odise_pl.export.graph import NetworkGraph, text_inputs
 from odise_pl.export.onnx import export, export_embeddings, export_network
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings, resize_masks
 from odise_pl.models.inference import panoptic as torch_panoptic
-from odise_pl.models.odise import ClassifierSettings
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.vocabulary import load_vocabulary
 

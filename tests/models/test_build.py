@@ -18,8 +18,8 @@ from odise_pl.models.build import (
     heuristic_captioner,
     implicit_captioner,
 )
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings
 
 
 def test_published_model_sizes() -> None:

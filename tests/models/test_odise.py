@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.classifiers import fuse, max_over_synonyms
+from odise_pl.models.classifiers.fusion import ClassifierSettings, fuse
+from odise_pl.models.classifiers.text import max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings, Odise, pad_images
+from odise_pl.models.odise import Odise, pad_images
 from odise_pl.structures import Prediction
 
 VOCABULARY = tiny_models.vocabulary(("dog", "puppy"), ("a {} b",), ("sky", "clouds", "heaven"), things=1)
@@ -144,7 +145,7 @@ def test_published_quirks_only_matter_with_padding() -> None:
     output = decoded(ours, images)
     one, other = (network.classify(output, images, sizes, classes) for network in (published, ours))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    one, other = (n._clip_mask_embeddings(output.mask_logits, images, [(40, 70)]) for n in (published, ours))
+    one, other = (network.classify(output, images, [(40, 70)], classes) for network in (published, ours))
     assert wide(one - other) > 1e-3
 
 
@@ -157,8 +158,8 @@ def test_masked_clip_ignores_padding() -> None:
     # in the padding, masks repeat the edge of the image
     padded = F.pad(masks, (0, 16, 0, 16), mode="replicate")
     torch.testing.assert_close(
-        network._clip_mask_embeddings(masks, small, sizes),
-        network._clip_mask_embeddings(padded, large, sizes),
+        network.embed_regions(masks, small, sizes),
+        network.embed_regions(padded, large, sizes),
     )
 
 
@@ -211,3 +212,23 @@ def test_pad_images() -> None:
 def test_invalid_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassifierSettings(**settings)
+
+
+def test_several_prompts_and_names_are_averaged() -> None:
+    network, prompts = model(), ("a {}.", "the {} there")
+    labels = (("dog", "puppy"), ("sky",))
+    unit = {
+        name: torch.stack(
+            [F.normalize(network.clip.encode_text([p.replace("{}", name)])[0], dim=0) for p in prompts]
+        )
+        for names in labels
+        for name in names
+    }
+    classes = network.encode_classes(labels, prompts)
+    assert classes.counts == (2, 1)
+    expected = torch.stack([unit[name].mean(0) for name in ("dog", "puppy", "sky")])
+    torch.testing.assert_close(classes.embeddings, expected)
+    mean = network.encode_classes(labels, prompts, mean=True)
+    assert mean.counts == (1, 1)
+    normed = F.normalize(expected, dim=1)
+    torch.testing.assert_close(mean.embeddings, torch.stack([normed[:2].mean(0), normed[2]]))

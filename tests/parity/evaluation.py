@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from odise_pl.models.classifiers import cosine_logits, fuse, max_over_synonyms, with_no_object
+from odise_pl.models.classifiers.fusion import fuse, with_no_object
+from odise_pl.models.classifiers.text import cosine_logits, max_over_synonyms
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
 from tests.parity.checks import FLIPPED, FLIPPED_RESULTS, STAGE, Check, compare, worst
 from tests.parity.features import Evaluation, feature_checks, window_checks
@@ -133,7 +134,7 @@ def _clip_checks(run: Evaluation) -> list[Check]:
     checks = compare("image for masked CLIP", images[..., :high, :wide], recorded)
     masks = _recorded_masks(run)
     if masks is not None:
-        embed = run.model._clip_mask_embeddings(masks, images, sizes)
+        embed = run.model.embed_regions(masks, images, sizes)
         recorded = run.held(CLIP_HEAD + "get_mask_embed/0/mask_embed")
         checks += compare("masked CLIP (recorded masks)", embed, recorded)
     held, text = run.held(CLIP_HEAD + "pred_logits/0/mask_embed"), run.classes.clip_text

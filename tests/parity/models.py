@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from odise_pl.checkpoints.official_names import to_official, to_ours
 from odise_pl.checkpoints.weights import is_official, load_trainable_state, load_weights, trainable_parameters
 from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import ClassifierSettings, Odise
+from odise_pl.models.odise import Odise
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.vocabulary import Category, Vocabulary
 from tests.parity.predictions import RecordedThresholds

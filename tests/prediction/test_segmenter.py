@@ -319,7 +319,7 @@ def test_name_embeddings_are_cached(
     segmenter, image, counts = Segmenter.from_pretrained(network), read_image(photos[0]), list[int]()
     encode = Odise.encode_classes
     monkeypatch.setattr(
-        Odise, "encode_classes", lambda model, x, prompt: counts.append(len(x)) or encode(model, x, prompt)
+        Odise, "encode_classes", lambda model, x, *rest: counts.append(len(x)) or encode(model, x, *rest)
     )
     for names in (NAMES, NAMES, ["ball", "box"], NAMES):
         assert int(segmenter(image, names).prediction.semantic.max()) < len(names)

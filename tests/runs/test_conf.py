@@ -42,17 +42,20 @@ def targets(node: Any) -> Iterator[DictConfig]:
 def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     if choice in ("logger=wandb", "logger=mlflow"):
         pytest.importorskip(choice.partition("=")[2])
-    own_sizes = choice in ("experiment=laptop", "experiment=overfit")
+    own_sizes = choice in ("experiment=laptop", "experiment=overfit", "backbone=clip")
     toy = choice == "experiment=toy"
     small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
     if choice == "backbone=two":
         small = ("backbone@backbone.first=tiny", "backbone@backbone.second=timm")
+    small = ("clip.weights=random",) if choice.startswith("method=") else small  # they choose their parts
     config = composed(tmp_path, *small, choice)
     group = choice.partition("=")[0]
     sections = {
         "loading": ("data",),
         "model": ("model", "criterion", "grounding"),
         "vocabulary": (),
+        "prompts": ("classifier",),
+        "method": ("criterion", "grounding"),
         "experiment": tuple(config),
     }
     nodes = [config[name] for name in sections.get(group, (group,))]

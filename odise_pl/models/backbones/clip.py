@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
-from odise_pl.models.frozen import Frozen, copy_to_memory
+from odise_pl.models.frozen import Frozen, copy_to_memory, inner_blocks
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,6 +40,8 @@ class CLIPArchitecture:
         quick_gelu: OpenAI's activation instead of GELU.
         text_vocabulary: token embeddings, see :func:`~odise_pl.models.backbones.tokens.tokenizer`.
         text_length: tokens that a text is cut to.
+        trunk: timm's name of a convolutional network in place of the ViT; the sizes of the ViT are unused.
+        trunk_head: of the convolutional network: ``mlp`` or ``linear``.
     """
 
     image_size: int = 336
@@ -53,12 +56,17 @@ class CLIPArchitecture:
     quick_gelu: bool = True
     text_vocabulary: int = VOCABULARY
     text_length: int = 77
+    trunk: str = ""
+    trunk_head: str = "mlp"
 
 
 def build_clip(a: CLIPArchitecture) -> open_clip.CLIP:
     """An open_clip model with random weights."""
-    vision = {"image_size": a.image_size, "patch_size": a.patch_size, "width": a.vision_width,
+    vision: dict[str, Any] = {"image_size": a.image_size, "patch_size": a.patch_size, "width": a.vision_width,
               "layers": a.vision_layers, "head_width": a.vision_head_width}  # fmt: skip
+    if a.trunk:
+        vision = {"image_size": a.image_size, "timm_model_name": a.trunk, "timm_pool": "",
+                  "timm_proj": a.trunk_head, "timm_drop": 0.0}  # fmt: skip
     text = {"width": a.text_width, "layers": a.text_layers, "heads": a.text_heads,
             "vocab_size": a.text_vocabulary, "context_length": a.text_length}  # fmt: skip
     return open_clip.CLIP(a.embed_dim, vision, text, quick_gelu=a.quick_gelu)
@@ -104,7 +112,8 @@ class FrozenCLIP(Frozen):
     """CLIP with all weights frozen, always in eval mode.
 
     Args:
-        model: an open_clip model with a class token.
+        model: an open_clip model; its image encoder is a ViT with a class token, or a convolutional network
+            of timm.
     """
 
     mean: Tensor
@@ -123,6 +132,11 @@ class FrozenCLIP(Frozen):
         return int(self.model.visual.image_size[0])
 
     @property
+    def convolutional(self) -> bool:
+        """Whether the image encoder is a convolutional network, which takes images of any size."""
+        return hasattr(self.model.visual, "trunk")
+
+    @property
     def patch_size(self) -> int:
         return int(self.model.visual.patch_size[0])
 
@@ -133,7 +147,8 @@ class FrozenCLIP(Frozen):
 
     def blocks(self) -> Iterable[nn.Module]:
         """Parts of the image encoder that are called as a whole; sharding gathers one at a time."""
-        return self.model.visual.transformer.resblocks.children()
+        visual = self.model.visual
+        return inner_blocks(visual.trunk) if self.convolutional else visual.transformer.resblocks.children()
 
     def normalize(self, images: Tensor) -> Tensor:
         """CLIP's mean and standard deviation, for images [N, 3, H, W] in 0..1."""
@@ -151,8 +166,27 @@ class FrozenCLIP(Frozen):
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings [N, embed_dim], not normalised, of images [N, 3, H, W] in 0..1."""
-        features: Tensor = self.model.encode_image(self.preprocess(images))
+        return self.encode_normalized(self.preprocess(images))
+
+    @torch.no_grad()
+    def encode_normalized(self, images: Tensor) -> Tensor:
+        """Embeddings [N, embed_dim], not normalised, of normalised images [N, 3, S, S] at CLIP's size."""
+        features: Tensor = self.model.encode_image(images)
         return features
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Maps of a convolutional image encoder for images [N, 3, H, W] in 0..1: strides 4, 8, 16 and 32."""
+        maps: list[Tensor] = self.model.visual.trunk.forward_intermediates(
+            self.normalize(images), intermediates_only=True
+        )
+        return [one.contiguous() for one in maps]
+
+    def encode_pooled(self, features: Tensor) -> Tensor:
+        """Embeddings [B, Q, embed_dim] of means [B, Q, C] of a convolutional encoder's last map."""
+        visual = self.model.visual
+        pooled = visual.trunk.forward_head(features.flatten(0, 1)[..., None, None])
+        embeddings: Tensor = visual.head(pooled).unflatten(0, features.shape[:2])
+        return embeddings
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:

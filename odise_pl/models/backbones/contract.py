@@ -72,14 +72,24 @@ class Condition:
 
 
 class Features(Frozen, ABC):
-    """Feature maps of a frozen network; end the constructor with :meth:`freeze`.
+    """Feature maps of a network; end the constructor with :meth:`freeze`.
+
+    A network that is trained nevertheless stays in eval mode: statistics of batch norms keep their values,
+    and nothing is dropped.
 
     Attributes:
         fixed_size: whether all inputs must be squares of the size that the network was built for; else sides
             are any multiples of :attr:`input_multiple`.
+        is_clip: whether the maps are those of the shared CLIP.
     """
 
     fixed_size: bool = False
+    is_clip: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether any weight is trained."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
     @abstractmethod
@@ -105,11 +115,12 @@ class Features(Frozen, ABC):
         """Maps of all taps.
 
         Args:
-            images: [N, 3, S, S] in 0..1; the network's own normalisation is done here.
+            images: [N, 3, S, S] in 0..1, or [N, 3, H, W] unless :attr:`fixed_size`; the network's own
+                normalisation is done here.
             conditioning: of a network that has a :class:`Condition`; gradients flow to it. Others get None
                 and run without gradients.
 
         Returns:
-            one map per tap, [N, tap.channels, side, side]; the pyramid resizes maps whose side is not
+            one map per tap, [N, tap.channels, h, w]; the pyramid resizes maps whose side is not
             S / tap.stride.
         """

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.contract import Tap
+from odise_pl.structures import Size
 
 STRIDES = (4, 8, 16, 32)
 
@@ -50,23 +51,23 @@ class Pyramid(nn.Module, ABC):
     """Trained modules that make a pyramid of the maps of frozen networks.
 
     Attributes:
-        channels: width of the pyramid.
+        channels: widths of s2, s3, s4, s5.
         maps: number of maps that it takes.
     """
 
-    channels: int
+    channels: list[int]
     maps: int
 
     @abstractmethod
-    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
         """Project the maps and sum those of a stride.
 
         Args:
             features: one map per tap.
-            window: side of the windows in image pixels, before they were resized for the frozen network.
+            size: of the windows in image pixels, before they were resized for the frozen network.
 
         Returns:
-            [N, channels, window / s, window / s] for s in 4, 8, 16, 32.
+            [N, channels, height / s, width / s] for s in 4, 8, 16, 32.
         """
 
 
@@ -90,17 +91,17 @@ class FeaturePyramid(Pyramid):
             )
         if channels % (32 * reduction):
             raise SettingError(f"backbone.channels={channels} must be a multiple of {32 * reduction}")
-        self.channels, self.maps = channels, len(taps)
+        self.channels, self.maps = [channels] * len(STRIDES), len(taps)
         self.projections = nn.ModuleList(
             Bottleneck(tap.channels, channels, channels // reduction) for tap in taps
         )
 
-    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
         """See :class:`Pyramid`."""
         levels: dict[int, Tensor] = {}
         kinds = zip(self.strides, self.pooled, strict=True)
         for feature, (stride, pooled), projection in zip(features, kinds, self.projections, strict=True):
-            projected = projection(_resize(feature, window // stride, pooled))
+            projected = projection(_resize(feature, (size[0] // stride, size[1] // stride), pooled))
             levels[stride] = levels[stride] + projected if stride in levels else projected
         return [levels[stride] for stride in STRIDES]
 
@@ -122,9 +123,34 @@ class SimplePyramid(FeaturePyramid):
         self.maps = 1
         self.scales = nn.ModuleList(_scale(tap.channels, n) for n in doublings)
 
-    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
-        """As in :class:`FeaturePyramid`, from one map [N, C, side, side]."""
-        return super().forward([scale(features[0]) for scale in self.scales], window)
+    def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
+        """As in :class:`FeaturePyramid`, from one map [N, C, h, w]."""
+        return super().forward([scale(features[0]) for scale in self.scales], size)
+
+
+class PlainPyramid(Pyramid):
+    """The maps of four stages as they are, of their own widths: nothing is trained.
+
+    Args:
+        taps: of strides 4, 8, 16 and 32.
+
+    Raises:
+        SettingError: the taps have other strides.
+    """
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        super().__init__()
+        if tuple(tap.stride for tap in taps) != STRIDES:
+            raise SettingError(
+                "backbone.channels=null needs a network with stages of strides 4, 8, 16 and 32"
+            )
+        self.channels, self.maps = [tap.channels for tap in taps], len(STRIDES)
+
+    def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
+        """See :class:`Pyramid`."""
+        return [
+            _resize(x, (size[0] // s, size[1] // s), True) for x, s in zip(features, STRIDES, strict=True)
+        ]
 
 
 class JointPyramid(Pyramid):
@@ -140,11 +166,11 @@ class JointPyramid(Pyramid):
         self.counts = [part.maps for part in parts]
         self.parts = nn.ModuleList(parts)
 
-    def forward(self, features: Sequence[Tensor], window: int) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
         """See :class:`Pyramid`; the maps of the first network come first."""
         maps = iter(features)
         pyramids = [
-            part([*islice(maps, count)], window) for part, count in zip(self.parts, self.counts, strict=True)
+            part([*islice(maps, count)], size) for part, count in zip(self.parts, self.counts, strict=True)
         ]
         return [sum(levels[1:], levels[0]) for levels in zip(*pyramids, strict=True)]
 
@@ -161,7 +187,7 @@ def _scale(channels: int, doublings: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _resize(feature: Tensor, side: int, pooled: bool) -> Tensor:
-    if pooled and side < feature.shape[-1]:
-        return F.adaptive_avg_pool2d(feature, side)
-    return F.interpolate(feature, (side, side))
+def _resize(feature: Tensor, size: Size, pooled: bool) -> Tensor:
+    if pooled and size[1] < feature.shape[-1]:
+        return F.adaptive_avg_pool2d(feature, size)
+    return F.interpolate(feature, size)

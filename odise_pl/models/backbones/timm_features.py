@@ -16,6 +16,7 @@ from odise_pl.errors import SettingError, hub_errors
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import STRIDES, Pyramid, SimplePyramid
+from odise_pl.models.frozen import inner_blocks
 from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite, tensors_of
 
 PYRAMIDS = ("depths", "simple")
@@ -32,12 +33,12 @@ class TimmFeatures(Features):
         blocks: indices of a plain transformer's blocks; None: the ends of its four quarters.
         last_only: one map, of the last of the blocks.
         final_norm: apply a plain transformer's final norm to each map.
+        trained: train the network, at the learning rate of ``optimizer.lr_scale``.
 
     Raises:
         SettingError: the network returns no intermediate maps, or has no such blocks.
     """
 
-    fixed_size = True
     mean: Tensor
     std: Tensor
     model: Any  # timm's models have these methods without a common base
@@ -48,6 +49,7 @@ class TimmFeatures(Features):
         blocks: Sequence[int] | None = None,
         last_only: bool = False,
         final_norm: bool = True,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -57,6 +59,7 @@ class TimmFeatures(Features):
         self._reductions = [info["reduction"] for info in infos]
         self._plain = len(set(self._reductions)) == 1
         self._final_norm = final_norm and self._plain
+        self.fixed_size = bool(self.model.pretrained_cfg.get("fixed_input_size"))
         if last_only and not self._plain:
             raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
         last = last_only and blocks is None
@@ -67,6 +70,7 @@ class TimmFeatures(Features):
             values = torch.tensor(self.model.pretrained_cfg[name]).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.freeze()
+        self.requires_grad_(trained)
 
     def _choose(self, blocks: Sequence[int] | None) -> list[int]:
         count = len(self._reductions)
@@ -98,7 +102,7 @@ class TimmFeatures(Features):
 
     def blocks(self) -> Iterator[nn.Module]:
         """The residual blocks, which timm keeps in lists of this name; ResNets have none and stay whole."""
-        return _blocks(self.model)
+        return inner_blocks(self.model)
 
     def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
         """Maps of all taps for images [N, 3, S, S] in 0..1; S is the size that the network was built for."""
@@ -113,11 +117,6 @@ class TimmFeatures(Features):
         return [one.contiguous() for one in maps]
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for name, child in module.named_children():
-        yield from child.children() if name == "blocks" else _blocks(child)
-
-
 @dataclass(frozen=True)
 class TimmSettings(FeatureSettings):
     """Settings of a network of timm.
@@ -129,6 +128,7 @@ class TimmSettings(FeatureSettings):
         final_norm: apply a plain transformer's final norm to each map.
         pyramid: of a plain transformer: ``depths`` resizes the maps of four blocks; ``simple`` trains
             ViTDet's pyramid (arXiv 2203.16527) on the last of them.
+        trained: train the network too; ``optimizer.lr_scale={backbone.features: 0.1}`` slows it down.
         options: numbers that replace arguments of the network's constructor, such as its ``depth``.
     """
 
@@ -137,6 +137,7 @@ class TimmSettings(FeatureSettings):
     taps: Sequence[int] | None = None
     final_norm: bool = True
     pyramid: str = "depths"
+    trained: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -177,7 +178,7 @@ class TimmSettings(FeatureSettings):
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
-        features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm)
+        features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm, self.trained)
         self._check_maps(features)
         return features, None
 
@@ -206,7 +207,7 @@ class TimmSettings(FeatureSettings):
 
     def projections(self, features: Features) -> Pyramid:
         """See :attr:`pyramid`."""
-        if self.pyramid == "simple":
+        if self.pyramid == "simple" and self.channels is not None:
             return SimplePyramid(features.taps[-1], self.channels)
         return super().projections(features)
 

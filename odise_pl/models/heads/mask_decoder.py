@@ -29,6 +29,7 @@ class DecoderOutput(TensorStruct):
         pooled: [B, Q, channels], each query plus the projected mean feature of its mask.
         logit_scale: scalar, at most 100.
         object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
+        clip_map: [B, C, H/32, W/32], last map of a convolutional CLIP that is also the backbone, else None.
     """
 
     mask_logits: Tensor
@@ -36,6 +37,7 @@ class DecoderOutput(TensorStruct):
     pooled: Tensor
     logit_scale: Tensor
     object_logits: Tensor | None = None
+    clip_map: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):

@@ -52,7 +52,7 @@ class PixelDecoder(nn.Module):
     """Converts the pyramid s2..s5 to :class:`PixelFeatures`.
 
     Args:
-        in_channels: width of the pyramid.
+        in_channels: widths of s2, s3, s4, s5.
         channels: width of the encoder and of the levels.
         mask_channels: width of the mask features.
         feedforward: width of the encoder's feed-forward nets.
@@ -63,7 +63,7 @@ class PixelDecoder(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 512,
+        in_channels: Sequence[int] = (512,) * 4,
         channels: int = 256,
         mask_channels: int = 256,
         feedforward: int = 1024,
@@ -72,8 +72,9 @@ class PixelDecoder(nn.Module):
         points: int = 4,
     ) -> None:
         super().__init__()
-        levels = 3
-        self.input_proj = nn.ModuleList(ConvNorm(in_channels, channels, bias=True) for _ in range(levels))
+        finest, *coarse = in_channels
+        levels = len(coarse)
+        self.input_proj = nn.ModuleList(ConvNorm(width, channels, bias=True) for width in reversed(coarse))
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
         self.layers = nn.ModuleList(
             EncoderLayer(channels, feedforward, levels, heads, points) for _ in range(layers)
@@ -81,7 +82,7 @@ class PixelDecoder(nn.Module):
         for name, parameter in self.layers.named_parameters():
             if parameter.dim() > 1 and "attention" not in name:
                 nn.init.xavier_uniform_(parameter)
-        self.lateral = ConvNorm(in_channels, channels)
+        self.lateral = ConvNorm(finest, channels)
         self.smooth = ConvNorm(channels, channels, 3, relu=True)
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
         nn.init.xavier_uniform_(self.mask_features.weight)
@@ -89,7 +90,7 @@ class PixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, pyramid: Sequence[Tensor]) -> PixelFeatures:
-        """Args: s2, s3, s4, s5, each [B, in_channels, H/s, W/s]."""
+        """Args: s2, s3, s4, s5, each [B, C, H/s, W/s] of its width C."""
         finest, *coarse = pyramid
         levels = self._encode([proj(x) for proj, x in zip(self.input_proj, reversed(coarse), strict=True)])
         up = F.interpolate(levels[-1], finest.shape[-2:], mode="bilinear", align_corners=False)

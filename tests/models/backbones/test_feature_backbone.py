@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+import tiny_timm
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.pyramid import FeaturePyramid
 from odise_pl.models.backbones.sliding_window import plan_windows
+from odise_pl.models.backbones.timm_features import TimmSettings
 
 
 @cache
@@ -51,7 +53,7 @@ def one_by_one(model: FeatureBackbone, batch: Tensor, side: int) -> list[Tensor]
             cut = batch[b : b + 1, :, w.top : w.top + side, w.left : w.left + side]
             cut = torch.nn.functional.interpolate(cut, (model.input_size,) * 2, mode="bicubic")
             said = captioner(cut)
-            for i, level in enumerate(pyramid(features(cut, said), side)):
+            for i, level in enumerate(pyramid(features(cut, said), (side, side))):
                 stride = 4 << i
                 rows = slice(w.top // stride, (w.top + side) // stride)
                 columns = slice(w.left // stride, (w.left + side) // stride)
@@ -120,3 +122,26 @@ def test_windows_get_caption_of_their_image(window_batch: int) -> None:
     assert len(listening.heard) == 4
     for brightness, caption in listening.heard:
         assert caption == ("dark" if brightness < 0.5 else "bright")
+
+
+def test_whole_images_of_any_size_need_no_windows() -> None:
+    """A trained convolutional network on a rectangle: its own maps, with gradients."""
+    name, options = tiny_timm.FAMILIES["convnext"]
+    own = TimmSettings(name, options=options, window="whole", channels=None, trained=True, input_size=64)
+    backbone = own.build(tiny_models.clip(), None)
+    images = torch.rand(2, 3, 64, 128)
+    levels = backbone(images)
+    assert backbone.pyramid.channels == [8, 16, 32, 64]
+    for level, one, stride in zip(levels, backbone.features(images), (4, 8, 16, 32), strict=True):
+        assert torch.equal(level, one)
+        assert level.shape[2:] == (64 // stride, 128 // stride)
+    levels[-1].sum().backward()
+    assert all(p.grad is not None for p in backbone.features.model.stages[0].parameters())
+    assert not any(m.training for m in backbone.train().features.modules())
+
+
+def test_whole_images_need_a_network_of_any_size() -> None:
+    name, options = tiny_timm.FAMILIES["vit"]
+    own = TimmSettings(name, options=options, window="whole", input_size=64)
+    with pytest.raises(ValueError, match=r"backbone\.window=whole"):
+        own.build(tiny_models.clip(), None)

@@ -43,7 +43,7 @@ def test_levels_are_sums_of_both_pyramids() -> None:
     levels = backbone(images)
     maps = backbone.features(images, backbone.captioner(images))
     first, second = backbone.pyramid.parts
-    parts = [first(maps[:8], 64), second(maps[8:], 64)]
+    parts = [first(maps[:8], (64, 64)), second(maps[8:], (64, 64))]
     for level, one, other in zip(levels, *parts, strict=True):
         torch.testing.assert_close(level, one + other)
     sum(level.square().mean() for level in levels).backward()

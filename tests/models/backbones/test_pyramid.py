@@ -35,7 +35,7 @@ def test_taps_of_one_stride_are_summed() -> None:
     pyramid = FeaturePyramid(TAPS, channels=128)
     # a window of 64 pixels, resized to 128
     features = [torch.randn(2, tap.channels, 128 // tap.stride, 128 // tap.stride) for tap in TAPS]
-    levels = pyramid(features, 64)
+    levels = pyramid(features, (64, 64))
     assert [tuple(x.shape) for x in levels] == [(2, 128, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
 
     def projected(i: int, side: int) -> Tensor:

@@ -159,7 +159,7 @@ def test_shrinking_maps_average_cells_of_transformers_only() -> None:
         pyramid = FeaturePyramid([Tap(str(s), 1, s, pooled) for s in STRIDES], 128)
         seen: list[Tensor] = []
         pyramid.projections[3].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-        pyramid([cells] * 4, 64)
+        pyramid([cells] * 4, (64, 64))
         found[pooled] = seen[0].flatten().tolist()
     assert found == {True: [2.5, 4.5, 10.5, 12.5], False: [0.0, 2.0, 8.0, 10.0]}
 
@@ -172,7 +172,7 @@ def test_simple_pyramid_is_trained_on_the_last_map(patch: int) -> None:
     found = features(of)
     assert [(tap.name, tap.stride) for tap in found.taps] == [("block.3", patch)]
     pyramid = of.projections(found)
-    levels = pyramid(found(images(size)), 64)
+    levels = pyramid(found(images(size)), (64, 64))
     assert [x.shape for x in levels] == [(2, 128, 64 // s, 64 // s) for s in STRIDES]
     sum(x.square().mean() for x in levels).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pyramid.scales.parameters())

@@ -16,7 +16,7 @@ def pyramid(height: int = 64, width: int = 96, channels: int = 48) -> list[Tenso
 
 def decoder() -> PixelDecoder:
     torch.manual_seed(1)
-    return PixelDecoder(48, 32, 64, feedforward=48, layers=2, heads=4, points=2)
+    return PixelDecoder([48] * 4, 32, 64, feedforward=48, layers=2, heads=4, points=2)
 
 
 def test_pixel_decoder_equals_formula() -> None:

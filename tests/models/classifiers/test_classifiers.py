@@ -9,14 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.classifiers import (
-    cosine_logits,
-    fuse,
-    max_over_synonyms,
-    resize_to_square,
-    visible_patches,
-    with_no_object,
-)
+from odise_pl.models.classifiers.fusion import fuse, with_no_object
+from odise_pl.models.classifiers.regions import resize_to_square, visible_patches
+from odise_pl.models.classifiers.text import cosine_logits, max_over_synonyms
 
 
 def randn(*size: int, seed: int = 0) -> Tensor:

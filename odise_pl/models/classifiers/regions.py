@@ -1,0 +1,150 @@
+"""How CLIP embeds the masks of images: three ways, each a function.
+
+Each maps a frozen CLIP, :class:`Regions` and a threshold to embeddings [B, Q, D], not normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from odise_pl.models.backbones.clip import FrozenCLIP
+from odise_pl.models.classifiers.text import at_least_float32
+from odise_pl.models.ops.pooling import masked_mean
+from odise_pl.structures import Size
+
+_CROPS = 32  # in a pass through CLIP
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Masks of a batch of images.
+
+    Attributes:
+        images: [B, 3, H, W] in 0..1.
+        views: size of each image without padding.
+        masks: logits [B, Q, h, w] of the whole canvas.
+        mask_views: the part of the canvas that each image's masks are taken from; its size without padding.
+        clip_map: [B, C, H / 32, W / 32], last map of a convolutional CLIP if the backbone has computed it.
+    """
+
+    images: Tensor
+    views: Sequence[Size]
+    masks: Tensor
+    mask_views: Sequence[Size]
+    clip_map: Tensor | None = None
+
+
+def masked_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
+    """One pass over the image, with a class token for each mask (section 3.5 of the paper; MaskCLIP).
+
+    Images and masks are squashed to CLIP's square; the threshold of masks is always 0.5.
+    """
+    size, canvas = clip.image_size, regions.images.shape[-2:]
+    squashed = [
+        resize_to_square(image[None, :, :h, :w], (1.0, 1.0), size)
+        for image, (h, w) in zip(regions.images, regions.views, strict=True)
+    ]
+    masks = [
+        resize_to_square(mask[None], (h / canvas[0], w / canvas[1]), size)
+        for mask, (h, w) in zip(regions.masks, regions.mask_views, strict=True)
+    ]
+    visible = visible_patches(torch.cat(masks), clip.patch_size)
+    return clip.encode_masks(clip.normalize(torch.cat(squashed)), visible)
+
+
+def cropped_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
+    """One pass per mask over its box, squashed to CLIP's square (SimBaseline, arXiv 2112.14757).
+
+    Pixels outside the mask have CLIP's mean colour. An empty mask shows the whole image.
+    """
+    return torch.stack(
+        [
+            _crops_of_image(clip, image[:, :h, :w], mask, (h, w), regions.images.shape[-2:], threshold)
+            for image, mask, (h, w) in zip(regions.images, regions.masks, regions.views, strict=True)
+        ]
+    )
+
+
+def _crops_of_image(
+    clip: FrozenCLIP, image: Tensor, logits: Tensor, view: Size, canvas: Sequence[int], threshold: float
+) -> Tensor:
+    """Embeddings [Q, D] of one image [3, *view] with logits [Q, h, w] of its canvas."""
+    pixels = clip.normalize(image[None])[0]
+    found = []
+    for chunk in logits.split(_CROPS):
+        full = F.interpolate(chunk[None].float(), tuple(canvas), mode="bilinear", align_corners=False)[0]
+        inside = full[:, : view[0], : view[1]].sigmoid() > threshold
+        crops = torch.stack([crop_mask(pixels, mask, clip.image_size) for mask in inside])
+        found.append(clip.encode_normalized(crops))
+    return torch.cat(found)
+
+
+def crop_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
+    """The box of a mask, 0 outside of the mask, resized (bicubic) to a square.
+
+    Args:
+        image: [C, H, W].
+        mask: bool [H, W]; the whole image if it is empty.
+        size: side of the result.
+
+    Returns:
+        [C, size, size].
+    """
+    if not mask.any():
+        mask = torch.ones_like(mask)
+    rows, columns = (mask.any(dim).nonzero()[:, 0] for dim in (1, 0))
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    crop = (image * mask)[:, box[0], box[1]]
+    return F.interpolate(crop[None], (size, size), mode="bicubic", align_corners=False)[0]
+
+
+def pooled_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
+    """Mean feature of a convolutional CLIP under each mask, then CLIP's own head (FC-CLIP, arXiv 2308.02487).
+
+    The threshold of masks is always 0.5.
+    """
+    features = regions.clip_map
+    if features is None:
+        features = clip.maps(regions.images)[-1]
+    size = (features.shape[2], features.shape[3])
+    masks = F.interpolate(regions.masks, size, mode="bilinear", align_corners=False) > 0
+    return clip.encode_pooled(masked_mean(features, masks))
+
+
+REGIONS: dict[str, Callable[[FrozenCLIP, Regions, float], Tensor]] = {
+    "masked": masked_clip,
+    "cropped": cropped_clip,
+    "pooled": pooled_clip,
+}
+
+
+def resize_to_square(maps: Tensor, view: tuple[float, float], size: int) -> Tensor:
+    """Crop the top left part of maps and resize it (bilinear) to a square.
+
+    Args:
+        maps: [B, C, h, w].
+        view: fraction of height and width to keep.
+        size: side of the result.
+
+    Returns:
+        [B, C, size, size], in float32 or better.
+    """
+    maps = at_least_float32(maps)  # coordinates take the precision of the maps
+    if view == (1.0, 1.0):
+        return F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
+    high, wide = view
+    # cell centres in the coordinates of grid_sample, -1..1 over the whole map
+    centres = (torch.arange(size, device=maps.device, dtype=maps.dtype) + 0.5) / size
+    y, x = torch.meshgrid(2 * high * centres - 1, 2 * wide * centres - 1, indexing="ij")
+    grid = torch.stack([x, y], dim=-1).expand(len(maps), -1, -1, -1)
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+
+
+def visible_patches(mask_logits: Tensor, patch: int) -> Tensor:
+    """Patches of CLIP's square input with a mask pixel: [B, Q, S, S] to bool [B, Q, (S / patch) ** 2]."""
+    return (F.max_pool2d(mask_logits.sigmoid(), patch) >= 0.5).flatten(2)
