@@ -31,8 +31,6 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "backbones.json"
 IMAGE = 1024  # side in pixels
 NO_NETWORKS = {"timm", "two", "clip"}  # templates, and the CLIP of a whole model
 NAMES = sorted({path.stem for path in CONF.glob("backbone/*.yaml")} - NO_NETWORKS)
-    {path.stem for path in CONF.glob("backbone/*.yaml")} - {"timm", "two", "clip"}
-)  # no networks of their own
 ROUNDED = ("sdxl",)  # takes 11 GB in float32
 
 
