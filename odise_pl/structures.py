@@ -212,12 +212,14 @@ class MaskPredictions(TensorStruct):
         mask_logits: [B, Q, h, w] at stride 4 of the padded image.
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
         logit_scale: scalar factor of cosine similarities.
+        clip_logits: [B, Q, K] of a CLIP that is trained, for the last decoder output; else None.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
     mask_embed: Tensor
     logit_scale: Tensor
+    clip_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, Di
 from odise_pl.models.backbones.text_encoders import TextArchitecture
 from odise_pl.models.build import (
     BackboneSettings,
+    ClipFeatureSettings,
     ClipSettings,
     HeadSettings,
     TimmSettings,
@@ -80,6 +82,7 @@ CLIP = CLIPArchitecture(
     text_heads=2,
     embed_dim=32,
 )
+CONV_CLIP = replace(CLIP, trunk="convnext_atto", image_size=64)
 IMPLICIT = implicit_captioner()
 HEAD = HeadSettings(
     channels=32,
@@ -163,6 +166,20 @@ def odise(
         supervision,
         published_quirks,
         mapped,
+    )
+    return model.eval()
+
+
+def fc_clip(regions: str = "pooled") -> Odise:
+    """A new network whose convolutional CLIP is backbone and classifier."""
+    torch.manual_seed(3)
+    model = build_odise(
+        ClipFeatureSettings(window="whole", channels=None),
+        ClipSettings(architecture=CONV_CLIP),
+        None,
+        replace(HEAD, embed_dim=None, query_norm=False),
+        ClassifierSettings(regions=regions),
+        InferenceSettings(),
     )
     return model.eval()
 

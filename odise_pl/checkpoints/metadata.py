@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_pl.checkpoints.files import PREFIX, saved_checkpoints
-from odise_pl.checkpoints.official_names import supervision_of, to_ours
+from odise_pl.checkpoints.official_names import preset_of, to_ours
 from odise_pl.checkpoints.published import read_any_checkpoint
 from odise_pl.checkpoints.weights import is_official
 from odise_pl.models.weights import WeightsError
@@ -28,13 +28,13 @@ class CheckpointDescription:
             with weights only, such as the official release's.
         vocabulary: training classes.
         step: training step.
-        supervision: ``label`` or ``caption``, from the names of the weights.
+        preset: of its network as on the command line, from the names of the weights; of an official release.
     """
 
     record: dict[str, Any] | None
     vocabulary: Vocabulary | None
     step: int | None
-    supervision: str
+    preset: str
 
 
 def describe(path: str | Path) -> CheckpointDescription:
@@ -48,15 +48,15 @@ def describe(path: str | Path) -> CheckpointDescription:
 
 def _describe(checkpoint: Mapping[str, Any], path: str | Path) -> CheckpointDescription:
     weights = checkpoint["model" if is_official(checkpoint, str(path)) else "state_dict"]
-    supervision = supervision_of(to_ours(name) or name.removeprefix(PREFIX) for name in weights)
+    preset = preset_of(to_ours(name) or name.removeprefix(PREFIX) for name in weights)
     step, kept = checkpoint.get("global_step", checkpoint.get("iteration")), checkpoint.get("odise")
     try:
         if step is not None and type(step) is not int:
             raise TypeError(f"step {step!a:.80} is not a whole number")
         if kept is None:
-            return CheckpointDescription(None, None, step, supervision)
+            return CheckpointDescription(None, None, step, preset)
         vocabulary = Vocabulary.from_json(kept["vocabulary"], kept["vocabulary"]["name"])
-        return CheckpointDescription(dict(kept["record"]) or None, vocabulary, step, supervision)
+        return CheckpointDescription(dict(kept["record"]) or None, vocabulary, step, preset)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"{path}: its description is damaged ({error}); take another checkpoint"

@@ -1,4 +1,8 @@
-"""Translation between our names of weights and the official release's."""
+"""Translation between our names of weights and those of official releases: ODISE's, and FC-CLIP's to ours.
+
+FC-CLIP's names are known from public logs of its loading and from public projects that build on it. Of
+``sem_seg_head.predictor.logit_scale`` only the existence is known; no file was at hand to confirm any.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +52,23 @@ _RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
         ("query_feat.*", "query_feat.*"),
         ("query_embed.*", "query_embed.*"),
         ("level_embed.*", "level_embed.*"),
-        ("class_embed.*", "object_head.*"),
         ("mask_embed.*", "mask_mlp.*"),
         ("post_mask_embed.logit_scale", "embedding.log_scale"),
         ("post_mask_embed.pool_proj.0.*", "embedding.pool_norm.*"),
         ("post_mask_embed.pool_proj.1.*", "embedding.pool_proj.*"),
         ("post_mask_embed.mask_embed.0.*", "embedding.query_norm.*"),
         ("post_mask_embed.mask_embed.1.*", "embedding.query_mlp.*"),
+        # FC-CLIP
+        ("logit_scale", "embedding.log_scale"),
+        ("_mask_pooling_proj.0.*", "embedding.pool_norm.*"),
+        ("_mask_pooling_proj.1.*", "embedding.pool_proj.*"),
+        ("class_embed.layers.*", "embedding.query_mlp.layers.*"),
+        # the caption model of ODISE
+        ("class_embed.*", "object_head.*"),
     ),
 }
 _TEXT_RULES = (("text_proj.*", "proj.*"), ("null_embed", "null_embed"))
+_FC_CLIP = {("void_embedding.", "text_projection."): (("weight", "null_embed"),)}
 
 
 def to_ours(name: str) -> str | None:
@@ -75,14 +86,20 @@ def to_official(name: str, supervision: str) -> str | None:
     return _translate(name, [(ours, official) for official, ours in _pairs(supervision)])
 
 
-def supervision_of(names: Iterable[str]) -> str:
-    """``caption`` or ``label``, from our names: only the caption model has an object head."""
-    return "caption" if any(name.startswith("mask_decoder.object_head.") for name in names) else "label"
+def preset_of(names: Iterable[str]) -> str:
+    """The preset of a network as on the command line, from our names of an official release's weights.
+
+    Only FC-CLIP does not project names, only the caption model of ODISE has an object head.
+    """
+    known = {name.rpartition(".")[0] for name in names}
+    if "text_projection.proj" not in known:
+        return "method=fc_clip"
+    return "model=odise_caption" if "mask_decoder.object_head" in known else "model=odise_label"
 
 
 @cache
 def _pairs(supervision: str) -> Sequence[tuple[str, str]]:
-    rules = {**_RULES, (_TEXT[supervision], "text_projection."): _TEXT_RULES}
+    rules = {**_RULES, (_TEXT[supervision], "text_projection."): _TEXT_RULES, **_FC_CLIP}
     return [
         (official + left, ours + right) for (official, ours), lines in rules.items() for left, right in lines
     ]

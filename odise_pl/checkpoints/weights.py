@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_pl.checkpoints.files import PREFIX
-from odise_pl.checkpoints.official_names import UNUSED, supervision_of, to_official, to_ours
+from odise_pl.checkpoints.official_names import UNUSED, preset_of, to_official, to_ours
 from odise_pl.checkpoints.published import read_any_checkpoint
 from odise_pl.files import atomic_write
 from odise_pl.models.weights import WeightsError, list_first, mismatches, require_finite
@@ -102,7 +102,10 @@ def export_official(source: str | Path, target: str | Path) -> None:
         raise WeightsError(f"{source} already has the official format; copy it")
     state = _own_state(checkpoint)
     require_finite(state, str(source))
-    supervision = supervision_of(state)
+    preset = preset_of(state)
+    if "odise" not in preset:
+        raise WeightsError(f"{source} is not of ODISE: only its networks can have the official format")
+    supervision = preset.rpartition("_")[2]
     names = {name: to_official(name, supervision) for name in state}
     if unknown := [name for name, official in names.items() if official is None]:
         raise WeightsError(f"the official release lacks {list_first('of the weights', unknown)}")

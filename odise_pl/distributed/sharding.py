@@ -83,7 +83,7 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
     if isinstance(model, FSDPModule):
         return
     rounded = set() if dtype == torch.float32 else {id(weight) for weight in _rounded(model)}
-    for block in [*model.backbone.features.blocks(), *model.clip.blocks()] if mesh is not None else ():
+    for block in _frozen_blocks(model) if mesh is not None else ():
         for parameter in block.parameters():
             _hold(parameter, dtype if id(parameter) in rounded else None, model.mapped)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=_small(block))
@@ -93,6 +93,12 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
     if mesh is not None:
         _join(model, mesh)
     model.mapped = False
+
+
+def _frozen_blocks(model: Odise) -> list[nn.Module]:
+    """Blocks to shard: trained ones are whole on every device."""
+    blocks = [*model.backbone.features.blocks(), *model.clip.blocks()]
+    return [block for block in blocks if not any(p.requires_grad for p in block.parameters())]
 
 
 def _hold(parameter: nn.Parameter, dtype: torch.dtype | None, mapped: bool) -> None:
@@ -122,12 +128,12 @@ def _frozen_networks(model: Odise) -> list[nn.Module]:
 
 
 def _rounded(model: Odise) -> Iterator[nn.Parameter]:
-    """Weights that only layers use which autocast runs in low precision.
+    """Frozen weights that only layers use which autocast runs in low precision.
 
     Text encoders run without autocast.
     """
     for network in _image_networks(model):
-        yield from _matrices(network)
+        yield from (weight for weight in _matrices(network) if not weight.requires_grad)
 
 
 def _matrices(network: nn.Module) -> Iterator[nn.Parameter]:

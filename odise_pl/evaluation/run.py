@@ -144,8 +144,9 @@ def _network(
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
     # a choice of classifier keeps the checkpoint's fusion and prompts
     named = ["classifier.mode" if name == "classifier" else name for name in named]
-    if "model" in named:
+    if {"model", "method"} & {*named}:
         return composed
+    named += ["fusion.mask_prompt", "fusion.clip_prompt"] if "prompts" in named else []
     changes = {
         key: OmegaConf.select(OmegaConf.create(dict(composed.model)), place)
         for key in named

@@ -24,6 +24,8 @@ class LossWeights:
 
     Attributes:
         classification: of the cross-entropy over classes.
+        regions: of the cross-entropy of a trained CLIP over the classes of matched masks (OVRCOAT, arXiv
+            2603.21386), a part of the classification loss.
         mask: of the binary cross-entropy at the points of a mask.
         dice: of the dice loss at the points of a mask.
     """
@@ -31,6 +33,7 @@ class LossWeights:
     classification: float = 2.0
     mask: float = 5.0
     dice: float = 5.0
+    regions: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,12 @@ class SetCriterion:
             masks = [t.masks[m.targets.to(device)] for t, m in zip(targets, matches, strict=True)]
             logits = torch.cat(queries).float()[:, None]
             mask, dice = self._mask_losses(logits, torch.cat(masks), uniform, sums.masks)
+            classification = classification / sums.weight * self.weights.classification
+            if output.clip_logits is not None:
+                regions = _region_loss(output.clip_logits, targets, matches)
+                classification = classification + regions / sums.masks * self.weights.regions
             return MaskLosses(
-                classification / sums.weight * self.weights.classification,
+                classification,
                 mask * self.weights.mask,
                 dice * self.weights.dice,
             )
@@ -183,9 +190,18 @@ class SetCriterion:
         return paired_cross_entropy(sampled, truth).sum() / count, paired_dice(sampled, truth).sum() / count
 
 
+def _region_loss(logits: Tensor, targets: Sequence[Targets], matches: Sequence[Match]) -> Tensor:
+    """Cross-entropy summed over the matched masks: logits [B, Q, K]."""
+    rows = [one[m.queries.to(one.device)] for one, m in zip(logits.float(), matches, strict=True)]
+    wanted = [t.labels[m.targets.to(t.labels.device)] for t, m in zip(targets, matches, strict=True)]
+    return F.cross_entropy(torch.cat(rows), torch.cat(wanted), reduction="sum")
+
+
 def _select(output: MaskPredictions, images: Sequence[int]) -> MaskPredictions:
     kept = list(images)
-    return replace(output, class_logits=output.class_logits[kept], mask_logits=output.mask_logits[kept])
+    clip_logits = None if output.clip_logits is None else output.clip_logits[kept]
+    classes, masks = output.class_logits[kept], output.mask_logits[kept]
+    return replace(output, class_logits=classes, mask_logits=masks, clip_logits=clip_logits)
 
 
 def _constant(output: MaskPredictions, value: float) -> MaskLosses:

@@ -58,10 +58,13 @@ class ClipSettings:
         weights: a file with open_clip's names, or ``random``.
         source: the command that fetches the weights, for messages.
         architecture: of the weights.
+        trained: train a convolutional image encoder, but not its head (OVRCOAT);
+            ``optimizer.lr_scale={clip: 0.1}`` slows it down.
     """
 
     weights: str = "random"
     source: str = ""
+    trained: bool = False
     architecture: CLIPArchitecture = field(default_factory=CLIPArchitecture)
 
 
@@ -79,6 +82,7 @@ class HeadSettings:
         layers: layers of the mask decoder.
         heads: attention heads of both decoders.
         feedforward: width of the mask decoder's feed-forward nets.
+        query_norm: normalise the sum of query and mask feature before their embedding (not in FC-CLIP).
     """
 
     channels: int = 256
@@ -90,10 +94,11 @@ class HeadSettings:
     layers: int = 9
     heads: int = 8
     feedforward: int = 2048
+    query_norm: bool = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None:
+            if value is not None and name != "query_norm":
                 check_number(f"model.head.{name}", value, 1)
         if self.channels % 32 or self.channels % self.heads:
             raise SettingError(
@@ -108,7 +113,8 @@ class HeadSettings:
     def mask_decoder(self, text_dim: int, object_head: bool) -> MaskDecoder:
         """The mask decoder; ``text_dim`` is the width of CLIP, ``object_head`` is for the caption model."""
         widths = (self.channels, self.mask_channels, self.embed_dim or text_dim)
-        return MaskDecoder(*widths, self.queries, self.layers, self.heads, self.feedforward, object_head)
+        sizes = (self.queries, self.layers, self.heads, self.feedforward)
+        return MaskDecoder(*widths, *sizes, object_head, self.query_norm)
 
 
 def build_odise(
@@ -140,7 +146,7 @@ def build_odise(
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
     keep_freed_memory()
     caption = supervision == "caption"
-    frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped))
+    frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped), clip.trained)
     _check_regions(frozen_clip, classifier)
     null_embed = None if caption else frozen_clip.encode_text([""])
     features = backbone.build(frozen_clip, captioner, mapped)

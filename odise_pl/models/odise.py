@@ -121,7 +121,13 @@ class Odise(nn.Module):
             images, captions: see :meth:`decode`.
             classes: the training classes; the caption model ignores them.
         """
-        return [self._training_prediction(output, classes) for output in self.decode(images, captions)]
+        outputs = self.decode(images, captions)
+        predictions = [self._training_prediction(output, classes) for output in outputs]
+        if self.clip.trained:
+            sizes = [(images.shape[2], images.shape[3])] * len(images)
+            clip_logits = self._clip_class_logits(outputs[-1], images, sizes, classes)
+            predictions[-1] = replace(predictions[-1], clip_logits=clip_logits)
+        return predictions
 
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits

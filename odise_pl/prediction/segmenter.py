@@ -200,7 +200,7 @@ class Segmenter:
 
 def _network(described: CheckpointDescription, source: str, changes: Mapping[str, Any]) -> NetworkSettings:
     if described.record is None:
-        config = compose_config("evaluate", ["run_dir=.", f"model=odise_{described.supervision}"])
+        config = compose_config("evaluate", ["run_dir=.", described.preset])
         network = NetworkSettings.of_config(config)
     else:
         network = read_record(described.record, source, changes)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from odise_pl.checkpoints.command import export_checkpoint
+from odise_pl.checkpoints.metadata import describe
 from odise_pl.checkpoints.official_names import UNUSED, to_official, to_ours
 from odise_pl.checkpoints.weights import export_official, load_weights, trainable_parameters
 from odise_pl.losses.criterion import LossWeights, SetCriterion
@@ -199,3 +200,47 @@ def test_failed_export_writes_no_file(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=message):
             export_official(source, tmp_path / target)
     assert not (tmp_path / "x").exists()
+
+
+# of fcclip_cocopan.pth, as far as they are known
+FC_CLIP = {
+    "void_embedding.weight": "text_projection.null_embed",
+    "sem_seg_head.predictor.logit_scale": "mask_decoder.embedding.log_scale",
+    "sem_seg_head.predictor._mask_pooling_proj.0.weight": "mask_decoder.embedding.pool_norm.weight",
+    "sem_seg_head.predictor._mask_pooling_proj.1.bias": "mask_decoder.embedding.pool_proj.bias",
+    "sem_seg_head.predictor.class_embed.layers.2.weight": "mask_decoder.embedding.query_mlp.layers.2.weight",
+    "sem_seg_head.predictor.mask_embed.layers.0.weight": "mask_decoder.mask_mlp.layers.0.weight",
+    "sem_seg_head.pixel_decoder.input_proj.0.0.weight": "pixel_decoder.input_proj.0.conv.weight",
+}
+
+
+def test_official_checkpoint_of_fc_clip_is_known_and_loads(tmp_path: Path) -> None:
+    model, path = tiny_models.fc_clip(), tmp_path / "fcclip.pth"
+    changed = {
+        "text_projection.null_embed": "void_embedding.weight",
+        "mask_decoder.embedding.log_scale": "sem_seg_head.predictor.logit_scale",
+    }
+    predictor = "sem_seg_head.predictor."
+    for part, name in (
+        ("pool_norm", "_mask_pooling_proj.0"),
+        ("pool_proj", "_mask_pooling_proj.1"),
+        *((f"query_mlp.layers.{i}", f"class_embed.layers.{i}") for i in range(3)),
+    ):
+        changed |= {
+            f"mask_decoder.embedding.{part}.{w}": f"{predictor}{name}.{w}" for w in ("weight", "bias")
+        }
+    state = {
+        changed.get(n) or to_official(n, "label"): torch.randn(p.shape)
+        for n, p in trainable_parameters(model).items()
+    }
+    assert set(FC_CLIP) <= set(state)
+    torch.save({"model": state | {UNUSED[0]: torch.ones(3)}, "iteration": 5}, path)
+    assert describe(path).preset == "method=fc_clip"
+    load_weights(model, path)
+    for official, ours in FC_CLIP.items():
+        assert to_ours(official) == ours
+        assert torch.equal(model.get_parameter(ours), state[official])
+    del state["void_embedding.weight"]
+    torch.save({"model": state}, path)
+    with pytest.raises(WeightsError, match="null_embed"):
+        load_weights(model, path)

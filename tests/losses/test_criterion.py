@@ -162,3 +162,22 @@ def test_losses_are_float32_under_autocast() -> None:
 def test_settings_out_of_range_are_named(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting}={value}"):
         SetCriterion(HungarianMatcher(), LossWeights(), **{setting: value})
+
+
+def test_trained_clip_learns_the_classes_of_matched_masks() -> None:
+    """OVRCOAT: cross-entropy of CLIP's logits at matched queries over the number of targets."""
+    p, targets = predictions(), [target(2), target(3, 1)]
+    matches = [Match(torch.tensor([1, 4]), torch.tensor([1, 0])),
+               Match(torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1]))]  # fmt: skip
+    clip = torch.randn(2, QUERIES, CLASSES, generator=torch.Generator().manual_seed(5))
+    terms = []
+    for weight in (0.0, 0.3):
+        loss = SetCriterion(Fixed(matches), LossWeights(regions=weight), num_points=40)
+        terms.append(
+            loss([replace(p, clip_logits=clip)], targets, seeded(3), [0, 1])[0].classification.detach()
+        )
+    expected = 0.0
+    for logits, truth, match in zip(clip, targets, matches, strict=True):
+        for q, j in zip(match.queries.tolist(), match.targets.tolist(), strict=True):
+            expected += 0.3 * float(logits[q].logsumexp(0) - logits[q, int(truth.labels[j])]) / 5
+    assert float(terms[1] - terms[0]) == pytest.approx(expected, rel=1e-4)

@@ -16,7 +16,11 @@ CONV = ["clip=tiny_conv", "backbone.window=whole"]
 # small parts in place of the preset's
 PARTS = {
     "fc_clip": CONV,
+    "ovrcoat": CONV,
 }
+
+# what a preset trains besides the heads
+ALSO_TRAINED = {"ovrcoat": "model.clip.model.visual.trunk."}
 
 
 def test_every_preset_is_tested() -> None:
@@ -27,7 +31,9 @@ def test_every_preset_is_tested() -> None:
 def test_method_trains_resumes_evaluates_and_predicts(
     method: str, scene_shards: Path, tmp_path: Path
 ) -> None:
-    run_through([f"method={method}", *PARTS[method]], scene_shards, tmp_path)
+    names = run_through([f"method={method}", *PARTS[method]], scene_shards, tmp_path)
+    others = {name for name in names if name.startswith(("model.backbone.", "model.clip."))}
+    assert {name for name in names if name.startswith(ALSO_TRAINED.get(method, "nothing"))} == others
     picture = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)).save(picture)
     assert predict(tmp_path / "run", [str(picture)], "dog,grass:stuff", tmp_path / "out", device="cpu") == []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.tokens import VOCABULARY, tokenize
 from odise_pl.models.frozen import Frozen, copy_to_memory, inner_blocks
 from odise_pl.models.weights import WeightsError, load_exactly, read_checkpoint, require_finite, tensors_of
@@ -114,17 +115,25 @@ class FrozenCLIP(Frozen):
     Args:
         model: an open_clip model; its image encoder is a ViT with a class token, or a convolutional network
             of timm.
+        trained: train the stem and the stages of a convolutional image encoder, but not its head.
+
+    Raises:
+        SettingError: a ViT is to be trained.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: open_clip.CLIP) -> None:
+    def __init__(self, model: open_clip.CLIP, trained: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.trained = model, trained
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.freeze()
+        if trained and not self.convolutional:
+            raise SettingError("clip.trained=true needs a convolutional CLIP: choose clip=convnext_l_320")
+        for part in (model.visual.trunk.stem, model.visual.trunk.stages) if trained else ():
+            part.requires_grad_(True)
 
     @property
     def image_size(self) -> int:

@@ -36,7 +36,7 @@ class ClipFeatures(Features):
     @property
     def trained(self) -> bool:
         """Whether CLIP's image encoder is."""
-        return any(parameter.requires_grad for parameter in self._clip[0].model.visual.parameters())
+        return self._clip[0].trained
 
     @property
     def taps(self) -> list[Tap]:

@@ -81,11 +81,11 @@ class DecoderLayer(nn.Module):
 class PooledMaskEmbedding(nn.Module):
     """Combines query and mean mask feature into an embedding in the space of the projected texts."""
 
-    def __init__(self, channels: int, mask_channels: int, embed_dim: int) -> None:
+    def __init__(self, channels: int, mask_channels: int, embed_dim: int, query_norm: bool = True) -> None:
         super().__init__()
         self.pool_norm = nn.LayerNorm(mask_channels)
         self.pool_proj = nn.Linear(mask_channels, channels)
-        self.query_norm = nn.LayerNorm(channels)
+        self.query_norm = nn.LayerNorm(channels) if query_norm else nn.Identity()
         self.query_mlp = MLP(channels, channels, embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
@@ -117,6 +117,7 @@ class MaskDecoder(nn.Module):
         heads: attention heads.
         feedforward: width of the feed-forward nets.
         object_head: also classify every query as object or not (the caption model).
+        query_norm: normalise the sum of query and mask feature before their embedding.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class MaskDecoder(nn.Module):
         heads: int = 8,
         feedforward: int = 2048,
         object_head: bool = False,
+        query_norm: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -138,7 +140,7 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         self.mask_mlp = MLP(channels, channels, mask_channels)
-        self.embedding = PooledMaskEmbedding(channels, mask_channels, embed_dim)
+        self.embedding = PooledMaskEmbedding(channels, mask_channels, embed_dim, query_norm)
         self.object_head = nn.Linear(channels, 2) if object_head else None
 
     def forward(self, features: PixelFeatures) -> list[DecoderOutput]:

@@ -13,21 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
-from odise_pl.models.build import ClipFeatureSettings, ClipSettings, build_odise
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.regions import Regions, crop_mask, cropped_clip, pooled_clip
-from odise_pl.models.inference import InferenceSettings
-from odise_pl.models.odise import Odise
 from odise_pl.runs.conf import compose_config
 
-CONV = replace(tiny_models.CLIP, trunk="convnext_atto", image_size=64)
 VIEWS = [(50, 64), (64, 40)]
 
 
 @cache
 def conv_clip() -> FrozenCLIP:
     torch.manual_seed(0)
-    return FrozenCLIP(build_clip(CONV))
+    return FrozenCLIP(build_clip(tiny_models.CONV_CLIP))
 
 
 def regions(masks: Tensor) -> Regions:
@@ -93,22 +89,9 @@ def test_mask_of_everything_is_clips_own_embedding() -> None:
     torch.testing.assert_close(pooled_clip(clip, whole)[:, 0], expected, rtol=1e-3, atol=1e-4)
 
 
-def fc_clip(regions: str = "pooled") -> Odise:
-    torch.manual_seed(3)
-    head = replace(tiny_models.HEAD, embed_dim=None)
-    return build_odise(
-        ClipFeatureSettings(window="whole", channels=None),
-        ClipSettings(architecture=CONV),
-        None,
-        head,
-        ClassifierSettings(regions=regions),
-        InferenceSettings(),
-    ).eval()
-
-
 @torch.no_grad()
 def test_backbone_and_classifier_share_one_pass() -> None:
-    network, images, sizes = fc_clip(), torch.rand(2, 3, 64, 128), [(64, 128), (50, 100)]
+    network, images, sizes = tiny_models.fc_clip(), torch.rand(2, 3, 64, 128), [(64, 128), (50, 100)]
     output = network.decode(images)[-1]
     assert output.clip_map is not None
     vocabulary = tiny_models.vocabulary(("dog",), ("sky", "clouds"))
@@ -123,7 +106,7 @@ def test_backbone_and_classifier_share_one_pass() -> None:
 
 def test_regions_must_fit_the_kind_of_clip() -> None:
     with pytest.raises(ValueError, match=r"fusion\.regions=masked"):
-        fc_clip("masked")
+        tiny_models.fc_clip("masked")
     with pytest.raises(ValueError, match=r"fusion\.regions=pooled"):
         tiny_models.odise(classifier=ClassifierSettings(regions="pooled"))
 
