@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,14 @@ _log = logging.getLogger(__name__)
 Scores = dict[str, dict[str, float]]
 
 
+def main() -> None:
+    """The command line; the checkpoint's backbone may have settings that the composed one lacks."""
+    sys.argv[1:] = [f"++{word}" if word.startswith("backbone.") else word for word in sys.argv[1:]]
+    _main()
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def main(config: DictConfig) -> None:
+def _main(config: DictConfig) -> None:
     """Check the settings, then evaluate a checkpoint or a folder of predictions."""
     watch_first_process()
     with report_errors():
