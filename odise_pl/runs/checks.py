@@ -17,9 +17,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.description import NetworkSettings, is_file_name
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.manifest import open_shard_set, parse_eval_sets
 from odise_pl.errors import SettingError, UserError, check_number
+from odise_pl.files import is_path
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.resume import checkpoint_path
@@ -135,7 +136,7 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
     model = network.resolved(paths)
     for key, name in network.weights().items():
         path = OmegaConf.select(model, key)
-        if is_file_name(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
+        if is_path(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
             command = _download_command(key, name, paths)
             download = f"get it with: {command}\n    or " if command else ""
             other = f"set {key} to another file"

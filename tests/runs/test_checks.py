@@ -42,6 +42,13 @@ def test_complete_configuration_passes(config) -> None:
     check_training(config("backbone.weights=someone/stable-diffusion", "clip.weights=ViT-L-14:openai"))
 
 
+def test_paths_are_not_mistaken_for_hub_ids(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("weights/dinov3", "./dinov3", "a/b/dinov3", "someone/dinov3.bin"):
+        assert f"backbone.weights={path}" in problems(config("backbone=dinov3_l", f"backbone.weights={path}"))
+
+
 def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
     places = [f"data.train={tmp_path}/shards", f"data.val={{one: {tmp_path}/one, two: {tmp_path}/two}}"]
     weights = ["backbone=stable_diffusion_v1", "clip=vit_l14_336"]

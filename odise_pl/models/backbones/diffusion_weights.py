@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from odise_pl.errors import SettingError
+from odise_pl.files import is_path
 from odise_pl.models.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
@@ -69,13 +70,12 @@ def load_diffusion(
     """
     architecture = architecture or DiffusionArchitecture()
     path = Path(weights)
-    is_path = path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~"))
     try:
         if weights == "random":
             models = build_diffusion(architecture)
         elif path.is_file():
             models = _load_single_file(path, architecture, mapped)
-        elif path.is_dir() or not is_path:
+        elif path.is_dir() or not is_path(weights):
             models = _load_folder(weights, architecture, path.is_dir())
         else:
             raise WeightsError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from odise_pl.errors import SettingError, hub_errors
+from odise_pl.files import is_path
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import STRIDES, Pyramid, SimplePyramid
@@ -20,7 +21,6 @@ from odise_pl.models.weights import WeightsError, read_checkpoint, require_finit
 
 PYRAMIDS = ("depths", "simple")
 _FILE = "model.safetensors"  # of timm's repositories on the Hub
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 _PATCHES = "patch_embed.proj.weight"
 
 
@@ -248,7 +248,7 @@ def read_weights(weights: str) -> dict[str, Tensor]:
         DownloadError: the Hub cannot be reached or refuses.
     """
     path = Path(weights)
-    if path.suffix not in _SUFFIXES and not path.exists() and weights.count("/") == 1:
+    if "/" in weights and not is_path(weights):
         from huggingface_hub import hf_hub_download
 
         with hub_errors(weights):

@@ -257,6 +257,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"input_size": "abc"}, r"backbone\.input_size=abc must be an integer"),
     ({"input_size": 100}, r"backbone\.input_size=100 .* 16"),
     ({"weights": "nowhere.safetensors"}, r"not found: nowhere\.safetensors"),
+    ({"weights": "some/where/nowhere"}, r"not found: some/where/nowhere"),
     ({"weights": "timm/vit_tiny_patch16_224.augreg_in21k"}, r"timm/vit_tiny.*HF_HUB_OFFLINE"),
 ])  # fmt: skip
 def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
