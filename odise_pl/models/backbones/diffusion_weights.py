@@ -112,10 +112,16 @@ def _check_fit(models: DiffusionModels, source: str, a: DiffusionArchitecture) -
 
 def _load_folder(source: str, a: DiffusionArchitecture, local: bool) -> DiffusionModels:
     """From a diffusers folder or the hub; class embeddings from a file of ours, since diffusers has none."""
+    path = Path(source) / CLASSES
+    if a.classes and not path.is_file():
+        raise WeightsError(
+            f"backbone.weights={source}: {CLASSES} is missing, and no hub id has it; give a file, which "
+            "odise weights fetch ldm-in1k downloads, or a diffusers folder with it"
+        )
     vae = load_network("vqvae" if a.vae_codes else "vae", source, local)
     unet = load_network("unet", source, local)
     if a.classes:
-        classes, path = class_embedding(a), Path(source) / CLASSES
+        classes = class_embedding(a)
         load_exactly(classes, tensors_of(read_checkpoint(path)), str(path))
         return DiffusionModels(unet, vae, classes=classes, betas=a.betas)
     text = load_network("text_encoder", source, local)
