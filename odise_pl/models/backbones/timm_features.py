@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,8 @@ class TimmSettings(FeatureSettings):
             reason = _reason(error)
             if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
                 reason = f"its names are of another network ({reason} is missing)"
+            if re.search(r'Missing key\(s\) in state_dict: "(head|fc|classifier)\b', reason):
+                reason += "; if the file has no classifier, add +backbone.options.num_classes=0"
             if tensors is not None:
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error

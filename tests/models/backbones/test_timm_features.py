@@ -301,6 +301,16 @@ def test_wrong_weights_end_in_one_message(damage: str, tmp_path: Path) -> None:
     assert len(str(error.value)) < 600
 
 
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_files_without_a_classifier_load_when_told(family: str, tmp_path: Path) -> None:
+    model, options = tiny_timm.FAMILIES[family]
+    torch.save(timm.create_model(model, **options, num_classes=0).state_dict(), tmp_path / "bare.pth")
+    own = small(family, weights=str(tmp_path / "bare.pth"))
+    with pytest.raises(WeightsError, match=r"bare\.pth.*\+backbone\.options\.num_classes=0"):
+        own.load()
+    features(replace(own, options={**options, "num_classes": 0}))
+
+
 def test_official_files_may_hold_settings_of_their_training(tmp_path: Path) -> None:
     model, options = tiny_timm.FAMILIES["vit"]
     state = timm.create_model(model, **options).state_dict()
