@@ -223,7 +223,7 @@ class TimmSettings(FeatureSettings):
             options.setdefault("img_size", self.input_size)
         if tensors is not None:
             tensors, headless = _unwrap(tensors)
-            overlay: dict[str, Any] = {"state_dict": tensors}
+            overlay: dict[str, Any] = {"state_dict": {n: t.as_subclass(_Shared) for n, t in tensors.items()}}
             if headless:
                 options["num_classes"] = 0
             if "num_classes" in options:  # also of the weights, else timm would not mind missing ones
@@ -232,6 +232,13 @@ class TimmSettings(FeatureSettings):
         network = timm.create_model(self.model, **options | {"pretrained": tensors is not None})
         network.pretrained_cfg.pop("state_dict", None)  # timm would keep them
         return network
+
+
+class _Shared(Tensor):
+    """A tensor that timm's copies of its settings do not copy."""
+
+    def __deepcopy__(self, memo: object) -> _Shared:
+        return self
 
 
 def _reason(error: Exception) -> str:

@@ -311,6 +311,15 @@ def test_files_without_a_classifier_load_when_told(family: str, tmp_path: Path) 
     features(replace(own, options={**options, "num_classes": 0}))
 
 
+def test_timm_copies_weights_only_into_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = tiny_timm.FAMILIES["vit"]
+    torch.save(timm.create_model(model, **options).state_dict(), tmp_path / "own.pth")
+    monkeypatch.delattr(Tensor, "__deepcopy__")
+    monkeypatch.delattr(Tensor, "__reduce_ex__")
+    found = features(small(weights=str(tmp_path / "own.pth")))
+    assert {type(tensor) for tensor in found.state_dict().values()} == {Tensor}
+
+
 def test_official_files_may_hold_settings_of_their_training(tmp_path: Path) -> None:
     model, options = tiny_timm.FAMILIES["vit"]
     state = timm.create_model(model, **options).state_dict()
