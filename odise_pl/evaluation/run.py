@@ -176,11 +176,13 @@ def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
     """Everything that the scores depend on."""
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     network = ("train", *SIDES)  # unused, and given by the network
+    limit = config.trainer.get("limit_val_batches")
     return {
         **subject,
         "data": {key: value for key, value in data.items() if key not in network},
         "vocabulary": OmegaConf.to_container(config.vocabulary, resolve=True),
         "precision": config.trainer.precision,
+        **({} if limit is None else {"limit_val_batches": limit}),
         "save_predictions": config.save_predictions,
         "paths": OmegaConf.to_container(config.paths, resolve=True),
     }
