@@ -71,11 +71,12 @@ class Group:
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
-    """Runs by their settings, sorted."""
+    """Runs by their settings, sorted; those of shortened evaluations are last."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)):
-        key = repr(([str(getattr(run.settings, name)) for name in _FIELDS], sorted(run.conditions.items())))
-        groups.setdefault(key, []).append(run)
+        words = [str(getattr(run.settings, name)) for name in _FIELDS]
+        short = run.conditions.get("trainer.limit_val_batches", "1.0") != "1.0"
+        groups.setdefault(repr((short, words, sorted(run.conditions.items()))), []).append(run)
     return [Group(some[0].settings, some[0].conditions, tuple(some)) for _, some in sorted(groups.items())]
 
 

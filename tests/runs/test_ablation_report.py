@@ -126,7 +126,7 @@ def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     ("name", "changed"),
     [
         ("trainer.max_steps=20", {"trainer": {"max_steps": 20}}),
-        ("trainer.limit_val_batches=2", {"trainer": {"max_steps": 10, "limit_val_batches": 2}}),
+        ("trainer.limit_val_batches=1", {"trainer": {"max_steps": 10, "limit_val_batches": 1}}),
         ("random", {"backbone": {"weights": "random"}}),
         ("clip.weights=other", {"clip": {"weights": "other"}}),
         ("data.train=u", {"data": {"train": "u", "val": "v"}}),
