@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import IO
 
 _NOT_PLAIN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".tar", ".pyth")
 
 
 def is_plain_name(name: object) -> bool:
     """Whether a name read from a file is a plain file name, which cannot point outside its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not _NOT_PLAIN.search(name)
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights are a file or folder, perhaps a missing one; else they are ``random`` or a hub id."""
+    folder = weights.rpartition("/")[0]
+    return (
+        weights.endswith(_WEIGHT_SUFFIXES)
+        or weights.startswith(("${paths.", "/", ".", "~"))
+        or "/" in folder
+        or os.path.isdir(folder)  # noqa: PTH112 (any text)
+    )
 
 
 @contextmanager

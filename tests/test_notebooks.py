@@ -43,6 +43,13 @@ def test_notebook_runs(path: Path, project: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_imports_what_there_is(path: Path) -> None:
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    lines = [line for line in "\n".join(cells).splitlines() if line.startswith("from odise_pl")]
+    exec("\n".join(lines), {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_outputs(path: Path) -> None:
     assert _count_pictures(nbformat.read(path, as_version=4)) >= FEWEST_PICTURES
     assert path.stat().st_size <= MOST_BYTES

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from odise_pl.errors import SettingError, find_user_error
+from odise_pl.files import is_path
 
 _ROOT = "odise_pl.models.build.build_odise"
 TARGETS = frozenset(
@@ -47,7 +48,6 @@ FILES = ("weights", "unet")  # keys of a part that name frozen weights
 SIDES = ("eval_short_side", "eval_long_side")
 _FOLDERS = ("weights", "toyworld")  # keys of ``paths`` that a description may refer to
 _REFERENCE = re.compile(rf"\$\{{paths\.(?:{'|'.join(_FOLDERS)})\}}")
-_WEIGHT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,7 @@ def _is_plain(value: Any) -> bool:
 
 def _is_harmless(key: str, weights: str) -> bool:
     random = weights == "random" and key != "captioner.weights"  # where it would be a hub id
-    return random or is_file_name(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
-
-
-def is_file_name(weights: str) -> bool:
-    """Whether weights are a file or folder, not a hub id."""
-    return weights.endswith(_WEIGHT_SUFFIXES) or weights.startswith(("${paths.", "/", "./", "../", "~"))
+    return random or is_path(weights) or os.path.exists(weights)  # noqa: PTH110 (any text)
 
 
 # Records of earlier versions

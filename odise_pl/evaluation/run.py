@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,14 @@ _log = logging.getLogger(__name__)
 Scores = dict[str, dict[str, float]]
 
 
+def main() -> None:
+    """The command line; the checkpoint's backbone may have settings that the composed one lacks."""
+    sys.argv[1:] = [f"++{word}" if word.startswith("backbone.") else word for word in sys.argv[1:]]
+    _main()
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def main(config: DictConfig) -> None:
+def _main(config: DictConfig) -> None:
     """Check the settings, then evaluate a checkpoint or a folder of predictions."""
     watch_first_process()
     with report_errors():
@@ -170,11 +177,13 @@ def _settings(config: DictConfig, **subject: Any) -> dict[str, Any]:
     """Everything that the scores depend on."""
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     network = ("train", *SIDES)  # unused, and given by the network
+    limit = config.trainer.get("limit_val_batches")
     return {
         **subject,
         "data": {key: value for key, value in data.items() if key not in network},
         "vocabulary": OmegaConf.to_container(config.vocabulary, resolve=True),
         "precision": config.trainer.precision,
+        **({} if limit is None else {"limit_val_batches": limit}),
         "save_predictions": config.save_predictions,
         "paths": OmegaConf.to_container(config.paths, resolve=True),
     }

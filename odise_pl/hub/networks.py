@@ -14,12 +14,11 @@ from odise_pl.checkpoints.description import (
     SIDES,
     NetworkSettings,
     frozen_files,
-    is_file_name,
     read_record,
 )
 from odise_pl.checkpoints.files import CONFIG, MODEL, find_checkpoint, last_checkpoint
 from odise_pl.errors import DownloadError, SettingError, hub_errors
-from odise_pl.files import write_text
+from odise_pl.files import is_path, write_text
 from odise_pl.hub.card import CARD, model_card
 from odise_pl.runs.record import EVALUATIONS, read_command, read_settings
 
@@ -52,7 +51,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def _is_id(name: str) -> bool:
     owner = name.partition("/")[0]
-    misspelt = owner == "runs" or Path(owner).exists() or is_file_name(name)
+    misspelt = owner == "runs" or is_path(name)
     return _ID.fullmatch(name) is not None and not misspelt
 
 
@@ -114,7 +113,7 @@ def portable(network: NetworkSettings) -> NetworkSettings:
             key: f"${{paths.weights}}/{Path(weights).name}"
             for key, section, name in frozen_files(network.model)
             if isinstance(weights := section.get(name), str)
-            and is_file_name(weights)
+            and is_path(weights)
             and not weights.startswith("${paths.")
         }
     )

@@ -17,12 +17,13 @@ from PIL import Image
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.images import read_image
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.contract import Conditioning, Features
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
-from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.prediction.drawing import Picture, side_by_side
+from odise_pl.runs.checks import missing_weights, raise_problems
 from odise_pl.runs.conf import CONF, compose_config
 
 _SHOWN_STRIDE = 16  # of the map that is clustered by default
@@ -104,16 +105,19 @@ def draw_clusters(
         SettingError: an option has no such choice.
         WeightsError: weights are missing or damaged.
     """
-    _check_choice("--backbone", backbone, sorted(path.stem for path in CONF.glob("backbone/*.yaml")))
+    files = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    _check_choice("--backbone", backbone, sorted(n for n in files if "JointSettings" not in files[n]))
     pictures = [read_image(path) for path in images]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
     if len(set(targets)) < len(targets):
         raise SettingError("images of the same name would overwrite each other's pictures in --out")
-    config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"]).backbone
-    settings: FeatureSettings = instantiate(config)
-    if isinstance(settings, JointSettings):
-        raise SettingError(f"--backbone {backbone}: choose one of its two networks")
-    changes: dict[str, Any] = {} if weights is None else {"weights": weights}
+    config = compose_config("train", ["run=kmeans", "run_dir=.", f"backbone={backbone}"])
+    if weights is not None:
+        config.backbone.weights = weights
+    missing = missing_weights(NetworkSettings.of_config(config), config.paths)
+    raise_problems([p.replace("backbone.weights", "--weights") for p in missing if p.startswith("backbone.")])
+    settings: FeatureSettings = instantiate(config.backbone)
+    changes: dict[str, Any] = {}
     if timestep is not None:
         if not settings.conditioned:
             raise SettingError(f"--timestep {timestep}: {backbone} is not a diffusion model; remove it")

@@ -6,6 +6,7 @@ The classes that take numbers check their ranges.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,15 +17,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from odise_pl.checkpoints.description import NetworkSettings, is_file_name
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.manifest import open_shard_set, parse_eval_sets
 from odise_pl.errors import SettingError, UserError, check_number
+from odise_pl.files import is_path
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.resume import checkpoint_path
 from odise_pl.vocabulary import load_vocabulary
 
 _LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
+
+# settings of one of two backbones that are not read
+_SHARED = re.compile(r"\+*backbone\.(first|second)(?=\.(window|window_batch|channels)=)")
 
 
 def check_training(config: DictConfig) -> None:
@@ -87,6 +92,8 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     checks: list[Callable[[], object]] = []
     if HydraConfig.initialized() and "backbone" not in HydraConfig.get().runtime.choices:
         yield "backbone: for two, set backbone=two backbone@backbone.first=NAME backbone@backbone.second=NAME"
+    for key in filter(_SHARED.match, HydraConfig.get().overrides.task if HydraConfig.initialized() else ()):
+        yield f"{key}: two backbones share their windows and width; set {_SHARED.sub('backbone', key)}"
     if "timesteps" in config.backbone:  # of a diffusion model
         checks.append(lambda: check_timesteps(config.backbone.timesteps))
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
@@ -129,7 +136,7 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
     model = network.resolved(paths)
     for key, name in network.weights().items():
         path = OmegaConf.select(model, key)
-        if is_file_name(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
+        if is_path(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
             command = _download_command(key, name, paths)
             download = f"get it with: {command}\n    or " if command else ""
             other = f"set {key} to another file"

@@ -24,6 +24,7 @@ from odise_pl.runs.record import (
 # Settings that differ between the runs of a row, have a column, or repeat another section.
 _NO_CONDITIONS = re.compile(r"((data\.)?seed|validate_every)$|data\.val(\.|$)|fusion\.")
 _MEASURING = ("eval_short_side", "eval_long_side", "eval_batch_size", "limit_samples")  # of data
+_ALL_BATCHES = 1.0  # Lightning's default
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 def _conditions(own: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a training, and those of an evaluation on top."""
-    flat = relevant_settings(training)
+    flat = {"trainer.limit_val_batches": _ALL_BATCHES} | relevant_settings(training)
     if "network" in own:
         network, values = own["network"], {**own["data"], **own}
         evaluated = {
@@ -84,7 +85,10 @@ def _conditions(own: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str
             "model": {key: value for key, value in network.items() if key not in PARTS},
             "data": {key: values[key] for key in _MEASURING if key in values},
             "vocabulary": {"eval": (own.get("vocabulary") or {}).get("eval")},
-            "trainer": {"precision": own.get("precision")},
+            "trainer": {
+                "precision": own.get("precision"),
+                "limit_val_batches": own.get("limit_val_batches", _ALL_BATCHES),
+            },
             "paths": own.get("paths"),
         }
         flat |= relevant_settings(evaluated)

@@ -92,8 +92,8 @@ def backbone_name(settings: Mapping[str, Any] | None) -> str:
     """The name of a backbone: of the file in ``conf/backbone`` with its weights, or else of the weights.
 
     Networks of one architecture differ in their weights alone, and evaluations know a network only by its
-    settings. Folders and suffixes of files do not count; random weights are ``random``. Two networks are
-    ``ONE+OTHER``.
+    settings. Folders and suffixes of files do not count; random weights are ``random``, with the name of
+    timm's model if it is one. Two networks are ``ONE+OTHER``.
     """
     networks = [part for part in (settings or {}).values() if isinstance(part, Mapping) and "weights" in part]
     weights = [_weights(network) for network in networks or [settings or {}]]
@@ -103,6 +103,8 @@ def backbone_name(settings: Mapping[str, Any] | None) -> str:
 def _weights(backbone: Mapping[str, Any]) -> str:
     """The name of the file, folder or repository with the weights; of a UNet of its own, if it has one."""
     path = str(backbone.get("unet") or backbone.get("weights") or _UNKNOWN)
+    if path == "random" and "model" in backbone:
+        path += f" {backbone['model']}"
     return re.sub(r"\.(safetensors|ckpt|pth|pt|bin|tar|pyth)$", "", path.rstrip("/").rpartition("/")[2])
 
 
@@ -112,7 +114,7 @@ def _names_of_weights() -> dict[str, str]:
     files = {path.stem: OmegaConf.load(path) for path in sorted(CONF.glob("backbone/*.yaml"), reverse=True)}
     plain: dict[str, Any] = {name: OmegaConf.to_container(file) for name, file in files.items()}
     found = {_weights(settings): name for name, settings in plain.items()}
-    return {weights: name for weights, name in found.items() if weights not in (_UNKNOWN, "random")}
+    return {file: name for file, name in found.items() if file.split()[0] not in (_UNKNOWN, "random")}
 
 
 def in_sweep() -> bool:

@@ -6,16 +6,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
+
+from omegaconf import OmegaConf
 
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.comparison import SCORES, Row, as_json, difference_table, score_table
+from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.plot import draw
 from odise_pl.runs.published import ABLATIONS, PUBLISHED_BACKBONE, STANDARD, Ablation
-from odise_pl.runs.record import AblationSettings
+from odise_pl.runs.record import AblationSettings, relevant_settings, resolve_settings
 
 _FIELDS = [field.name for field in fields(AblationSettings)]
 # Conditions that follow from the ablation's settings, unless they differ between rows of the same settings.
@@ -27,6 +31,7 @@ _FOLLOWING = (
     "grounding",
     "model.supervision",
 )
+_OF_BACKBONE = re.compile(r"backbone\.(?!.*(weights|unet|timesteps)$)")
 _NOTES = """\
 * Scores are in percent: the mean over seeds ± half the width of its 95 % interval (Student's t).
 * Differences are paired: means over the seeds that both rows have. A difference is decided if its interval
@@ -66,11 +71,12 @@ class Group:
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
-    """Runs by their settings, sorted."""
+    """Runs by their settings, sorted; those of shortened evaluations are last."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)):
-        key = repr(([str(getattr(run.settings, name)) for name in _FIELDS], sorted(run.conditions.items())))
-        groups.setdefault(key, []).append(run)
+        words = [str(getattr(run.settings, name)) for name in _FIELDS]
+        short = run.conditions.get("trainer.limit_val_batches", "1.0") != "1.0"
+        groups.setdefault(repr((short, words, sorted(run.conditions.items()))), []).append(run)
     return [Group(some[0].settings, some[0].conditions, tuple(some)) for _, some in sorted(groups.items())]
 
 
@@ -152,13 +158,31 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
         if len(varies) > 1 and not follows and (main is None or own != getattr(main.settings, name)):
             words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")
     first = next(other.conditions for other in beside if other.settings == group.settings)
+    # a backbone beside others differs from its file in conf/backbone
+    compared = field == "backbone" or (main is not None and group.settings.backbone != main.settings.backbone)
+    plain = _standard(group.settings.backbone) if compared else {}
     for key, own in sorted(group.conditions.items()):
-        if main is None or key.startswith(_FOLLOWING):
+        if plain and _OF_BACKBONE.match(key):
+            standard = own if main is not None and main.conditions.get(key) == own else plain.get(key)
+        elif main is None or key.startswith(_FOLLOWING):
             standard = first.get(key)
         else:
             standard = main.conditions.get(key, own)
         words += [f"{key}={own}"] if own != standard else []
     return ", ".join(words)
+
+
+@cache
+def _standard(backbone: str) -> dict[str, str]:
+    """The settings in ``conf/backbone`` by its names, except those that choose weights and timesteps."""
+    names = backbone.split("+")
+    if not all((CONF / "backbone" / f"{name}.yaml").is_file() for name in names):
+        return {}
+    parts = ["backbone=two", *map("backbone@backbone.{}={}".format, ("first", "second"), names)]
+    chosen = parts if len(names) == 2 else [f"backbone={backbone}"]
+    config = compose_config("train", ["run=report", "run_dir=.", *chosen])
+    known = relevant_settings(resolve_settings(OmegaConf.masked_copy(config, ["backbone", "paths"])))
+    return {key: str(value) for key, value in known.items() if _OF_BACKBONE.match(key)}
 
 
 def ablation_tables(ablation: Ablation, runs: Sequence[FinishedRun]) -> tuple[list[Row], list[Table]]:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from benchmark_shards import BENCHMARKS
 from interruptions import run, started, wait_for
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from ranks import free_port, torchrun
 from small_runs import composed
 from torch import multiprocessing
 
 from odise_pl.evaluation.progress import Progress
-from odise_pl.evaluation.run import _trainer, evaluate, score_predictions
+from odise_pl.evaluation.run import _trainer, evaluate, main, score_predictions
+from odise_pl.runs.finished import find_runs
 
 
 def options(checkpoint: Path, shards: Path, *more: str) -> list[str]:
@@ -90,6 +91,27 @@ def test_table_has_published_numbers(whole: Path) -> None:
     assert "| ade847 |" in (folder / "results.md").read_text()
     assert not (folder / ".progress").exists()
     assert json.loads((folder / "finished.json").read_text())["scores"] == written["scores"]
+
+
+def test_shortened_evaluations_are_recorded(checkpoint: Path, benchmark_shards: Path, tmp_path: Path) -> None:
+    """They are no evaluation of the whole set, neither in its folder nor in a report."""
+    limits = ([], ["+trainer.limit_val_batches=1"])
+    for limit in limits:
+        overrides = options(checkpoint, benchmark_shards, "data=pas21", *limit)
+        evaluate(composed("evaluate", tmp_path, overrides), overrides)
+    assert len([*tmp_path.glob("evaluation/*")]) == 2
+    found = {run.conditions["trainer.limit_val_batches"] for run in find_runs(tmp_path)}
+    assert found == {"1.0", "1"}
+
+
+def test_settings_of_the_checkpoints_backbone_need_no_plus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["backbone.second.weights=other.pth", "+backbone.first.taps=null", "backbone.weights=random"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words, "--cfg", "job", "--package", "backbone"])
+    main()
+    found = OmegaConf.create(capsys.readouterr().out)
+    assert (found.second.weights, found.weights) == ("other.pth", "random")
 
 
 SOME = ("coco", "pas21")

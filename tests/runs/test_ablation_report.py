@@ -126,6 +126,7 @@ def test_unpublished_setting_gets_a_row(tmp_path: Path) -> None:
     ("name", "changed"),
     [
         ("trainer.max_steps=20", {"trainer": {"max_steps": 20}}),
+        ("trainer.limit_val_batches=1", {"trainer": {"max_steps": 10, "limit_val_batches": 1}}),
         ("random", {"backbone": {"weights": "random"}}),
         ("clip.weights=other", {"clip": {"weights": "other"}}),
         ("data.train=u", {"data": {"train": "u", "val": "v"}}),
@@ -228,7 +229,7 @@ def test_backbones_stand_beside_the_paper(tmp_path: Path) -> None:
     }
     for seed in (0, 1):
         for pq, (name, weights) in enumerate(files.items(), 20):
-            backbone = {"model": name, "weights": weights, "input_size": pq, "pyramid": "depths"}
+            backbone = {"weights": weights, "input_size": 448 if name == "deit" else 512, "pyramid": "depths"}
             folder, words = tmp_path / "runs" / name, settings(*([] if name == "sd" else ["none"] * 2))
             train(folder, seed, pq + seed, words, backbone=backbone)
             mark_finished(folder / f"seed_{seed}", words, {"ade150": {"pq": (pq + seed) / 100}})
@@ -258,6 +259,22 @@ def test_backbones_stand_beside_the_paper(tmp_path: Path) -> None:
         row["all runs"].partition(", backbone.")[0] for row in all_runs(tmp_path / "runs")
     }
     report([tmp_path / "runs"])  # plots a row without the paper's COCO
+
+
+def test_changed_backbones_are_named_without_runs_of_the_published_ones(tmp_path: Path) -> None:
+    """What differs from conf/backbone is named, except what all share with the reference."""
+    sd = {"weights": "sd-v1-3.ckpt", "channels": 256}
+    mvit = {"weights": "timm/mvitv2_huge_cls.fb_inw21k", "channels": 256, "pyramid": "depths"}
+    dino = {"weights": "vit_large_patch16_dinov3.lvd1689m.safetensors", "input_size": 256}
+    train(tmp_path / "sd", 0, 30, backbone=sd)
+    train(tmp_path / "mvit", 0, 30, backbone=mvit | {"final_norm": False, "options": {"depth": 4}})
+    train(tmp_path / "two", 0, 30, backbone={"first": sd, "second": dino})
+    rows, _ = ablation_tables(BACKBONES, find_runs(tmp_path))
+    assert {row.name for row in rows if row.scores} == {
+        "stable_diffusion_v1",
+        "mvit_h, backbone.final_norm=False, backbone.options.depth=4",
+        "stable_diffusion_v1+dinov3_l, backbone.first.channels=256, backbone.second.input_size=256",
+    }
 
 
 def test_published_numbers_stand_beside_the_published_backbone(tmp_path: Path) -> None:

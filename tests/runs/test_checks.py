@@ -15,6 +15,7 @@ from odise_pl.data.manifest import FILE_NAME, Captioning, open_shard_set
 from odise_pl.errors import SettingError, find_user_error, report_user_errors
 from odise_pl.runs.checks import check_evaluation, check_network, check_training
 from odise_pl.runs.conf import compose_config
+from odise_pl.training.run import main
 
 
 @pytest.fixture
@@ -39,6 +40,13 @@ def test_complete_configuration_passes(config) -> None:
     check_training(config())
     check_training(config("backbone.timesteps=learnable"))
     check_training(config("backbone.weights=someone/stable-diffusion", "clip.weights=ViT-L-14:openai"))
+
+
+def test_paths_are_not_mistaken_for_hub_ids(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("weights/dinov3", "./dinov3", "a/b/dinov3", "someone/dinov3.bin"):
+        assert f"backbone.weights={path}" in problems(config("backbone=dinov3_l", f"backbone.weights={path}"))
 
 
 def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
@@ -68,6 +76,16 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
 )
 def test_invalid_settings_are_named(config, overrides: list[str], word: str) -> None:
     assert word in problems(config(*overrides))
+
+
+@pytest.mark.parametrize("name", ["channels", "window", "window_batch"])
+def test_settings_that_two_backbones_share_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py", "backbone=two", f"backbone.second.{name}=64"])
+    with pytest.raises(SystemExit, match=rf"backbone\.second\.{name}=64: .*set backbone\.{name}=64"):
+        main()
 
 
 def described(folder: Path, shards: Path, model: str | None) -> str:

@@ -21,10 +21,15 @@ TRAINING: dict[str, Any] = {
     "vocabulary": {"train": None, "eval": None},
     "paths": {"weights": "w"},
 }
+UNLIMITED = {"trainer.limit_val_batches": "1.0"}
 
 
 def evaluate(
-    folder: Path, training: dict[str, Any] | None, step: int = 10, weights: str = "/moved/sd.ckpt"
+    folder: Path,
+    training: dict[str, Any] | None,
+    step: int = 10,
+    weights: str = "/moved/sd.ckpt",
+    **more: Any,
 ) -> None:
     """An evaluation on a machine where the weights are elsewhere."""
     settings = {
@@ -35,6 +40,7 @@ def evaluate(
         "data": {"val": "v", "limit_samples": None, "scale_range": [0.1, 2.0]},
         "precision": "32-true",
         "paths": {"weights": "/moved"},
+        **more,
     }
     write_settings(folder, settings)
     mark_finished(folder, WORDS, {"val": {"pq": 0.5}}, training)
@@ -47,7 +53,11 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
     runs = find_runs(tmp_path)
     assert [run.folder.name for run in runs] == ["a", "b"]
     assert (runs[0].settings, runs[0].scores) == (WORDS, {"val": {"pq": 0.25}})
-    assert (runs[0].seed, runs[0].conditions, runs[0].sources) == (1, {"name": "a"}, {"val": "sets/v"})
+    assert (runs[0].seed, runs[0].conditions, runs[0].sources) == (
+        1,
+        UNLIMITED | {"name": "a"},
+        {"val": "sets/v"},
+    )
     with pytest.raises(RunError, match="no finished run"):
         find_runs(tmp_path / "c")
 
@@ -100,7 +110,11 @@ def test_evaluation_has_the_settings_of_its_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "key", "value"),
-    [({"step": 5}, "step", "5"), ({"weights": "random"}, "backbone.weights", "random")],
+    [
+        ({"step": 5}, "step", "5"),
+        ({"weights": "random"}, "backbone.weights", "random"),
+        ({"limit_val_batches": 2}, "trainer.limit_val_batches", "2"),
+    ],
 )
 def test_evaluation_of_something_else_is_a_run_of_its_own(
     tmp_path: Path, changed: dict[str, Any], key: str, value: str

@@ -56,6 +56,7 @@ def test_ablation_settings_of_a_network() -> None:
         ({"weights": "sd-v1-3.ckpt", "unet": "mine/unet.safetensors"}, "unet"),
         ({"weights": "sd-v1-3.ckpt", "unet": None}, "stable_diffusion_v1"),
         ({"weights": "random", "architecture": {"heads": 8}}, "random"),
+        ({"weights": "random", "model": "vit_tiny.of"}, "random vit_tiny.of"),
         ({"first": {"weights": "sd-v1-3.ckpt"}, "second": {"weights": "b.pth"}}, "stable_diffusion_v1+b"),
         (None, "unknown"),
     ],

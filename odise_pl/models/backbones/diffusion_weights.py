@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from odise_pl.errors import SettingError
+from odise_pl.files import is_path
 from odise_pl.models.backbones.stable_diffusion import (
     DiffusionArchitecture,
     DiffusionModels,
@@ -69,13 +70,12 @@ def load_diffusion(
     """
     architecture = architecture or DiffusionArchitecture()
     path = Path(weights)
-    is_path = path.suffix in {".ckpt", ".safetensors", ".pth"} or weights.startswith((".", "/", "~"))
     try:
         if weights == "random":
             models = build_diffusion(architecture)
         elif path.is_file():
             models = _load_single_file(path, architecture, mapped)
-        elif path.is_dir() or not is_path:
+        elif path.is_dir() or not is_path(weights):
             models = _load_folder(weights, architecture, path.is_dir())
         else:
             raise WeightsError(
@@ -112,10 +112,16 @@ def _check_fit(models: DiffusionModels, source: str, a: DiffusionArchitecture) -
 
 def _load_folder(source: str, a: DiffusionArchitecture, local: bool) -> DiffusionModels:
     """From a diffusers folder or the hub; class embeddings from a file of ours, since diffusers has none."""
+    path = Path(source) / CLASSES
+    if a.classes and not path.is_file():
+        raise WeightsError(
+            f"backbone.weights={source}: {CLASSES} is missing, and no hub id has it; give a file, which "
+            "odise weights fetch ldm-in1k downloads, or a diffusers folder with it"
+        )
     vae = load_network("vqvae" if a.vae_codes else "vae", source, local)
     unet = load_network("unet", source, local)
     if a.classes:
-        classes, path = class_embedding(a), Path(source) / CLASSES
+        classes = class_embedding(a)
         load_exactly(classes, tensors_of(read_checkpoint(path)), str(path))
         return DiffusionModels(unet, vae, classes=classes, betas=a.betas)
     text = load_network("text_encoder", source, local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from odise_pl.errors import SettingError, hub_errors
+from odise_pl.files import is_path
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import STRIDES, Pyramid, SimplePyramid
@@ -21,7 +23,6 @@ from odise_pl.models.weights import WeightsError, read_checkpoint, require_finit
 
 PYRAMIDS = ("depths", "simple")
 _FILE = "model.safetensors"  # of timm's repositories on the Hub
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 _PATCHES = "patch_embed.proj.weight"
 
 
@@ -174,6 +175,8 @@ class TimmSettings(FeatureSettings):
             reason = _reason(error)
             if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
                 reason = f"its names are of another network ({reason} is missing)"
+            if re.search(r'Missing key\(s\) in state_dict: "(head|fc|classifier)\b', reason):
+                reason += "; if the file has no classifier, add +backbone.options.num_classes=0"
             if tensors is not None:
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error
@@ -221,7 +224,7 @@ class TimmSettings(FeatureSettings):
             options.setdefault("img_size", self.input_size)
         if tensors is not None:
             tensors, headless = _unwrap(tensors)
-            overlay: dict[str, Any] = {"state_dict": tensors}
+            overlay: dict[str, Any] = {"state_dict": {n: t.as_subclass(_Shared) for n, t in tensors.items()}}
             if headless:
                 options["num_classes"] = 0
             if "num_classes" in options:  # also of the weights, else timm would not mind missing ones
@@ -230,6 +233,13 @@ class TimmSettings(FeatureSettings):
         network = timm.create_model(self.model, **options | {"pretrained": tensors is not None})
         network.pretrained_cfg.pop("state_dict", None)  # timm would keep them
         return network
+
+
+class _Shared(Tensor):
+    """A tensor that timm's copies of its settings do not copy."""
+
+    def __deepcopy__(self, memo: object) -> _Shared:
+        return self
 
 
 def _reason(error: Exception) -> str:
@@ -249,7 +259,7 @@ def read_weights(weights: str) -> dict[str, Tensor]:
         DownloadError: the Hub cannot be reached or refuses.
     """
     path = Path(weights)
-    if path.suffix not in _SUFFIXES and not path.exists() and weights.count("/") == 1:
+    if "/" in weights and not is_path(weights):
         from huggingface_hub import hf_hub_download
 
         with hub_errors(weights):

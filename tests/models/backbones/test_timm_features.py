@@ -257,6 +257,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"input_size": "abc"}, r"backbone\.input_size=abc must be an integer"),
     ({"input_size": 100}, r"backbone\.input_size=100 .* 16"),
     ({"weights": "nowhere.safetensors"}, r"not found: nowhere\.safetensors"),
+    ({"weights": "some/where/nowhere"}, r"not found: some/where/nowhere"),
     ({"weights": "timm/vit_tiny_patch16_224.augreg_in21k"}, r"timm/vit_tiny.*HF_HUB_OFFLINE"),
 ])  # fmt: skip
 def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
@@ -298,6 +299,25 @@ def test_wrong_weights_end_in_one_message(damage: str, tmp_path: Path) -> None:
         small(weights=str(tmp_path / "wrong.pth")).load()
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_files_without_a_classifier_load_when_told(family: str, tmp_path: Path) -> None:
+    model, options = tiny_timm.FAMILIES[family]
+    torch.save(timm.create_model(model, **options, num_classes=0).state_dict(), tmp_path / "bare.pth")
+    own = small(family, weights=str(tmp_path / "bare.pth"))
+    with pytest.raises(WeightsError, match=r"bare\.pth.*\+backbone\.options\.num_classes=0"):
+        own.load()
+    features(replace(own, options={**options, "num_classes": 0}))
+
+
+def test_timm_copies_weights_only_into_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = tiny_timm.FAMILIES["vit"]
+    torch.save(timm.create_model(model, **options).state_dict(), tmp_path / "own.pth")
+    monkeypatch.delattr(Tensor, "__deepcopy__")
+    monkeypatch.delattr(Tensor, "__reduce_ex__")
+    found = features(small(weights=str(tmp_path / "own.pth")))
+    assert {type(tensor) for tensor in found.state_dict().values()} == {Tensor}
 
 
 def test_official_files_may_hold_settings_of_their_training(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odise_pl.models.backbones.clip import load_clip
 from odise_pl.models.backbones.contract import Conditioning
-from odise_pl.models.backbones.diffusion_weights import load_diffusion
+from odise_pl.models.backbones.diffusion_weights import CLASSES, load_diffusion
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.stable_diffusion import DiffusionArchitecture, DiffusionModels
 from odise_pl.models.backbones.text_encoders import END_OF_TEXT, PooledTextEncoder, encode_prompts
@@ -100,6 +100,14 @@ def test_weights_of_another_family_are_named(
     for save in (tiny_models.save_diffusion, safetensors_file):
         with pytest.raises(WeightsError, match=str(tmp_path)):
             load_diffusion(save(tiny_models.diffusion(other), tmp_path), own)
+
+
+def test_class_conditional_models_need_their_embeddings(tmp_path: Path) -> None:
+    folder = tiny_models.save_diffusion(tiny_models.diffusion(tiny_models.LDM), tmp_path)
+    (tmp_path / CLASSES).unlink()
+    for weights in (folder, "someone/ldm"):
+        with pytest.raises(WeightsError, match=rf"backbone\.weights={weights}.*{CLASSES}.*fetch ldm-in1k"):
+            load_diffusion(weights, tiny_models.LDM)
 
 
 def spoil(tensors: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
