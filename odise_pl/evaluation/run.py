@@ -75,7 +75,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.benchmarks import Benchmark, Output, evaluate_all
     from odise_pl.evaluation.predictors import NetworkPredictor
-    from odise_pl.runs.published import BENCHMARKS
+    from odise_pl.runs.published import METHODS
     from odise_pl.vocabulary import load_vocabulary
 
     path = checkpoint_path(config.ckpt, config.run_dir)
@@ -104,12 +104,13 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         predictor = NetworkPredictor(model, classes, training)
         benchmarks.append(Benchmark(name, data, classes, predictor, data.measures(name), training))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
-    published = BENCHMARKS[network.model["supervision"]]
+    settled = extract_ablation_settings(network.model)
+    published = METHODS.get(settled.method)
     kept = None if config.save_predictions is None else Path(config.save_predictions)
     output = Output(folder, settings, about, published, kept)
     scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        mark_finished(folder, extract_ablation_settings(network.model), scores, _training(path, described))
+        mark_finished(folder, settled, scores, _training(path, described))
     return scores
 
 

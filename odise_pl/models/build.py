@@ -127,6 +127,7 @@ def build_odise(
     supervision: str = "label",
     published_quirks: bool = False,
     mapped: bool = False,
+    method: str = "",
 ) -> Odise:
     """The network with its frozen weights loaded and untrained trainable weights.
 
@@ -135,6 +136,7 @@ def build_odise(
         captioner: makes the captioner, e.g. :func:`implicit_captioner`.
         supervision: ``label`` (a trainable no-object class) or ``caption`` (an object head).
         published_quirks: see :class:`Odise`.
+        method: the name of the preset, for reports.
         mapped: leave the frozen weights of the image networks in memory-mapped files until
             ``distributed.sharding.place`` decides which of them this process loads.
 

@@ -73,8 +73,8 @@ class Odise(nn.Module):
         clip: the shared frozen CLIP.
         classifier: class scoring at inference.
         inference: thresholds of the results.
-        published_quirks: reproduce the release, whose masked CLIP combines unpadded images with padded masks;
-            by default both are unpadded.
+        published_quirks: reproduce ODISE's release, whose masked CLIP combines unpadded images with padded
+            masks; by default both are unpadded.
 
     Attributes:
         mapped: whether frozen weights are still in mapped files, see ``build_odise``.

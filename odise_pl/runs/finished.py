@@ -65,6 +65,7 @@ def read_run(folder: Path) -> FinishedRun:
         training = content.get("training", training)
         backbone = own.get("network", training).get("backbone")
         known = {} if backbone is None else {"backbone": backbone_name(backbone)}
+        known |= {"method": content["settings"].get("method") or f"odise_{content['settings']['model']}"}
         settings = AblationSettings(**content["settings"] | known)
         seed, conditions = training.get("seed"), _conditions(own, training)
         seed = None if seed is None else int(seed)

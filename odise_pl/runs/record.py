@@ -65,6 +65,7 @@ class AblationSettings:
             published), ``blip_on_the_fly`` (for windows), ``none``, or the name of another function.
         classifier: ``both``, ``diffusion`` or ``discriminative``.
         backbone: see :func:`backbone_name`; earlier versions did not write it.
+        method: the preset, such as ``odise_label`` or ``fc_clip``; earlier versions did not write it.
     """
 
     model: str
@@ -73,6 +74,7 @@ class AblationSettings:
     captioner: str
     classifier: str
     backbone: str = _UNKNOWN
+    method: str = ""
 
 
 def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
@@ -85,7 +87,8 @@ def extract_ablation_settings(model: Mapping[str, Any]) -> AblationSettings:
     kind += "_on_the_fly" if captioner.get("on_the_fly") else ""
     learned = words == "learnable" or bool(captioner.get("learnable_time"))
     mode, backbone = model["classifier"]["mode"], backbone_name(model["backbone"])
-    return AblationSettings(model["supervision"], words, learned, kind, mode, backbone)
+    method = model.get("method") or f"odise_{model['supervision']}"
+    return AblationSettings(model["supervision"], words, learned, kind, mode, backbone, method)
 
 
 def backbone_name(settings: Mapping[str, Any] | None) -> str:

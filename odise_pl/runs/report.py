@@ -29,6 +29,7 @@ _FOLLOWING = (
     "classifier.",
     "data.words",
     "grounding",
+    "model.method",
     "model.supervision",
 )
 _OF_BACKBONE = re.compile(r"backbone\.(?!.*(weights|unet|timesteps)$)")
@@ -40,6 +41,8 @@ _NOTES = """\
 * The paper's numbers are of models trained at full scale on COCO; timesteps, captioners, classifiers and
   backbones are those of its caption model.
 * Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
+* The numbers of methods other than ODISE are from their authors' repositories. Each may have other training
+  data; `docs/methods.md` says what stands in for what.
 * Backbones are named by their weights. Of the paper's, some were not published: `conf/backbone` says which
   network stands in for them. For Swin and ConvNeXt two may, which share the paper's number.
 """
@@ -84,12 +87,18 @@ def ablation_rows(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[tuple
     """The paper's rows, without runs too, and others, each with its runs.
 
     Runs that differ in another setting of :data:`STANDARD` are skipped, except backbones without a timestep
-    and captioner. The paper's numbers stand beside the row of each value that is most similar to the main
-    reference.
+    and captioner; other methods are only in the comparison of methods. The paper's numbers stand beside the
+    row of each value that is most similar to the main reference.
     """
     absent = ["none"] if ablation.field == "backbone" else []
     fixed = {name: [value, *absent] for name, value in STANDARD.items() if name != ablation.field}
-    groups = [g for g in group_runs(runs) if all(getattr(g.settings, n) in v for n, v in fixed.items())]
+    groups = []
+    for group in group_runs(runs):
+        if group.settings.method.startswith("odise_"):
+            fits = all(getattr(group.settings, name) in values for name, values in fixed.items())
+        else:
+            fits = ablation.field == "method"
+        groups += [group] if fits else []
     standard = STANDARD.get(ablation.field, next(iter(ablation.rows)))
     by_value: dict[str, list[Group]] = {value: [] for value in ablation.rows}
     for group in groups:
@@ -155,6 +164,7 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
         own, varies = getattr(group.settings, name), {getattr(other.settings, name) for other in beside}
         # "none" follows from the backbone; without timesteps, no time embedding is learned
         follows = own == "none" or (name == "learnable_time" and group.settings.timesteps == "none")
+        follows |= own == f"odise_{group.settings.model}"
         if len(varies) > 1 and not follows and (main is None or own != getattr(main.settings, name)):
             words.append(own if isinstance(own, str) else f"time {'' if own else 'not '}learned")
     first = next(other.conditions for other in beside if other.settings == group.settings)
@@ -164,7 +174,7 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     for key, own in sorted(group.conditions.items()):
         if plain and _OF_BACKBONE.match(key):
             standard = own if main is not None and main.conditions.get(key) == own else plain.get(key)
-        elif main is None or key.startswith(_FOLLOWING):
+        elif main is None or field == "method" or key.startswith(_FOLLOWING):
             standard = first.get(key)
         else:
             standard = main.conditions.get(key, own)

@@ -22,7 +22,7 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, diffusion model of random weights",
 }
-_SMALL_WORLD = tuple(ablation.name for ablation in ABLATIONS if ablation.name != "backbone")
+_SMALL_WORLD = tuple(ablation.name for ablation in ABLATIONS if ablation.name not in ("backbone", "method"))
 _BENCHMARKS = {
     "coco": "COCO",
     "ade150": "ADE20K, 150 classes",

@@ -317,3 +317,22 @@ def test_plot_shows_the_runs(runs: Path, tmp_path: Path) -> None:
         np.asarray(Image.open(tmp_path / name / "ablations.png").convert("L")) for name in ("with", "without")
     )
     assert (one < 255).sum() > (other < 255).sum() > 0
+
+
+def test_methods_are_compared_with_odise_and_stay_out_of_its_ablations(tmp_path: Path) -> None:
+    """Also beside a run of an earlier version, which names no method."""
+    other = AblationSettings("label", "none", False, "none", "both", "clip", "fc_clip")
+    for seed in range(2):
+        train(tmp_path / "odise", seed, 60, settings(model="label"))
+        train(tmp_path / "other", seed, 50, other)
+    runs = find_runs(tmp_path)
+    methods = next(ablation for ablation in ABLATIONS if ablation.name == "method")
+    rows, (_, differences) = ablation_tables(methods, runs)
+    shown = {row.name: row for row in rows if row.scores}
+    assert set(shown) == {"odise_label", "fc_clip"}
+    assert shown["fc_clip"].reference == "odise_label"
+    assert shown["fc_clip"].paper == methods.rows["fc_clip"]
+    assert "-10.0" in differences.markdown()
+    for ablation in ABLATIONS:
+        if ablation is not methods:
+            assert not any("fc_clip" in row.name for row in ablation_tables(ablation, runs)[0])

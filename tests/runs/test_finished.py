@@ -11,7 +11,7 @@ import pytest
 from odise_pl.runs.finished import find_runs, read_run
 from odise_pl.runs.record import AblationSettings, RunError, mark_finished, write_settings
 
-WORDS = AblationSettings("caption", "0+100", False, "implicit", "both")
+WORDS = AblationSettings("caption", "0+100", False, "implicit", "both", method="odise_caption")
 TRAINING: dict[str, Any] = {
     "seed": 3,
     "backbone": {"weights": "w/sd.ckpt"},

@@ -19,7 +19,7 @@ from odise_pl.runs.record import (
     write_settings,
 )
 
-WORDS = AblationSettings("caption", "0+100", False, "implicit", "both")
+WORDS = AblationSettings("caption", "0+100", False, "implicit", "both", method="odise_caption")
 
 
 def settings(**changed: Any) -> dict[str, Any]:
