@@ -58,6 +58,7 @@ class Kind(StrEnum):
     mae = "mae"
     dino = "dino"
     class_conditional_diffusion = "class_conditional_diffusion"
+    clip_conv = "clip_conv"
 
 
 @app.command()
@@ -68,11 +69,17 @@ def representation(
     passes: Annotated[int, typer.Option(min=1, help="images of full size that the network sees")] = PASSES,
     device: Device = "cpu",
 ) -> None:
-    """Train another backbone on the same pictures; for diffusion the autoencoder has to be in --out."""
+    """Train another network on the same pictures.
+
+    For diffusion the autoencoder has to be in --out; for the convolutional CLIP, the CLIP whose texts it reads.
+    """
     (out / MEMBERS).mkdir(parents=True, exist_ok=True)
     if kind is Kind.class_conditional_diffusion:
         recipe = recipe_of(passes, pictures=diffusion.RECIPE.pictures, decay=diffusion.RECIPE.decay)
         _train(diffusion.pretrain_on_classes, recipe, out, work, None, device)
+    elif kind is Kind.clip_conv:
+        recipe = recipe_of(passes, batch=96)
+        _train(clip.pretrain_convolutional, recipe, out, work, None, device)
     else:
         training = representations.TRAININGS[kind]
         recipe = recipe_of(passes, training.passes, lr=training.lr)

@@ -9,14 +9,15 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
 
 from odise_pl.models.backbones.clip import MEAN, STD, build_clip, embed_regions
-from scripts.pretrain_toyworld.clip_batches import clip_batch
+from scripts.pretrain_toyworld.clip_batches import clip_batch, details_batch
 from scripts.pretrain_toyworld.corpus import paint_corpus
-from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE
+from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, CONV_CLIP, CONV_CLIP_FILE, MEMBERS
 from scripts.pretrain_toyworld.training import Batch, Recipe, train
 
 RECIPE = Recipe(pictures=24_000, steps=18_000, batch=96, lr=1e-3, cycles=3)
@@ -28,6 +29,35 @@ def pretrain(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None
     torch.manual_seed(0)
     clip = train(Contrast(build_clip(CLIP)), batches, recipe, work / "clip.pt", device).clip
     save_file({name: t.half().contiguous() for name, t in clip.state_dict().items()}, out / CLIP_FILE)
+
+
+def pretrain_convolutional(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:
+    """Train a convolutional image encoder for the texts of the CLIP in ``out``, and write both to ``out``."""
+    torch.manual_seed(0)
+    clip = build_clip(CONV_CLIP)
+    text = load_file(out / CLIP_FILE)
+    clip.load_state_dict({n: t.float() for n, t in text.items() if not n.startswith("visual.")}, strict=False)
+    batches = partial(details_batch, paint_corpus(recipe.pictures), recipe.batch)
+    clip = train(ImageContrast(clip), batches, recipe, work / "clip_conv.pt", device).clip
+    save_file(
+        {n: t.half().contiguous() for n, t in clip.state_dict().items()}, out / MEMBERS / CONV_CLIP_FILE
+    )
+
+
+class ImageContrast(nn.Module):
+    """Contrastive loss of whole images; the text encoder is frozen."""
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        super().__init__()
+        self.clip, self.loss = clip.requires_grad_(False), ClipLoss()
+        self.clip.visual.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a :func:`details_batch`."""
+        images = normalize(batch["images"], list(MEAN), list(STD))
+        image, text = self.clip.encode_image(images, True), self.clip.encode_text(batch["tokens"], True)
+        loss: Tensor = self.loss(image, text, self.clip.logit_scale.exp())
+        return loss
 
 
 class ChosenPatches(nn.Module):

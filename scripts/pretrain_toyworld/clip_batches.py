@@ -59,6 +59,15 @@ def patches_batch(corpus: Corpus, easy: bool, size: int, random: np.random.Gener
     }
 
 
+def details_batch(corpus: Corpus, size: int, random: np.random.Generator, number: int) -> Batch:
+    """``images`` [size, 3, SIDE, SIDE] in 0..1 of whole pictures and enlarged things, and their ``tokens``.
+
+    The number of the batch is ignored.
+    """
+    batch = patches_batch(corpus, True, size, random)
+    return {name: batch[name] for name in ("images", "tokens")}
+
+
 def _show(picture: Picture, easy: bool, random: np.random.Generator) -> tuple[Pixels, Box, str]:
     """An image, its visible box, and a caption of that."""
     details = [detail for detail in picture.details if detail.thing or not easy]

@@ -15,7 +15,14 @@ _CONFIG = compose_config("train", ["experiment=toy", "run_dir=."])
 CLIP: CLIPArchitecture = instantiate(_CONFIG.clip.architecture)
 DIFFUSION: DiffusionArchitecture = instantiate(_CONFIG.backbone.architecture, _convert_="all")
 WEIGHTS = Path(_CONFIG.paths.toyworld)  # of the package
-CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights
+CONV_CLIP: CLIPArchitecture = instantiate(
+    compose_config("train", ["experiment=toy", "run_dir=.", "clip=toy_conv"]).clip.architecture
+)
+CLIP_FILE, CONV_CLIP_FILE, DIFFUSION_FOLDER = (
+    "clip.safetensors",
+    "clip_conv.safetensors",
+    "diffusion",
+)  # in a folder of weights
 MEMBERS = Path("representations")  # as well
 CLASSES_FOLDER = MEMBERS / "class_conditional_diffusion"
 

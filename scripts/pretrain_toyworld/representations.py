@@ -234,9 +234,9 @@ TRAININGS = {
 
 
 def recipe_of(passes: int, per_picture: int = 1, **settings: Any) -> Recipe:
-    """A recipe of a number of passes of full-size images, in batches of 32 pictures."""
-    recipe = Recipe(_PICTURES, steps=0, batch=32, lr=1e-3)
-    return replace(recipe, steps=max(1, passes // (32 * per_picture)), **settings)
+    """A recipe of a number of passes of full-size images, by default in batches of 32 pictures."""
+    recipe = replace(Recipe(_PICTURES, steps=0, batch=32, lr=1e-3), **settings)
+    return replace(recipe, steps=max(1, passes // (recipe.batch * per_picture)))
 
 
 def pretrain(kind: str, recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,15 @@ from odise_pl.toyworld.make import KINDS
 from scripts.pretrain_toyworld import autoencoder, clip, clip_batches, diffusion, training
 from scripts.pretrain_toyworld.clip_batches import PATCHES, View, clip_batch, mosaic, regions_batch
 from scripts.pretrain_toyworld.corpus import Corpus, Detail, Picture, enlarge, paint_corpus
-from scripts.pretrain_toyworld.networks import CLIP, DIFFUSION
+from scripts.pretrain_toyworld.networks import (
+    CLIP,
+    CLIP_FILE,
+    CONV_CLIP,
+    CONV_CLIP_FILE,
+    DIFFUSION,
+    MEMBERS,
+    WEIGHTS,
+)
 from scripts.pretrain_toyworld.training import Batch, Recipe, train
 
 
@@ -91,6 +100,20 @@ def test_details_are_shown_with_their_surroundings(box: tuple[int, int, int, int
     side = min(128, round(1.2 * max(right - left, bottom - top)))
     share = (right - left) * (bottom - top) / side**2
     assert shown.mean() / 255 == pytest.approx(share, abs=0.05)
+
+
+def test_convolutional_clip_shares_the_texts_of_clip(tmp_path: Path) -> None:
+    shutil.copy(WEIGHTS / CLIP_FILE, tmp_path)
+    (tmp_path / MEMBERS).mkdir()
+    clip.pretrain_convolutional(Recipe(pictures=3, steps=2, batch=4, lr=1e-3), tmp_path, tmp_path)
+    own = FrozenCLIP(load_clip(str(tmp_path / MEMBERS / CONV_CLIP_FILE), CONV_CLIP))
+    shipped = FrozenCLIP(load_clip(str(WEIGHTS / CLIP_FILE), CLIP))
+    torch.testing.assert_close(own.encode_text(["a ball"]), shipped.encode_text(["a ball"]))
+    torch.manual_seed(0)
+    start = build_clip(CONV_CLIP).visual.state_dict()
+    learned = own.model.visual.state_dict()
+    assert any(not torch.equal(learned[name], value.half().float()) for name, value in start.items())
+    assert own.maps(torch.rand(1, 3, 128, 128))[-1].shape == (1, 256, 4, 4)
 
 
 def test_text_encoder_of_diffusion_equals_clip() -> None:
