@@ -71,7 +71,7 @@ def representation(
 ) -> None:
     """Train another network on the same pictures.
 
-    For diffusion the autoencoder has to be in --out; for the convolutional CLIP, the CLIP whose texts it reads.
+    For diffusion the autoencoder has to be in --out; for the convolutional CLIP the CLIP with its texts.
     """
     (out / MEMBERS).mkdir(parents=True, exist_ok=True)
     if kind is Kind.class_conditional_diffusion:

@@ -18,12 +18,9 @@ WEIGHTS = Path(_CONFIG.paths.toyworld)  # of the package
 CONV_CLIP: CLIPArchitecture = instantiate(
     compose_config("train", ["experiment=toy", "run_dir=.", "clip=toy_conv"]).clip.architecture
 )
-CLIP_FILE, CONV_CLIP_FILE, DIFFUSION_FOLDER = (
-    "clip.safetensors",
-    "clip_conv.safetensors",
-    "diffusion",
-)  # in a folder of weights
+CLIP_FILE, DIFFUSION_FOLDER = "clip.safetensors", "diffusion"  # in a folder of weights
 MEMBERS = Path("representations")  # as well
+CONV_CLIP_FILE = MEMBERS / "clip_conv.safetensors"
 CLASSES_FOLDER = MEMBERS / "class_conditional_diffusion"
 
 

@@ -106,7 +106,7 @@ def test_convolutional_clip_shares_the_texts_of_clip(tmp_path: Path) -> None:
     shutil.copy(WEIGHTS / CLIP_FILE, tmp_path)
     (tmp_path / MEMBERS).mkdir()
     clip.pretrain_convolutional(Recipe(pictures=3, steps=2, batch=4, lr=1e-3), tmp_path, tmp_path)
-    own = FrozenCLIP(load_clip(str(tmp_path / MEMBERS / CONV_CLIP_FILE), CONV_CLIP))
+    own = FrozenCLIP(load_clip(str(tmp_path / CONV_CLIP_FILE), CONV_CLIP))
     shipped = FrozenCLIP(load_clip(str(WEIGHTS / CLIP_FILE), CLIP))
     torch.testing.assert_close(own.encode_text(["a ball"]), shipped.encode_text(["a ball"]))
     torch.manual_seed(0)
