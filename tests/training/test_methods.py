@@ -12,15 +12,20 @@ from small_runs import run_through
 from odise_pl.prediction.predict import predict
 from odise_pl.runs.conf import CONF
 
+RESNET = ["backbone.weights=random", "+backbone.options.layers=[1,1,1,1]", "backbone.window=whole"]
 CONV = ["clip=tiny_conv", "backbone.window=whole"]
 # small parts in place of the preset's
 PARTS = {
     "fc_clip": CONV,
     "ovrcoat": CONV,
+    "mask2former": RESNET,
 }
 
 # what a preset trains besides the heads
-ALSO_TRAINED = {"ovrcoat": "model.clip.model.visual.trunk."}
+ALSO_TRAINED = {
+    "ovrcoat": "model.clip.model.visual.trunk.",
+    "mask2former": "model.backbone.features.",
+}
 
 
 def test_every_preset_is_tested() -> None:
