@@ -24,6 +24,7 @@ from odise_pl.models.build import (
     ClipFeatureSettings,
     ClipSettings,
     HeadSettings,
+    RefinementSettings,
     TimmSettings,
     build_odise,
     implicit_captioner,
@@ -145,6 +146,7 @@ def odise(
     mapped: bool = False,
     captioner: MakeCaptioner = IMPLICIT,
     family: str = "",
+    refinement: RefinementSettings | None = None,
     **backbone: Any,
 ) -> Odise:
     """A new network with windows of 64 pixels; ``family`` is a key of ``tiny_timm.FAMILIES``."""
@@ -166,6 +168,7 @@ def odise(
         supervision,
         published_quirks,
         mapped,
+        refinement,
     )
     return model.eval()
 

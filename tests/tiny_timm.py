@@ -23,6 +23,8 @@ def shrink(model: str) -> tuple[str, dict[str, Any]]:
     """A small network of the same kind: its name, and arguments of its constructor."""
     if "mvit" in model:
         return FAMILIES["mvit"]
+    if "resnet" in model:
+        return model, {"layers": [1, 1, 1, 1]}
     small = CONVOLUTIONS if "convnext" in model else STAGES if "swin" in model else VIT
     return model, small
 

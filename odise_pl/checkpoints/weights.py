@@ -31,26 +31,38 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
-def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_trainable_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, new_part: str | None = None
+) -> None:
     """Set every trainable parameter.
+
+    Args:
+        model: the network.
+        state: by the network's own names.
+        source: named in errors.
+        new_part: a part that keeps its values if ``state`` has none of it.
 
     Raises:
         WeightsError: names or shapes do not fit, or a value is not finite; the message names ``source`` and
             the first of them. Nothing is loaded then.
     """
-    problems = mismatches({name: p.shape for name, p in trainable_parameters(model).items()}, state)
+    wanted = {name: p.shape for name, p in trainable_parameters(model).items()}
+    if new_part is not None and not any(name.startswith(f"{new_part}.") for name in state):
+        wanted = {name: shape for name, shape in wanted.items() if not name.startswith(f"{new_part}.")}
+    problems = mismatches(wanted, state)
     if problems:
         raise WeightsError(f"{source} does not fit this model: {problems}. {_WAY_OUT}")
     require_finite(state, source)
     model.load_state_dict(dict(state), strict=False)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, new_part: str | None = None) -> None:
     """Set every trainable parameter of a network from a checkpoint of either format.
 
     Args:
         model: an :class:`~odise_pl.models.odise.Odise`.
         path: of the checkpoint; its content decides the format.
+        new_part: see :func:`load_trainable_state`.
 
     Raises:
         WeightsError: the file is missing, damaged, of neither format, or does not fit, as in
@@ -58,7 +70,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     checkpoint = read_any_checkpoint(path)
     to_state = _imported_state if is_official(checkpoint, str(path)) else _own_state
-    load_trainable_state(model, to_state(checkpoint), str(path))
+    load_trainable_state(model, to_state(checkpoint), str(path), new_part)
 
 
 def is_official(checkpoint: Mapping[str, Any], source: str) -> bool:

@@ -96,8 +96,9 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
 
 
 def _frozen_blocks(model: Odise) -> list[nn.Module]:
-    """Blocks to shard: trained ones are whole on every device."""
-    blocks = [*model.backbone.features.blocks(), *model.clip.blocks()]
+    """Blocks to shard: not trained ones, nor CLIP's if a refinement reads their weights."""
+    of_clip = model.clip.blocks() if model.refinement is None else ()
+    blocks = [*model.backbone.features.blocks(), *of_clip]
     return [block for block in blocks if not any(p.requires_grad for p in block.parameters())]
 
 

@@ -128,6 +128,7 @@ WEIGHTS = {
 }
 _APACHE, _NC = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
 _DINOV3, _NVIDIA = "DINOv3 licence", "NVIDIA Open Model License"
+_BSD = "BSD-3-Clause"
 # by name in conf/backbone: timm's name, licence, size
 _OF_TIMM = {
     "deit3_h": ("deit3_huge_patch14_224.fb_in22k_ft_in1k", _APACHE, 2.5),
@@ -146,6 +147,7 @@ _OF_TIMM = {
     "siglip2_l": ("vit_large_patch16_siglip_512.v2_webli", _APACHE, 1.3),
     "radio_v3_l": ("vit_large_patch16_radio_v3.c_radio", _NVIDIA, 1.2),
     "radio_v4_h": ("vit_huge_patch16_radio_v4.c_radio", _NVIDIA, 2.5),
+    "resnet50": ("resnet50.tv_in1k", _BSD, 0.1),
     "convnext_l_clip": ("convnext_large_mlp.clip_laion2b_ft_soup_320", "Apache-2.0 (LAION: MIT)", 0.8),
 }
 WEIGHTS |= {

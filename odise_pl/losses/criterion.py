@@ -68,6 +68,7 @@ class SetCriterion:
         num_points: points per mask.
         oversample: candidates per point, see :func:`uncertain_points`.
         importance: share of the points that are the most uncertain candidates.
+        classify_last: only the last output has a classification loss (MaskCLIP); all are matched by classes.
 
     Raises:
         SettingError: points, oversample or importance are out of range.
@@ -81,9 +82,11 @@ class SetCriterion:
         num_points: int = 12544,
         oversample: float = 3.0,
         importance: float = 0.75,
+        classify_last: bool = False,
     ) -> None:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
+        self.classify_last = classify_last
         check_number("criterion.num_points", num_points, 1)
         check_number("criterion.oversample", oversample, 1, whole=False)
         check_number("criterion.importance", importance, 0, whole=False, most=1)
@@ -123,6 +126,8 @@ class SetCriterion:
                 losses.append(_constant(output, math.nan))
                 errors.append(str(error))
         errors += _non_finite_terms(losses, image_ids)
+        if self.classify_last:
+            losses[:-1] = [replace(one, classification=0 * one.classification) for one in losses[:-1]]
         if errors:
             raise NonFiniteError(errors[0], losses)
         return losses

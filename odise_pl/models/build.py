@@ -24,6 +24,7 @@ from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
+from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
@@ -38,6 +39,7 @@ __all__ = [
     "ClipSettings",
     "HeadSettings",
     "JointSettings",
+    "RefinementSettings",
     "TimmSettings",
     "blip_captioner",
     "build_odise",
@@ -47,7 +49,7 @@ __all__ = [
     "none_captioner",
 ]
 
-SUPERVISION = ("label", "caption")
+SUPERVISION = ("label", "caption", "mask")
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,14 @@ class HeadSettings:
         sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
         return PixelDecoder(in_channels, *sizes)
 
-    def mask_decoder(self, text_dim: int, object_head: bool) -> MaskDecoder:
-        """The mask decoder; ``text_dim`` is the width of CLIP, ``object_head`` is for the caption model."""
-        widths = (self.channels, self.mask_channels, self.embed_dim or text_dim)
+    def mask_decoder(self, text_dim: int | None, object_head: bool) -> MaskDecoder:
+        """The mask decoder.
+
+        Args:
+            text_dim: width of CLIP; None: class-agnostic masks.
+            object_head: of the caption model.
+        """
+        widths = (self.channels, self.mask_channels, text_dim and (self.embed_dim or text_dim))
         sizes = (self.queries, self.layers, self.heads, self.feedforward)
         return MaskDecoder(*widths, *sizes, object_head, self.query_norm)
 
@@ -128,17 +135,20 @@ def build_odise(
     published_quirks: bool = False,
     mapped: bool = False,
     method: str = "",
+    refinement: RefinementSettings | None = None,
 ) -> Odise:
     """The network with its frozen weights loaded and untrained trainable weights.
 
     Args:
         backbone, clip, head, classifier, inference: settings of the parts.
         captioner: makes the captioner, e.g. :func:`implicit_captioner`.
-        supervision: ``label`` (a trainable no-object class) or ``caption`` (an object head).
+        supervision: ``label`` (a trainable no-object class), ``caption`` (an object head) or ``mask`` (no
+            classes).
         published_quirks: see :class:`Odise`.
         method: the name of the preset, for reports.
         mapped: leave the frozen weights of the image networks in memory-mapped files until
             ``distributed.sharding.place`` decides which of them this process loads.
+        refinement: of masks by CLIP, for supervision by ``mask``; None: masks stay as they are decoded.
 
     Raises:
         WeightsError: frozen weights are missing or do not fit.
@@ -147,23 +157,37 @@ def build_odise(
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
     keep_freed_memory()
-    caption = supervision == "caption"
+    caption, agnostic = supervision == "caption", supervision == "mask"
+    if refinement is not None and not agnostic:
+        raise SettingError(f"model.refinement needs model.supervision=mask, not {supervision}")
     frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped), clip.trained)
     _check_regions(frozen_clip, classifier)
-    null_embed = None if caption else frozen_clip.encode_text([""])
     features = backbone.build(frozen_clip, captioner, mapped)
     network = Odise(
         features,
         head.pixel_decoder(features.pyramid.channels),
-        head.mask_decoder(frozen_clip.embed_dim, object_head=caption),
-        TextProjection(frozen_clip.embed_dim, head.embed_dim, null_embed),
+        head.mask_decoder(None if agnostic else frozen_clip.embed_dim, object_head=caption),
+        _text_projection(frozen_clip, head, supervision, refinement),
         frozen_clip,
         classifier,
         inference,
         published_quirks,
+        agnostic,
+        None if refinement is None else refinement.build(frozen_clip),
     )
     network.mapped = mapped
     return network
+
+
+def _text_projection(
+    clip: FrozenCLIP, head: HeadSettings, supervision: str, refinement: RefinementSettings | None
+) -> TextProjection:
+    """What masks are compared with in training; names of class-agnostic masks stay in CLIP's space."""
+    if supervision == "mask":
+        none = None if refinement is None else clip.encode_text([refinement.no_object])
+        return TextProjection(clip.embed_dim, None, none).requires_grad_(False)
+    none = None if supervision == "caption" else clip.encode_text([""])
+    return TextProjection(clip.embed_dim, head.embed_dim, none)
 
 
 def _check_regions(clip: FrozenCLIP, classifier: ClassifierSettings) -> None:

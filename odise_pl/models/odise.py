@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
@@ -20,6 +21,7 @@ from odise_pl.models.classifiers.fusion import (
     adjust_no_object,
     with_no_object,
 )
+from odise_pl.models.classifiers.refinement import MaskRefinement
 from odise_pl.models.classifiers.regions import REGIONS, Regions
 from odise_pl.models.classifiers.text import TextProjection, cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
@@ -75,9 +77,15 @@ class Odise(nn.Module):
         inference: thresholds of the results.
         published_quirks: reproduce ODISE's release, whose masked CLIP combines unpadded images with padded
             masks; by default both are unpadded.
+        class_agnostic: masks have no class scores of their own, so that only CLIP names them; no mask is "no
+            object".
+        refinement: of class-agnostic masks, which then stay as they are in training (MaskCLIP).
 
     Attributes:
         mapped: whether frozen weights are still in mapped files, see ``build_odise``.
+
+    Raises:
+        SettingError: masks are class-agnostic, but the classifier is not CLIP alone.
     """
 
     def __init__(
@@ -90,22 +98,41 @@ class Odise(nn.Module):
         classifier: ClassifierSettings,
         inference: InferenceSettings,
         published_quirks: bool = False,
+        class_agnostic: bool = False,
+        refinement: MaskRefinement | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
         self.text_projection, self.clip = text_projection, clip
         self.classifier, self.inference = classifier, inference
         self.published_quirks = published_quirks
+        self.class_agnostic, self.refinement = class_agnostic, refinement
+        self._check_mode()
         self.mapped = False
         self._texts = TextCache(clip.encode_text)
 
+    def _check_mode(self) -> None:
+        if self.class_agnostic and self.classifier.mode != "discriminative":
+            raise SettingError(
+                f"classifier.mode={self.classifier.mode}: only CLIP names masks of model.supervision=mask; "
+                "choose classifier=discriminative"
+            )
+
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
-        """All decoder outputs.
+        """All decoder outputs; with a refinement, its outputs instead.
 
         Args:
             images: [B, 3, H, W] in 0..1, sides multiples of 64.
             captions: one precomputed caption per image, for captioners that use them.
         """
+        if self.refinement is None:
+            return self._decode(images, captions)
+        with torch.no_grad():
+            proposals = self._decode(images, captions)[-1]
+        outputs: list[DecoderOutput] = self.refinement(self.clip, images, proposals)
+        return outputs
+
+    def _decode(self, images: Tensor, captions: Captions) -> list[DecoderOutput]:
         pyramid = self.backbone(images, captions)
         outputs = self.mask_decoder(self.pixel_decoder(pyramid))
         if self.backbone.gives_clip_map:
@@ -235,6 +262,10 @@ class Odise(nn.Module):
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
     ) -> Tensor:
         """Fused class logits, ``log(p + 1e-8)``: [B, Q, K + 1] with no object last."""
+        if self.class_agnostic:
+            self._check_mode()  # a copy may have other settings
+            clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
+            return with_no_object(clip_logits.softmax(-1), torch.zeros_like(clip_logits[..., :1]))
         logits = self._mask_class_logits(output, classes.mask_text)
         if output.object_logits is None:
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
@@ -252,9 +283,11 @@ class Odise(nn.Module):
     def _clip_class_logits(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses
     ) -> Tensor:
-        embeddings = self.embed_regions(output.mask_logits, images, valid_sizes, output.clip_map)
-        scale = self.clip.model.logit_scale.exp().clamp(max=100)
-        return max_over_synonyms(cosine_logits(embeddings, text.embeddings, scale), text.counts)
+        embeddings = output.mask_embed  # CLIP's, of refined masks
+        if self.refinement is None:
+            embeddings = self.embed_regions(output.mask_logits, images, valid_sizes, output.clip_map)
+        logits = cosine_logits(embeddings, text.embeddings, self.clip.logit_scale)
+        return max_over_synonyms(logits, text.counts)
 
     def embed_regions(
         self,

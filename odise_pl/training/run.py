@@ -131,7 +131,8 @@ def _module(
 
     model = network.build(config.paths, mapped=True)
     if config.init_from is not None and not resume:
-        load_weights(model, checkpoint_path(config.init_from, config.run_dir))
+        # a second stage learns to refine the masks of the first
+        load_weights(model, checkpoint_path(config.init_from, config.run_dir), new_part="refinement")
     return OdiseModule(
         model,
         instantiate(config.criterion),

@@ -16,7 +16,12 @@ from torch import nn
 from odise_pl.checkpoints.command import export_checkpoint
 from odise_pl.checkpoints.metadata import describe
 from odise_pl.checkpoints.official_names import UNUSED, to_official, to_ours
-from odise_pl.checkpoints.weights import export_official, load_weights, trainable_parameters
+from odise_pl.checkpoints.weights import (
+    export_official,
+    load_trainable_state,
+    load_weights,
+    trainable_parameters,
+)
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.models.backbones.clip import FrozenCLIP
@@ -244,3 +249,14 @@ def test_official_checkpoint_of_fc_clip_is_known_and_loads(tmp_path: Path) -> No
     torch.save({"model": state}, path)
     with pytest.raises(WeightsError, match="null_embed"):
         load_weights(model, path)
+
+
+def test_a_new_part_may_be_missing_as_a_whole() -> None:
+    model = nn.ModuleDict({"old": nn.Linear(2, 2), "added": nn.Linear(2, 2)})
+    before, state = deepcopy(model.added), {"old.weight": torch.ones(2, 2), "old.bias": torch.zeros(2)}
+    load_trainable_state(model, state, "it", new_part="added")
+    assert torch.equal(model.old.weight, torch.ones(2, 2))
+    assert same(dict(model.added.named_parameters()), dict(before.named_parameters()))
+    for part, held in ((None, state), ("added", state | {"added.bias": torch.zeros(2)}), ("old", state)):
+        with pytest.raises(WeightsError, match=r"missing \(added\.(bias|weight)"):
+            load_trainable_state(model, held, "it", part)

@@ -81,6 +81,21 @@ def test_losses_are_in_order_of_outputs() -> None:
             assert logits.grad.abs().sum() > 0
 
 
+def test_only_the_last_output_is_classified() -> None:
+    outputs, targets = [predictions(seed=i) for i in range(3)], [target(2), target(1)]
+    every, last = (
+        SetCriterion(HungarianMatcher(), LossWeights(), num_points=64, classify_last=flag)(
+            outputs, targets, seeded(), [0, 1]
+        )
+        for flag in (False, True)
+    )
+    assert [one.classification.item() for one in last[:-1]] == [0, 0]
+    assert last[-1] == every[-1]
+    assert [(one.mask, one.dice) for one in last] == [(one.mask, one.dice) for one in every]
+    total(last).backward()
+    assert [bool(output.class_logits.grad.any()) for output in outputs] == [False, False, True]
+
+
 def test_importance_sampling_prefers_uncertain_points() -> None:
     # the left half is uncertain and correct, the right half is certain, wrong and costly
     logits = torch.full((1, 1, 4, 4), 0.1)

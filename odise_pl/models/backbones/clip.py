@@ -154,6 +154,12 @@ class FrozenCLIP(Frozen):
         """Width of image and text embeddings."""
         return int(self.model.text_projection.shape[1])
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor of cosine similarities, at most 100."""
+        scale: Tensor = self.model.logit_scale.exp().clamp(max=100)
+        return scale
+
     def blocks(self) -> Iterable[nn.Module]:
         """Parts of the image encoder that are called as a whole; sharding gathers one at a time."""
         visual = self.model.visual
@@ -236,6 +242,12 @@ class FrozenCLIP(Frozen):
         return embed_regions(self.model.visual, images, visible)[0]
 
 
+def embed_patches(visual: open_clip.transformer.VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens [B, 1 + patches, width] of normalised images before the first block, the class token first."""
+    tokens: Tensor = visual._embeds(images)
+    return tokens
+
+
 def embed_regions(
     visual: open_clip.transformer.VisionTransformer, images: Tensor, visible: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -244,7 +256,7 @@ def embed_regions(
     Arguments as in :meth:`FrozenCLIP.encode_masks`. Returns [B, Q, embed_dim] of the masks and
     [B, embed_dim] of the images, not normalised.
     """
-    tokens = visual._embeds(images)
+    tokens = embed_patches(visual, images)
     length, regions = tokens.shape[1], visible.shape[1]
     x = torch.cat([tokens, tokens[:, :1].expand(-1, regions, -1)], dim=1)
     mask = x.new_zeros(len(x), x.shape[1], x.shape[1])

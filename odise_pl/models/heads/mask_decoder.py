@@ -28,7 +28,7 @@ class DecoderOutput(TensorStruct):
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
         pooled: [B, Q, channels], each query plus the projected mean feature of its mask.
         logit_scale: scalar, at most 100.
-        object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
+        object_logits: [B, Q, 2] (object, no object) of the caption model, 0 without classes, else None.
         clip_map: [B, C, H/32, W/32], last map of a convolutional CLIP that is also the backbone, else None.
     """
 
@@ -111,7 +111,7 @@ class MaskDecoder(nn.Module):
     Args:
         channels: width of queries and levels.
         mask_channels: width of the mask features.
-        embed_dim: width of the mask embeddings.
+        embed_dim: width of the mask embeddings; None: class-agnostic masks, for which the queries stand.
         queries: masks per image.
         layers: decoder layers; they attend to strides 32, 16, 8 in turn.
         heads: attention heads.
@@ -124,7 +124,7 @@ class MaskDecoder(nn.Module):
         self,
         channels: int = 256,
         mask_channels: int = 256,
-        embed_dim: int = 256,
+        embed_dim: int | None = 256,
         queries: int = 100,
         layers: int = 9,
         heads: int = 8,
@@ -140,7 +140,9 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         self.mask_mlp = MLP(channels, channels, mask_channels)
-        self.embedding = PooledMaskEmbedding(channels, mask_channels, embed_dim, query_norm)
+        self.embedding = (
+            None if embed_dim is None else PooledMaskEmbedding(channels, mask_channels, embed_dim, query_norm)
+        )
         self.object_head = nn.Linear(channels, 2) if object_head else None
 
     def forward(self, features: PixelFeatures) -> list[DecoderOutput]:
@@ -183,6 +185,8 @@ class MaskDecoder(nn.Module):
     def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:
         x = self.norm(x)
         mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
+        if self.embedding is None:
+            return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
         pooled = masked_mean(mask_features, self.pooled_cells(mask_logits.detach()))
         objects = None if self.object_head is None else self.object_head(x)
         mask_embed, joined = self.embedding(x, pooled)
