@@ -6,7 +6,7 @@ Configurations and checkpoints refer to the settings of all parts through this m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioner_settings import (
@@ -26,6 +26,7 @@ from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.heads.mask_decoder import MaskDecoder
+from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.memory import keep_freed_memory
@@ -38,6 +39,7 @@ __all__ = [
     "ClipSettings",
     "HeadSettings",
     "JointSettings",
+    "MaskFormerSettings",
     "TimmSettings",
     "blip_captioner",
     "build_odise",
@@ -92,23 +94,58 @@ class HeadSettings:
     feedforward: int = 2048
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None:
+        for name in (one.name for one in fields(HeadSettings)):
+            if (value := getattr(self, name)) is not None:
                 check_number(f"model.head.{name}", value, 1)
         if self.channels % 32 or self.channels % self.heads:
             raise SettingError(
                 f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
             )
 
-    def pixel_decoder(self, in_channels: Sequence[int]) -> PixelDecoder:
+    def pixel_decoder(self, in_channels: Sequence[int]) -> PixelDecoder | FPN:
         """The pixel decoder for a pyramid of ``in_channels``."""
         sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
         return PixelDecoder(in_channels, *sizes)
 
-    def mask_decoder(self, text_dim: int, object_head: bool) -> MaskDecoder:
+    def mask_decoder(self, text_dim: int, object_head: bool) -> MaskDecoder | MaskFormerDecoder:
         """The mask decoder; ``text_dim`` is the width of CLIP, ``object_head`` is for the caption model."""
         widths = (self.channels, self.mask_channels, self.embed_dim or text_dim)
         return MaskDecoder(*widths, self.queries, self.layers, self.heads, self.feedforward, object_head)
+
+
+@dataclass(frozen=True)
+class MaskFormerSettings(HeadSettings):
+    """Sizes of MaskFormer's head; its FPN has no layers, so settings that begin with ``pixel_`` are unused.
+
+    Attributes:
+        layers: of the mask decoder.
+        dropout: of the mask decoder, in training.
+        embed_layers: linear layers from a query to its embedding.
+        logit_scale: fixed factor of cosine similarities, at most 100; None: it is trained.
+    """
+
+    layers: int = 6
+    dropout: float = 0.1
+    embed_layers: int = 2
+    logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("model.head.dropout", self.dropout, 0, whole=False, most=1)
+        check_number("model.head.embed_layers", self.embed_layers, 1)
+        if self.logit_scale is not None:
+            check_number("model.head.logit_scale", self.logit_scale, 1, whole=False, most=100)
+
+    def pixel_decoder(self, in_channels: Sequence[int]) -> FPN:
+        """See :meth:`HeadSettings.pixel_decoder`."""
+        return FPN(in_channels, self.channels, self.mask_channels)
+
+    def mask_decoder(self, text_dim: int, object_head: bool) -> MaskFormerDecoder:
+        """See :meth:`HeadSettings.mask_decoder`."""
+        widths = (self.channels, self.mask_channels, self.embed_dim or text_dim)
+        sizes = (self.queries, self.layers, self.heads, self.feedforward)
+        embedding = (self.embed_layers, self.logit_scale)
+        return MaskFormerDecoder(*widths, *sizes, self.dropout, *embedding, object_head)
 
 
 def build_odise(

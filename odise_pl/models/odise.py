@@ -23,6 +23,7 @@ from odise_pl.models.classifiers.fusion import (
 from odise_pl.models.classifiers.regions import REGIONS, Regions
 from odise_pl.models.classifiers.text import TextProjection, cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
+from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
 from odise_pl.structures import MaskPredictions, Size, TensorStruct
@@ -83,8 +84,8 @@ class Odise(nn.Module):
     def __init__(
         self,
         backbone: FeatureBackbone,
-        pixel_decoder: PixelDecoder,
-        mask_decoder: MaskDecoder,
+        pixel_decoder: PixelDecoder | FPN,
+        mask_decoder: MaskDecoder | MaskFormerDecoder,
         text_projection: TextProjection,
         clip: FrozenCLIP,
         classifier: ClassifierSettings,
