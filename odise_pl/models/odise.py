@@ -221,7 +221,14 @@ class Odise(nn.Module):
         canvas = (images.shape[2], images.shape[3])
         return [
             predict(
-                logits[i], output.mask_logits[i].float(), classes.isthing, self.inference, canvas, valid, size
+                logits[i],
+                output.mask_logits[i].float(),
+                classes.isthing,
+                self.inference,
+                canvas,
+                valid,
+                size,
+                classes.seen,
             )
             for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
