@@ -189,10 +189,15 @@ class SetCriterion:
         if not len(masks):
             nothing = logits.sum() * 0
             return nothing, nothing
+        mask, dice = self.paired_losses(logits, masks, uniform)
+        return mask.sum() / count, dice.sum() / count
+
+    def paired_losses(self, logits: Tensor, masks: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:
+        """Mask and dice loss [N] of each pair: logits [N, 1, h, w], masks bool [N, H, W]."""
         points = uncertain_points(logits, self.num_points, uniform, self.oversample, self.importance)
         sampled = point_sample(logits, points).squeeze(1)
         truth = sample_masks(masks, points)
-        return paired_cross_entropy(sampled, truth).sum() / count, paired_dice(sampled, truth).sum() / count
+        return paired_cross_entropy(sampled, truth), paired_dice(sampled, truth)
 
 
 def _region_loss(logits: Tensor, targets: Sequence[Targets], matches: Sequence[Match]) -> Tensor:

@@ -87,13 +87,13 @@ class HungarianMatcher:
     @torch.no_grad()
     def costs(self, class_logits: Tensor, mask_logits: Tensor, target: Targets, uniform: Uniform) -> Costs:
         """Unweighted costs of one image: class logits [Q, K + 1], mask logits [Q, h, w]."""
-        device = mask_logits.device
-        with torch.autocast(device.type, enabled=False):
-            points = uniform(1, self.num_points, 2).to(device)
-            logits = point_sample(mask_logits.float()[None], points).squeeze(0)
-            truth = sample_masks(target.masks, points)
-            return Costs(
-                -class_logits.float().softmax(-1)[:, target.labels],
-                pairwise_cross_entropy(logits, truth),
-                pairwise_dice(logits, truth),
-            )
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            mask, dice = self.mask_costs(mask_logits.float(), target.masks, uniform)
+            return Costs(-class_logits.float().softmax(-1)[:, target.labels], mask, dice)
+
+    def mask_costs(self, logits: Tensor, masks: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:
+        """Mask and dice costs [Q, N] of one image: logits [Q, h, w], masks bool [N, H, W]."""
+        points = uniform(1, self.num_points, 2).to(logits.device)
+        sampled = point_sample(logits[None], points).squeeze(0)
+        truth = sample_masks(masks, points)
+        return pairwise_cross_entropy(sampled, truth), pairwise_dice(sampled, truth)

@@ -5,10 +5,9 @@ Configurations and checkpoints refer to the settings of all parts through this m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from odise_pl.errors import SettingError, check_number
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioner_settings import (
     MakeCaptioner,
     blip_captioner,
@@ -26,8 +25,7 @@ from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
-from odise_pl.models.heads.mask_decoder import MaskDecoder
-from odise_pl.models.heads.pixel_decoder import PixelDecoder
+from odise_pl.models.heads.settings import HeadSettings, MaskFormerSettings
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.memory import keep_freed_memory
 from odise_pl.models.odise import Odise
@@ -39,6 +37,7 @@ __all__ = [
     "ClipSettings",
     "HeadSettings",
     "JointSettings",
+    "MaskFormerSettings",
     "RefinementSettings",
     "TimmSettings",
     "blip_captioner",
@@ -68,60 +67,6 @@ class ClipSettings:
     source: str = ""
     trained: bool = False
     architecture: CLIPArchitecture = field(default_factory=CLIPArchitecture)
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """Sizes of the pixel decoder and the mask decoder; the defaults are the published ones.
-
-    Attributes:
-        channels: width of both decoders.
-        mask_channels: width of the mask features.
-        embed_dim: width in which masks are compared with names; None: CLIP's, without a projection of names.
-        pixel_feedforward: width of the pixel decoder's feed-forward nets.
-        pixel_layers: layers of the pixel decoder.
-        queries: masks per image.
-        layers: layers of the mask decoder.
-        heads: attention heads of both decoders.
-        feedforward: width of the mask decoder's feed-forward nets.
-        query_norm: normalise the sum of query and mask feature before their embedding (not in FC-CLIP).
-    """
-
-    channels: int = 256
-    mask_channels: int = 256
-    embed_dim: int | None = 256
-    pixel_feedforward: int = 1024
-    pixel_layers: int = 6
-    queries: int = 100
-    layers: int = 9
-    heads: int = 8
-    feedforward: int = 2048
-    query_norm: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and name != "query_norm":
-                check_number(f"model.head.{name}", value, 1)
-        if self.channels % 32 or self.channels % self.heads:
-            raise SettingError(
-                f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
-            )
-
-    def pixel_decoder(self, in_channels: Sequence[int]) -> PixelDecoder:
-        """The pixel decoder for a pyramid of ``in_channels``."""
-        sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
-        return PixelDecoder(in_channels, *sizes)
-
-    def mask_decoder(self, text_dim: int | None, object_head: bool) -> MaskDecoder:
-        """The mask decoder.
-
-        Args:
-            text_dim: width of CLIP; None: class-agnostic masks.
-            object_head: of the caption model.
-        """
-        widths = (self.channels, self.mask_channels, text_dim and (self.embed_dim or text_dim))
-        sizes = (self.queries, self.layers, self.heads, self.feedforward)
-        return MaskDecoder(*widths, *sizes, object_head, self.query_norm)
 
 
 def build_odise(

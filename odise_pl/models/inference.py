@@ -34,16 +34,20 @@ class InferenceSettings:
         overlap_threshold: a segment is kept if the pixels that it wins, in its mask or not, are at least this
             fraction of its mask's pixels.
         top_k: instances per image, before stuff classes are removed.
+        seen_penalty: subtracted from the semantic map's scores of classes that share a name with a training
+            class (ZegFormer, arXiv 2112.07910; calibrated stacking).
     """
 
     object_threshold: float = 0.0
     overlap_threshold: float = 0.8
     top_k: int = 100
+    seen_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("inference.object_threshold", self.object_threshold, 0, whole=False, most=1)
         check_number("inference.overlap_threshold", self.overlap_threshold, 0, whole=False, most=1)
         check_number("inference.top_k", self.top_k, 1)
+        check_number("inference.seen_penalty", self.seen_penalty, whole=False)
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
@@ -63,8 +67,11 @@ def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -
     return F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
 
 
-def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
-    """Best class of every pixel, int64 [H, W]; the first class wins ties."""
+def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks, penalty: Tensor | None = None) -> Tensor:
+    """Best class of every pixel, int64 [H, W]; the first class wins ties.
+
+    ``penalty`` [K] is subtracted from the scores of the classes.
+    """
     masks = _as_masks(mask_logits)
     probabilities = class_logits.softmax(-1)[:, :-1]
     labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
@@ -74,21 +81,26 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks) -> Tensor:
             torch.sigmoid(band(query), out=mask)
         tiles = range(0, masks.size[1], -(-_TILE // inside.shape[1]))
         for columns in (slice(start, start + tiles.step) for start in tiles):
-            best = _best_class(probabilities, inside[:, :, columns].flatten(1))
+            best = _best_class(probabilities, inside[:, :, columns].flatten(1), penalty)
             labels[rows, columns] = best.view(inside.shape[1], -1)
     return labels
 
 
-def _best_class(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Best class [N] from class probabilities [Q, K] and masks [Q, N] of neighbouring pixels.
+def _best_class(probabilities: Tensor, masks: Tensor, penalty: Tensor | None) -> Tensor:
+    """Best class [N] from class probabilities [Q, K], masks [Q, N] of neighbouring pixels, penalties [K].
 
     Classes whose upper bound is below another's lower bound in the whole tile are skipped.
     """
     low, high = masks.aminmax(dim=1)
     with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would cause ties
-        behind = high @ probabilities < (1 - _ROUNDING) * (low @ probabilities).max()
+        most, least = high @ probabilities, (1 - _ROUNDING) * (low @ probabilities)
+        if penalty is not None:  # last: rounding errors are relative to the sums over queries
+            most, least = most - penalty, least - penalty
+        behind = most < least.max()
         possible = behind.logical_not().nonzero()[:, 0]
         scores = masks.T @ probabilities[:, possible]
+        if penalty is not None:
+            scores -= penalty[possible]
     # on CPUs, NumPy's argmax is many times faster
     best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
     return possible[best]
@@ -207,6 +219,7 @@ class NetworkPrediction(Prediction):
         isthing: one flag per class.
         settings: thresholds.
         device: of the results; they are computed on the device of the logits.
+        penalty: [K], see :func:`semantic_map`.
     """
 
     def __init__(
@@ -216,12 +229,14 @@ class NetworkPrediction(Prediction):
         isthing: Sequence[bool],
         settings: InferenceSettings,
         device: torch.device | str,
+        penalty: Tensor | None = None,
     ) -> None:
         self._from, self._device = (class_logits, masks, isthing, settings), device
+        self._penalty = penalty
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
         """A copy with results on ``device``."""
-        return NetworkPrediction(*self._from, device)
+        return NetworkPrediction(*self._from, device, self._penalty)
 
     @cached_property
     def panoptic(self) -> PanopticSegmentation:
@@ -236,7 +251,7 @@ class NetworkPrediction(Prediction):
     @cached_property
     def semantic(self) -> Tensor:
         """See :func:`semantic_map`."""
-        return semantic_map(*self._from[:2]).to(self._device)
+        return semantic_map(*self._from[:2], self._penalty).to(self._device)
 
     @property
     def best(self) -> tuple[int, float]:
@@ -253,12 +268,17 @@ def predict(
     canvas: Size,
     valid: Size,
     output: Size,
+    seen: Tensor | None = None,
 ) -> NetworkPrediction:
-    """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`."""
+    """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`.
+
+    ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for.
+    """
     sizes = (canvas, valid, output)
     small = len(mask_logits) * math.prod(output) <= _SMALL
     masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
-    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device)
+    penalty = settings.seen_penalty * seen if settings.seen_penalty and seen is not None else None
+    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device, penalty)
 
 
 def _as_masks(mask_logits: Tensor | Masks) -> Masks:

@@ -25,6 +25,7 @@ from odise_pl.models.classifiers.refinement import MaskRefinement
 from odise_pl.models.classifiers.regions import REGIONS, Regions
 from odise_pl.models.classifiers.text import TextProjection, cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
+from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
 from odise_pl.structures import MaskPredictions, Size, TensorStruct
@@ -91,8 +92,8 @@ class Odise(nn.Module):
     def __init__(
         self,
         backbone: FeatureBackbone,
-        pixel_decoder: PixelDecoder,
-        mask_decoder: MaskDecoder,
+        pixel_decoder: PixelDecoder | FPN,
+        mask_decoder: MaskDecoder | MaskFormerDecoder,
         text_projection: TextProjection,
         clip: FrozenCLIP,
         classifier: ClassifierSettings,
@@ -253,7 +254,14 @@ class Odise(nn.Module):
         canvas = (images.shape[2], images.shape[3])
         return [
             predict(
-                logits[i], output.mask_logits[i].float(), classes.isthing, self.inference, canvas, valid, size
+                logits[i],
+                output.mask_logits[i].float(),
+                classes.isthing,
+                self.inference,
+                canvas,
+                valid,
+                size,
+                classes.seen,
             )
             for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]

@@ -1,4 +1,4 @@
-"""The published optimiser and its schedule."""
+"""The published optimiser and its schedules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with a linear warm-up and steps down.
+    """AdamW with a linear warm-up, then steps down or a polynomial decay.
 
     Attributes:
         lr: learning rate for a global batch of ``reference_batch`` images.
@@ -29,6 +29,8 @@ class OptimizerSettings:
         warmup_factor: where the warm-up starts.
         milestones: shares of the run after which the learning rate is multiplied by ``gamma``.
         gamma: see ``milestones``.
+        power: the learning rate is multiplied by (1 - step / steps) to this power, without milestones; None:
+            milestones.
         lr_scale: factors of the learning rate of parts, by the start of their parameters' names; 0 freezes a
             part, which stays in checkpoints.
     """
@@ -41,6 +43,7 @@ class OptimizerSettings:
     warmup_factor: float = 0.067
     milestones: Sequence[float] = (0.889, 0.963)
     gamma: float = 0.1
+    power: float | None = None
     lr_scale: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class OptimizerSettings:
             check_number(f"optimizer.{name}", getattr(self, name), whole=False)
         for part, scale in (self.lr_scale or {}).items():
             check_number(f"optimizer.lr_scale.{part}", scale, whole=False)
+        if self.power is not None:
+            check_number("optimizer.power", self.power, whole=False)
         check_number("optimizer.warmup_steps", self.warmup_steps)
         check_number("optimizer.reference_batch", self.reference_batch, 1)
         if self.lr == 0:
@@ -102,10 +107,14 @@ def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Calla
     """Factor of the learning rate at each optimiser step of a run of ``total_steps``."""
     drops = [round(share * total_steps) for share in settings.milestones]
 
+    def decay(step: int) -> float:
+        if settings.power is None:
+            return float(settings.gamma ** sum(step >= drop for drop in drops))
+        return float(max(0.0, 1 - step / total_steps) ** settings.power)
+
     def factor(step: int) -> float:
         warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-        ramp = settings.warmup_factor + (1 - settings.warmup_factor) * warm
-        return float(ramp * settings.gamma ** sum(step >= drop for drop in drops))
+        return (settings.warmup_factor + (1 - settings.warmup_factor) * warm) * decay(step)
 
     return factor
 

@@ -115,6 +115,40 @@ def test_semantic_map_is_argmax_of_scores(case: Case) -> None:
     torch.testing.assert_close(winning, scores.max(0).values)
 
 
+@given(cases(), st.sampled_from([0.0, 0.05, 0.4, 3.0]))
+def test_penalised_semantic_map_is_argmax_of_lowered_scores(case: Case, penalty: float) -> None:
+    seen = torch.tensor(case.isthing)
+    scores = semantic_scores(case.class_logits, case.mask_logits)
+    for k, flag in enumerate(seen.tolist()):
+        scores[k] -= penalty * flag
+    best = semantic_map(case.class_logits, case.mask_logits, penalty * seen.double())
+    torch.testing.assert_close(scores.gather(0, best[None])[0], scores.max(0).values)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.02, 0.3, 2.0])
+def test_equal_penalties_change_nothing(penalty: float) -> None:
+    """Faint masks: lowered scores are negative and nearly equal, but the best may not be skipped."""
+    logits, masks, _ = large_case(300, 12)
+    faint = masks[:, :8, :8].double() / 100 - 12
+    plain = semantic_map(logits.double(), faint)
+    found = semantic_map(logits.double(), faint, torch.full((300,), penalty, dtype=torch.float64))
+    assert torch.equal(found, plain)
+
+
+def test_seen_classes_lose_only_in_the_semantic_map() -> None:
+    logits = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]).log()
+    masks, sizes = 9 * torch.ones(2, 8, 8), ((32, 32), (32, 32), (9, 9))
+    seen = torch.tensor([True, False])
+    results = [
+        predict(logits, masks, [True, True], InferenceSettings(seen_penalty=gamma), *sizes, flags)
+        for gamma, flags in ((0.0, seen), (0.3, None), (0.3, seen))
+    ]
+    assert [int(result.semantic.unique()) for result in results] == [0, 0, 1]
+    assert int(results[-1].to("cpu").semantic.unique()) == 1
+    assert [result.panoptic.segments[0].category for result in results] == [0, 0, 0]
+    assert len({tuple(result.instances.labels.tolist()) for result in results}) == 1
+
+
 def test_first_class_wins_ties() -> None:
     assert semantic_map(torch.zeros(2, 6), torch.ones(2, 3, 3)).eq(0).all()
 
@@ -142,7 +176,8 @@ def test_resized_masks_ignore_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("object_threshold", -0.1), ("overlap_threshold", 1.5), ("top_k", 0)]
+    ("setting", "value"),
+    [("object_threshold", -0.1), ("overlap_threshold", 1.5), ("top_k", 0), ("seen_penalty", -1)],
 )
 def test_invalid_settings_are_named(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"inference\.{setting}={value}"):

@@ -192,6 +192,16 @@ def test_prediction_under_autocast(supervision: str, count: int) -> None:
     assert not prediction.instances.scores.requires_grad
 
 
+@pytest.mark.parametrize("seen", [0, 1])
+def test_seen_penalty_lowers_classes_of_the_training(seen: int) -> None:
+    names = ("dog",), ("sky",)
+    network = tiny_models.odise(inference=InferenceSettings(seen_penalty=1000.0))
+    classes = network.prepare(tiny_models.vocabulary(*names), tiny_models.vocabulary(names[seen]))
+    sizes = [(64, 64)]
+    (found,) = network.predict(torch.rand(1, 3, 64, 64), sizes, sizes, classes)
+    assert found.semantic.eq(1 - seen).all()
+
+
 def test_pad_images() -> None:
     batch = [image(65, 10), image(30, 100, 1)]
     padded, sizes = pad_images(batch)

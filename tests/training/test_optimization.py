@@ -79,6 +79,16 @@ def test_published_schedule() -> None:
     assert learning_rate_factor(OptimizerSettings(warmup_steps=0), 10)(0) == 1
 
 
+def test_polynomial_decay_replaces_milestones() -> None:
+    factor = learning_rate_factor(OptimizerSettings(power=0.9, warmup_steps=10), 1000)
+    assert factor(0) == pytest.approx(0.067)
+    for step in (10, 500, 950, 999):
+        assert factor(step) == pytest.approx(((1000 - step) / 1000) ** 0.9)
+    assert factor(1000) == factor(1001) == 0
+    with pytest.raises(SettingError, match=r"optimizer\.power=-1"):
+        OptimizerSettings(power=-1)
+
+
 @pytest.mark.parametrize(("batch", "devices", "steps"), [(2, 8, 4), (2, 32, 1), (1, 1, 64), (64, 1, 1)])
 def test_accumulation_steps(batch: int, devices: int, steps: int) -> None:
     assert accumulation_steps(64, batch, devices) == steps

@@ -26,7 +26,7 @@ class DecoderOutput(TensorStruct):
     Attributes:
         mask_logits: [B, Q, H/4, W/4].
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
-        pooled: [B, Q, channels], each query plus the projected mean feature of its mask.
+        pooled: [B, Q, channels], each query plus the projected mean feature of its mask; MaskFormer's query.
         logit_scale: scalar, at most 100.
         object_logits: [B, Q, 2] (object, no object) of the caption model, 0 without classes, else None.
         clip_map: [B, C, H/32, W/32], last map of a convolutional CLIP that is also the backbone, else None.

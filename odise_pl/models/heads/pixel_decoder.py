@@ -23,7 +23,7 @@ class PixelFeatures:
 
     Attributes:
         mask_features: [B, mask_channels, H/4, W/4].
-        levels: [B, channels, H/s, W/s] for s in 32, 16, 8.
+        levels: [B, channels, H/s, W/s] for s in 32, 16, 8; MaskFormer's for 32 alone.
     """
 
     mask_features: Tensor

@@ -1,0 +1,160 @@
+"""The head of MaskFormer (arXiv 2107.06278): an FPN and a transformer decoder without masked attention.
+
+Masks are named by their query alone, as in SimBaseline (arXiv 2112.14757) and ZegFormer (arXiv 2112.07910).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odise_pl.models.heads.layers import MLP, ConvNorm
+from odise_pl.models.heads.mask_decoder import DecoderOutput
+from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from odise_pl.models.ops.position import sine_positions
+
+
+class FPN(nn.Module):
+    """Converts the pyramid s2..s5 to :class:`PixelFeatures` with one level, of stride 32 (section 4.1).
+
+    Args:
+        in_channels: widths of s2, s3, s4, s5.
+        channels: width of the decoder and of the level.
+        mask_channels: width of the mask features.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, mask_channels: int = 256) -> None:
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.level = nn.Conv2d(coarsest, channels, 1)
+        self.top = ConvNorm(coarsest, channels, 3, relu=True)
+        self.laterals = nn.ModuleList(ConvNorm(width, channels) for width in reversed(finer))
+        self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, relu=True) for _ in finer)
+        self.mask_features = nn.Conv2d(channels, mask_channels, 1)
+        for conv in (self.level, self.mask_features):
+            nn.init.xavier_uniform_(conv.weight)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> PixelFeatures:
+        """Args: s2, s3, s4, s5, each [B, C, H/s, W/s] of its width C."""
+        *finer, coarsest = pyramid
+        x = self.top(coarsest)
+        for one, lateral, smooth in zip(reversed(finer), self.laterals, self.smooth, strict=True):
+            x = smooth(lateral(one) + F.interpolate(x, one.shape[-2:]))
+        return PixelFeatures(self.mask_features(x), [self.level(coarsest)])
+
+
+class QueryLayer(nn.TransformerDecoderLayer):
+    """PyTorch's layer with positions in every attention (DETR, arXiv 2005.12872, appendix A.3)."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: queries [B, Q, C].
+            query_position: [Q, C].
+            memory: [B, L, C].
+            position: [L, C], of the memory.
+        """
+        query = x + query_position
+        x = self.norm1(x + self.dropout1(self.self_attn(query, query, x, need_weights=False)[0]))
+        query, key = x + query_position, memory + position
+        x = self.norm2(x + self.dropout2(self.multihead_attn(query, key, memory, need_weights=False)[0]))
+        return self.norm3(x + self.dropout3(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+
+
+class QueryEmbedding(nn.Module):
+    """Maps queries [B, Q, channels] into the space of the texts: [B, Q, embed_dim].
+
+    Args:
+        layers: linear layers; the hidden ones are four times as wide as the queries.
+        logit_scale: fixed factor of cosine similarities, at most 100; None: it is trained.
+    """
+
+    def __init__(self, channels: int, embed_dim: int, layers: int, logit_scale: float | None) -> None:
+        super().__init__()
+        self.query_mlp = MLP(channels, 4 * channels, embed_dim, layers)
+        start = torch.tensor(math.log(logit_scale or 1 / 0.07))
+        self.log_scale = nn.Parameter(start, requires_grad=logit_scale is None)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        embeddings: Tensor = self.query_mlp(queries)
+        return embeddings
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of cosine similarities."""
+        return self.log_scale.exp().clamp(max=100)
+
+
+class MaskFormerDecoder(nn.Module):
+    """Predicts masks after each layer (section 3.3, with DETR's decoder).
+
+    Args:
+        channels: width of queries and of the level.
+        mask_channels: width of the mask features.
+        embed_dim: width of the mask embeddings; None: class-agnostic masks, for which the queries stand.
+        queries: masks per image.
+        layers: decoder layers.
+        heads: attention heads.
+        feedforward: width of the feed-forward nets.
+        dropout: in training.
+        embed_layers, logit_scale: see :class:`QueryEmbedding`.
+        object_head: also classify every query as object or not (the caption model).
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        mask_channels: int = 256,
+        embed_dim: int | None = 512,
+        queries: int = 100,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        embed_layers: int = 2,
+        logit_scale: float | None = None,
+        object_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.query_embed = nn.Embedding(queries, channels)
+        self.layers = nn.ModuleList(
+            QueryLayer(channels, heads, feedforward, dropout, batch_first=True) for _ in range(layers)
+        )
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        self.norm = nn.LayerNorm(channels)
+        self.mask_mlp = MLP(channels, channels, mask_channels)
+        self.embedding = (
+            None if embed_dim is None else QueryEmbedding(channels, embed_dim, embed_layers, logit_scale)
+        )
+        self.object_head = nn.Linear(channels, 2) if object_head else None
+
+    def forward(self, features: PixelFeatures) -> list[DecoderOutput]:
+        """All predictions, the final one last."""
+        (level,) = features.levels
+        memory, (channels, height, width) = level.flatten(2).transpose(1, 2), level.shape[1:]
+        position = sine_positions(height, width, channels, level.device).flatten(1).T
+        queries = self.query_embed.weight
+        x = torch.zeros_like(queries).expand(len(level), -1, -1)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, queries, memory, position)
+            outputs.append(self._predict(self.norm(x), features.mask_features))
+        return outputs
+
+    def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:
+        mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
+        if self.embedding is None:
+            return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
+        objects = None if self.object_head is None else self.object_head(x)
+        return DecoderOutput(mask_logits, self.embedding(x), x, self.embedding.scale, objects)
