@@ -168,7 +168,7 @@ def odise(
         supervision,
         published_quirks,
         mapped,
-        refinement,
+        refinement=refinement,
     )
     return model.eval()
 
