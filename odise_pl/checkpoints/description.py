@@ -26,6 +26,7 @@ TARGETS = frozenset(
     {
         _ROOT,
         "odise_pl.models.build.HeadSettings",
+        "odise_pl.models.build.MaskFormerSettings",
         "odise_pl.models.build.BackboneSettings",
         "odise_pl.models.build.TimmSettings",
         "odise_pl.models.build.JointSettings",

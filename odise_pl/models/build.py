@@ -48,7 +48,7 @@ __all__ = [
     "none_captioner",
 ]
 
-SUPERVISION = ("label", "caption", "mask")
+SUPERVISION = ("label", "caption", "mask", "words")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def build_odise(
     Args:
         backbone, clip, head, classifier, inference: settings of the parts.
         captioner: makes the captioner, e.g. :func:`implicit_captioner`.
-        supervision: ``label`` (a trainable no-object class), ``caption`` (an object head) or ``mask`` (no
-            classes).
+        supervision: ``label`` (a trainable no-object class), ``caption`` (words, and an object head),
+            ``words`` (without an object head) or ``mask`` (masks alone).
         published_quirks: see :class:`Odise`.
         method: the name of the preset, for reports.
         mapped: leave the frozen weights of the image networks in memory-mapped files until
@@ -102,8 +102,8 @@ def build_odise(
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
     keep_freed_memory()
-    caption, agnostic = supervision == "caption", supervision == "mask"
-    if refinement is not None and not agnostic:
+    caption, nameless = supervision == "caption", supervision == "mask"
+    if refinement is not None and not nameless:
         raise SettingError(f"model.refinement needs model.supervision=mask, not {supervision}")
     frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped), clip.trained)
     _check_regions(frozen_clip, classifier)
@@ -111,13 +111,13 @@ def build_odise(
     network = Odise(
         features,
         head.pixel_decoder(features.pyramid.channels),
-        head.mask_decoder(None if agnostic else frozen_clip.embed_dim, object_head=caption),
+        head.mask_decoder(None if nameless else frozen_clip.embed_dim, object_head=caption),
         _text_projection(frozen_clip, head, supervision, refinement),
         frozen_clip,
         classifier,
         inference,
         published_quirks,
-        agnostic,
+        nameless or supervision == "words",
         None if refinement is None else refinement.build(frozen_clip),
     )
     network.mapped = mapped
@@ -131,7 +131,7 @@ def _text_projection(
     if supervision == "mask":
         none = None if refinement is None else clip.encode_text([refinement.no_object])
         return TextProjection(clip.embed_dim, None, none).requires_grad_(False)
-    none = None if supervision == "caption" else clip.encode_text([""])
+    none = None if supervision in ("caption", "words") else clip.encode_text([""])
     return TextProjection(clip.embed_dim, head.embed_dim, none)
 
 

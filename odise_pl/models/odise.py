@@ -78,8 +78,8 @@ class Odise(nn.Module):
         inference: thresholds of the results.
         published_quirks: reproduce ODISE's release, whose masked CLIP combines unpadded images with padded
             masks; by default both are unpadded.
-        class_agnostic: masks have no class scores of their own, so that only CLIP names them; no mask is "no
-            object".
+        class_agnostic: masks learn no classes, and none is "no object". If the mask decoder has no embedding,
+            only CLIP names them.
         refinement: of class-agnostic masks, which then stay as they are in training (MaskCLIP).
 
     Attributes:
@@ -108,12 +108,13 @@ class Odise(nn.Module):
         self.classifier, self.inference = classifier, inference
         self.published_quirks = published_quirks
         self.class_agnostic, self.refinement = class_agnostic, refinement
+        self.nameless = mask_decoder.embedding is None
         self._check_mode()
         self.mapped = False
         self._texts = TextCache(clip.encode_text)
 
     def _check_mode(self) -> None:
-        if self.class_agnostic and self.classifier.mode != "discriminative":
+        if self.nameless and self.classifier.mode != "discriminative":
             raise SettingError(
                 f"classifier.mode={self.classifier.mode}: only CLIP names masks of model.supervision=mask; "
                 "choose classifier=discriminative"
@@ -159,7 +160,9 @@ class Odise(nn.Module):
 
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits
-        if logits is None:
+        if self.class_agnostic:
+            logits = output.mask_embed.new_zeros(*output.mask_embed.shape[:2], 2)
+        elif logits is None:
             logits = self._mask_class_logits(output, classes)
         return MaskPredictions(logits, output.mask_logits, output.mask_embed, output.logit_scale)
 
@@ -270,12 +273,14 @@ class Odise(nn.Module):
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
     ) -> Tensor:
         """Fused class logits, ``log(p + 1e-8)``: [B, Q, K + 1] with no object last."""
-        if self.class_agnostic:
+        if self.nameless:
             self._check_mode()  # a copy may have other settings
             clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
             return with_no_object(clip_logits.softmax(-1), torch.zeros_like(clip_logits[..., :1]))
         logits = self._mask_class_logits(output, classes.mask_text)
-        if output.object_logits is None:
+        if self.class_agnostic:
+            no_object = torch.zeros_like(logits[..., :1])
+        elif output.object_logits is None:
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]

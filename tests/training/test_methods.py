@@ -21,6 +21,7 @@ CONV = ["clip=tiny_conv", "backbone.window=whole"]
 PARTS = {
     "fc_clip": CONV,
     "ovrcoat": CONV,
+    "openseg": RESNET,
     "mask2former": RESNET,
     "maskclip_proposals": RESNET,
     "maskclip": RESNET,
@@ -29,7 +30,7 @@ PARTS = {
 # what a preset trains besides the heads
 ALSO_TRAINED = {
     "ovrcoat": "model.clip.model.visual.trunk.",
-    **dict.fromkeys(["mask2former", "maskclip_proposals", "maskclip"], "model.backbone.features."),
+    **dict.fromkeys(["openseg", "mask2former", "maskclip_proposals", "maskclip"], "model.backbone.features."),
 }
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from odise_pl.models.heads.layers import MLP, ConvNorm
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
+from odise_pl.models.ops.pooling import soft_mean
 from odise_pl.models.ops.position import sine_positions
 
 
@@ -25,9 +26,16 @@ class FPN(nn.Module):
         in_channels: widths of s2, s3, s4, s5.
         channels: width of the decoder and of the level.
         mask_channels: width of the mask features.
+        regions: also compute features of regions, see :class:`MaskFormerDecoder`.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, mask_channels: int = 256) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        mask_channels: int = 256,
+        regions: bool = False,
+    ) -> None:
         super().__init__()
         *finer, coarsest = in_channels
         self.level = nn.Conv2d(coarsest, channels, 1)
@@ -35,6 +43,7 @@ class FPN(nn.Module):
         self.laterals = nn.ModuleList(ConvNorm(width, channels) for width in reversed(finer))
         self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, relu=True) for _ in finer)
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
+        self.region_features = nn.Conv2d(channels, channels, 1) if regions else None
         for conv in (self.level, self.mask_features):
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
@@ -46,7 +55,8 @@ class FPN(nn.Module):
         x = self.top(coarsest)
         for one, lateral, smooth in zip(reversed(finer), self.laterals, self.smooth, strict=True):
             x = smooth(lateral(one) + F.interpolate(x, one.shape[-2:]))
-        return PixelFeatures(self.mask_features(x), [self.level(coarsest)])
+        regions = None if self.region_features is None else self.region_features(x)
+        return PixelFeatures(self.mask_features(x), [self.level(coarsest)], regions)
 
 
 class QueryLayer(nn.TransformerDecoderLayer):
@@ -71,7 +81,7 @@ class QueryLayer(nn.TransformerDecoderLayer):
 
 
 class QueryEmbedding(nn.Module):
-    """Maps queries [B, Q, channels] into the space of the texts: [B, Q, embed_dim].
+    """Maps queries or features of regions [B, Q, channels] into the space of the texts: [B, Q, embed_dim].
 
     Args:
         layers: linear layers; the hidden ones are four times as wide as the queries.
@@ -96,6 +106,9 @@ class QueryEmbedding(nn.Module):
 
 class MaskFormerDecoder(nn.Module):
     """Predicts masks after each layer (section 3.3, with DETR's decoder).
+
+    Embeddings are of the queries; or of the mean features under the soft masks, if there are features of
+    regions (OpenSeg, arXiv 2112.12143, section 3.1).
 
     Args:
         channels: width of queries and of the level.
@@ -149,12 +162,14 @@ class MaskFormerDecoder(nn.Module):
         outputs = []
         for layer in self.layers:
             x = layer(x, queries, memory, position)
-            outputs.append(self._predict(self.norm(x), features.mask_features))
+            outputs.append(self._predict(self.norm(x), features))
         return outputs
 
-    def _predict(self, x: Tensor, mask_features: Tensor) -> DecoderOutput:
-        mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
+    def _predict(self, x: Tensor, features: PixelFeatures) -> DecoderOutput:
+        mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), features.mask_features)
         if self.embedding is None:
             return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
         objects = None if self.object_head is None else self.object_head(x)
+        if features.region_features is not None:
+            x = soft_mean(features.region_features, mask_logits.sigmoid())
         return DecoderOutput(mask_logits, self.embedding(x), x, self.embedding.scale, objects)

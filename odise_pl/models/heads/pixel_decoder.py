@@ -24,10 +24,12 @@ class PixelFeatures:
     Attributes:
         mask_features: [B, mask_channels, H/4, W/4].
         levels: [B, channels, H/s, W/s] for s in 32, 16, 8; MaskFormer's for 32 alone.
+        region_features: [B, channels, H/4, W/4], from which masks are embedded; None: from others.
     """
 
     mask_features: Tensor
     levels: list[Tensor]
+    region_features: Tensor | None = None
 
 
 class EncoderLayer(nn.Module):

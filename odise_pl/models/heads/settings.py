@@ -76,12 +76,14 @@ class MaskFormerSettings(HeadSettings):
         dropout: of the mask decoder, in training.
         embed_layers: linear layers from a query to its embedding.
         logit_scale: fixed factor of cosine similarities, at most 100; None: it is trained.
+        regions: embed the features under the soft masks (OpenSeg) instead of the queries.
     """
 
     layers: int = 6
     dropout: float = 0.1
     embed_layers: int = 2
     logit_scale: float | None = None
+    regions: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +94,7 @@ class MaskFormerSettings(HeadSettings):
 
     def pixel_decoder(self, in_channels: Sequence[int]) -> FPN:
         """See :meth:`HeadSettings.pixel_decoder`."""
-        return FPN(in_channels, self.channels, self.mask_channels)
+        return FPN(in_channels, self.channels, self.mask_channels, self.regions)
 
     def mask_decoder(self, text_dim: int | None, object_head: bool) -> MaskFormerDecoder:
         """See :meth:`HeadSettings.mask_decoder`."""

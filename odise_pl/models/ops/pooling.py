@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def soft_mean(features: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean features: [B, C, H, W] and [B, Q, H, W], which are positive, to [B, Q, C]."""
+    with torch.autocast(features.device.type, enabled=False):
+        exact, weights = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (features, weights))
+        shares = weights / weights.sum(dim=(2, 3), keepdim=True)
+        return torch.einsum("bchw,bqhw->bqc", exact, shares).to(features.dtype)
+
+
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
     """Mean feature under each mask; zero for an empty one.
 

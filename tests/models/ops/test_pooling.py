@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odise_pl.models.ops.pooling import masked_mean
+from odise_pl.models.ops.pooling import masked_mean, soft_mean
 
 
 def test_masked_mean_equals_loop() -> None:
@@ -28,3 +28,17 @@ def test_large_mask_pools_exactly_in_low_precision(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         pooled = masked_mean(features, masks)
     torch.testing.assert_close(pooled.float(), torch.ones(1, 1, 2), rtol=1e-3, atol=0)
+
+
+def test_soft_mean_equals_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, weights = (
+        torch.randn(2, 3, 4, 5, generator=generator),
+        torch.rand(2, 6, 4, 5, generator=generator),
+    )
+    for feature, rows, found in zip(features, weights, soft_mean(features, weights), strict=True):
+        for weight, mean in zip(rows, found, strict=True):
+            cells = [(y, x) for y in range(4) for x in range(5)]
+            total = sum(float(weight[cell]) for cell in cells)
+            expected = sum(weight[cell] * feature[:, cell[0], cell[1]] for cell in cells) / total
+            torch.testing.assert_close(mean, expected)
