@@ -39,6 +39,8 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
                        "captioner": heuristic_captioner(["dog", "grass", "sky", "ball"], top=2)}),
     # Without a captioner, and windows run without gradients; tables of positions lie within blocks.
     "timm": (2, 64, {"family": "swin"}),
+    # One convolutional CLIP is backbone and classifier: its blocks are sharded once.
+    "shared CLIP": (2, 64, {}),
     "class-conditional": (2, 64, {"architecture": tiny_models.LDM}),
     "pooled text": (2, 64, {"architecture": tiny_models.XL,
                              "captioner": heuristic_captioner(["dog", "grass"], top=1)}),
@@ -58,7 +60,10 @@ class Module(OdiseModule):
 
 def module(case: str) -> OdiseModule:
     caption = case == "caption"
-    network = tiny_models.odise("caption" if caption else "label", **CASES[case][2])
+    if case == "shared CLIP":
+        network = tiny_models.fc_clip()
+    else:
+        network = tiny_models.odise("caption" if caption else "label", **CASES[case][2])
     # a norm of a single pixel gives its bias, and at zero a ReLU would be decided by rounding
     parts = (network.backbone.pyramid, network.backbone.captioner, network.mask_decoder)
     for part in (part for part in parts if part is not None):
