@@ -160,7 +160,7 @@ class Odise(nn.Module):
 
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits
-        if self.class_agnostic:
+        if self.class_agnostic and self.refinement is None:
             logits = output.mask_embed.new_zeros(*output.mask_embed.shape[:2], 2)
         elif logits is None:
             logits = self._mask_class_logits(output, classes)

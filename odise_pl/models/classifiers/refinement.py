@@ -92,12 +92,12 @@ class MaskRefinement(nn.Module):
         Args:
             clip: the frozen CLIP.
             images: [B, 3, H, W] in 0..1.
-            proposals: of the mask decoder; they get no gradients.
+            proposals: of the mask decoder.
         """
         size = (clip.image_size, clip.image_size)
         pixels = F.interpolate(images, size, mode="bicubic", align_corners=False)
         masks = F.interpolate(proposals.mask_logits.float(), size, mode="bilinear", align_corners=False)
-        embeddings, refined = self.attend(clip, clip.normalize(pixels), masks.detach())
+        embeddings, refined = self.attend(clip, clip.normalize(pixels), masks)
         own = {"mask_embed": embeddings, "pooled": embeddings, "logit_scale": clip.logit_scale}
         return [replace(proposals, mask_logits=one, object_logits=None, **own) for one in refined]
 
