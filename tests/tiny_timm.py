@@ -6,6 +6,7 @@ from typing import Any
 
 VIT = {"depth": 4, "embed_dim": 32, "num_heads": 2}
 STAGES = {"depths": [1, 1, 1, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8]}
+BOTTLENECKS = {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
 CONVOLUTIONS = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
 # name of timm, and arguments that make it small; MViT takes none
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -15,6 +16,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("swin_tiny_patch4_window7_224.ms_in1k", STAGES),
     "swinv2": ("swinv2_tiny_window8_256.ms_in1k", STAGES),
     "convnext": ("convnext_atto.d2_in1k", CONVOLUTIONS),
+    "resnet": ("resnet50.tv_in1k", BOTTLENECKS),
     "mvit": ("mvitv2_tiny.fb_in1k", {}),
 }
 
@@ -23,10 +25,8 @@ def shrink(model: str) -> tuple[str, dict[str, Any]]:
     """A small network of the same kind: its name, and arguments of its constructor."""
     if "mvit" in model:
         return FAMILIES["mvit"]
-    if "resnet" in model:
-        return model, {"layers": [1, 1, 1, 1]}
-    small = CONVOLUTIONS if "convnext" in model else STAGES if "swin" in model else VIT
-    return model, small
+    kinds = {"convnext": CONVOLUTIONS, "resnet": BOTTLENECKS, "swin": STAGES}
+    return model, next((small for kind, small in kinds.items() if kind in model), VIT)
 
 
 def overrides(family: str) -> list[str]:

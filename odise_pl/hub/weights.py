@@ -110,6 +110,14 @@ WEIGHTS = {
         1.7,
         "clip=vit_l14_336",
     ),
+    "clip-b16": Weights(
+        "vit_base_patch16_clip_224.safetensors",
+        "timm/vit_base_patch16_clip_224.openai",
+        "MIT (OpenAI); the repository says Apache-2.0",
+        0.6,
+        "clip=vit_b16",
+        file="open_clip_model.safetensors",
+    ),
     "clip-convnext-l": Weights(
         "convnext_large_d_320.safetensors",
         "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
@@ -148,6 +156,8 @@ _OF_TIMM = {
     "radio_v3_l": ("vit_large_patch16_radio_v3.c_radio", _NVIDIA, 1.2),
     "radio_v4_h": ("vit_huge_patch16_radio_v4.c_radio", _NVIDIA, 2.5),
     "resnet50": ("resnet50.tv_in1k", _BSD, 0.1),
+    "resnet101": ("resnet101.tv_in1k", _BSD, 0.2),
+    "resnet101c": ("resnet101c.gluon_in1k", _APACHE, 0.2),
     "convnext_l_clip": ("convnext_large_mlp.clip_laion2b_ft_soup_320", "Apache-2.0 (LAION: MIT)", 0.8),
 }
 WEIGHTS |= {

@@ -103,6 +103,13 @@ def test_rounded_weights_change_no_result(family: str) -> None:
     place(model, torch.bfloat16)  # again: nothing to do
 
 
+def test_trained_networks_stay_in_full_precision() -> None:
+    model = tiny_models.odise(family="resnet", trained=True)
+    place(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert model.clip.model.visual.conv1.weight.dtype == torch.bfloat16
+
+
 def test_mapped_weights_take_memory_when_they_are_placed(tmp_path: Path) -> None:
     models = build_diffusion(tiny_models.SD1)
     torch.save({"state_dict": original_tensors(models)}, tmp_path / "sd.ckpt")

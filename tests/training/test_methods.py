@@ -25,12 +25,15 @@ PARTS = {
     "mask2former": RESNET,
     "maskclip_proposals": RESNET,
     "maskclip": RESNET,
+    "simbaseline": [*RESNET, "clip=tiny"],
+    "zegformer": [*RESNET, "clip=tiny"],
 }
 
 # what a preset trains besides the heads
 ALSO_TRAINED = {
+    **dict.fromkeys(PARTS, "model.backbone.features."),
+    "fc_clip": "nothing",
     "ovrcoat": "model.clip.model.visual.trunk.",
-    **dict.fromkeys(["openseg", "mask2former", "maskclip_proposals", "maskclip"], "model.backbone.features."),
 }
 
 
@@ -44,7 +47,7 @@ def test_method_trains_resumes_evaluates_and_predicts(
 ) -> None:
     names = run_through([f"method={method}", *PARTS[method]], scene_shards, tmp_path)
     others = {name for name in names if name.startswith(("model.backbone.", "model.clip."))}
-    assert {name for name in names if name.startswith(ALSO_TRAINED.get(method, "nothing"))} == others
+    assert {name for name in names if name.startswith(ALSO_TRAINED[method])} == others
     picture = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)).save(picture)
     assert predict(tmp_path / "run", [str(picture)], "dog,grass:stuff", tmp_path / "out", device="cpu") == []

@@ -32,9 +32,9 @@ SIZES = {
     "beitv2_l": 303.4, "clip_h": 630.8, "clip_l": 303.2, "convnext_l_clip": 196.2, "convnext_v2_h": 657.5,
     "convnext_xl": 348.1, "deit3_h": 630.8, "dino_b": 85.8, "dinov2_l": 304.4, "dinov3_convnext_l": 196.2,
     "dinov3_l": 303.1, "mae_h": 630.8, "moco_v3_l": 303.3, "mvit_h": 665.3, "radio_v3_l": 304.2,
-    "radio_v4_h": 632.0, "resnet50": 23.51, "siglip2_l": 304.1, "swin_h": 655.2, "swin_l": 195.2,
-    "timm": 5.52, "toy_clip": 0.8509, "toy_dino": 0.8511, "toy_mae": 0.8511, "toy_supervised_conv": 1.9,
-    "toy_supervised_vit": 0.8511,
+    "radio_v4_h": 632.0, "resnet101": 42.5, "resnet101c": 42.52, "resnet50": 23.51, "siglip2_l": 304.1,
+    "swin_h": 655.2, "swin_l": 195.2, "timm": 5.52, "toy_clip": 0.8509, "toy_dino": 0.8511,
+    "toy_mae": 0.8511, "toy_supervised_conv": 1.9, "toy_supervised_vit": 0.8511,
 }  # fmt: skip
 
 

@@ -111,12 +111,16 @@ def test_regions_must_fit_the_kind_of_clip() -> None:
         tiny_models.odise(classifier=ClassifierSettings(regions="pooled"))
 
 
-def test_clip_of_fc_clip_has_the_shapes_of_open_clips() -> None:
-    config = compose_config("train", ["run_dir=.", "clip=convnext_l_320"]).clip.architecture
+@pytest.mark.parametrize(
+    ("choice", "name", "millions"),
+    [("convnext_l_320", "convnext_large_d_320", 351.8), ("vit_b16", "ViT-B-16-quickgelu", 149.6)],
+)
+def test_clips_have_the_shapes_of_open_clips(choice: str, name: str, millions: float) -> None:
+    config = compose_config("train", ["run_dir=.", f"clip={choice}"]).clip.architecture
     sizes = {name: value for name, value in config.items() if name != "_target_"}
     with torch.device("meta"):
         ours = build_clip(CLIPArchitecture(**sizes))
-        theirs = open_clip.create_model("convnext_large_d_320", device="meta")
+        theirs = open_clip.create_model(name, device="meta")
     shapes = [{name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
-    assert sum(x.numel() for x in ours.parameters()) / 1e6 == pytest.approx(351.8, abs=0.1)
+    assert sum(x.numel() for x in ours.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
