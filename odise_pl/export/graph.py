@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.backbones.pyramid import STRIDES
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise, TextClasses
 from odise_pl.structures import Size
 
@@ -29,7 +30,8 @@ class NetworkGraph(nn.Module):
         head_only: pixel decoder, mask decoder and their class scores, without backbone and CLIP.
 
     Raises:
-        SettingError: a side is not a multiple of 64, or the captioner generates sentences.
+        SettingError: a side is not a multiple of 64, the captioner generates sentences, or the classifier
+            cannot be exported.
     """
 
     def __init__(self, model: Odise, size: Size, classes: InferenceClasses | None, head_only: bool) -> None:
@@ -40,6 +42,7 @@ class NetworkGraph(nn.Module):
                 "captioners that write sentences cannot be exported: use --head-only, or a checkpoint "
                 "trained with captioner=implicit or captioner=empty"
             )
+        _check_classifier(model.classifier, classes, head_only)
         self.model, self.size, self.classes, self.head_only = model, size, classes, head_only
         if head_only:
             self.model = copy.copy(model)
@@ -104,6 +107,19 @@ def text_inputs(classes: InferenceClasses) -> tuple[Tensor, Tensor, Tensor, Tens
 def _classes_of(text: tuple[Tensor, ...]) -> InferenceClasses:
     mask_text, clip_text, counts, clip_share = text
     return InferenceClasses(TextClasses(mask_text, counts), TextClasses(clip_text, counts), clip_share, ())
+
+
+def _check_classifier(
+    settings: ClassifierSettings, classes: InferenceClasses | None, head_only: bool
+) -> None:
+    if head_only or settings.mode == "diffusion":
+        return
+    if settings.regions == "cropped":
+        raise SettingError(
+            "fusion.regions=cropped cannot be exported, because crops vary in size: use --head-only"
+        )
+    if settings.rule == "flat_seen" and classes is None:
+        raise SettingError("fusion.rule=flat_seen has to know which words are seen: add --words")
 
 
 def _check_size(size: Size) -> None:

@@ -110,6 +110,13 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     strategy = OmegaConf.select(config, "trainer.strategy._target_")
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
+    if config.clip.trained and config.model.supervision != "label":
+        yield f"clip.trained=true learns from labels, not with model.supervision={config.model.supervision}"
+    if config.model.get("refinement") and config.init_from is None and config.ckpt is None:
+        yield (
+            "model.refinement refines masks of a trained network: add init_from=RUN, a run of "
+            "method=maskclip_proposals"
+        )
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
 

@@ -16,9 +16,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, score_table
+from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import FINISHED, find_runs
 from odise_pl.runs.published import ABLATIONS, Ablation
 from odise_pl.runs.report import ablation_rows, group_runs
@@ -28,7 +32,18 @@ from scripts.figures import write_figures
 
 RUNS, WEIGHTS = Path("runs"), Path("odise_pl/toyworld/weights")
 _NAME = "small_world"
+_METHOD_RUNS = f"{_NAME}/method"
 _CAPTION = ("experiment=toy_caption",)
+
+
+def _flat(values: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, DictConfig):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 _FIXED_TIME = (*_CAPTION, "captioner.learnable_time=false")
 _STEPS = {"0": "[0]", "100": "[100]", "200": "[200]", "500": "[500]", "several": "[0,100,200]"}
 TRAININGS = {
@@ -57,6 +72,26 @@ TRAININGS |= {
     f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}")
     for backbone, _ in REPRESENTATIONS.values()
 }
+# Presets with parts of the small world, trained as long as its own models and on as large pictures.
+_BUDGET = [
+    f"{key}={value}"
+    for key, value in _flat(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
+    if key.startswith(("model.head.", "optimizer.", "data.")) and key != "model.head.embed_dim"
+] + ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=1000"]
+_RESNET = "backbone=toy_supervised_conv"
+_CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
+METHODS = {
+    "fc_clip": ("experiment=toy", *_CONV_CLIP),
+    "fc_clip_caption": ("experiment=toy_caption", "model=odise_caption", *_CONV_CLIP),
+    "ovrcoat": ("experiment=toy", *_CONV_CLIP),
+    "maskclip_proposals": ("experiment=toy", _RESNET),
+    "maskclip": ("experiment=toy", _RESNET),
+    "simbaseline": ("experiment=toy", _RESNET, "clip=toy"),
+    "zegformer": ("experiment=toy", _RESNET, "clip=toy"),
+    "openseg": ("experiment=toy_caption", _RESNET),
+    "mask2former": ("experiment=toy", _RESNET),
+}
+_CONV_CLIP_KIND = "clip_conv"
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either.
 TABLES = {
     "supervision": ("label", "random", "caption"),
@@ -71,13 +106,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def commands(seeds: Sequence[int]) -> Iterator[list[str]]:
     """The commands that paint, pre-train what is missing, train and evaluate, in their order."""
     yield ["odise", "toyworld", "make"]
-    for kind in (name.removeprefix("toy_") for name, _ in REPRESENTATIONS.values() if name != _SHIPPED):
+    kinds = [name.removeprefix("toy_") for name, _ in REPRESENTATIONS.values() if name != _SHIPPED]
+    for kind in [*kinds, _CONV_CLIP_KIND]:
         if not any((WEIGHTS / "representations").glob(f"{kind}*")):
             yield ["python", "-m", "scripts.pretrain_toyworld", "representation", kind, "--out", str(WEIGHTS)]
     for seed in seeds:
         for name, settings in TRAININGS.items():
             yield ["odise", "train", f"run={_NAME}/{name}/seed_{seed}", f"seed={seed}", *settings]
         run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={RUNS}/{_NAME}/caption/seed_{seed}"
+        for name, settings in METHODS.items():
+            own = [f"run={_METHOD_RUNS}/{name}/seed_{seed}", f"seed={seed}", f"method={name.removesuffix('_caption')}"]
+            first = f"init_from={RUNS}/{_METHOD_RUNS}/maskclip_proposals/seed_{seed}"
+            yield ["odise", "train", *own, *settings, *_BUDGET, *([first] if name == "maskclip" else [])]
         classifiers = "classifier=discriminative,diffusion,both"
         yield ["odise", "evaluate", "-m", run, checkpoint, "data=toy", "trainer=cpu", classifiers]
 
@@ -111,7 +151,12 @@ def collect(runs: Path) -> dict[str, list[Row]]:
         for ablation in ABLATIONS
         if ablation.name in TABLES
     }
-    return tables | {"representation": list(_representations(runs / _NAME))}
+    tables["representation"] = list(_representations(runs / _NAME))
+    if any((runs / _METHOD_RUNS).rglob(FINISHED)):
+        ours = [runs / _NAME / name for name in ("label", "caption")]
+        methods = next(ablation for ablation in ABLATIONS if ablation.name == "method")
+        tables["method"] = _rows(methods, [runs / _METHOD_RUNS, *ours])
+    return tables
 
 
 def _representations(runs: Path) -> Iterator[Row]:

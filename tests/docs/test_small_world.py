@@ -58,7 +58,7 @@ def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     commands = list(small_world.commands(SEEDS))
     for words in commands:
         check(words)
-    trained = len(SEEDS) * (len(small_world.TRAININGS) + 1)
+    trained = len(SEEDS) * (len(small_world.TRAININGS) + len(small_world.METHODS) + 1)
     assert len({tuple(words) for words in commands}) == 1 + len(Kind) + trained
     assert {words[4] for words in commands if words[0] == "python"} == set(Kind)
 

@@ -224,3 +224,14 @@ def test_networks_of_timm_are_exported(family: str, tmp_path: Path) -> None:
         wanted = graph((image,), ())
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(torch.from_numpy(one), other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"regions": "cropped"}, r"fusion\.regions"), ({"rule": "flat_seen"}, r"fusion\.rule")],
+)
+def test_classifiers_that_onnx_cannot_express_are_refused(settings: dict[str, Any], named: str) -> None:
+    model = tiny_models.odise(classifier=ClassifierSettings(**settings))
+    with pytest.raises(SettingError, match=named):
+        NetworkGraph(model, (64, 64), None, head_only=False)
+    NetworkGraph(model, (64, 64), None, head_only=True)

@@ -68,6 +68,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["backbone=cleandift_sd15"], "odise weights fetch sd-v1-5 --folder"),
         (["backbone=cleandift_sd15"], "odise weights fetch cleandift-sd15 --folder"),
         (["global_batch=0"], "global_batch"),
+        (["clip=tiny_conv", "clip.trained=true", "model=odise_caption"], "clip.trained"),
         (["model=odise_caption", "data.words=0"], "data.words=0"),
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),
         (["captioner=blip"], "has no generated captions"),

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from small_runs import QUICK, SMALL, composed, run_through
 
+from odise_pl.errors import SettingError
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.prediction.predict import predict
+from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.training.run import train
 
@@ -24,7 +26,6 @@ PARTS = {
     "openseg": RESNET,
     "mask2former": RESNET,
     "maskclip_proposals": RESNET,
-    "maskclip": RESNET,
     "simbaseline": [*RESNET, "clip=tiny"],
     "zegformer": [*RESNET, "clip=tiny"],
 }
@@ -38,7 +39,7 @@ ALSO_TRAINED = {
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in CONF.glob("method/*.yaml")} == set(PARTS)
+    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip"}
 
 
 @pytest.mark.parametrize("method", PARTS)
@@ -55,19 +56,17 @@ def test_method_trains_resumes_evaluates_and_predicts(
 
 
 def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
     small = [*SMALL, *QUICK, *RESNET, f"data.train={scene_shards}", f"data.val={scene_shards}"]
-    small += ["trainer.max_steps=1"]
-    states = []
-    for method, source in (
-        ("maskclip_proposals", []),
-        ("maskclip", [f"init_from={tmp_path / 'maskclip_proposals'}"]),
-    ):
-        train(composed("train", tmp_path / method, [f"method={method}", *small, *source]))
-        states.append(read_checkpoint(tmp_path / method / "checkpoints" / "last.ckpt")["state_dict"])
-    first, second = states
-    assert all(torch.equal(second[name], value) for name, value in first.items())
-    added = {name for name in second if name not in first}
-    assert added == {name for name in second if name.startswith("model.refinement.blocks.")} != set()
-    assert not [
-        name for name in first if name.startswith(("model.text_projection", "model.mask_decoder.embedding"))
-    ]
+    train(composed("train", first, ["method=maskclip_proposals", *small, "trainer.max_steps=1"]))
+    with pytest.raises(SettingError, match="init_from"):
+        check_training(composed("train", tmp_path / "x", ["method=maskclip", *small]))
+    run_through(["method=maskclip", *RESNET, f"init_from={first}"], scene_shards, tmp_path)
+    old, new = (
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+        for folder in (first, tmp_path / "run")
+    )
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    added = new.keys() - old.keys()
+    assert added == {name for name in new if name.startswith("model.refinement.blocks.")} != set()
+    assert not [n for n in old if n.startswith(("model.text_projection", "model.mask_decoder.embedding"))]
