@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, score_table
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import FINISHED, find_runs
 from odise_pl.runs.published import ABLATIONS, Ablation
+from odise_pl.runs.record import relevant_settings
 from odise_pl.runs.report import ablation_rows, group_runs
 from scripts.docs.pictures import FIGURES, IMAGES
 from scripts.docs.plots import draw_tables
@@ -34,16 +35,6 @@ RUNS, WEIGHTS = Path("runs"), Path("odise_pl/toyworld/weights")
 _NAME = "small_world"
 _METHOD_RUNS = f"{_NAME}/method"
 _CAPTION = ("experiment=toy_caption",)
-
-
-def _flat(values: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, DictConfig):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 _FIXED_TIME = (*_CAPTION, "captioner.learnable_time=false")
 _STEPS = {"0": "[0]", "100": "[100]", "200": "[200]", "500": "[500]", "several": "[0,100,200]"}
 TRAININGS = {
@@ -73,11 +64,13 @@ TRAININGS |= {
     for backbone, _ in REPRESENTATIONS.values()
 }
 # Presets with parts of the small world, trained as long as its own models and on as large pictures.
+_TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
 _BUDGET = [
     f"{key}={value}"
-    for key, value in _flat(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
+    for key, value in relevant_settings(_TOY).items()
     if key.startswith(("model.head.", "optimizer.", "data.")) and key != "model.head.embed_dim"
-] + ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=1000"]
+]
+_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=1000"]
 _RESNET = "backbone=toy_supervised_conv"
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
 METHODS = {
@@ -115,7 +108,8 @@ def commands(seeds: Sequence[int]) -> Iterator[list[str]]:
             yield ["odise", "train", f"run={_NAME}/{name}/seed_{seed}", f"seed={seed}", *settings]
         run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={RUNS}/{_NAME}/caption/seed_{seed}"
         for name, settings in METHODS.items():
-            own = [f"run={_METHOD_RUNS}/{name}/seed_{seed}", f"seed={seed}", f"method={name.removesuffix('_caption')}"]
+            own = [f"run={_METHOD_RUNS}/{name}/seed_{seed}", f"seed={seed}"]
+            own += [f"method={name.removesuffix('_caption')}"]
             first = f"init_from={RUNS}/{_METHOD_RUNS}/maskclip_proposals/seed_{seed}"
             yield ["odise", "train", *own, *settings, *_BUDGET, *([first] if name == "maskclip" else [])]
         classifiers = "classifier=discriminative,diffusion,both"
