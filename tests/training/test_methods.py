@@ -42,7 +42,12 @@ def test_every_preset_is_tested() -> None:
     assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip"}
 
 
-@pytest.mark.parametrize("method", PARTS)
+SLOW = ("mask2former", "maskclip_proposals", "zegformer")  # whose parts other presets have, too
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PARTS]
+)
 def test_method_trains_resumes_evaluates_and_predicts(
     method: str, scene_shards: Path, tmp_path: Path
 ) -> None:
