@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.errors import report_user_errors
 from odise_pl.metrics.suite import SegmentationMetrics
+from odise_pl.models.classifiers.fusion import MODES
+from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import NetworkPrediction, predict, resize_masks
-from odise_pl.models.odise import MODES, InferenceClasses
 from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Batch, Prediction, Size, Truth

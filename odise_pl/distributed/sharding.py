@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
+from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.frozen import copy_to_memory
-from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise
+from odise_pl.models.odise import CANVAS_MULTIPLE, Odise
 
 # Layers whose weights autocast rounds at every use.
 ROUNDED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from odise_pl.distributed.sharding import keep_in_step
+from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
-from odise_pl.models.odise import InferenceClasses, Odise
+from odise_pl.models.odise import Odise
 from odise_pl.structures import Batch
 from odise_pl.vocabulary import Vocabulary
 

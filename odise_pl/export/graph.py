@@ -13,7 +13,8 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.backbones.pyramid import STRIDES
 from odise_pl.models.classifiers.fusion import ClassifierSettings
-from odise_pl.models.odise import CANVAS_MULTIPLE, InferenceClasses, Odise, TextClasses
+from odise_pl.models.classifiers.text import InferenceClasses, TextClasses
+from odise_pl.models.odise import CANVAS_MULTIPLE, Odise
 from odise_pl.structures import Size
 
 TEXT_INPUTS = ("mask_text", "clip_text", "counts", "clip_share")

@@ -18,7 +18,7 @@ import torch
 from odise_pl.errors import SettingError
 from odise_pl.export.graph import OUTPUTS, TEXT_INPUTS, NetworkGraph, text_inputs
 from odise_pl.files import write_bytes
-from odise_pl.models.odise import InferenceClasses
+from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Size
 from odise_pl.vocabulary import Vocabulary, VocabularyError, load_vocabulary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,46 +23,23 @@ from odise_pl.models.classifiers.fusion import (
 )
 from odise_pl.models.classifiers.refinement import MaskRefinement
 from odise_pl.models.classifiers.regions import REGIONS, Regions
-from odise_pl.models.classifiers.text import TextProjection, cosine_logits, max_over_synonyms
+from odise_pl.models.classifiers.text import (
+    InferenceClasses,
+    TextClasses,
+    TextProjection,
+    cosine_logits,
+    embed_classes,
+    max_over_synonyms,
+)
 from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
 from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
-from odise_pl.structures import MaskPredictions, Size, TensorStruct
+from odise_pl.structures import MaskPredictions, Size
 from odise_pl.vocabulary import Vocabulary
 
 CANVAS_MULTIPLE = 64
 WORD_PROMPT = "a photo of a {}."
-
-
-@dataclass(frozen=True)
-class TextClasses(TensorStruct):
-    """Embedded names: ``embeddings`` [sum(counts), D] and the number of names of each class.
-
-    The counts are a tensor [K] where they are an input of an exported graph.
-    """
-
-    embeddings: Tensor
-    counts: tuple[int, ...] | Tensor
-
-
-@dataclass(frozen=True)
-class InferenceClasses(TensorStruct):
-    """An embedded vocabulary for inference.
-
-    Attributes:
-        mask_text: names for the mask embeddings.
-        clip_text: names for masked CLIP.
-        clip_share: [K], exponent of CLIP's probabilities.
-        isthing: one flag per class.
-        seen: bool [K], whether a class shares a name with a training class; None if no rule needs to know.
-    """
-
-    mask_text: TextClasses
-    clip_text: TextClasses
-    clip_share: Tensor
-    isthing: tuple[bool, ...]
-    seen: Tensor | None = None
 
 
 class Odise(nn.Module):
@@ -172,24 +149,8 @@ class Odise(nn.Module):
     def encode_classes(
         self, labels: Sequence[Sequence[str]], prompt: str | Sequence[str] = "{}", mean: bool = False
     ) -> TextClasses:
-        """Embed every name of each class, in full precision.
-
-        Args:
-            labels: names of each class.
-            prompt: with ``{}`` for the name; of several, the mean of the normalised embeddings is returned.
-            mean: return the mean of the normalised embeddings of a class's names instead of all of them.
-        """
-        counts = tuple(len(names) for names in labels)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        texts = [prompt.replace("{}", name) for prompt in prompts for names in labels for name in names]
-        with torch.autocast(self.clip.mean.device.type, enabled=False):
-            embeddings = self.clip.encode_text(texts)
-            if not isinstance(prompt, str):
-                embeddings = F.normalize(embeddings, dim=-1).unflatten(0, (len(prompts), -1)).mean(0)
-            if mean:
-                of_classes = F.normalize(embeddings, dim=-1).split(counts)
-                return TextClasses(torch.stack([names.mean(0) for names in of_classes]), (1,) * len(counts))
-        return TextClasses(embeddings, counts)
+        """See :func:`~odise_pl.models.classifiers.text.embed_classes`."""
+        return embed_classes(self.clip, labels, prompt, mean)
 
     def encode_names(self, vocabulary: Vocabulary) -> TextClasses:
         """Embed the names of a vocabulary as the trained head reads them."""

@@ -21,8 +21,9 @@ from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.metrics.suite import EvaluationResult, SegmentationMetrics
+from odise_pl.models.classifiers.text import TextClasses
 from odise_pl.models.inference import NetworkPrediction
-from odise_pl.models.odise import Odise, TextClasses
+from odise_pl.models.odise import Odise
 from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import Batch, Targets
 from odise_pl.training.nonfinite import StepSkipper

@@ -13,7 +13,7 @@ from PIL.ImageFont import FreeTypeFont
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.images import open_image
 from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
-from odise_pl.models.odise import InferenceClasses
+from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.prediction.drawing import load_font, paint, segment_color
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Batch, PanopticSegmentation, Size

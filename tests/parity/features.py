@@ -11,7 +11,8 @@ from torch import Tensor
 from odise_pl.models.backbones.captioners import Captioner
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
 from odise_pl.models.backbones.sliding_window import Window, cut_windows, plan_windows
-from odise_pl.models.odise import InferenceClasses, Odise, pad_images
+from odise_pl.models.classifiers.text import InferenceClasses
+from odise_pl.models.odise import Odise, pad_images
 from odise_pl.structures import Size
 from tests.parity.checks import Check, compare, compare_maps, worst
 from tests.parity.models import vocabulary

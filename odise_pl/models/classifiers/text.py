@@ -1,12 +1,73 @@
-"""Class scores of mask embeddings: their similarity to the embedded names (ODISE, section 3.4)."""
+"""Embedded names of classes, and their similarity to mask embeddings (ODISE, section 3.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from odise_pl.models.backbones.clip import FrozenCLIP
+from odise_pl.structures import TensorStruct
+
+
+@dataclass(frozen=True)
+class TextClasses(TensorStruct):
+    """Embedded names: ``embeddings`` [sum(counts), D] and the number of names of each class.
+
+    The counts are a tensor [K] where they are an input of an exported graph.
+    """
+
+    embeddings: Tensor
+    counts: tuple[int, ...] | Tensor
+
+
+@dataclass(frozen=True)
+class InferenceClasses(TensorStruct):
+    """An embedded vocabulary for inference.
+
+    Attributes:
+        mask_text: names for the mask embeddings.
+        clip_text: names for masked CLIP.
+        clip_share: [K], exponent of CLIP's probabilities.
+        isthing: one flag per class.
+        seen: bool [K], whether a class shares a name with a training class; None if no rule needs to know.
+    """
+
+    mask_text: TextClasses
+    clip_text: TextClasses
+    clip_share: Tensor
+    isthing: tuple[bool, ...]
+    seen: Tensor | None = None
+
+
+def embed_classes(
+    clip: FrozenCLIP,
+    labels: Sequence[Sequence[str]],
+    prompt: str | Sequence[str] = "{}",
+    mean: bool = False,
+) -> TextClasses:
+    """Embed every name of each class, in full precision.
+
+    Args:
+        clip: embeds texts.
+        labels: names of each class.
+        prompt: with ``{}`` for the name; of several, the mean of the normalised embeddings is returned.
+        mean: return the mean of the normalised embeddings of a class's names instead of all of them.
+    """
+    counts = tuple(len(names) for names in labels)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    texts = [one.replace("{}", name) for one in prompts for names in labels for name in names]
+    with torch.autocast(clip.mean.device.type, enabled=False):
+        embeddings = clip.encode_text(texts)
+        if not isinstance(prompt, str):
+            embeddings = F.normalize(embeddings, dim=-1).unflatten(0, (len(prompts), -1)).mean(0)
+        if mean:
+            of_classes = F.normalize(embeddings, dim=-1).split(counts)
+            return TextClasses(torch.stack([names.mean(0) for names in of_classes]), (1,) * len(counts))
+    return TextClasses(embeddings, counts)
 
 
 def cosine_logits(mask_embed: Tensor, text_embed: Tensor, scale: Tensor | float) -> Tensor:
