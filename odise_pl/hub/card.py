@@ -68,6 +68,7 @@ result.save("results", "photo")
 | | |
 |---|---|
 | step | {checkpoint["global_step"]} |
+| method | {settings.method} |
 | supervision | {settings.model} |
 | diffusion steps | {settings.timesteps} |
 | captioner | {settings.captioner} |
