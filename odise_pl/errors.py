@@ -45,6 +45,12 @@ def check_number(
         raise SettingError(f"{name}={value} must be {'an integer' if whole else 'a number'} {limits}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise SettingError unless ``value`` is true or false: any other text would count as true."""
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={value}: choose true or false")
+
+
 def find_user_error(error: BaseException | None) -> BaseException | None:
     """The first user error in a chain of causes: libraries wrap what our constructors raise."""
     seen: set[int] = set()  # chains may be circular

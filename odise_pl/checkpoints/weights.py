@@ -20,7 +20,7 @@ from odise_pl.models.weights import WeightsError, list_first, mismatches, requir
 
 NO_OBJECT_WEIGHT = 0.1
 _WAY_OUT = (
-    "use the settings it was trained with (model=odise_label or odise_caption, backbone, captioner, "
+    "use the settings it was trained with (method, model=odise_label or odise_caption, backbone, captioner, "
     "backbone.timesteps), or download the file again if it is incomplete"
 )
 

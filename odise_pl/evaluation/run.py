@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from odise_pl.checkpoints.description import SIDES, NetworkSettings, model_key, 
 from odise_pl.checkpoints.files import checkpoint_folder
 from odise_pl.data.manifest import parse_eval_sets
 from odise_pl.distributed.processes import watch_first_process
+from odise_pl.errors import SettingError
 from odise_pl.runs.checks import check_evaluation, check_network
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_lightning
@@ -80,7 +81,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
 
     path = checkpoint_path(config.ckpt, config.run_dir)
     described = describe(path)
-    step, network = described.step, _network(config, described.record, overrides, str(path))
+    step, network = described.step, _network(config, described, overrides, str(path))
     check_network(network, config.paths, config)
     sides, mode = dict(zip(SIDES, network.sides, strict=True)), network.model["classifier"]["mode"]
     description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
@@ -143,11 +144,15 @@ def score_predictions(config: DictConfig) -> Scores:
 
 
 def _network(
-    config: DictConfig, record: Mapping[str, Any] | None, overrides: Sequence[str], source: str
+    config: DictConfig, described: CheckpointDescription, overrides: Sequence[str], source: str
 ) -> NetworkSettings:
     """The network that a checkpoint describes, with the settings of the command line."""
+    record = described.record
     composed = NetworkSettings.of_config(config)
     if record is None:
+        preset = described.preset.partition("=")[2]
+        if composed.model.get("method") not in (preset, None):
+            raise SettingError(f"{source} is of another method: add {described.preset}")
         return composed
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
     # a choice of classifier keeps the checkpoint's fusion and prompts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from odise_pl.errors import check_number
+from odise_pl.errors import check_flag, check_number
 from odise_pl.losses.errors import DIVERGED, NonFiniteError
 from odise_pl.losses.matcher import HungarianMatcher, Match
 from odise_pl.losses.point_losses import paired_cross_entropy, paired_dice, sample_masks
@@ -34,6 +34,10 @@ class LossWeights:
     mask: float = 5.0
     dice: float = 5.0
     regions: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_number(f"criterion.weights.{name}", value, whole=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class SetCriterion:
         self.matcher, self.weights, self.no_object_weight = matcher, weights, no_object_weight
         self.num_points, self.oversample, self.importance = num_points, oversample, importance
         self.classify_last = classify_last
+        check_number("criterion.no_object_weight", no_object_weight, whole=False)
+        check_flag("criterion.classify_last", classify_last)
         check_number("criterion.num_points", num_points, 1)
         check_number("criterion.oversample", oversample, 1, whole=False)
         check_number("criterion.importance", importance, 0, whole=False, most=1)

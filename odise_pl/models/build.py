@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_flag
 from odise_pl.models.backbones.captioner_settings import (
     MakeCaptioner,
     blip_captioner,
@@ -67,6 +67,9 @@ class ClipSettings:
     source: str = ""
     trained: bool = False
     architecture: CLIPArchitecture = field(default_factory=CLIPArchitecture)
+
+    def __post_init__(self) -> None:
+        check_flag("clip.trained", self.trained)
 
 
 def build_odise(
@@ -136,7 +139,11 @@ def _text_projection(
 
 
 def _check_regions(clip: FrozenCLIP, classifier: ClassifierSettings) -> None:
-    needed = {"masked": False, "pooled": True}.get(classifier.regions, clip.convolutional)
-    if needed != clip.convolutional and classifier.mode != "diffusion":
+    regions, fitting = classifier.regions, "pooled" if clip.convolutional else "masked"
+    if clip.trained and regions != "pooled":
+        raise SettingError(f"fusion.regions={regions} does not train CLIP: clip.trained=true needs pooled")
+    if regions not in (fitting, "cropped") and classifier.mode != "diffusion":
         kind = "convolutional network" if clip.convolutional else "ViT"
-        raise SettingError(f"fusion.regions={classifier.regions} does not fit a CLIP that is a {kind}")
+        raise SettingError(
+            f"fusion.regions={regions} does not fit a CLIP that is a {kind}: choose {fitting} or cropped"
+        )

@@ -44,10 +44,10 @@ class InferenceSettings:
     seen_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("inference.object_threshold", self.object_threshold, 0, whole=False, most=1)
-        check_number("inference.overlap_threshold", self.overlap_threshold, 0, whole=False, most=1)
-        check_number("inference.top_k", self.top_k, 1)
-        check_number("inference.seen_penalty", self.seen_penalty, whole=False)
+        check_number("model.inference.object_threshold", self.object_threshold, 0, whole=False, most=1)
+        check_number("model.inference.overlap_threshold", self.overlap_threshold, 0, whole=False, most=1)
+        check_number("model.inference.top_k", self.top_k, 1)
+        check_number("model.inference.seen_penalty", self.seen_penalty, whole=False)
 
 
 def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -> Tensor:
@@ -107,13 +107,22 @@ def _best_class(probabilities: Tensor, masks: Tensor, penalty: Tensor | None) ->
 
 
 def panoptic(
-    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
+    class_logits: Tensor,
+    mask_logits: Tensor | Masks,
+    isthing: Sequence[bool],
+    settings: InferenceSettings,
+    void: Tensor | None = None,
 ) -> PanopticSegmentation:
-    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged."""
+    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged.
+
+    ``void``, bool [Q], are queries without an object; None: those whose best class is no object.
+    """
     masks = _as_masks(mask_logits)
     ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
-    scores, labels = class_logits.softmax(-1).max(-1)
-    kept = ((labels != len(isthing)) & (scores > settings.object_threshold)).nonzero()[:, 0]
+    probabilities = class_logits.softmax(-1)
+    scores, labels = (probabilities if void is None else probabilities[:, :-1]).max(-1)
+    void = labels == len(isthing) if void is None else void
+    kept = (~void & (scores > settings.object_threshold)).nonzero()[:, 0]
     if not len(kept):
         return PanopticSegmentation(ids, ())
     scores, labels = scores[kept], labels[kept]
@@ -220,6 +229,7 @@ class NetworkPrediction(Prediction):
         settings: thresholds.
         device: of the results; they are computed on the device of the logits.
         penalty: [K], see :func:`semantic_map`.
+        void: [Q], see :func:`panoptic`.
     """
 
     def __init__(
@@ -230,18 +240,19 @@ class NetworkPrediction(Prediction):
         settings: InferenceSettings,
         device: torch.device | str,
         penalty: Tensor | None = None,
+        void: Tensor | None = None,
     ) -> None:
         self._from, self._device = (class_logits, masks, isthing, settings), device
-        self._penalty = penalty
+        self._penalty, self._void = penalty, void
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
         """A copy with results on ``device``."""
-        return NetworkPrediction(*self._from, device, self._penalty)
+        return NetworkPrediction(*self._from, device, self._penalty, self._void)
 
     @cached_property
     def panoptic(self) -> PanopticSegmentation:
         """See :func:`panoptic`."""
-        return panoptic(*self._from).to(self._device)
+        return panoptic(*self._from, self._void).to(self._device)
 
     @cached_property
     def instances(self) -> Instances:
@@ -269,16 +280,18 @@ def predict(
     valid: Size,
     output: Size,
     seen: Tensor | None = None,
+    void: Tensor | None = None,
 ) -> NetworkPrediction:
     """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`.
 
-    ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for.
+    ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for; ``void`` is as in
+    :func:`panoptic`.
     """
     sizes = (canvas, valid, output)
     small = len(mask_logits) * math.prod(output) <= _SMALL
     masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
     penalty = settings.seen_penalty * seen if settings.seen_penalty and seen is not None else None
-    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device, penalty)
+    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device, penalty, void)
 
 
 def _as_masks(mask_logits: Tensor | Masks) -> Masks:

@@ -39,7 +39,6 @@ from odise_pl.structures import MaskPredictions, Size
 from odise_pl.vocabulary import Vocabulary
 
 CANVAS_MULTIPLE = 64
-WORD_PROMPT = "a photo of a {}."
 
 
 class Odise(nn.Module):
@@ -88,7 +87,7 @@ class Odise(nn.Module):
         self.nameless = mask_decoder.embedding is None
         self._check_mode()
         self.mapped = False
-        self._texts = TextCache(clip.encode_text)
+        self._texts = TextCache(self._encode_words)
 
     def _check_mode(self) -> None:
         if self.nameless and self.classifier.mode != "discriminative":
@@ -157,6 +156,9 @@ class Odise(nn.Module):
         settings = self.classifier
         return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
+    def _encode_words(self, words: Sequence[str]) -> Tensor:
+        return self.encode_classes([[word] for word in words], self.classifier.mask_prompt).embeddings
+
     def embed_words(self, words: Sequence[Sequence[str]], places: int | None = None) -> tuple[Tensor, Tensor]:
         """Embed each image's caption words in the space of the mask embeddings.
 
@@ -169,12 +171,12 @@ class Odise(nn.Module):
             flow to the projection.
         """
         places = max([places or 1, *map(len, words)])
-        prompts = [WORD_PROMPT.replace("{}", word) for of_image in words for word in of_image]
+        flat = [word for of_image in words for word in of_image]
         count = torch.tensor([len(of_image) for of_image in words], device=self.clip.mean.device)
         valid = torch.arange(places, device=count.device) < count[:, None]
         text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
-        if prompts:
-            text[valid] = self._texts(prompts, text.device).to(text)
+        if flat:
+            text[valid] = self._texts(flat, text.device).to(text)
         # padding is projected, then masked: the projection needs a gradient on ranks without words
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
@@ -214,11 +216,11 @@ class Odise(nn.Module):
             captions: see :meth:`decode`.
         """
         output = self.decode(images, captions)[-1]
-        logits = self.classify(output, images, valid_sizes, classes).float()
+        logits, void = self._classify(output, images, valid_sizes, classes)
         canvas = (images.shape[2], images.shape[3])
         return [
             predict(
-                logits[i],
+                logits[i].float(),
                 output.mask_logits[i].float(),
                 classes.isthing,
                 self.inference,
@@ -226,6 +228,7 @@ class Odise(nn.Module):
                 valid,
                 size,
                 classes.seen,
+                None if void is None else void[i],
             )
             for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
@@ -234,10 +237,16 @@ class Odise(nn.Module):
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
     ) -> Tensor:
         """Fused class logits, ``log(p + 1e-8)``: [B, Q, K + 1] with no object last."""
+        return self._classify(output, images, valid_sizes, classes)[0]
+
+    def _classify(
+        self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits, and queries without an object [B, Q] if the logits do not tell."""
         if self.nameless:
             self._check_mode()  # a copy may have other settings
             clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
-            return with_no_object(clip_logits.softmax(-1), torch.zeros_like(clip_logits[..., :1]))
+            return with_no_object(clip_logits.softmax(-1), torch.zeros_like(clip_logits[..., :1])), None
         logits = self._mask_class_logits(output, classes.mask_text)
         if self.class_agnostic:
             no_object = torch.zeros_like(logits[..., :1])
@@ -247,12 +256,16 @@ class Odise(nn.Module):
             no_object = output.object_logits.softmax(-1)[..., -1:]
         settings, share = self.classifier, classes.clip_share
         if settings.mode == "diffusion":
-            return with_no_object(logits.softmax(-1), no_object)
+            return with_no_object(logits.softmax(-1), no_object), None
         if settings.mode == "discriminative":
             share = torch.ones_like(share)
         clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
         no_object = adjust_no_object(no_object, clip_logits, settings.objectness_share)
-        return RULES[settings.rule](Scores(logits, no_object, clip_logits, share, classes.seen))
+        fused = RULES[settings.rule](Scores(logits, no_object, clip_logits, share, classes.seen))
+        if settings.rule == "normalised":
+            return fused, None
+        # what such scores lack to 1 is no probability of no object
+        return fused, no_object[..., 0] > fused[..., :-1].exp().amax(-1)
 
     def _clip_class_logits(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses

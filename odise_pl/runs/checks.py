@@ -110,8 +110,7 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     strategy = OmegaConf.select(config, "trainer.strategy._target_")
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
-    if config.clip.trained and config.model.supervision != "label":
-        yield f"clip.trained=true learns from labels, not with model.supervision={config.model.supervision}"
+    yield from _bad_supervision(config)
     if config.model.get("refinement") and config.init_from is None and config.ckpt is None:
         yield (
             "model.refinement refines masks of a trained network: add init_from=RUN, a run of "
@@ -119,6 +118,21 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
         )
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
+
+
+def _bad_supervision(config: DictConfig) -> Iterator[str]:
+    """Losses that do not train what the network needs."""
+    supervision, weight = config.model.supervision, OmegaConf.select(config, "criterion.weights.regions") or 0
+    if config.clip.trained and (supervision != "label" or not weight):
+        yield "clip.trained=true needs model.supervision=label and criterion.weights.regions=0.1, or another"
+    if weight and not config.clip.trained:
+        yield f"criterion.weights.regions={weight} is of a trained CLIP: set clip.trained=true, or it to 0"
+    grounded = supervision in ("caption", "words")
+    if grounded != (config.grounding is not None):
+        way_out = "choose model=odise_caption" if grounded else "set grounding=null"
+        yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
+    if config.criterion._target_.endswith(".BestMaskCriterion") and supervision not in ("words", "mask"):
+        yield f"criterion._target_: BestMaskCriterion learns no classes, which {supervision} needs"
 
 
 def _missing_logger(config: DictConfig) -> Iterator[str]:

@@ -246,3 +246,18 @@ def test_best_query_without_a_segment() -> None:
     found = predict(logits, -torch.ones(2, 8, 8), [True, True], InferenceSettings(), *sizes)
     assert not found.panoptic.segments
     assert found.best == (1, pytest.approx(0.3))
+
+
+def test_queries_without_an_object_are_those_that_are_named() -> None:
+    """Where no object does not compete with the classes."""
+    logits = torch.tensor([[0.2, 0.1, 0.7], [0.2, 0.1, 0.7], [0.6, 0.3, 0.1]]).log()
+    masks = torch.full((3, 3, 3), -9.0)
+    for query, mask in enumerate(masks):
+        mask[query] = 9
+    sizes = ((12, 12),) * 3
+    found = {
+        void: predict(logits, masks, [True, True], InferenceSettings(), *sizes, void=flags).panoptic.segments
+        for void, flags in (("own", None), ("given", torch.tensor([True, False, False])))
+    }
+    assert [round(s.score, 2) for s in found["own"]] == [0.6]
+    assert [round(s.score, 2) for s in found["given"]] == [0.2, 0.6]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odise_pl.errors import SettingError, check_number
+from odise_pl.errors import SettingError, check_flag, check_number
 from odise_pl.models.classifiers.regions import REGIONS
 
 MODES = ("both", "diffusion", "discriminative")
@@ -57,9 +57,11 @@ class ClassifierSettings:
             check_number(f"fusion.{name}", getattr(self, name), 0, whole=False, most=1)
         for name in ("mask_prompt", "clip_prompt"):
             value = getattr(self, name)
-            prompts = [value] if isinstance(value, str) else list(value)
-            if not prompts or not all("{}" in prompt for prompt in prompts):
-                raise SettingError(f"fusion.{name}={value!r} needs {{}} for the class name")
+            prompts = [value] if isinstance(value, str) else value
+            listed = isinstance(prompts, Sequence) and len(prompts) > 0
+            if not listed or not all(isinstance(one, str) and "{}" in one for one in prompts):
+                raise SettingError(f"fusion.{name}={value!r} needs {{}} for the class name, or a list of it")
+        check_flag("fusion.mean_of_names", self.mean_of_names)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def fuse_flat_seen(scores: Scores) -> Tensor:
     among CLIP's.
     """
     assert scores.seen is not None
-    none = scores.head.logsumexp(-1, keepdim=True) + scores.no_object.logit()
+    none = scores.head.logsumexp(-1, keepdim=True) + scores.no_object.logit(eps=1e-6)
     head = scores.head.softmax(-1) * (1 - scores.no_object)
     clip = torch.cat([scores.clip, none], dim=-1).softmax(-1)[..., :-1]
     flat = (clip * scores.seen).sum(-1, keepdim=True) / scores.seen.sum().clamp(min=1)

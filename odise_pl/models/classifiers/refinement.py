@@ -185,8 +185,12 @@ class RefinementSettings:
             raise SettingError("model.refinement needs a CLIP that is a ViT: choose clip=vit_l14_336")
         layers = clip.model.visual.transformer.resblocks
         quarters = [-(-i * len(layers) // 4) for i in range(1, 5)]
-        blocks = sorted(set(quarters if self.blocks is None else self.blocks))
+        chosen = quarters if self.blocks is None else self.blocks
+        blocks = sorted(set(chosen)) if isinstance(chosen, Sequence) else []
         if not blocks or not set(blocks) <= set(range(1, len(layers) + 1)):
-            raise SettingError(f"model.refinement.blocks={blocks}: choose some in 1..{len(layers)}")
+            given = list(chosen) if isinstance(chosen, Sequence) else chosen
+            raise SettingError(f"model.refinement.blocks={given}: list some in 1..{len(layers)}")
+        if not isinstance(self.no_object, str):
+            raise SettingError(f"model.refinement.no_object={self.no_object}: give a word")
         attention = layers[0].attn
         return MaskRefinement(blocks, attention.embed_dim, attention.num_heads, clip.patch_size)

@@ -171,5 +171,5 @@ class MaskFormerDecoder(nn.Module):
             return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
         objects = None if self.object_head is None else self.object_head(x)
         if features.region_features is not None:
-            x = soft_mean(features.region_features, mask_logits.sigmoid())
+            x = soft_mean(features.region_features, mask_logits)
         return DecoderOutput(mask_logits, self.embedding(x), x, self.embedding.scale, objects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from odise_pl.errors import SettingError, check_number
+from odise_pl.errors import SettingError, check_flag, check_number
 from odise_pl.models.heads.mask_decoder import MaskDecoder
 from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
@@ -43,6 +43,7 @@ class HeadSettings:
         for name in (one.name for one in fields(HeadSettings) if one.name != "query_norm"):
             if (value := getattr(self, name)) is not None:
                 check_number(f"model.head.{name}", value, 1)
+        check_flag("model.head.query_norm", self.query_norm)
         if self.channels % 32 or self.channels % self.heads:
             raise SettingError(
                 f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
@@ -89,6 +90,7 @@ class MaskFormerSettings(HeadSettings):
         super().__post_init__()
         check_number("model.head.dropout", self.dropout, 0, whole=False, most=1)
         check_number("model.head.embed_layers", self.embed_layers, 1)
+        check_flag("model.head.regions", self.regions)
         if self.logit_scale is not None:
             check_number("model.head.logit_scale", self.logit_scale, 1, whole=False, most=100)
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 
-def soft_mean(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean features: [B, C, H, W] and [B, Q, H, W], which are positive, to [B, Q, C]."""
+def soft_mean(features: Tensor, mask_logits: Tensor) -> Tensor:
+    """Mean features [B, Q, C] under soft masks: features [B, C, H, W] and logits [B, Q, H, W]."""
     with torch.autocast(features.device.type, enabled=False):
-        exact, weights = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (features, weights))
-        shares = weights / weights.sum(dim=(2, 3), keepdim=True)
+        exact, logits = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (features, mask_logits))
+        weights = logits.sigmoid()
+        shares = weights / (weights.sum(dim=(2, 3), keepdim=True) + 1e-8)
         return torch.einsum("bchw,bqhw->bqc", exact, shares).to(features.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ def test_only_normalised_scores_keep_the_probability_of_no_object(rule: str) -> 
     )
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_certain_queries_are_finite(rule: str) -> None:
+    """No object leads by so much that float32 rounds its probability to 1, or to 0."""
+    given, _ = scores(2)
+    sure = Scores(given.head, torch.tensor([[1.0], [0.0]]), given.clip, given.clip_share, given.seen)
+    assert RULES[rule](sure).isfinite().all()
+
+
+@pytest.mark.parametrize("prompt", [None, 3, (), (1,), "no place", ("a {}", "no place")])
+def test_prompts_are_texts_with_a_place_for_the_name(prompt: Any) -> None:
+    with pytest.raises(ValueError, match=r"fusion\.mask_prompt"):
+        ClassifierSettings(mask_prompt=prompt)
+
+
 def test_clip_does_not_rank_seen_classes_of_flat_seen() -> None:
     given, _ = scores()
     swapped = given.clip.clone()
@@ -91,8 +106,3 @@ def test_confident_clip_lowers_the_probability_of_no_object() -> None:
 def test_unknown_choices_are_named(setting: str) -> None:
     with pytest.raises(ValueError, match=rf"fusion\.{setting}=other"):
         ClassifierSettings(**{setting: "other"})
-
-
-def test_every_prompt_needs_a_place_for_the_name() -> None:
-    with pytest.raises(ValueError, match=r"fusion\.mask_prompt"):
-        ClassifierSettings(mask_prompt=("a {}", "no place"))

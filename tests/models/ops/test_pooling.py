@@ -32,13 +32,17 @@ def test_large_mask_pools_exactly_in_low_precision(dtype: torch.dtype) -> None:
 
 def test_soft_mean_equals_loop() -> None:
     generator = torch.Generator().manual_seed(0)
-    features, weights = (
-        torch.randn(2, 3, 4, 5, generator=generator),
-        torch.rand(2, 6, 4, 5, generator=generator),
-    )
-    for feature, rows, found in zip(features, weights, soft_mean(features, weights), strict=True):
+    features = torch.randn(2, 3, 4, 5, generator=generator)
+    logits = torch.randn(2, 6, 4, 5, generator=generator)
+    means = soft_mean(features, logits)
+    for feature, rows, found in zip(features, logits.sigmoid(), means, strict=True):
         for weight, mean in zip(rows, found, strict=True):
             cells = [(y, x) for y in range(4) for x in range(5)]
             total = sum(float(weight[cell]) for cell in cells)
             expected = sum(weight[cell] * feature[:, cell[0], cell[1]] for cell in cells) / total
             torch.testing.assert_close(mean, expected)
+
+
+def test_soft_mean_of_an_empty_mask_is_finite() -> None:
+    features, logits = torch.randn(1, 3, 4, 4).half(), torch.full((1, 1, 4, 4), -200.0).half()
+    assert torch.equal(soft_mean(features, logits), torch.zeros(1, 1, 3).half())
