@@ -41,8 +41,8 @@ _NOTES = """\
 * The paper's numbers are of models trained at full scale on COCO; timesteps, captioners, classifiers and
   backbones are those of its caption model.
 * Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
-* The numbers of methods other than ODISE are from their authors' repositories. Each may have other training
-  data; `docs/methods.md` says what stands in for what.
+* The numbers of methods other than ODISE are their authors', or of papers that measured them; several methods
+  have none for PQ. `docs/methods.md` says in what the presets differ.
 * Backbones are named by their weights. Of the paper's, some were not published: `conf/backbone` says which
   network stands in for them. For Swin and ConvNeXt two may, which share the paper's number.
 """

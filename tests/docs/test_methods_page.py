@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from odise_pl.runs.conf import CONF, compose_config
 
@@ -22,6 +23,33 @@ def test_every_preset_is_a_row() -> None:
 @pytest.mark.parametrize("name", [path.stem for path in CONF.glob("method/*.yaml")])
 def test_preset_has_its_own_name_in_reports(name: str) -> None:
     assert compose_config("train", ["run_dir=.", f"method={name}"]).model.method == name
+
+
+# what makes a preset the method of its paper
+PUBLISHED = {
+    "fc_clip": {"fusion.regions": "pooled", "fusion.seen_share": 0.4, "fusion.unseen_share": 0.8,
+                "fusion.rule": "normalised", "model.head.queries": 250, "clip.trained": False},
+    "ovrcoat": {"fusion.objectness_share": 0.5, "clip.trained": True, "criterion.weights.regions": 0.1,
+                "optimizer.lr_scale.clip": 0.1, "fusion.unseen_share": 0.8},
+    "maskclip_proposals": {"criterion.weights.classification": 0, "classifier.mode": "discriminative",
+                           "model.inference.object_threshold": 0.5, "fusion.regions": "masked"},
+    "maskclip": {"criterion.weights.classification": 2.0, "criterion.no_object_weight": 0.0,
+                 "trainer.max_steps": 10000, "model.refinement.no_object": "other"},
+    "mask2former": {"classifier.mode": "diffusion", "backbone.trained": True},
+    "simbaseline": {"fusion.rule": "product", "fusion.crop_threshold": 0.4, "fusion.seen_share": 0.5,
+                    "fusion.unseen_share": 0.5, "criterion.weights.mask": 20.0, "optimizer.power": 0.9},
+    "zegformer": {"fusion.rule": "flat_seen", "fusion.crop_threshold": 0.5, "fusion.mean_of_names": True,
+                  "fusion.seen_share": 0.3333, "fusion.unseen_share": 0.6667, "model.head.logit_scale": 100.0,
+                  "model.inference.seen_penalty": 0.1},
+    "openseg": {"model.supervision": "words", "model.head.queries": 128, "model.head.regions": True,
+                "criterion._target_": "odise_pl.losses.best_mask.BestMaskCriterion"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONF.glob("method/*.yaml")])
+def test_preset_has_the_published_numbers(name: str) -> None:
+    config = compose_config("train", ["run_dir=.", f"method={name}"])
+    assert {key: OmegaConf.select(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 def test_example_is_a_method_in_one_file(tmp_path: Path) -> None:

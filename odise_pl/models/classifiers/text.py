@@ -33,7 +33,7 @@ class InferenceClasses(TensorStruct):
         clip_text: names for masked CLIP.
         clip_share: [K], exponent of CLIP's probabilities.
         isthing: one flag per class.
-        seen: bool [K], whether a class shares a name with a training class; None if no rule needs to know.
+        seen: bool [K], whether a class shares a name with a training class; None in exported graphs.
     """
 
     mask_text: TextClasses

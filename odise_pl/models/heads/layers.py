@@ -23,6 +23,21 @@ class MLP(nn.Module):
         return last(x)
 
 
+class ScaledEmbedding(nn.Module):
+    """Base of embeddings that are compared with names.
+
+    Attributes:
+        log_scale: logarithm of the factor of cosine similarities.
+    """
+
+    log_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of cosine similarities, at most 100."""
+        return self.log_scale.exp().clamp(max=100)
+
+
 class ConvNorm(nn.Module):
     """Convolution, GroupNorm with 32 groups, optional ReLU."""
 

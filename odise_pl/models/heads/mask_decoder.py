@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.models.heads.layers import MLP
+from odise_pl.models.heads.layers import MLP, ScaledEmbedding
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
 from odise_pl.models.ops.pooling import masked_mean
 from odise_pl.models.ops.position import sine_positions
@@ -38,6 +38,12 @@ class DecoderOutput(TensorStruct):
     logit_scale: Tensor
     object_logits: Tensor | None = None
     clip_map: Tensor | None = None
+
+    @classmethod
+    def nameless(cls, mask_logits: Tensor, queries: Tensor) -> DecoderOutput:
+        """Masks without embeddings of their own, for which the queries [B, Q, channels] stand."""
+        one, no_objects = queries.new_ones(()), queries.new_zeros(*queries.shape[:2], 2)
+        return cls(mask_logits, queries, queries, one, no_objects)
 
 
 class DecoderLayer(nn.Module):
@@ -78,7 +84,7 @@ class DecoderLayer(nn.Module):
         return self.feedforward_norm(x + self.linear2(F.relu(self.linear1(x))))
 
 
-class PooledMaskEmbedding(nn.Module):
+class PooledMaskEmbedding(ScaledEmbedding):
     """Combines query and mean mask feature into an embedding in the space of the projected texts."""
 
     def __init__(self, channels: int, mask_channels: int, embed_dim: int, query_norm: bool = True) -> None:
@@ -98,11 +104,6 @@ class PooledMaskEmbedding(nn.Module):
         """
         joined = queries + self.pool_proj(self.pool_norm(pooled))
         return self.query_mlp(self.query_norm(joined)), joined
-
-    @property
-    def scale(self) -> Tensor:
-        """Factor of cosine similarities."""
-        return self.log_scale.exp().clamp(max=100)
 
 
 class MaskDecoder(nn.Module):
@@ -186,7 +187,7 @@ class MaskDecoder(nn.Module):
         x = self.norm(x)
         mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), mask_features)
         if self.embedding is None:
-            return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
+            return DecoderOutput.nameless(mask_logits, x)
         pooled = masked_mean(mask_features, self.pooled_cells(mask_logits.detach()))
         objects = None if self.object_head is None else self.object_head(x)
         mask_embed, joined = self.embedding(x, pooled)

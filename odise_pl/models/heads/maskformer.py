@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.models.heads.layers import MLP, ConvNorm
+from odise_pl.models.heads.layers import MLP, ConvNorm, ScaledEmbedding
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
 from odise_pl.models.ops.pooling import soft_mean
@@ -44,7 +44,7 @@ class FPN(nn.Module):
         self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, relu=True) for _ in finer)
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
         self.region_features = nn.Conv2d(channels, channels, 1) if regions else None
-        for conv in (self.level, self.mask_features):
+        for conv in filter(None, (self.level, self.mask_features, self.region_features)):
             nn.init.xavier_uniform_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
@@ -80,7 +80,7 @@ class QueryLayer(nn.TransformerDecoderLayer):
         return self.norm3(x + self.dropout3(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
-class QueryEmbedding(nn.Module):
+class QueryEmbedding(ScaledEmbedding):
     """Maps queries or features of regions [B, Q, channels] into the space of the texts: [B, Q, embed_dim].
 
     Args:
@@ -97,11 +97,6 @@ class QueryEmbedding(nn.Module):
     def forward(self, queries: Tensor) -> Tensor:
         embeddings: Tensor = self.query_mlp(queries)
         return embeddings
-
-    @property
-    def scale(self) -> Tensor:
-        """Factor of cosine similarities."""
-        return self.log_scale.exp().clamp(max=100)
 
 
 class MaskFormerDecoder(nn.Module):
@@ -168,7 +163,7 @@ class MaskFormerDecoder(nn.Module):
     def _predict(self, x: Tensor, features: PixelFeatures) -> DecoderOutput:
         mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_mlp(x), features.mask_features)
         if self.embedding is None:
-            return DecoderOutput(mask_logits, x, x, x.new_ones(()), x.new_zeros(*x.shape[:2], 2))
+            return DecoderOutput.nameless(mask_logits, x)
         objects = None if self.object_head is None else self.object_head(x)
         if features.region_features is not None:
             x = soft_mean(features.region_features, mask_logits)
