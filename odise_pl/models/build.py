@@ -104,6 +104,7 @@ def build_odise(
     """
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
+    check_flag("model.published_quirks", published_quirks)
     keep_freed_memory()
     caption, nameless = supervision == "caption", supervision == "mask"
     if refinement is not None and not nameless:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_captioners_condition_all_steps(captioner: str, learnable: bool, timeste
 def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         tiny_models.odise(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: ClipSettings(trained="no"), "clip.trained=no"),
+        (lambda: HeadSettings(query_norm="no"), "model.head.query_norm=no"),
+        (lambda: ClassifierSettings(mean_of_names="no"), "fusion.mean_of_names=no"),
+        (lambda: tiny_models.odise(published_quirks="no"), "model.published_quirks=no"),
+        (lambda: tiny_models.odise(family="vit", trained="no"), "backbone.trained=no"),
+    ],
+)
+def test_flags_are_true_or_false(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        make()

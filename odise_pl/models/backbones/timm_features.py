@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from odise_pl.errors import SettingError, hub_errors
+from odise_pl.errors import SettingError, check_flag, hub_errors
 from odise_pl.files import is_path
 from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
@@ -143,6 +143,7 @@ class TimmSettings(FeatureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flag("backbone.trained", self.trained)
         if not isinstance(self.weights, str):
             raise SettingError(f"backbone.weights={self.weights}: give a file, a hub id, or random")
         taps = [] if self.taps is None else _listed(self.taps)
