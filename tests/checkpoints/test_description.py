@@ -45,7 +45,10 @@ def targets(values: Any) -> set[str]:
 
 def test_allowed_targets_are_those_of_conf() -> None:
     found: set[str] = set()
-    for group in ("backbone", "clip", "captioner", "model", "method"):
+    for group in ("backbone", "clip", "captioner"):
+        for path in (CONF / group).glob("*.yaml"):
+            found |= targets(OmegaConf.to_container(OmegaConf.load(path)))
+    for group in ("model", "method"):
         for path in (CONF / group).glob("*.yaml"):
             kept = record(f"{group}={path.stem}")
             read_record(kept, "ours")

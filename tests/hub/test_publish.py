@@ -184,6 +184,7 @@ def hub_run(url: str, home: Path, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=os.environ | hub, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_pushed_network_is_loaded_by_its_id(run: Path, tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "photo.png")
     code = (

@@ -21,6 +21,7 @@ def bench_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("bench_gpu")
 
 
+@pytest.mark.slow
 def test_rows_of_all_modes_without_the_compiler(
     bench_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,13 @@ def test_every_preset_is_tested() -> None:
     assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip"}
 
 
-SLOW = ("mask2former", "maskclip_proposals", "zegformer")  # whose parts other presets have, too
+SLOW = (
+    "fc_clip",
+    "mask2former",
+    "maskclip_proposals",
+    "openseg",
+    "zegformer",
+)  # whose parts other presets have, too
 
 
 @pytest.mark.parametrize(
