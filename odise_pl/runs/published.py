@@ -31,6 +31,52 @@ class Ablation:
     rows: dict[str, Published]
 
 
+# PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
+BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
+    "label": {
+        "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2},
+        "ade150": {"pq": 22.6, "map": 14.4, "miou": 29.9},
+        "ade847": {"miou": 11.1},
+        "pc459": {"miou": 14.5},
+        "pc59": {"miou": 57.3},
+        "pas21": {"miou": 84.6},
+    },
+    "caption": {
+        "coco": {"pq": 45.6, "map": 38.4, "miou": 52.4},
+        "ade150": {"pq": 23.4, "map": 13.9, "miou": 28.7},
+        "ade847": {"miou": 11.0},
+        "pc459": {"miou": 13.8},
+        "pc59": {"miou": 55.3},
+        "pas21": {"miou": 82.7},
+    },
+}
+# The same of other methods, as far as they evaluate these sets in this way; those of SimBaseline are of a
+# training on COCO-Stuff.
+METHODS: dict[str, dict[str, dict[str, float]]] = {
+    **{f"odise_{model}": scores for model, scores in BENCHMARKS.items()},
+    "fc_clip": {
+        "coco": {"pq": 54.4, "map": 44.6, "miou": 63.7},
+        "ade150": {"pq": 26.8, "map": 16.8, "miou": 34.1},
+        "ade847": {"miou": 14.8},
+        "pc459": {"miou": 18.2},
+        "pc59": {"miou": 58.4},
+        "pas21": {"miou": 81.8},
+    },
+    "ovrcoat": {"coco": {"pq": 54.6}, "ade150": {"pq": 28.6}},
+    "maskclip": {
+        "ade150": {"pq": 15.1, "miou": 23.7},
+        "ade847": {"miou": 8.2},
+        "pc459": {"miou": 10.0},
+        "pc59": {"miou": 45.9},
+    },
+    "openseg": {  # with ResNet-101, as here
+        "ade150": {"miou": 15.3},
+        "ade847": {"miou": 4.0},
+        "pc459": {"miou": 6.5},
+        "pc59": {"miou": 36.9},
+    },
+    "simbaseline": {"ade150": {"miou": 15.3}, "pas21": {"miou": 74.5}},
+}
 PUBLISHED_BACKBONE = "stable_diffusion_v1"  # of all rows but those of other representations
 ABLATIONS = (
     Ablation(
@@ -96,60 +142,12 @@ ABLATIONS = (
         "method",
         "method",
         {
-            "odise_label": Published(22.6, 55.4),
-            "odise_caption": Published(23.4, 45.6),
-            "fc_clip": Published(26.8, 54.4),
-            "ovrcoat": Published(28.6, 54.6),
-            "maskclip": Published(15.1),
+            name: Published(sets["ade150"]["pq"], sets.get("coco", {}).get("pq"))
+            for name, sets in METHODS.items()
+            if "pq" in sets["ade150"]
         },
     ),
 )
-# PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
-BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
-    "label": {
-        "coco": {"pq": 55.4, "map": 46.0, "miou": 65.2},
-        "ade150": {"pq": 22.6, "map": 14.4, "miou": 29.9},
-        "ade847": {"miou": 11.1},
-        "pc459": {"miou": 14.5},
-        "pc59": {"miou": 57.3},
-        "pas21": {"miou": 84.6},
-    },
-    "caption": {
-        "coco": {"pq": 45.6, "map": 38.4, "miou": 52.4},
-        "ade150": {"pq": 23.4, "map": 13.9, "miou": 28.7},
-        "ade847": {"miou": 11.0},
-        "pc459": {"miou": 13.8},
-        "pc59": {"miou": 55.3},
-        "pas21": {"miou": 82.7},
-    },
-}
-# The same of other methods, as far as they evaluate these sets in this way; those of SimBaseline are of a
-# training on COCO-Stuff.
-METHODS: dict[str, dict[str, dict[str, float]]] = {
-    "fc_clip": {
-        "coco": {"pq": 54.4, "map": 44.6, "miou": 63.7},
-        "ade150": {"pq": 26.8, "map": 16.8, "miou": 34.1},
-        "ade847": {"miou": 14.8},
-        "pc459": {"miou": 18.2},
-        "pc59": {"miou": 58.4},
-        "pas21": {"miou": 81.8},
-    },
-    "ovrcoat": {"coco": {"pq": 54.6}, "ade150": {"pq": 28.6}},
-    "maskclip": {
-        "ade150": {"pq": 15.1, "miou": 23.7},
-        "ade847": {"miou": 8.2},
-        "pc459": {"miou": 10.0},
-        "pc59": {"miou": 45.9},
-    },
-    "openseg": {  # with ResNet-101, as here
-        "ade150": {"miou": 15.3},
-        "ade847": {"miou": 4.0},
-        "pc459": {"miou": 6.5},
-        "pc59": {"miou": 36.9},
-    },
-    "simbaseline": {"ade150": {"miou": 15.3}, "pas21": {"miou": 74.5}},
-    **{f"odise_{model}": scores for model, scores in BENCHMARKS.items()},
-}
 # The fixed settings of each ablation, and the rows that others are compared with.
 STANDARD = {"timesteps": "0", "captioner": "implicit", "classifier": "both"}
 # The evaluation sets that are one of the paper's, or that the small world has in its place.

@@ -61,9 +61,12 @@ class HeadSettings:
             text_dim: width of CLIP; None: class-agnostic masks.
             object_head: of the caption model.
         """
+        return MaskDecoder(*self._sizes(text_dim), object_head, self.query_norm)
+
+    def _sizes(self, text_dim: int | None) -> tuple[int, int, int | None, int, int, int, int]:
+        """The sizes that every mask decoder takes first."""
         widths = (self.channels, self.mask_channels, text_dim and (self.embed_dim or text_dim))
-        sizes = (self.queries, self.layers, self.heads, self.feedforward)
-        return MaskDecoder(*widths, *sizes, object_head, self.query_norm)
+        return (*widths, self.queries, self.layers, self.heads, self.feedforward)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,5 @@ class MaskFormerSettings(HeadSettings):
 
     def mask_decoder(self, text_dim: int | None, object_head: bool) -> MaskFormerDecoder:
         """See :meth:`HeadSettings.mask_decoder`."""
-        widths = (self.channels, self.mask_channels, text_dim and (self.embed_dim or text_dim))
-        sizes = (self.queries, self.layers, self.heads, self.feedforward)
         embedding = (self.embed_layers, self.logit_scale)
-        return MaskFormerDecoder(*widths, *sizes, self.dropout, *embedding, object_head)
+        return MaskFormerDecoder(*self._sizes(text_dim), self.dropout, *embedding, object_head)
