@@ -26,6 +26,10 @@ class NetworkPredictor(nn.Module):
         self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
         self._classes: InferenceClasses | None = None
 
+    def forget(self) -> None:
+        """Embed the vocabulary anew: the network has learned."""
+        self._classes = None
+
     def forward(self, batch: Batch) -> list[NetworkPrediction]:
         """Predict; the first batch, which may be empty, embeds the vocabulary on its device."""
         if self._classes is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from odise_pl.errors import SettingError, check_flag
+from odise_pl.errors import SettingError, check_flag, check_number
 from odise_pl.models.backbones.captioner_settings import (
     MakeCaptioner,
     blip_captioner,
@@ -61,15 +61,18 @@ class ClipSettings:
         architecture: of the weights.
         trained: train a convolutional image encoder, but not its head (OVRCOAT);
             ``optimizer.lr_scale={clip: 0.1}`` slows it down.
+        prompt_tokens: trained embeddings in front of each text; see ``prompts=learned``.
     """
 
     weights: str = "random"
     source: str = ""
     trained: bool = False
+    prompt_tokens: int = 0
     architecture: CLIPArchitecture = field(default_factory=CLIPArchitecture)
 
     def __post_init__(self) -> None:
         check_flag("clip.trained", self.trained)
+        check_number("clip.prompt_tokens", self.prompt_tokens)
 
 
 def build_odise(
@@ -109,7 +112,8 @@ def build_odise(
     caption, nameless = supervision == "caption", supervision == "mask"
     if refinement is not None and not nameless:
         raise SettingError(f"model.refinement needs model.supervision=mask, not {supervision}")
-    frozen_clip = FrozenCLIP(load_clip(clip.weights, clip.architecture, mapped), clip.trained)
+    loaded = load_clip(clip.weights, clip.architecture, mapped)
+    frozen_clip = FrozenCLIP(loaded, clip.trained, clip.prompt_tokens)
     _check_regions(frozen_clip, classifier)
     features = backbone.build(frozen_clip, captioner, mapped)
     network = Odise(

@@ -127,8 +127,10 @@ class Odise(nn.Module):
             classes: the training classes; the caption model ignores them.
         """
         outputs = self.decode(images, captions)
-        predictions = [self._training_prediction(output, classes) for output in outputs]
-        if self.clip.trained:
+        # a learned prompt learns from CLIP's scores only
+        names = replace(classes, embeddings=classes.embeddings.detach())
+        predictions = [self._training_prediction(output, names) for output in outputs]
+        if self.clip.learns:
             sizes = [(images.shape[2], images.shape[3])] * len(images)
             clip_logits = self._clip_class_logits(outputs[-1], images, sizes, classes)
             predictions[-1] = replace(predictions[-1], clip_logits=clip_logits)
@@ -289,8 +291,9 @@ class Odise(nn.Module):
         if self.published_quirks:
             high, wide = (max(side) for side in zip(*valid_sizes, strict=True))
             views, mask_views = [(high, wide)] * len(images), [canvas] * len(images)
-        regions = Regions(images, views, mask_logits, mask_views, clip_map)
-        return REGIONS[self.classifier.regions](self.clip, regions, self.classifier.crop_threshold)
+        threshold = self.classifier.crop_threshold
+        regions = Regions(images, views, mask_logits, mask_views, threshold, clip_map)
+        return REGIONS[self.classifier.regions](self.clip, regions)
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:

@@ -123,10 +123,16 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
 def _bad_supervision(config: DictConfig) -> Iterator[str]:
     """Losses that do not train what the network needs."""
     supervision, weight = config.model.supervision, OmegaConf.select(config, "criterion.weights.regions") or 0
-    if config.clip.trained and (supervision != "label" or not weight):
-        yield "clip.trained=true needs model.supervision=label and criterion.weights.regions=0.1, or another"
-    if weight and not config.clip.trained:
-        yield f"criterion.weights.regions={weight} is of a trained CLIP: set clip.trained=true, or it to 0"
+    learns = [
+        f"clip.{name}={config.clip[name]}" for name in ("trained", "prompt_tokens") if config.clip[name]
+    ]
+    if learns and (supervision != "label" or not weight):
+        yield f"{learns[0]} needs model.supervision=label and criterion.weights.regions=0.1, or another"
+    if weight and not learns:
+        yield (
+            f"criterion.weights.regions={weight} trains CLIP or its prompt: set clip.trained=true or "
+            "prompts=learned, or it to 0"
+        )
     grounded = supervision in ("caption", "words")
     if grounded != (config.grounding is not None):
         way_out = "choose model=odise_caption" if grounded else "set grounding=null"

@@ -151,10 +151,11 @@ class OdiseModule(lightning.LightningModule):
         return StepLosses(masks, grounding)
 
     def training_classes(self) -> TextClasses:
-        """Embedded names of the training classes, computed once, on the device that trains."""
-        if self._training_classes is None or self._training_classes.embeddings.device != self.device:
-            self._training_classes = self.model.encode_names(self.vocabulary)
-        return self._training_classes
+        """Embedded names of the training classes on the device that trains; anew if a prompt learns."""
+        known = self._training_classes
+        if known is None or known.embeddings.device != self.device or self.model.clip.prompt is not None:
+            known = self._training_classes = self.model.encode_names(self.vocabulary)
+        return known
 
     def uniform(self, batch_idx: int) -> Uniform:
         """Random numbers that a resumed run draws again: they depend on seed, step and rank only."""
@@ -200,6 +201,11 @@ class OdiseModule(lightning.LightningModule):
         self._note_counters()
 
     # Evaluation
+
+    def on_validation_start(self) -> None:
+        """A learned prompt changes names."""
+        for predictor in self._predictors if self.model.clip.prompt is not None else ():
+            predictor.forget()
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0

@@ -18,7 +18,7 @@ from odise_pl.models.backbones.clip import MEAN, STD, build_clip, embed_regions
 from scripts.pretrain_toyworld.clip_batches import clip_batch, details_batch
 from scripts.pretrain_toyworld.corpus import paint_corpus
 from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, CONV_CLIP, CONV_CLIP_FILE
-from scripts.pretrain_toyworld.training import Batch, Recipe, train
+from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, train
 
 RECIPE = Recipe(pictures=24_000, steps=18_000, batch=96, lr=1e-3, cycles=3)
 
@@ -37,7 +37,8 @@ def pretrain_convolutional(recipe: Recipe, out: Path, work: Path, device: str = 
     clip = build_clip(CONV_CLIP)
     text = load_file(out / CLIP_FILE)
     clip.load_state_dict({n: t.float() for n, t in text.items() if not n.startswith("visual.")}, strict=False)
-    batches = partial(details_batch, paint_corpus(recipe.pictures), recipe.batch)
+    batches = partial(in_two_sizes(details_batch), paint_corpus(recipe.pictures), recipe.batch)
+    clip.visual.to(memory_format=torch.channels_last)  # a quarter faster
     clip = train(ImageContrast(clip), batches, recipe, work / "clip_conv.pt", device).clip
     save_file({n: t.half().contiguous() for n, t in clip.state_dict().items()}, out / CONV_CLIP_FILE)
 

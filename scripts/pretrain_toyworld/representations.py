@@ -29,9 +29,9 @@ from scripts.pretrain_toyworld.clip import ChosenPatches
 from scripts.pretrain_toyworld.clip_batches import PATCHES, WHOLE, patches_of
 from scripts.pretrain_toyworld.corpus import SIDE, Labelled, Pixels, enlarge, paint_labelled
 from scripts.pretrain_toyworld.networks import MEMBERS, backbone
-from scripts.pretrain_toyworld.training import Batch, Recipe, pixels, train
+from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, pixels, train
 
-PASSES = 240_000
+PASSES = 160_000
 _PICTURES = 24_000
 _SHOWN = (0.2, 1.0)  # share of a picture that a masked view shows
 _GLOBAL, _LOCAL = (0.4, 1.0), (0.05, 0.4)  # the same of DINO's large and small views
@@ -226,7 +226,7 @@ class Training:
 
 
 TRAININGS = {
-    "supervised_conv": Training(Labels, labels_batch),
+    "supervised_conv": Training(Labels, in_two_sizes(labels_batch)),
     "supervised_vit": Training(Labels, labels_batch),
     "mae": Training(MaskedPixels, masked_batch),
     "dino": Training(SelfDistillation, views_batch, lr=5e-4, passes=_LARGE),

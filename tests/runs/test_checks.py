@@ -70,6 +70,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["global_batch=0"], "global_batch"),
         (["clip=tiny_conv", "clip.trained=true", "model=odise_caption"], "clip.trained"),
         (["criterion.weights.regions=0.1"], "criterion.weights.regions=0.1"),
+        (["prompts=learned", "criterion.weights.regions=0"], "clip.prompt_tokens=16"),
         (["model.supervision=words"], "model=odise_caption"),
         (["model=odise_caption", "model.supervision=mask"], "grounding=null"),
         (["criterion._target_=odise_pl.losses.best_mask.BestMaskCriterion"], "BestMaskCriterion"),

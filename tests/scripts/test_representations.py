@@ -59,6 +59,16 @@ def test_labels_are_of_the_captioned_pictures() -> None:
             assert any(name in caption.lower() for name in names)
 
 
+def test_convolutional_networks_learn_from_two_sizes(painted: list[Labelled]) -> None:
+    full, sides = labels_batch(painted, 2, np.random.default_rng(3), 3), []
+    for number in range(8):
+        batch = TRAININGS["supervised_conv"].batch(painted, 2, np.random.default_rng(number), number)
+        sides.append(batch["images"].shape[3])
+        if number == 3:
+            torch.testing.assert_close(batch, full)
+    assert sides == [64, 64, 64, 128] * 2
+
+
 def test_labels_batch_marks_what_is_present(painted: list[Labelled]) -> None:
     batch = labels_batch(painted, 6, np.random.default_rng(0), 0)
     assert batch["images"].shape == (6, 3, 128, 128)

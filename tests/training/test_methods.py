@@ -66,6 +66,14 @@ def test_method_trains_resumes_evaluates_and_predicts(
     assert (tmp_path / "out" / "photo_segments.png").is_file()
 
 
+def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path) -> None:
+    small = ["method=simbaseline", *PARTS["simbaseline"], "prompts=learned", "clip.prompt_tokens=4"]
+    run_through(small, scene_shards, tmp_path)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert state["model.clip.prompt"].shape[0] == 4
+    assert {name for name in state if name.startswith("model.clip.")} == {"model.clip.prompt"}
+
+
 def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     small = [*SMALL, *QUICK, *RESNET, f"data.train={scene_shards}", f"data.val={scene_shards}"]

@@ -110,21 +110,25 @@ def _on_meta(architecture: CLIPArchitecture) -> open_clip.CLIP:
 
 
 class FrozenCLIP(Frozen):
-    """CLIP with all weights frozen, always in eval mode.
+    """CLIP with frozen weights, always in eval mode.
 
     Args:
         model: an open_clip model; its image encoder is a ViT with a class token, or a convolutional network
             of timm.
         trained: train the stem and the stages of a convolutional image encoder, but not its head.
+        prompt_tokens: trained embeddings in front of each text (CoOp, arXiv 2109.01134).
+
+    Attributes:
+        prompt: those embeddings [prompt_tokens, width of texts], or None.
 
     Raises:
-        SettingError: a ViT is to be trained.
+        SettingError: a ViT is to be trained, or the prompt leaves no place for a text.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: open_clip.CLIP, trained: bool = False) -> None:
+    def __init__(self, model: open_clip.CLIP, trained: bool = False, prompt_tokens: int = 0) -> None:
         super().__init__()
         self.model, self.trained = model, trained
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -134,6 +138,17 @@ class FrozenCLIP(Frozen):
             raise SettingError("clip.trained=true needs a convolutional CLIP: choose clip=convnext_l_320")
         for part in (model.visual.trunk.stem, model.visual.trunk.stages) if trained else ():
             part.requires_grad_(True)
+        if prompt_tokens > model.context_length - 3:  # start, end, and a word
+            raise SettingError(
+                f"clip.prompt_tokens={prompt_tokens}: texts have {model.context_length} tokens"
+            )
+        start = 0.02 * torch.randn(prompt_tokens, model.token_embedding.embedding_dim)
+        self.prompt = nn.Parameter(start) if prompt_tokens else None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the scores of CLIP are trained."""
+        return self.trained or self.prompt is not None
 
     @property
     def image_size(self) -> int:
@@ -203,10 +218,13 @@ class FrozenCLIP(Frozen):
         embeddings: Tensor = visual.head(pooled).unflatten(0, features.shape[:2])
         return embeddings
 
-    @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Embeddings [len(texts), embed_dim], not normalised; at most ``chunk`` texts in a pass."""
-        tokens = tokenize(texts, self.model.vocab_size, self.model.context_length)
+        """Embeddings [len(texts), embed_dim], not normalised; at most ``chunk`` texts in a pass.
+
+        Gradients flow to the prompt.
+        """
+        length = self.model.context_length - (0 if self.prompt is None else len(self.prompt))
+        tokens = tokenize(texts, self.model.vocab_size, length)
         ends = tokens.argmax(dim=1)  # the end token is the largest
         groups = [rows for end in ends.unique() for rows in (ends == end).nonzero()[:, 0].split(chunk)]
         found = [
@@ -219,8 +237,11 @@ class FrozenCLIP(Frozen):
 
         The encoder is causal: what a text is padded with behind its end does not change its embedding.
         """
-        model, length = self.model, tokens.shape[1]
-        x = model.token_embedding(tokens) + model.positional_embedding[:length]
+        model, x = self.model, self.model.token_embedding(tokens)
+        if self.prompt is not None:
+            x = torch.cat([x[:, :1], self.prompt.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        length = x.shape[1]
+        x = x + model.positional_embedding[:length]
         x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
         embeddings: Tensor = model.ln_final(x[:, -1]) @ model.text_projection
         return embeddings

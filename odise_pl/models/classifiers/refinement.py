@@ -99,7 +99,7 @@ class MaskRefinement(nn.Module):
         masks = F.interpolate(proposals.mask_logits.float(), size, mode="bilinear", align_corners=False)
         embeddings, refined = self.attend(clip, clip.normalize(pixels), masks)
         own = {"mask_embed": embeddings, "pooled": embeddings, "logit_scale": clip.logit_scale}
-        return [replace(proposals, mask_logits=one, object_logits=None, **own) for one in refined]
+        return [replace(proposals, mask_logits=one, **own) for one in refined]
 
     def attend(self, clip: FrozenCLIP, images: Tensor, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Embeddings [B, Q, embed_dim], not normalised, and the masks after each refinement.

@@ -1,6 +1,6 @@
 """How CLIP embeds the masks of images: three ways, each a function.
 
-Each maps a frozen CLIP, :class:`Regions` and a threshold to embeddings [B, Q, D], not normalised.
+Each maps a frozen CLIP and :class:`Regions` to embeddings [B, Q, D], not normalised.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Regions:
         views: size of each image without padding.
         masks: logits [B, Q, h, w] of the whole canvas.
         mask_views: the part of the canvas that each image's masks are taken from; its size without padding.
+        crop_threshold: probability from which a pixel belongs to a cropped mask; 0.5 in the other ways.
         clip_map: [B, C, H / 32, W / 32], last map of a convolutional CLIP if the backbone has computed it.
     """
 
@@ -36,13 +37,14 @@ class Regions:
     views: Sequence[Size]
     masks: Tensor
     mask_views: Sequence[Size]
+    crop_threshold: float = 0.5
     clip_map: Tensor | None = None
 
 
-def masked_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
+def masked_clip(clip: FrozenCLIP, regions: Regions) -> Tensor:
     """One pass over the image, with a class token for each mask (section 3.5 of the paper; MaskCLIP).
 
-    Images and masks are squashed to CLIP's square; the threshold of masks is always 0.5.
+    Images and masks are squashed to CLIP's square.
     """
     size, canvas = clip.image_size, regions.images.shape[-2:]
     squashed = [
@@ -57,28 +59,29 @@ def masked_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> T
     return clip.encode_masks(clip.normalize(torch.cat(squashed)), visible)
 
 
-def cropped_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
+def cropped_clip(clip: FrozenCLIP, regions: Regions) -> Tensor:
     """One pass per mask over its box, squashed to CLIP's square (SimBaseline, arXiv 2112.14757).
 
     Pixels outside the mask have CLIP's mean colour. An empty mask shows the whole image.
     """
     return torch.stack(
         [
-            _crops_of_image(clip, image[:, :h, :w], mask, (h, w), regions.images.shape[-2:], threshold)
+            _crops_of_image(clip, image[:, :h, :w], mask, regions.images.shape[-2:], regions.crop_threshold)
             for image, mask, (h, w) in zip(regions.images, regions.masks, regions.views, strict=True)
         ]
     )
 
 
 def _crops_of_image(
-    clip: FrozenCLIP, image: Tensor, logits: Tensor, view: Size, canvas: Sequence[int], threshold: float
+    clip: FrozenCLIP, image: Tensor, logits: Tensor, canvas: Sequence[int], threshold: float
 ) -> Tensor:
-    """Embeddings [Q, D] of one image [3, *view] with logits [Q, h, w] of its canvas."""
+    """Embeddings [Q, D] of one image [3, H, W] with logits [Q, h, w] of its canvas."""
+    height, width = image.shape[1:]
     pixels = clip.normalize(image[None])[0]
     found = []
     for chunk in logits.split(_CROPS):
         full = F.interpolate(chunk[None].float(), tuple(canvas), mode="bilinear", align_corners=False)[0]
-        inside = full[:, : view[0], : view[1]].sigmoid() > threshold
+        inside = full[:, :height, :width].sigmoid() > threshold
         crops = torch.stack([crop_mask(pixels, mask, clip.image_size) for mask in inside])
         found.append(clip.encode_normalized(crops))
     return torch.cat(found)
@@ -103,11 +106,8 @@ def crop_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
     return F.interpolate(crop[None], (size, size), mode="bicubic", align_corners=False)[0]
 
 
-def pooled_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> Tensor:
-    """Mean feature of a convolutional CLIP under each mask, then CLIP's own head (FC-CLIP, arXiv 2308.02487).
-
-    The threshold of masks is always 0.5.
-    """
+def pooled_clip(clip: FrozenCLIP, regions: Regions) -> Tensor:
+    """Mean feature of a convolutional CLIP under each mask, then CLIP's head (FC-CLIP, arXiv 2308.02487)."""
     features = regions.clip_map
     if features is None:
         features = clip.maps(regions.images)[-1]
@@ -116,7 +116,7 @@ def pooled_clip(clip: FrozenCLIP, regions: Regions, threshold: float = 0.5) -> T
     return clip.encode_pooled(masked_mean(features, masks))
 
 
-REGIONS: dict[str, Callable[[FrozenCLIP, Regions, float], Tensor]] = {
+REGIONS: dict[str, Callable[[FrozenCLIP, Regions], Tensor]] = {
     "masked": masked_clip,
     "cropped": cropped_clip,
     "pooled": pooled_clip,

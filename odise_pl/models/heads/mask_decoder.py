@@ -28,7 +28,7 @@ class DecoderOutput(TensorStruct):
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
         pooled: [B, Q, channels], each query plus the projected mean feature of its mask; MaskFormer's query.
         logit_scale: scalar, at most 100.
-        object_logits: [B, Q, 2] (object, no object) of the caption model, 0 without classes, else None.
+        object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
         clip_map: [B, C, H/32, W/32], last map of a convolutional CLIP that is also the backbone, else None.
     """
 
@@ -42,8 +42,7 @@ class DecoderOutput(TensorStruct):
     @classmethod
     def nameless(cls, mask_logits: Tensor, queries: Tensor) -> DecoderOutput:
         """Masks without embeddings of their own, for which the queries [B, Q, channels] stand."""
-        one, no_objects = queries.new_ones(()), queries.new_zeros(*queries.shape[:2], 2)
-        return cls(mask_logits, queries, queries, one, no_objects)
+        return cls(mask_logits, queries, queries, queries.new_ones(()))
 
 
 class DecoderLayer(nn.Module):

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from odise_pl.models.backbones.clip import build_clip, load_clip
+from odise_pl.errors import SettingError
+from odise_pl.models.backbones.clip import FrozenCLIP, build_clip, load_clip
+from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.models.weights import WeightsError
 
 
@@ -43,6 +45,29 @@ def test_embeddings_equal_open_clip() -> None:
         torch.testing.assert_close(clip.encode_image(x), clip.model.encode_image(clip.preprocess(x)))
         expected = clip.model.encode_text(open_clip.get_tokenizer("ViT-L-14-336")(texts))
     torch.testing.assert_close(clip.encode_text(texts), expected)
+
+
+def test_a_prompt_stands_in_front_of_a_text() -> None:
+    plain = tiny_models.clip()
+    prompted = FrozenCLIP(plain.model, prompt_tokens=4)
+    words = plain.model.token_embedding(tokenize(["a photo of a"], plain.model.vocab_size, 6))[0, 1:5]
+    assert prompted.prompt is not None
+    prompted.prompt.data.copy_(words)
+    found = prompted.encode_text(["dog", "traffic light."])
+    expected = plain.encode_text(["a photo of a dog", "a photo of a traffic light."])
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(prompted.encode_text(["very " * 99])[0], prompted.encode_text(["very " * 200])[0])
+
+
+def test_only_the_prompt_learns() -> None:
+    clip = FrozenCLIP(tiny_models.clip().model, prompt_tokens=2)
+    clip.encode_text(["dog"]).sum().backward()
+    assert {name for name, p in clip.named_parameters() if p.grad is not None} == {"prompt"}
+
+
+def test_a_prompt_leaves_place_for_a_text() -> None:
+    with pytest.raises(SettingError, match=r"clip\.prompt_tokens=75"):
+        FrozenCLIP(tiny_models.clip().model, prompt_tokens=75)
 
 
 def test_mask_embedding_equals_open_clip_with_attention_mask() -> None:

@@ -42,8 +42,8 @@ def random_masks() -> Tensor:
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 @torch.no_grad()
 def test_crops_equal_loop(threshold: float) -> None:
-    clip, given = tiny_models.clip(), regions(random_masks())
-    found = cropped_clip(clip, given, threshold)
+    clip, given = tiny_models.clip(), replace(regions(random_masks()), crop_threshold=threshold)
+    found = cropped_clip(clip, given)
     size = clip.image_size
     for image, masks, (height, width), embeddings in zip(
         given.images, given.masks, VIEWS, found, strict=True
