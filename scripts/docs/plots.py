@@ -35,6 +35,8 @@ _MEASURED = {
 _PLOTS = {
     "supervision": {"supervision": "Supervision"},
     "ablations": {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"},
+    "representations": {"representation": "Representation"},
+    "methods": {"method": "Method"},
 }
 
 
@@ -85,13 +87,15 @@ def _curve(plot: Axes, log: EventAccumulator, tag: str, colour: str, label: str 
 
 
 def draw_tables(figures: Path, folder: Path) -> list[Path]:
-    """Draw the comparisons of ``small_world.json`` beside the paper's: supervision.svg and ablations.svg."""
+    """Draw the comparisons of ``small_world.json`` beside the paper's, those that are there."""
     if not figures.is_file():
         raise UserError(f"{figures} is missing: restore it from the repository (git checkout {figures})")
     tables = json.loads(figures.read_text())["tables"]
     paths = []
     for theme in THEMES:
         for name, titles in _PLOTS.items():
+            if not titles.keys() <= tables.keys():
+                continue
             rows = {title: _in_order_of_the_paper(from_json(tables[key])) for key, title in titles.items()}
             with plotting(theme):
                 figure = draw(rows, _MEASURED, theme.series, (theme.series[3], theme.muted))

@@ -3,7 +3,7 @@
 Stop it at any time and run it again, on any machine: finished runs are skipped, interrupted ones resume.
 All rows are trained with one seed before the next. At the end, the scores of all runs in runs/small_world go
 to docs/figures/small_world.json and into the plots, and the tables are printed. To share the work, give each
-machine seeds of its own, copy the folders together and run it again.
+machine seeds of its own, and either copy the folders together and run it again, or run it with --add in turn.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
+from odise_pl import Segmenter
+from odise_pl.checkpoints.weights import trainable_parameters
 from odise_pl.errors import UserError
-from odise_pl.runs.comparison import Row, as_json, difference_table, score_table
+from odise_pl.runs.comparison import Row, as_json, difference_table, from_json, score_table
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import FINISHED, find_runs
-from odise_pl.runs.published import ABLATIONS, Ablation
+from odise_pl.runs.published import ABLATIONS
 from odise_pl.runs.record import relevant_settings
-from odise_pl.runs.report import ablation_rows, group_runs
+from odise_pl.runs.report import Group, ablation_rows, group_runs
 from scripts.docs.pictures import FIGURES, IMAGES
 from scripts.docs.plots import draw_tables
 from scripts.figures import write_figures
 
 RUNS, WEIGHTS = Path("runs"), Path("odise_pl/toyworld/weights")
+_PICTURE = Path("docs/images/example.png")
 _NAME = "small_world"
-_METHOD_RUNS = f"{_NAME}/method"
 _CAPTION = ("experiment=toy_caption",)
 _FIXED_TIME = (*_CAPTION, "captioner.learnable_time=false")
 _STEPS = {"0": "[0]", "100": "[100]", "200": "[200]", "500": "[500]", "several": "[0,100,200]"}
@@ -63,17 +69,19 @@ TRAININGS |= {
     f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}")
     for backbone, _ in REPRESENTATIONS.values()
 }
-# Presets with parts of the small world, trained as long as its own models and on as large pictures.
+# Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
 _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
 _BUDGET = [
     f"{key}={value}"
     for key, value in relevant_settings(_TOY).items()
     if key.startswith(("model.head.", "optimizer.", "data.")) and key != "model.head.embed_dim"
 ]
-_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=1000"]
+_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=500"]
 _RESNET = "backbone=toy_supervised_conv"
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
 METHODS = {
+    "odise_label": ("experiment=toy",),
+    "odise_caption": ("experiment=toy_caption",),
     "fc_clip": ("experiment=toy", *_CONV_CLIP),
     "fc_clip_caption": ("experiment=toy_caption", "model=odise_caption", *_CONV_CLIP),
     "ovrcoat": ("experiment=toy", *_CONV_CLIP),
@@ -84,36 +92,52 @@ METHODS = {
     "openseg": ("experiment=toy_caption", _RESNET),
     "mask2former": ("experiment=toy", _RESNET),
 }
-_CONV_CLIP_KIND = "clip_conv"
-# The folders of each table. Captioners are compared with timestep/0, which does not learn the time either.
+# The folders of each table. Captioners are compared with timestep/0, which does not learn the time either;
+# classifiers are evaluated on caption.
 TABLES = {
     "supervision": ("label", "random", "caption"),
     "timestep": ("timestep", "caption"),
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
+    "representation": ("representation", "label"),
+    "method": ("method",),
+}
+_TRAINED_ON = {
+    "representation": [n.removeprefix("toy_") for n, _ in REPRESENTATIONS.values() if n != _SHIPPED],
+    "method": ["supervised_conv", "clip_conv"],
 }
 _RANDOM = "label, random", "label, random diffusion weights"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def commands(seeds: Sequence[int]) -> Iterator[list[str]]:
+def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
     """The commands that paint, pre-train what is missing, train and evaluate, in their order."""
     yield ["odise", "toyworld", "make"]
-    kinds = [name.removeprefix("toy_") for name, _ in REPRESENTATIONS.values() if name != _SHIPPED]
-    for kind in [*kinds, _CONV_CLIP_KIND]:
+    for kind in dict.fromkeys(kind for table in tables for kind in _TRAINED_ON.get(table, ())):
         if not any((WEIGHTS / "representations").glob(f"{kind}*")):
             yield ["python", "-m", "scripts.pretrain_toyworld", "representation", kind, "--out", str(WEIGHTS)]
+    folders = {folder for table in tables for folder in TABLES[table]}
+    folders |= {"caption"} if "classifier" in tables else set()
     for seed in seeds:
         for name, settings in TRAININGS.items():
-            yield ["odise", "train", f"run={_NAME}/{name}/seed_{seed}", f"seed={seed}", *settings]
-        run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={RUNS}/{_NAME}/caption/seed_{seed}"
-        for name, settings in METHODS.items():
-            own = [f"run={_METHOD_RUNS}/{name}/seed_{seed}", f"seed={seed}"]
-            own += [f"method={name.removesuffix('_caption')}"]
-            first = f"init_from={RUNS}/{_METHOD_RUNS}/maskclip_proposals/seed_{seed}"
-            yield ["odise", "train", *own, *settings, *_BUDGET, *([first] if name == "maskclip" else [])]
-        classifiers = "classifier=discriminative,diffusion,both"
-        yield ["odise", "evaluate", "-m", run, checkpoint, "data=toy", "trainer=cpu", classifiers]
+            if folders & {name, name.partition("/")[0]}:
+                yield [*_train(name, seed), *settings]
+        for name, settings in METHODS.items() if "method" in tables else ():
+            own = [] if name.startswith("odise") else [f"method={name.removesuffix('_caption')}"]
+            own += [f"init_from={_folder('method/maskclip_proposals', seed)}"] if name == "maskclip" else []
+            yield [*_train(f"method/{name}", seed), *own, *settings, *_BUDGET]
+        if "classifier" in tables:
+            run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={_folder('caption', seed)}"
+            classifiers = "classifier=discriminative,diffusion,both"
+            yield ["odise", "evaluate", "-m", run, checkpoint, "data=toy", "trainer=cpu", classifiers]
+
+
+def _folder(name: str, seed: int) -> Path:
+    return RUNS / _NAME / name / f"seed_{seed}"
+
+
+def _train(name: str, seed: int) -> list[str]:
+    return ["odise", "train", f"run={_folder(name, seed).relative_to(RUNS)}", f"seed={seed}"]
 
 
 def execute(command: Sequence[str]) -> bool:
@@ -134,27 +158,22 @@ def execute(command: Sequence[str]) -> bool:
     return code == 0
 
 
-def collect(runs: Path) -> dict[str, list[Row]]:
-    """The rows of all :data:`TABLES`, from the finished runs.
+def collect(runs: Path, tables: Iterable[str] = TABLES) -> dict[str, list[Row]]:
+    """The rows of tables, from the finished runs.
 
     Raises:
         UserError: a table has no runs.
     """
-    tables = {
-        ablation.name: _rows(ablation, [runs / _NAME / name for name in TABLES[ablation.name]])
-        for ablation in ABLATIONS
-        if ablation.name in TABLES
+    return {
+        name: list(_representations(runs / _NAME))
+        if name == "representation"
+        else [row for row, _ in _rows(name, runs)]
+        for name in tables
     }
-    tables["representation"] = list(_representations(runs / _NAME))
-    if any((runs / _METHOD_RUNS).rglob(FINISHED)):
-        ours = [runs / _NAME / name for name in ("label", "caption")]
-        methods = next(ablation for ablation in ABLATIONS if ablation.name == "method")
-        tables["method"] = _rows(methods, [runs / _METHOD_RUNS, *ours])
-    return tables
 
 
 def _representations(runs: Path) -> Iterator[Row]:
-    """The rows that have runs: pre-training takes hours, and the other tables need not wait for it."""
+    """The rows that have runs: pre-training takes hours, and the others need not wait for it."""
     published = next(ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
     folders = {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()}
     for name, (folder, paper) in {**folders, _OURS: ("label", "stable_diffusion_v1")}.items():
@@ -163,29 +182,86 @@ def _representations(runs: Path) -> Iterator[Row]:
             yield Row(name, _OURS, published[paper], scores)
 
 
-def _rows(ablation: Ablation, folders: Sequence[Path]) -> list[Row]:
+def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:
     """The rows with runs, in the paper's order, under the names of the documentation."""
+    ablation = next(one for one in ABLATIONS if one.name == table)
+    folders = [runs / _NAME / name for name in TABLES[table]]
     found = [(row, group) for row, group in ablation_rows(ablation, find_runs(*folders)) if group]
     names = {row.name: row.name.replace(*_RANDOM) for row, _ in found}
     if ablation.field == "timesteps":  # step 0 with a learned time embedding is the same network
         names |= {row.name: "learnable" for row, group in found if group.settings.learnable_time}
-    rows = [
-        Row(names[row.name], names.get(row.reference or ""), ablation.rows.get(names[row.name]), row.scores)
-        for row, _ in found
-    ]
     order = [*ablation.rows, *names.values()]
-    return sorted(rows, key=lambda row: order.index(row.name))
+    renamed = [
+        (
+            Row(
+                names[row.name],
+                names.get(row.reference or ""),
+                ablation.rows.get(names[row.name]),
+                row.scores,
+            ),
+            group,
+        )
+        for row, group in found
+    ]
+    return sorted(renamed, key=lambda pair: order.index(pair[0].name))
 
 
-def write(tables: dict[str, list[Row]], file: Path) -> None:
-    """Write the scores into the figures of the documentation; other figures in the file stay."""
+def with_known(rows: Sequence[Row], known: Sequence[Row]) -> list[Row]:
+    """Rows with the scores of other seeds, and other rows, that are known."""
+    old, names = {row.name: row for row in known}, [row.name for row in rows]
+    joined = [
+        replace(row, scores={c: {**old[row.name].scores.get(c, {}), **by} for c, by in row.scores.items()})
+        if row.name in old
+        else row
+        for row in rows
+    ]
+    return joined + [row for row in known if row.name not in names]
+
+
+def costs_of_methods(runs: Path) -> dict[str, dict[str, float]]:
+    """Parameters in millions, and processor milliseconds of an image on one thread (the least of five)."""
+    torch.set_num_threads(1)
+    costs = {}
+    for row, group in _rows("method", runs):
+        segmenter, seconds = Segmenter.from_pretrained(group.runs[0].folder), []
+        with Image.open(_PICTURE) as image:
+            picture = image.convert("RGB")
+        for _ in range(5):
+            start = time.process_time()
+            _ = segmenter(picture, segmenter.training).ids
+            seconds.append(time.process_time() - start)
+        costs[row.name] = {
+            "parameters_million": sum(p.numel() for p in segmenter.model.parameters()) / 1e6,
+            "trained_million": sum(p.numel() for p in trainable_parameters(segmenter.model).values()) / 1e6,
+            "ms": 1000 * min(seconds),
+        }
+    return costs
+
+
+def write(
+    tables: Mapping[str, list[Row]],
+    file: Path,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+    add: bool = False,
+) -> None:
+    """Write the scores into the figures of the documentation; what else the file has stays.
+
+    With ``add``, so do the scores of other seeds in these tables.
+    """
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = kept.get("tables", {})
+    if add:
+        tables = {
+            n: with_known(rows, from_json(known[n]) if n in known else []) for n, rows in tables.items()
+        }
     what = (
         "The paper's comparisons on the small world, in percent: mean and sample standard deviation over "
         "seeds, and in runs the values of the seeds. paper is PQ of models trained on COCO."
     )
-    others = {name: value for name, value in kept.items() if name != "about"}
-    write_figures(file, what, "python -m scripts.docs.small_world", others | {"tables": as_json(tables)})
+    values = {name: value for name, value in kept.items() if name != "about"}
+    values["tables"] = known | as_json(tables)
+    values["costs"] = {**kept.get("costs", {}), **(costs or {})}
+    write_figures(file, what, "python -m scripts.docs.small_world", values)
 
 
 def _seeds(text: str) -> list[int]:
@@ -200,19 +276,24 @@ def main() -> int:
     parser.add_argument(
         "--seeds", type=_seeds, default="0,1,2,3,4", help="of the runs (default: %(default)s)"
     )
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=list(TABLES), metavar="TABLE", help=", ".join(TABLES)
+    )
+    parser.add_argument("--add", action="store_true", help="keep the scores of other seeds in docs/figures")
     parser.add_argument("--list", action="store_true", help="only print the commands")
     options = parser.parse_args()
-    todo = list(commands(options.seeds))
+    todo = list(commands(options.tables, options.seeds))
     if options.list:
         print(*map(shlex.join, todo), sep="\n")
         return 0
     failed = [command for command in todo if not execute(command)]
     try:
-        tables = collect(RUNS)
+        tables = collect(RUNS, options.tables)
+        costs = costs_of_methods(RUNS) if "method" in tables else {}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write(tables, FIGURES)
+    write(tables, FIGURES, costs, options.add)
     for name, rows in tables.items():
         print(score_table(name, rows).markdown(), difference_table(name, rows).markdown(), sep="\n")
     print("written:", FIGURES, *draw_tables(FIGURES, IMAGES))

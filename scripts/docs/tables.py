@@ -22,7 +22,12 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, diffusion model of random weights",
 }
-_SMALL_WORLD = tuple(ablation.name for ablation in ABLATIONS if ablation.name not in ("backbone", "method"))
+_SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "method")
+_COSTS = (
+    ("parameters, 10^6", "parameters_million", 1),
+    ("trained", "trained_million", 1),
+    ("ms an image", "ms", 0),
+)
 _BENCHMARKS = {
     "coco": "COCO",
     "ade150": "ADE20K, 150 classes",
@@ -35,7 +40,13 @@ _BENCHMARKS = {
 
 def scores(files: Files, name: str) -> Table:
     """A table of the paper beside the small world's, with both orders."""
-    return score_table(name, _rows(files, name))
+    rows = _rows(files, name)
+    costs = [files["small_world"].get("costs", {}).get(row.name) for row in rows]
+    more = {
+        title: [NONE if cost is None else f"{cost[key]:.{digits}f}" for cost in costs]
+        for title, key, digits in _COSTS
+    }
+    return score_table(name, rows, more if name == "method" else None)
 
 
 def differences(files: Files, name: str) -> Table:

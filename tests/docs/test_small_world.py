@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from odise_pl.errors import UserError
+from odise_pl.runs.comparison import Row, as_json, from_json
+from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
+from odise_pl.runs.report import Group
 from scripts.docs import small_world
 from scripts.docs.tables import scores
 from scripts.pretrain_toyworld.__main__ import Kind
 from tests.docs.commands import check
 
 SEEDS = (0, 1, 2)
+OTHERS = [name for name in small_world.TABLES if name != "method"]
 CLASSIFIERS = {"discriminative": 39, "diffusion": 12, "both": 35}
 
 
@@ -55,7 +59,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
-    commands = list(small_world.commands(SEEDS))
+    commands = list(small_world.commands([*small_world.TABLES], SEEDS))
     for words in commands:
         check(words)
     trained = len(SEEDS) * (len(small_world.TRAININGS) + len(small_world.METHODS) + 1)
@@ -63,8 +67,18 @@ def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert {words[4] for words in commands if words[0] == "python"} == set(Kind)
 
 
+def test_tables_are_made_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
+    methods = list(small_world.commands(["method"], [3]))
+    trained = [word for words in methods for word in words if word.startswith("run=")]
+    assert trained == [f"run=small_world/method/{name}/seed_3" for name in small_world.METHODS]
+    assert [words[4] for words in methods if words[0] == "python"] == ["supervised_conv", "clip_conv"]
+    classifiers = list(small_world.commands(["classifier"], [3]))
+    assert [words[1] for words in classifiers] == ["toyworld", "train", "evaluate"]
+
+
 def test_rows_are_those_of_the_documentation(runs: Path) -> None:
-    tables = small_world.collect(runs)
+    tables = small_world.collect(runs, OTHERS)
     found = {name: [(row.name, row.reference, row.seeds) for row in rows] for name, rows in tables.items()}
     every = [*SEEDS]
     steps = ("0", "100", "200", "500", "0+100+200", "learnable")
@@ -93,7 +107,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
 def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "small_world.json"
     file.write_text(json.dumps({"about": {}, "repeated": {"first": 1}}))
-    small_world.write(small_world.collect(runs), file)
+    small_world.write(small_world.collect(runs, OTHERS), file)
     written = json.loads(file.read_text())
     assert written["repeated"] == {"first": 1}
     table = scores({"small_world": written}, "classifier")
@@ -105,7 +119,34 @@ def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
 def test_missing_runs_are_named(runs: Path) -> None:
     (runs / "small_world" / "classifier").rename(runs / "elsewhere")
     with pytest.raises(UserError, match="classifier"):
-        small_world.collect(runs)
+        small_world.collect(runs, OTHERS)
+
+
+def test_seeds_of_other_machines_are_added(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small_world.json"
+    known = [Row("both", "both", None, {"toy_open.pq": {0: 1.0, 7: 50.0}}), Row("old", "both", None, {})]
+    file.write_text(json.dumps({"tables": {"classifier": as_json({"classifier": known})["classifier"]}}))
+    found = small_world.collect(runs, ["classifier"])
+    small_world.write(found, file, add=True)
+    rows = {row.name: row for row in from_json(json.loads(file.read_text())["tables"]["classifier"])}
+    assert rows["both"].scores["toy_open.pq"] == pytest.approx({0: 35.0, 7: 50.0, 1: 36.0, 2: 37.0})
+    assert set(rows) == {*CLASSIFIERS, "old"}
+    small_world.write(found, file)
+    rows = {row.name: row for row in from_json(json.loads(file.read_text())["tables"]["classifier"])}
+    assert rows["both"].seeds == [*SEEDS]
+    assert set(rows) == {*CLASSIFIERS}
+
+
+def test_costs_of_methods_are_measured(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AblationSettings("label", "0", True, "implicit", "both", method="odise_label")
+    run = FinishedRun(checkpoint, settings, {})
+    pairs = [(Row("odise_label", None, None, {}), Group(settings, {}, (run,)))]
+    monkeypatch.setattr(small_world, "_rows", lambda table, runs: pairs)
+    cost = small_world.costs_of_methods(checkpoint)["odise_label"]
+    assert 0 < cost["trained_million"] < cost["parameters_million"] < 13
+    assert cost["ms"] > 0
+    written = {"tables": as_json({"method": [pairs[0][0]]}), "costs": {"odise_label": cost}}
+    assert scores({"small_world": written}, "method").rows[0][3] == f"{cost['ms']:.0f}"
 
 
 def test_commands_are_listed_without_running() -> None:
