@@ -18,7 +18,7 @@ from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.models.classifiers.fusion import MODES
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.heads.mask_decoder import DecoderOutput
-from odise_pl.models.inference import NetworkPrediction, predict, resize_masks
+from odise_pl.models.inference import MaskedPrediction, predict, resize_masks
 from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Batch, Prediction, Size, Truth
@@ -76,7 +76,7 @@ def _variants(
         """With the predicted masks, or those of 0 and 1 that are given."""
         if masks is None:
             return predict(logits, one.mask_logits[0], isthing, model.inference, *sizes)
-        return NetworkPrediction(logits, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
+        return MaskedPrediction(logits, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
 
     yield "predicted masks, predicted names", result(model.classify(one, pixels, [valid], classes)[0])
 

@@ -53,5 +53,8 @@ def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
     evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
     evaluation += ["data.num_workers=0", "trainer=cpu"]
     result = evaluate(composed("evaluate", folder / "evaluated", evaluation), evaluation)["val"]
-    assert 0 <= result["pq"] <= 1
+    dense = str(composed("train", run, settings).model.head["_target_"]).endswith(".DenseSettings")
+    assert set(result) >= ({"miou"} if dense else {"pq", "map", "miou"})
+    assert ("pq" in result) != dense
+    assert all(0 <= result[name] <= 1 for name in ("pq", "map", "miou") if name in result)
     return names

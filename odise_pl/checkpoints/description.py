@@ -27,6 +27,7 @@ TARGETS = frozenset(
         _ROOT,
         "odise_pl.models.build.HeadSettings",
         "odise_pl.models.build.MaskFormerSettings",
+        "odise_pl.models.build.DenseSettings",
         "odise_pl.models.build.BackboneSettings",
         "odise_pl.models.build.TimmSettings",
         "odise_pl.models.build.JointSettings",

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from odise_pl.distributed.sharding import keep_in_step
+from odise_pl.errors import SettingError
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import Odise
 from odise_pl.structures import Batch
 from odise_pl.vocabulary import Vocabulary
+
+
+def measured(model: Odise, possible: Sequence[str], name: str) -> tuple[str, ...]:
+    """What is measured on an evaluation set: what its annotations allow and the network predicts.
+
+    Raises:
+        SettingError: nothing is.
+    """
+    measures = tuple(one for one in possible if one in model.measures)
+    if not measures:
+        raise SettingError(
+            f"data.val: {name} has labels for {', '.join(possible)} only, and this network gives "
+            f"{', '.join(model.measures)} results: choose another set"
+        )
+    return measures
 
 
 class NetworkPredictor(nn.Module):

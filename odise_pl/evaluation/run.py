@@ -75,7 +75,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     from odise_pl.checkpoints.metadata import describe
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.benchmarks import Benchmark, Output, evaluate_all
-    from odise_pl.evaluation.predictors import NetworkPredictor
+    from odise_pl.evaluation.predictors import NetworkPredictor, measured
     from odise_pl.runs.published import METHODS
     from odise_pl.vocabulary import load_vocabulary
 
@@ -103,7 +103,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
         predictor = NetworkPredictor(model, classes, training)
-        benchmarks.append(Benchmark(name, data, classes, predictor, data.measures(name), training))
+        measures = measured(model, data.measures(name), name)
+        benchmarks.append(Benchmark(name, data, classes, predictor, measures, training))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
     settled = extract_ablation_settings(network.model)
     published = METHODS.get(settled.method)

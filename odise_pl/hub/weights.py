@@ -118,6 +118,14 @@ WEIGHTS = {
         "clip=vit_b16",
         file="open_clip_model.safetensors",
     ),
+    "clip-b32": Weights(
+        "vit_base_patch32_clip_224.safetensors",
+        "timm/vit_base_patch32_clip_224.openai",
+        "MIT (OpenAI); the repository says Apache-2.0",
+        0.6,
+        "clip=vit_b32",
+        file="open_clip_model.safetensors",
+    ),
     "clip-convnext-l": Weights(
         "convnext_large_d_320.safetensors",
         "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
@@ -155,6 +163,7 @@ _OF_TIMM = {
     "siglip2_l": ("vit_large_patch16_siglip_512.v2_webli", _APACHE, 1.3),
     "radio_v3_l": ("vit_large_patch16_radio_v3.c_radio", _NVIDIA, 1.2),
     "radio_v4_h": ("vit_huge_patch16_radio_v4.c_radio", _NVIDIA, 2.5),
+    "vit_l16_384": ("vit_large_patch16_384.augreg_in21k_ft_in1k", _APACHE, 1.2),
     "resnet50": ("resnet50.tv_in1k", _BSD, 0.1),
     "resnet101": ("resnet101.tv_in1k", _BSD, 0.2),
     "resnet101c": ("resnet101c.gluon_in1k", _APACHE, 0.2),

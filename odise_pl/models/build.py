@@ -25,7 +25,8 @@ from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
-from odise_pl.models.heads.settings import HeadSettings, MaskFormerSettings
+from odise_pl.models.classifiers.word_vectors import WordVectors
+from odise_pl.models.heads.settings import DenseSettings, HeadSettings, MaskFormerSettings
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.memory import keep_freed_memory
 from odise_pl.models.odise import Odise
@@ -35,6 +36,7 @@ __all__ = [
     "ClassifierSettings",
     "ClipFeatureSettings",
     "ClipSettings",
+    "DenseSettings",
     "HeadSettings",
     "JointSettings",
     "MaskFormerSettings",
@@ -112,21 +114,31 @@ def build_odise(
     caption, nameless = supervision == "caption", supervision == "mask"
     if refinement is not None and not nameless:
         raise SettingError(f"model.refinement needs model.supervision=mask, not {supervision}")
+    dense = isinstance(head, DenseSettings)
+    if dense and supervision != "label":
+        raise SettingError(f"model.supervision={supervision}: DenseSettings of model.head need label")
+    words = WordVectors(classifier.word_vectors) if classifier.word_vectors else None
+    if words is not None and not dense:
+        raise SettingError("fusion.word_vectors: only DenseSettings of model.head compare pixels with them")
     loaded = load_clip(clip.weights, clip.architecture, mapped)
     frozen_clip = FrozenCLIP(loaded, clip.trained, clip.prompt_tokens)
     _check_regions(frozen_clip, classifier)
     features = backbone.build(frozen_clip, captioner, mapped)
+    text_dim = frozen_clip.embed_dim if words is None else sum(words.widths)
     network = Odise(
         features,
         head.pixel_decoder(features.pyramid.channels),
-        head.mask_decoder(None if nameless else frozen_clip.embed_dim, object_head=caption),
-        _text_projection(frozen_clip, head, supervision, refinement),
+        head.mask_decoder(None if nameless else text_dim, object_head=caption),
+        TextProjection(text_dim, head.embed_dim, None, head.cosine)
+        if isinstance(head, DenseSettings)
+        else _text_projection(frozen_clip, head, supervision, refinement),
         frozen_clip,
         classifier,
         inference,
         published_quirks,
         nameless or supervision == "words",
         None if refinement is None else refinement.build(frozen_clip),
+        words,
     )
     network.mapped = mapped
     return network

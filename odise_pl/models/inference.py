@@ -8,6 +8,7 @@ a tensor or :class:`~odise_pl.models.ops.bands.Masks`, which are processed in ba
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,8 +220,96 @@ def top_things(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tup
     return labels[things], queries[things], scores[things]
 
 
+def pixel_map(class_logits: Masks, penalty: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Best class of every pixel, int64 [H, W], and its probability [H, W], from logits [K, H, W].
+
+    ``penalty`` [K] is subtracted from the probabilities of the classes before they are compared.
+    """
+    labels = torch.empty(class_logits.size, dtype=torch.int64, device=class_logits.device)
+    scores = torch.empty(class_logits.size, device=class_logits.device)
+    for rows, band in class_logits.bands():
+        probabilities = torch.stack([band(k) for k in range(class_logits.queries)]).softmax(0)
+        ranked = probabilities if penalty is None else probabilities - penalty[:, None, None]
+        labels[rows] = ranked.argmax(0)
+        scores[rows] = probabilities.gather(0, labels[None, rows])[0]
+    return labels, scores
+
+
 class NetworkPrediction(Prediction):
-    """Prediction for one image; each result is computed on first use.
+    """Prediction of a network for one image; each result is computed on first use."""
+
+    @property
+    @abstractmethod
+    def best(self) -> tuple[int, float]:
+        """Class and score of what is most certain, even if it has no segment."""
+
+
+class PixelPrediction(NetworkPrediction):
+    """Prediction of a dense method.
+
+    Its panoptic map has one segment per class, of the mean probability of its pixels, and it has no
+    instances: dense methods cannot tell things of a class apart.
+
+    Args:
+        class_logits: [K, H, W].
+        isthing: one flag per class.
+        device: of the results; they are computed on the device of the logits.
+        penalty: [K], see :func:`pixel_map`.
+    """
+
+    def __init__(
+        self,
+        class_logits: Masks,
+        isthing: Sequence[bool],
+        device: torch.device | str,
+        penalty: Tensor | None = None,
+    ) -> None:
+        self._from, self._device, self._penalty = (class_logits, isthing), device, penalty
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PixelPrediction:
+        """A copy with results on ``device``."""
+        return PixelPrediction(*self._from, device, self._penalty)
+
+    @cached_property
+    def _best(self) -> tuple[Tensor, Tensor]:
+        labels, scores = pixel_map(self._from[0], self._penalty)
+        return labels.to(self._device), scores.to(self._device)
+
+    @property
+    def semantic(self) -> Tensor:
+        """See :func:`pixel_map`."""
+        return self._best[0]
+
+    @cached_property
+    def panoptic(self) -> PanopticSegmentation:
+        """One segment for each class of the semantic map."""
+        labels, scores = self._best
+        present, ids, counts = labels.unique(return_inverse=True, return_counts=True)
+        means = torch.zeros(len(present), device=ids.device).index_add_(0, ids.flatten(), scores.flatten())
+        segments = [
+            Segment(number, label, bool(self._from[1][label]), score=score)
+            for number, (label, score) in enumerate(
+                zip(present.tolist(), (means / counts).tolist(), strict=True), start=1
+            )
+        ]
+        return PanopticSegmentation((ids + 1).to(torch.int32), tuple(segments))
+
+    @cached_property
+    def instances(self) -> Instances:
+        """None."""
+        labels, scores = self._best
+        return Instances(labels.new_empty(0), scores.new_empty(0), labels.new_empty(0, *labels.shape).bool())
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Class and score of the most certain pixel."""
+        labels, scores = self._best
+        place = int(scores.argmax())
+        return int(labels.flatten()[place]), float(scores.flatten()[place])
+
+
+class MaskedPrediction(NetworkPrediction):
+    """Prediction from masks.
 
     Args:
         class_logits: [Q, K + 1].
@@ -245,9 +334,9 @@ class NetworkPrediction(Prediction):
         self._from, self._device = (class_logits, masks, isthing, settings), device
         self._penalty, self._void = penalty, void
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> NetworkPrediction:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedPrediction:
         """A copy with results on ``device``."""
-        return NetworkPrediction(*self._from, device, self._penalty, self._void)
+        return MaskedPrediction(*self._from, device, self._penalty, self._void)
 
     @cached_property
     def panoptic(self) -> PanopticSegmentation:
@@ -281,17 +370,39 @@ def predict(
     output: Size,
     seen: Tensor | None = None,
     void: Tensor | None = None,
-) -> NetworkPrediction:
+) -> MaskedPrediction:
     """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`.
 
     ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for; ``void`` is as in
     :func:`panoptic`.
     """
+    masks = _resized(mask_logits, canvas, valid, output)
+    penalty = _penalty(settings, seen)
+    return MaskedPrediction(class_logits, masks, isthing, settings, masks.device, penalty, void)
+
+
+def predict_pixels(
+    class_logits: Tensor,
+    isthing: Sequence[bool],
+    settings: InferenceSettings,
+    canvas: Size,
+    valid: Size,
+    output: Size,
+    seen: Tensor | None = None,
+) -> PixelPrediction:
+    """All results of one image from class logits [K, h, w] of its cells; arguments as of :func:`predict`."""
+    logits = _resized(class_logits, canvas, valid, output)
+    return PixelPrediction(logits, isthing, logits.device, _penalty(settings, seen))
+
+
+def _resized(logits: Tensor, canvas: Size, valid: Size, output: Size) -> Masks:
+    small = len(logits) * math.prod(output) <= _SMALL
     sizes = (canvas, valid, output)
-    small = len(mask_logits) * math.prod(output) <= _SMALL
-    masks = Masks(resize_masks(mask_logits, *sizes)) if small else ResizedMasks(mask_logits, *sizes)
-    penalty = settings.seen_penalty * seen if settings.seen_penalty and seen is not None else None
-    return NetworkPrediction(class_logits, masks, isthing, settings, masks.device, penalty, void)
+    return Masks(resize_masks(logits, *sizes)) if small else ResizedMasks(logits, *sizes)
+
+
+def _penalty(settings: InferenceSettings, seen: Tensor | None) -> Tensor | None:
+    return settings.seen_penalty * seen if settings.seen_penalty and seen is not None else None
 
 
 def _as_masks(mask_logits: Tensor | Masks) -> Masks:

@@ -31,12 +31,18 @@ from odise_pl.models.classifiers.text import (
     embed_classes,
     max_over_synonyms,
 )
-from odise_pl.models.heads.mask_decoder import DecoderOutput, MaskDecoder
-from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
-from odise_pl.models.heads.pixel_decoder import PixelDecoder
-from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
+from odise_pl.models.classifiers.word_vectors import WordVectors
+from odise_pl.models.heads.dense import PixelEmbedding
+from odise_pl.models.heads.mask_decoder import DecoderOutput
+from odise_pl.models.heads.settings import AnyMaskDecoder, AnyPixelDecoder
+from odise_pl.models.inference import (
+    InferenceSettings,
+    NetworkPrediction,
+    predict,
+    predict_pixels,
+)
 from odise_pl.structures import MaskPredictions, Size
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 CANVAS_MULTIPLE = 64
 
@@ -57,19 +63,22 @@ class Odise(nn.Module):
         class_agnostic: masks learn no classes, and none is "no object". If the mask decoder has no embedding,
             only CLIP names them.
         refinement: of class-agnostic masks, which then stay as they are in training (MaskCLIP).
+        words: embed names for the head in place of CLIP.
 
     Attributes:
+        dense: whether every pixel is named by itself, without masks.
         mapped: whether frozen weights are still in mapped files, see ``build_odise``.
 
     Raises:
-        SettingError: masks are class-agnostic, but the classifier is not CLIP alone.
+        SettingError: masks are class-agnostic, but the classifier is not CLIP alone; or a dense network's is
+            not the head alone.
     """
 
     def __init__(
         self,
         backbone: FeatureBackbone,
-        pixel_decoder: PixelDecoder | FPN,
-        mask_decoder: MaskDecoder | MaskFormerDecoder,
+        pixel_decoder: AnyPixelDecoder,
+        mask_decoder: AnyMaskDecoder,
         text_projection: TextProjection,
         clip: FrozenCLIP,
         classifier: ClassifierSettings,
@@ -77,6 +86,7 @@ class Odise(nn.Module):
         published_quirks: bool = False,
         class_agnostic: bool = False,
         refinement: MaskRefinement | None = None,
+        words: WordVectors | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -85,6 +95,7 @@ class Odise(nn.Module):
         self.published_quirks = published_quirks
         self.class_agnostic, self.refinement = class_agnostic, refinement
         self.nameless = mask_decoder.embedding is None
+        self.dense, self.words = isinstance(mask_decoder, PixelEmbedding), words
         self._check_mode()
         self.mapped = False
         self._texts = TextCache(self._encode_words)
@@ -95,6 +106,22 @@ class Odise(nn.Module):
                 f"classifier.mode={self.classifier.mode}: only CLIP names masks of model.supervision=mask; "
                 "choose classifier=discriminative"
             )
+        if self.dense and self.classifier.mode != "diffusion":
+            raise SettingError(
+                f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "
+                "classifier=diffusion"
+            )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What evaluations measure: dense methods cannot tell things of a class apart."""
+        return ("semantic",) if self.dense else MEASURES
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether class logits of training are of the classes, and not of an object or none."""
+        agnostic = self.class_agnostic and self.refinement is None
+        return self.mask_decoder.object_head is None and not agnostic
 
     def decode(self, images: Tensor, captions: Captions = None) -> list[DecoderOutput]:
         """All decoder outputs; with a refinement, its outputs instead.
@@ -156,6 +183,10 @@ class Odise(nn.Module):
     def encode_names(self, vocabulary: Vocabulary) -> TextClasses:
         """Embed the names of a vocabulary as the trained head reads them."""
         settings = self.classifier
+        if self.words is not None:
+            counts = tuple(map(len, vocabulary.labels))
+            names = [name for names in vocabulary.labels for name in names]
+            return TextClasses(self.words(names).to(self.clip.mean.device), counts)
         return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
     def _encode_words(self, words: Sequence[str]) -> Tensor:
@@ -218,8 +249,16 @@ class Odise(nn.Module):
             captions: see :meth:`decode`.
         """
         output = self.decode(images, captions)[-1]
-        logits, void = self._classify(output, images, valid_sizes, classes)
         canvas = (images.shape[2], images.shape[3])
+        if self.dense:
+            self._check_mode()  # a copy may have other settings
+            cells = self._mask_class_logits(output, classes.mask_text)
+            maps = cells.float().mT.unflatten(2, output.mask_logits.shape[-2:])
+            return [
+                predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)
+                for one, valid, size in zip(maps, valid_sizes, output_sizes, strict=True)
+            ]
+        logits, void = self._classify(output, images, valid_sizes, classes)
         return [
             predict(
                 logits[i].float(),

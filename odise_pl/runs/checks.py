@@ -137,6 +137,9 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     if grounded != (config.grounding is not None):
         way_out = "choose model=odise_caption" if grounded else "set grounding=null"
         yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
+    dense = str(config.model.head.get("_target_")).endswith(".DenseSettings")
+    if dense != config.criterion._target_.endswith(".PixelCriterion"):
+        yield "criterion._target_: PixelCriterion and DenseSettings of model.head need each other"
     if config.criterion._target_.endswith(".BestMaskCriterion") and supervision not in ("words", "mask"):
         yield f"criterion._target_: BestMaskCriterion learns no classes, which {supervision} needs"
 

@@ -135,7 +135,7 @@ class OdiseModule(lightning.LightningModule):
         """
         outputs = self.model(batch.images, self.training_classes(), batch.generated_captions)
         targets, ids = batch.targets, batch.image_ids
-        if outputs[0].class_logits.shape[2] == 2:  # an object or none
+        if not self.model.learns_classes:  # but objects
             targets = tuple(Targets(torch.zeros_like(t.labels), t.masks) for t in targets)
         try:
             masks = self.criterion(outputs, targets, uniform, ids, batch.labelled)

@@ -12,15 +12,18 @@ from torch import nn
 
 from odise_pl.errors import SettingError, check_number
 
+ALGORITHMS = ("adamw", "sgd")
 PUBLISHED_BATCH = 2  # on each of 32 devices
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with a linear warm-up, then steps down or a polynomial decay.
+    """AdamW or SGD with a linear warm-up, then steps down or a polynomial decay.
 
     Attributes:
+        algorithm: ``adamw`` or ``sgd``.
+        momentum: of SGD.
         lr: learning rate for a global batch of ``reference_batch`` images.
         reference_batch: the learning rate is scaled by the global batch over this.
         weight_decay: of all weights but norms and biases.
@@ -35,6 +38,8 @@ class OptimizerSettings:
             part, which stays in checkpoints.
     """
 
+    algorithm: str = "adamw"
+    momentum: float = 0.9
     lr: float = 1e-4
     reference_batch: int = 64
     weight_decay: float = 0.05
@@ -47,6 +52,9 @@ class OptimizerSettings:
     lr_scale: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise SettingError(f"optimizer.algorithm={self.algorithm}: choose one of {', '.join(ALGORITHMS)}")
+        check_number("optimizer.momentum", self.momentum, whole=False, most=1)
         for name in ("lr", "weight_decay", "clip_norm", "warmup_factor", "gamma"):
             check_number(f"optimizer.{name}", getattr(self, name), whole=False)
         for part, scale in (self.lr_scale or {}).items():
@@ -94,12 +102,16 @@ def parameter_groups(
     return groups
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, global_batch: int) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of ``model``."""
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, global_batch: int
+) -> torch.optim.AdamW | torch.optim.SGD:
+    """The optimiser of the trainable parameters of ``model``."""
     groups = parameter_groups(model, settings.weight_decay, settings.lr_scale)
     lr = settings.lr * global_batch / settings.reference_batch
     # those at the full rate come first: their learning rate is the one in the log
     scaled = [group | {"lr": lr * scale} for scale in sorted(groups, reverse=True) for group in groups[scale]]
+    if settings.algorithm == "sgd":
+        return torch.optim.SGD(scaled, lr=lr, momentum=settings.momentum)
     return torch.optim.AdamW(scaled, lr=lr)
 
 

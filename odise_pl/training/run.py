@@ -126,6 +126,7 @@ def _module(
     config: DictConfig, network: NetworkSettings, data: PanopticDataModule, resume: bool
 ) -> OdiseModule:
     from odise_pl.checkpoints.weights import load_weights
+    from odise_pl.evaluation.predictors import measured
     from odise_pl.training.module import OdiseModule
     from odise_pl.vocabulary import rename
 
@@ -144,7 +145,7 @@ def _module(
         network.record(),
         instantiate(config.grounding),
         config.data.words,
-        [data.measures(name) for name in data.eval_names],
+        [measured(model, data.measures(name), name) for name in data.eval_names],
     )
 
 

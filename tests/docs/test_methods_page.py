@@ -43,6 +43,12 @@ PUBLISHED = {
                   "model.inference.seen_penalty": 0.1},
     "openseg": {"model.supervision": "words", "model.head.queries": 128, "model.head.regions": True,
                 "criterion._target_": "odise_pl.losses.best_mask.BestMaskCriterion"},
+    "lseg": {"model.head.kind": "dpt", "model.head.logit_scale": 14.285714, "optimizer.algorithm": "sgd",
+             "optimizer.lr": 4e-3, "optimizer.lr_scale.pixel_decoder": 10, "backbone.input_size": 480},
+    "lseg_plus": {"model.head.kind": "fpn", "criterion._target_": "odise_pl.losses.pixels.PixelCriterion"},
+    "spnet": {"model.head.kind": "aspp", "model.head.cosine": False, "model.inference.seen_penalty": 0.4,
+              "optimizer.lr": 2.5e-4, "optimizer.weight_decay": 5e-4, "backbone.options.output_stride": 8},
+    "spnet_clip_text": {"fusion.word_vectors": [], "model.head.kind": "aspp"},
 }  # fmt: skip
 
 

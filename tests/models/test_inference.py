@@ -17,6 +17,7 @@ from odise_pl.models.inference import (
     instances,
     panoptic,
     predict,
+    predict_pixels,
     resize_masks,
     semantic_map,
 )
@@ -261,3 +262,41 @@ def test_queries_without_an_object_are_those_that_are_named() -> None:
     }
     assert [round(s.score, 2) for s in found["own"]] == [0.6]
     assert [round(s.score, 2) for s in found["given"]] == [0.2, 0.6]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.4])
+def test_pixels_have_the_class_of_highest_probability(penalty: float) -> None:
+    """Logits of cells are resized, cropped to the image and resized; seen classes lose the penalty."""
+    random = torch.Generator().manual_seed(0)
+    logits, seen = 3 * torch.randn(4, 4, 6, generator=random), torch.tensor([True, False, True, False])
+    settings = InferenceSettings(seen_penalty=penalty)
+    found = predict_pixels(logits, [True, True, False, False], settings, (16, 24), (12, 20), (18, 30), seen)
+    full = F.interpolate(logits[None], (16, 24), mode="bilinear")[..., :12, :20]
+    full = F.interpolate(full, (18, 30), mode="bilinear")[0]
+    labels, scores = torch.zeros(18, 30, dtype=torch.int64), torch.zeros(18, 30)
+    for y in range(18):
+        for x in range(30):
+            p = full[:, y, x].exp() / full[:, y, x].exp().sum()
+            ranked = [float(p[k]) - penalty * bool(seen[k]) for k in range(4)]
+            labels[y, x] = ranked.index(max(ranked))
+            scores[y, x] = p[labels[y, x]]
+    assert torch.equal(found.semantic, labels)
+    segments = {segment.category: segment for segment in found.panoptic.segments}
+    assert set(segments) == set(labels.flatten().tolist())
+    for label, segment in segments.items():
+        assert torch.equal(found.panoptic.ids == segment.id, labels == label)
+        assert segment.score == pytest.approx(float(scores[labels == label].mean()), rel=1e-4)
+        assert segment.isthing == (label < 2)
+    assert len(found.instances.labels) == 0
+    place = int(scores.argmax())
+    assert found.best == (int(labels.flatten()[place]), pytest.approx(float(scores.max()), rel=1e-5))
+
+
+def test_pixels_of_large_images_are_named_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    sizes = ((64, 64), (60, 50), (90, 70))
+    whole = predict_pixels(logits, [True] * 3, InferenceSettings(), *sizes)
+    monkeypatch.setattr("odise_pl.models.inference._SMALL", 1)
+    monkeypatch.setattr(bands, "_PIXELS", {"cpu": 700})
+    parts = predict_pixels(logits, [True] * 3, InferenceSettings(), *sizes)
+    assert torch.equal(parts.semantic, whole.semantic)

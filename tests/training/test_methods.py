@@ -16,9 +16,13 @@ from odise_pl.prediction.predict import predict
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.training.run import train
+from odise_pl.vocabulary import load_vocabulary
 
 RESNET = ["backbone.weights=random", "+backbone.options.layers=[1,1,1,1]", "backbone.window=whole"]
 CONV = ["clip=tiny_conv", "backbone.window=whole"]
+VIT = ["backbone.weights=random", "+backbone.options.depth=4", "+backbone.options.embed_dim=32"]
+VIT += ["+backbone.options.num_heads=2"]
+DENSE = ["model.head.channels=64"]
 # small parts in place of the preset's
 PARTS = {
     "fc_clip": CONV,
@@ -28,6 +32,9 @@ PARTS = {
     "maskclip_proposals": RESNET,
     "simbaseline": [*RESNET, "clip=tiny"],
     "zegformer": [*RESNET, "clip=tiny"],
+    "lseg": [*VIT, "clip=tiny", *DENSE],
+    "lseg_plus": [*RESNET, *DENSE],
+    "spnet_clip_text": [*RESNET, *DENSE],
 }
 
 # what a preset trains besides the heads
@@ -39,7 +46,7 @@ ALSO_TRAINED = {
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip"}
+    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip", "spnet"}
 
 
 SLOW = (
@@ -48,6 +55,8 @@ SLOW = (
     "maskclip_proposals",
     "openseg",
     "zegformer",
+    "lseg_plus",
+    "spnet_clip_text",
 )  # whose parts other presets have, too
 
 
@@ -72,6 +81,19 @@ def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["model.clip.prompt"].shape[0] == 4
     assert {name for name in state if name.startswith("model.clip.")} == {"model.clip.prompt"}
+
+
+def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path: Path) -> None:
+    words = sorted(
+        {word for name in load_vocabulary(scene_shards / "dataset.json").names for word in name.split()}
+    )
+    numbers = np.random.default_rng(0).normal(size=(len(words), 6))
+    lines = [f"{word} {' '.join(map(str, row))}\n" for word, row in zip(words, numbers, strict=True)]
+    (tmp_path / "words.vec").write_text("".join(lines))
+    vectors = ["method=spnet", *PARTS["spnet_clip_text"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
+    run_through(vectors, scene_shards, tmp_path)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert state["model.mask_decoder.embedding.weight"].shape == (6, 64, 1, 1)
 
 
 def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Path, tmp_path: Path) -> None:

@@ -35,6 +35,20 @@ def test_optimizer_holds_every_trainable_parameter_once() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-5)  # by the global batch
 
 
+def test_sgd_steps_by_momentum_and_decay() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(2.0)
+    settings = OptimizerSettings("sgd", momentum=0.5, lr=0.1, reference_batch=4, weight_decay=0.1)
+    optimizer = build_optimizer(layer, settings, 8)  # so the rate is 0.2
+    weight, velocity = 2.0, 0.0
+    for gradient in (1.0, -3.0):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        velocity = 0.5 * velocity + gradient + 0.1 * weight
+        weight -= 0.2 * velocity
+        assert layer.weight.item() == pytest.approx(weight)
+
+
 def test_parts_have_their_own_learning_rate_and_stay_trainable() -> None:
     model = odise()
     scale = {"pixel_decoder": 0.1, "pixel_decoder.layers": 0, "backbone.captioner": 0}

@@ -83,7 +83,8 @@ class FeatureBackbone(nn.Module):
             for i, part in enumerate(cuts.split(size))
         ]
         levels = [torch.cat(parts) for parts in zip(*pyramids, strict=True)]
-        return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, STRIDES, strict=True)]
+        strides = self.pyramid.strides
+        return [merge_windows(x, windows, (height, width), s) for x, s in zip(levels, strides, strict=True)]
 
     @property
     def gives_clip_map(self) -> bool:

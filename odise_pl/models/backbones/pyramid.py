@@ -53,10 +53,12 @@ class Pyramid(nn.Module, ABC):
     Attributes:
         channels: widths of s2, s3, s4, s5.
         maps: number of maps that it takes.
+        strides: of s2, s3, s4, s5.
     """
 
     channels: list[int]
     maps: int
+    strides: Sequence[int] = STRIDES
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
@@ -67,7 +69,7 @@ class Pyramid(nn.Module, ABC):
             size: of the windows in image pixels, before they were resized for the frozen network.
 
         Returns:
-            [N, channels, height / s, width / s] for s in 4, 8, 16, 32.
+            [N, channels, height / s, width / s] for each stride s.
         """
 
 
@@ -82,9 +84,9 @@ class FeaturePyramid(Pyramid):
 
     def __init__(self, taps: Sequence[Tap], channels: int = 512, reduction: int = 4) -> None:
         super().__init__()
-        self.strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
+        self.tap_strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
         self.pooled = [tap.pooled for tap in taps]
-        missing = sorted(set(STRIDES) - set(self.strides))
+        missing = sorted(set(STRIDES) - set(self.tap_strides))
         if missing:
             raise SettingError(
                 f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}"
@@ -99,7 +101,7 @@ class FeaturePyramid(Pyramid):
     def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
         """See :class:`Pyramid`."""
         levels: dict[int, Tensor] = {}
-        kinds = zip(self.strides, self.pooled, strict=True)
+        kinds = zip(self.tap_strides, self.pooled, strict=True)
         for feature, (stride, pooled), projection in zip(features, kinds, self.projections, strict=True):
             projected = projection(_resize(feature, (size[0] // stride, size[1] // stride), pooled))
             levels[stride] = levels[stride] + projected if stride in levels else projected
@@ -132,15 +134,16 @@ class PlainPyramid(Pyramid):
     """The maps of four stages as they are, of their own widths: nothing is trained.
 
     Args:
-        taps: of strides 4, 8, 16 and 32.
+        taps: four, from stride 4 on; strides of 4, 8, 16 and 32, or smaller ones of dilated stages.
 
     Raises:
-        SettingError: the taps have other strides.
+        SettingError: there are other taps.
     """
 
     def __init__(self, taps: Sequence[Tap]) -> None:
         super().__init__()
-        if tuple(tap.stride for tap in taps) != STRIDES:
+        self.strides = [tap.stride for tap in taps]
+        if len(taps) != len(STRIDES) or any(a > b for a, b in zip(self.strides, STRIDES, strict=True)):
             raise SettingError(
                 "backbone.channels=null needs a network with stages of strides 4, 8, 16 and 32"
             )
@@ -149,7 +152,8 @@ class PlainPyramid(Pyramid):
     def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
         """See :class:`Pyramid`."""
         return [
-            _resize(x, (size[0] // s, size[1] // s), True) for x, s in zip(features, STRIDES, strict=True)
+            _resize(x, (size[0] // s, size[1] // s), True)
+            for x, s in zip(features, self.strides, strict=True)
         ]
 
 

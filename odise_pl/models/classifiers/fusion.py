@@ -29,6 +29,8 @@ class ClassifierSettings:
         mask_prompt: prompt of class names for the mask embeddings; ``{}`` is the name. Several prompts count
             as the mean of their normalised embeddings.
         clip_prompt: the same for CLIP.
+        word_vectors: text files with vectors of words, as fastText's; with a dense head their means embed
+            names in place of CLIP.
         mean_of_names: a class is the mean of its names' embeddings instead of its best name.
         regions: how CLIP sees a mask: ``masked`` (MaskCLIP), ``cropped`` or ``pooled`` (convolutional CLIP).
         crop_threshold: probability from which a pixel belongs to a ``cropped`` mask.
@@ -42,6 +44,7 @@ class ClassifierSettings:
     unseen_share: float = 0.7
     mask_prompt: str | Sequence[str] = "{}"
     clip_prompt: str | Sequence[str] = "a photo of a {}."
+    word_vectors: Sequence[str] = ()
     mean_of_names: bool = False
     regions: str = "masked"
     crop_threshold: float = 0.5
@@ -62,6 +65,8 @@ class ClassifierSettings:
             if not listed or not all(isinstance(one, str) and "{}" in one for one in prompts):
                 raise SettingError(f"fusion.{name}={value!r} needs {{}} for the class name, or a list of it")
         check_flag("fusion.mean_of_names", self.mean_of_names)
+        if isinstance(self.word_vectors, str):
+            raise SettingError(f"fusion.word_vectors={self.word_vectors}: give a list, [{self.word_vectors}]")
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,17 @@ def embed_classes(
     return TextClasses(embeddings, counts)
 
 
-def cosine_logits(mask_embed: Tensor, text_embed: Tensor, scale: Tensor | float) -> Tensor:
-    """Scaled cosine similarities: [B, Q, D] and [T, D] to [B, Q, T], in float32 or better."""
+def cosine_logits(
+    mask_embed: Tensor, text_embed: Tensor, scale: Tensor | float, normalised: bool = True
+) -> Tensor:
+    """Scaled cosine similarities: [B, Q, D] and [T, D] to [B, Q, T], in float32 or better.
+
+    Unless ``normalised``, the masks' embeddings keep their length.
+    """
     # with a scale of up to 100, bfloat16 would round logits to multiples of 0.5
     with torch.autocast(mask_embed.device.type, enabled=False):
-        masks, texts = (F.normalize(at_least_float32(x), dim=-1) for x in (mask_embed, text_embed))
-        return scale * masks @ texts.T
+        masks, texts = at_least_float32(mask_embed), F.normalize(at_least_float32(text_embed), dim=-1)
+        return scale * (F.normalize(masks, dim=-1) if normalised else masks) @ texts.T
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -100,12 +105,18 @@ class TextProjection(nn.Module):
         embed_dim: width of the mask embeddings; None: the texts stay as they are.
         null_embed: initial embedding of the trainable no-object class, [1, text_dim] (CLIP's embedding of the
             empty text); None for the caption model, whose decoder has an object head.
+        cosine: of mask embeddings and texts; false: their dot product, with texts of unit length.
     """
 
     def __init__(
-        self, text_dim: int = 768, embed_dim: int | None = 256, null_embed: Tensor | None = None
+        self,
+        text_dim: int = 768,
+        embed_dim: int | None = 256,
+        null_embed: Tensor | None = None,
+        cosine: bool = True,
     ) -> None:
         super().__init__()
+        self.cosine = cosine
         self.proj = nn.Identity() if embed_dim is None else nn.Linear(text_dim, embed_dim)
         self.null_embed = None if null_embed is None else nn.Parameter(null_embed.detach().clone())
 
@@ -118,12 +129,12 @@ class TextProjection(nn.Module):
             mask_embed: [B, Q, embed_dim].
             text: [sum(counts), text_dim], CLIP embeddings of all names, class by class.
             counts: number of names of each class.
-            scale: factor of the cosine.
+            scale: factor of the similarities.
 
         Returns:
             [B, Q, K], or [B, Q, K + 1] with the no-object class last.
         """
-        logits = max_over_synonyms(cosine_logits(mask_embed, self.proj(text), scale), counts)
+        logits = max_over_synonyms(cosine_logits(mask_embed, self.proj(text), scale, self.cosine), counts)
         if self.null_embed is None:
             return logits
         return torch.cat([logits, cosine_logits(mask_embed, self.proj(self.null_embed), scale)], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -39,14 +40,21 @@ class ScaledEmbedding(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, GroupNorm with 32 groups, optional ReLU."""
+    """Convolution, GroupNorm with 32 groups (or as many as divide the width), optional ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 1, bias: bool = False, relu: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        bias: bool = False,
+        relu: bool = False,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
-        self.norm = nn.GroupNorm(32, out_channels)
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, bias=bias)
+        self.norm = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
         self.relu = relu
         nn.init.xavier_uniform_(self.conv.weight)
         if self.conv.bias is not None:

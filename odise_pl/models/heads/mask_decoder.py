@@ -24,8 +24,9 @@ class DecoderOutput(TensorStruct):
     """One prediction of all queries.
 
     Attributes:
-        mask_logits: [B, Q, H/4, W/4].
-        mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
+        mask_logits: [B, Q, H/4, W/4]; of dense heads [B, 0, h, w], the shape of their map.
+        mask_embed: [B, Q, D] in the space of the text embeddings, not normalised; of dense heads
+            [B, h * w, D], of the cells of the map.
         pooled: [B, Q, channels], each query plus the projected mean feature of its mask; MaskFormer's query.
         logit_scale: scalar, at most 100.
         object_logits: [B, Q, 2] (object, no object) of the caption model, else None.

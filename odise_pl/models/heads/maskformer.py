@@ -19,6 +19,30 @@ from odise_pl.models.ops.pooling import soft_mean
 from odise_pl.models.ops.position import sine_positions
 
 
+class TopDown(nn.Module):
+    """The way from the coarsest map of a pyramid s2..s5 to the finest (FPN, arXiv 1612.03144).
+
+    Args:
+        in_channels: widths of s2, s3, s4, s5.
+        channels: width of the result.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.top = ConvNorm(coarsest, channels, 3, relu=True)
+        self.laterals = nn.ModuleList(ConvNorm(width, channels) for width in reversed(finer))
+        self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, relu=True) for _ in finer)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """From s2, s3, s4, s5 to [B, channels, H/4, W/4]."""
+        *finer, coarsest = pyramid
+        x: Tensor = self.top(coarsest)
+        for one, lateral, smooth in zip(reversed(finer), self.laterals, self.smooth, strict=True):
+            x = smooth(lateral(one) + F.interpolate(x, one.shape[-2:]))
+        return x
+
+
 class FPN(nn.Module):
     """Converts the pyramid s2..s5 to :class:`PixelFeatures` with one level, of stride 32 (section 4.1).
 
@@ -37,11 +61,8 @@ class FPN(nn.Module):
         regions: bool = False,
     ) -> None:
         super().__init__()
-        *finer, coarsest = in_channels
-        self.level = nn.Conv2d(coarsest, channels, 1)
-        self.top = ConvNorm(coarsest, channels, 3, relu=True)
-        self.laterals = nn.ModuleList(ConvNorm(width, channels) for width in reversed(finer))
-        self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, relu=True) for _ in finer)
+        self.level = nn.Conv2d(in_channels[-1], channels, 1)
+        self.top_down = TopDown(in_channels, channels)
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
         self.region_features = nn.Conv2d(channels, channels, 1) if regions else None
         for conv in filter(None, (self.level, self.mask_features, self.region_features)):
@@ -51,12 +72,9 @@ class FPN(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> PixelFeatures:
         """Args: s2, s3, s4, s5, each [B, C, H/s, W/s] of its width C."""
-        *finer, coarsest = pyramid
-        x = self.top(coarsest)
-        for one, lateral, smooth in zip(reversed(finer), self.laterals, self.smooth, strict=True):
-            x = smooth(lateral(one) + F.interpolate(x, one.shape[-2:]))
+        x = self.top_down(pyramid)
         regions = None if self.region_features is None else self.region_features(x)
-        return PixelFeatures(self.mask_features(x), [self.level(coarsest)], regions)
+        return PixelFeatures(self.mask_features(x), [self.level(pyramid[-1])], regions)
 
 
 class QueryLayer(nn.TransformerDecoderLayer):

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from odise_pl.errors import SettingError, check_flag, check_number
+from odise_pl.models.heads.dense import ASPP, DENSE, DPT, DeepLab, PixelEmbedding
 from odise_pl.models.heads.mask_decoder import MaskDecoder
-from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder
+from odise_pl.models.heads.maskformer import FPN, MaskFormerDecoder, TopDown
 from odise_pl.models.heads.pixel_decoder import PixelDecoder
+
+AnyPixelDecoder = PixelDecoder | FPN | TopDown | DPT | ASPP | DeepLab
+AnyMaskDecoder = MaskDecoder | MaskFormerDecoder | PixelEmbedding
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,12 @@ class HeadSettings:
                 f"model.head.channels={self.channels} must be a multiple of 32 and of heads={self.heads}"
             )
 
-    def pixel_decoder(self, in_channels: Sequence[int]) -> PixelDecoder | FPN:
+    def pixel_decoder(self, in_channels: Sequence[int]) -> AnyPixelDecoder:
         """The pixel decoder for a pyramid of ``in_channels``."""
         sizes = (self.channels, self.mask_channels, self.pixel_feedforward, self.pixel_layers, self.heads)
         return PixelDecoder(in_channels, *sizes)
 
-    def mask_decoder(self, text_dim: int | None, object_head: bool) -> MaskDecoder | MaskFormerDecoder:
+    def mask_decoder(self, text_dim: int | None, object_head: bool) -> AnyMaskDecoder:
         """The mask decoder.
 
         Args:
@@ -105,3 +109,37 @@ class MaskFormerSettings(HeadSettings):
         """See :meth:`HeadSettings.mask_decoder`."""
         embedding = (self.embed_layers, self.logit_scale)
         return MaskFormerDecoder(*self._sizes(text_dim), self.dropout, *embedding, object_head)
+
+
+@dataclass(frozen=True)
+class DenseSettings(HeadSettings):
+    """Sizes of a head that names every pixel by itself, without masks.
+
+    Of the other heads' settings, only ``channels`` and ``embed_dim`` are used.
+
+    Attributes:
+        kind: ``fpn``, ``dpt`` (LSeg), ``aspp`` (DeepLabV2, SPNet) or ``deeplab`` (DeepLabV3+, ZS3Net).
+        logit_scale: fixed factor of the similarities, at most 100; None: it is trained.
+        cosine: compare with names by the cosine; false: by the dot product with names of unit length.
+    """
+
+    kind: str = "fpn"
+    logit_scale: float | None = 1 / 0.07
+    cosine: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in DENSE:
+            raise SettingError(f"model.head.kind={self.kind}: choose one of {', '.join(DENSE)}")
+        check_flag("model.head.cosine", self.cosine)
+        if self.logit_scale is not None:
+            check_number("model.head.logit_scale", self.logit_scale, 1, whole=False, most=100)
+
+    def pixel_decoder(self, in_channels: Sequence[int]) -> TopDown | DPT | ASPP | DeepLab:
+        """See :meth:`HeadSettings.pixel_decoder`."""
+        return DENSE[self.kind](in_channels, self.channels)
+
+    def mask_decoder(self, text_dim: int | None, object_head: bool) -> PixelEmbedding:
+        """See :meth:`HeadSettings.mask_decoder`."""
+        assert text_dim is not None  # build_odise allows labels only
+        return PixelEmbedding(self.channels, self.embed_dim or text_dim, self.logit_scale)

@@ -34,7 +34,7 @@ SIZES = {
     "dinov3_l": 303.1, "mae_h": 630.8, "moco_v3_l": 303.3, "mvit_h": 665.3, "radio_v3_l": 304.2,
     "radio_v4_h": 632.0, "resnet101": 42.5, "resnet101c": 42.52, "resnet50": 23.51, "siglip2_l": 304.1,
     "swin_h": 655.2, "swin_l": 195.2, "timm": 5.52, "toy_clip": 0.8509, "toy_dino": 0.8511,
-    "toy_mae": 0.8511, "toy_supervised_conv": 1.9, "toy_supervised_vit": 0.8511,
+    "toy_mae": 0.8511, "toy_supervised_conv": 1.9, "toy_supervised_vit": 0.8511, "vit_l16_384": 303.69,
 }  # fmt: skip
 
 

@@ -113,7 +113,11 @@ def test_regions_must_fit_the_kind_of_clip() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "name", "millions"),
-    [("convnext_l_320", "convnext_large_d_320", 351.8), ("vit_b16", "ViT-B-16-quickgelu", 149.6)],
+    [
+        ("convnext_l_320", "convnext_large_d_320", 351.8),
+        ("vit_b16", "ViT-B-16-quickgelu", 149.6),
+        ("vit_b32", "ViT-B-32-quickgelu", 151.3),
+    ],
 )
 def test_clips_have_the_shapes_of_open_clips(choice: str, name: str, millions: float) -> None:
     config = compose_config("train", ["run_dir=.", f"clip={choice}"]).clip.architecture
