@@ -50,11 +50,11 @@ def group_norm(x: Tensor, channels: int = 64) -> Tensor:
 def test_fpn_equals_formula() -> None:
     torch.manual_seed(1)
     model, (s2, s3, s4, s5) = FPN(WIDTHS, 64, 48), pyramid()
-    x = group_norm(F.conv2d(s5, model.top.conv.weight, padding=1)).relu()
+    x = group_norm(F.conv2d(s5, model.top_down.top.conv.weight, padding=1)).relu()
     for i, level in enumerate((s4, s3, s2)):
-        lateral = group_norm(F.conv2d(level, model.laterals[i].conv.weight))
+        lateral = group_norm(F.conv2d(level, model.top_down.laterals[i].conv.weight))
         doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        x = group_norm(F.conv2d(lateral + doubled, model.smooth[i].conv.weight, padding=1)).relu()
+        x = group_norm(F.conv2d(lateral + doubled, model.top_down.smooth[i].conv.weight, padding=1)).relu()
     found = model([s2, s3, s4, s5])
     expected = F.conv2d(x, model.mask_features.weight, model.mask_features.bias)
     torch.testing.assert_close(found.mask_features, expected, rtol=1e-4, atol=1e-5)
