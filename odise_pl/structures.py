@@ -213,6 +213,7 @@ class MaskPredictions(TensorStruct):
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised.
         logit_scale: scalar factor of cosine similarities.
         clip_logits: [B, Q, K] of a CLIP that is trained, for the last decoder output; else None.
+        generated: [K, samples, D], features like ``mask_embed`` of each class; None without a generator.
     """
 
     class_logits: Tensor
@@ -220,6 +221,7 @@ class MaskPredictions(TensorStruct):
     mask_embed: Tensor
     logit_scale: Tensor
     clip_logits: Tensor | None = None
+    generated: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ TARGETS = frozenset(
         "odise_pl.models.build.ClipFeatureSettings",
         "odise_pl.models.build.ClipSettings",
         "odise_pl.models.build.RefinementSettings",
+        "odise_pl.models.build.GeneratorSettings",
         *(
             f"odise_pl.models.build.{kind}_captioner"
             for kind in ("implicit", "empty", "heuristic", "blip", "none")

@@ -216,8 +216,8 @@ def _region_loss(logits: Tensor, targets: Sequence[Targets], matches: Sequence[M
 def _select(output: MaskPredictions, images: Sequence[int]) -> MaskPredictions:
     kept = list(images)
     clip_logits = None if output.clip_logits is None else output.clip_logits[kept]
-    classes, masks = output.class_logits[kept], output.mask_logits[kept]
-    return replace(output, class_logits=classes, mask_logits=masks, clip_logits=clip_logits)
+    of_images = {name: getattr(output, name)[kept] for name in ("class_logits", "mask_logits", "mask_embed")}
+    return replace(output, **of_images, clip_logits=clip_logits)
 
 
 def _constant(output: MaskPredictions, value: float) -> MaskLosses:

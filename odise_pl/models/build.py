@@ -23,6 +23,7 @@ from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
+from odise_pl.models.classifiers.generator import GeneratorSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.classifiers.word_vectors import WordVectors
@@ -37,6 +38,7 @@ __all__ = [
     "ClipFeatureSettings",
     "ClipSettings",
     "DenseSettings",
+    "GeneratorSettings",
     "HeadSettings",
     "JointSettings",
     "MaskFormerSettings",
@@ -89,6 +91,7 @@ def build_odise(
     mapped: bool = False,
     method: str = "",
     refinement: RefinementSettings | None = None,
+    generator: GeneratorSettings | None = None,
 ) -> Odise:
     """The network with its frozen weights loaded and untrained trainable weights.
 
@@ -102,6 +105,8 @@ def build_odise(
         mapped: leave the frozen weights of the image networks in memory-mapped files until
             ``distributed.sharding.place`` decides which of them this process loads.
         refinement: of masks by CLIP, for supervision by ``mask``; None: masks stay as they are decoded.
+        generator: of features, to which classifiers of pixels are fitted; None: pixels are compared with
+            names.
 
     Raises:
         WeightsError: frozen weights are missing or do not fit.
@@ -117,6 +122,8 @@ def build_odise(
     dense = isinstance(head, DenseSettings)
     if dense and supervision != "label":
         raise SettingError(f"model.supervision={supervision}: DenseSettings of model.head need label")
+    if generator is not None and not dense:
+        raise SettingError("model.generator: only DenseSettings of model.head have features of pixels")
     words = WordVectors(classifier.word_vectors) if classifier.word_vectors else None
     if words is not None and not dense:
         raise SettingError("fusion.word_vectors: only DenseSettings of model.head compare pixels with them")
@@ -139,6 +146,7 @@ def build_odise(
         nameless or supervision == "words",
         None if refinement is None else refinement.build(frozen_clip),
         words,
+        None if generator is None else generator.build(text_dim, head.channels),
     )
     network.mapped = mapped
     return network

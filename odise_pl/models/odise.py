@@ -21,6 +21,7 @@ from odise_pl.models.classifiers.fusion import (
     adjust_no_object,
     with_no_object,
 )
+from odise_pl.models.classifiers.generator import FeatureGenerator, classify_features, fit_classifier
 from odise_pl.models.classifiers.refinement import MaskRefinement
 from odise_pl.models.classifiers.regions import REGIONS, Regions
 from odise_pl.models.classifiers.text import (
@@ -64,6 +65,8 @@ class Odise(nn.Module):
             only CLIP names them.
         refinement: of class-agnostic masks, which then stay as they are in training (MaskCLIP).
         words: embed names for the head in place of CLIP.
+        generator: makes features of names, to which the classifier of a vocabulary is fitted; a dense network
+            then stays as it is in training (ZS3Net).
 
     Attributes:
         dense: whether every pixel is named by itself, without masks.
@@ -87,6 +90,7 @@ class Odise(nn.Module):
         class_agnostic: bool = False,
         refinement: MaskRefinement | None = None,
         words: WordVectors | None = None,
+        generator: FeatureGenerator | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -96,6 +100,7 @@ class Odise(nn.Module):
         self.class_agnostic, self.refinement = class_agnostic, refinement
         self.nameless = mask_decoder.embedding is None
         self.dense, self.words = isinstance(mask_decoder, PixelEmbedding), words
+        self.generator = generator
         self._check_mode()
         self.mapped = False
         self._texts = TextCache(self._encode_words)
@@ -116,6 +121,11 @@ class Odise(nn.Module):
     def measures(self) -> tuple[str, ...]:
         """What evaluations measure: dense methods cannot tell things of a class apart."""
         return ("semantic",) if self.dense else MEASURES
+
+    @property
+    def learns_names(self) -> bool:
+        """Whether training changes how a vocabulary is prepared."""
+        return self.clip.prompt is not None or self.generator is not None
 
     @property
     def learns_classes(self) -> bool:
@@ -153,6 +163,8 @@ class Odise(nn.Module):
             images, captions: see :meth:`decode`.
             classes: the training classes; the caption model ignores them.
         """
+        if self.generator is not None:
+            return [self._features_of_cells(self.generator, images, captions, classes)]
         outputs = self.decode(images, captions)
         # a learned prompt learns from CLIP's scores only
         names = replace(classes, embeddings=classes.embeddings.detach())
@@ -162,6 +174,17 @@ class Odise(nn.Module):
             clip_logits = self._clip_class_logits(outputs[-1], images, sizes, classes)
             predictions[-1] = replace(predictions[-1], clip_logits=clip_logits)
         return predictions
+
+    def _features_of_cells(
+        self, generator: FeatureGenerator, images: Tensor, captions: Captions, classes: TextClasses
+    ) -> MaskPredictions:
+        """Features of cells, and generated ones of each class, to be alike."""
+        with torch.no_grad():
+            (output,) = self.decode(images, captions)
+        nothing = output.pooled[:, :, :1]
+        made = generator.of_classes(classes)
+        masks = (output.mask_logits, output.pooled, output.logit_scale)
+        return MaskPredictions(nothing, *masks, generated=made)
 
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits
@@ -217,6 +240,9 @@ class Odise(nn.Module):
         """Embed a vocabulary for :meth:`predict`; classes that share a name with ``training`` are seen."""
         seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
         settings, mask_text = self.classifier, self.encode_names(vocabulary)
+        if self.generator is not None:
+            fitted = fit_classifier(self.generator, mask_text)
+            mask_text = TextClasses(fitted, (1,) * len(vocabulary))
         same = settings.clip_prompt == settings.mask_prompt
         share = torch.where(seen, settings.seen_share, settings.unseen_share)
         device = self.clip.mean.device
@@ -252,7 +278,11 @@ class Odise(nn.Module):
         canvas = (images.shape[2], images.shape[3])
         if self.dense:
             self._check_mode()  # a copy may have other settings
-            cells = self._mask_class_logits(output, classes.mask_text)
+            cells = (
+                self._mask_class_logits(output, classes.mask_text)
+                if self.generator is None
+                else classify_features(output.pooled, classes.mask_text.embeddings)
+            )
             maps = cells.float().mT.unflatten(2, output.mask_logits.shape[-2:])
             return [
                 predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)

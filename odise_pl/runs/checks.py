@@ -28,6 +28,9 @@ from odise_pl.vocabulary import load_vocabulary
 
 _LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
 
+# parts of the network that learn beside what a first stage has learned, and the preset of that
+SECOND_STAGES = {"refinement": "maskclip_proposals", "generator": "zs3net_seen"}
+
 # settings of one of two backbones that are not read
 _SHARED = re.compile(r"\+*backbone\.(first|second)(?=\.(window|window_batch|channels)=)")
 
@@ -111,11 +114,9 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
     yield from _bad_supervision(config)
-    if config.model.get("refinement") and config.init_from is None and config.ckpt is None:
-        yield (
-            "model.refinement refines masks of a trained network: add init_from=RUN, a run of "
-            "method=maskclip_proposals"
-        )
+    for part, first in SECOND_STAGES.items():
+        if config.model.get(part) and config.init_from is None and config.ckpt is None:
+            yield f"model.{part} needs a trained network: add init_from=RUN, a run of method={first}"
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
 
@@ -138,8 +139,11 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
         way_out = "choose model=odise_caption" if grounded else "set grounding=null"
         yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
     dense = str(config.model.head.get("_target_")).endswith(".DenseSettings")
-    if dense != config.criterion._target_.endswith(".PixelCriterion"):
-        yield "criterion._target_: PixelCriterion and DenseSettings of model.head need each other"
+    wanted = "FeatureCriterion" if config.model.get("generator") else "PixelCriterion" if dense else None
+    given = config.criterion._target_.rpartition(".")[2]
+    if given != wanted and {given, wanted} & {"FeatureCriterion", "PixelCriterion"}:
+        fitting = wanted or "SetCriterion"
+        yield f"criterion._target_={given}: {fitting} fits model.head and model.generator"
     if config.criterion._target_.endswith(".BestMaskCriterion") and supervision not in ("words", "mask"):
         yield f"criterion._target_: BestMaskCriterion learns no classes, which {supervision} needs"
 

@@ -203,8 +203,8 @@ class OdiseModule(lightning.LightningModule):
     # Evaluation
 
     def on_validation_start(self) -> None:
-        """A learned prompt changes names."""
-        for predictor in self._predictors if self.model.clip.prompt is not None else ():
+        """Prepare vocabularies anew if that has been trained."""
+        for predictor in self._predictors if self.model.learns_names else ():
             predictor.forget()
 
     def validation_step(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
-from odise_pl.runs.checks import check_training
+from odise_pl.runs.checks import SECOND_STAGES, check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_lightning
 from odise_pl.runs.finished import read_objective
@@ -132,8 +132,9 @@ def _module(
 
     model = network.build(config.paths, mapped=True)
     if config.init_from is not None and not resume:
-        # a second stage learns to refine the masks of the first
-        load_weights(model, checkpoint_path(config.init_from, config.run_dir), new_part="refinement")
+        # a second stage learns what the first does not have
+        new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
+        load_weights(model, checkpoint_path(config.init_from, config.run_dir), new)
     return OdiseModule(
         model,
         instantiate(config.criterion),

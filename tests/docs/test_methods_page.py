@@ -48,7 +48,9 @@ PUBLISHED = {
     "lseg_plus": {"model.head.kind": "fpn", "criterion._target_": "odise_pl.losses.pixels.PixelCriterion"},
     "spnet": {"model.head.kind": "aspp", "model.head.cosine": False, "model.inference.seen_penalty": 0.4,
               "optimizer.lr": 2.5e-4, "optimizer.weight_decay": 5e-4, "backbone.options.output_stride": 8},
-    "spnet_clip_text": {"fusion.word_vectors": [], "model.head.kind": "aspp"},
+    "zs3net_seen": {"model.head.kind": "deeplab", "optimizer.lr": 7e-3, "backbone.options.output_stride": 16},
+    "zs3net": {"model.generator.hidden": 256, "model.generator.noise": 300, "model.generator.samples": 128,
+               "optimizer.algorithm": "adamw", "optimizer.lr": 2e-4, "optimizer.lr_scale": None},
 }  # fmt: skip
 
 

@@ -7,7 +7,13 @@ from torch.nn import functional as F
 
 from odise_pl.losses.criterion import LossWeights
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.losses.pixels import IGNORED, PixelCriterion, label_map
+from odise_pl.losses.pixels import (
+    IGNORED,
+    FeatureCriterion,
+    PixelCriterion,
+    feature_distance,
+    label_map,
+)
 from odise_pl.structures import MaskPredictions, Targets
 
 SIZE, CELLS, CLASSES = (12, 16), (3, 4), 5
@@ -62,3 +68,35 @@ def test_images_without_labels_do_not_count() -> None:
     none.classification.backward()
     assert none.classification == 0
     assert (output.class_logits.grad == 0).all()
+
+
+def test_distance_of_features_equals_double_sum() -> None:
+    random = torch.Generator().manual_seed(0)
+    real, made = torch.randn(4, 3, generator=random), 2 * torch.randn(4, 3, generator=random)
+    points = [(-0.25, x) for x in real] + [(0.25, x) for x in made]
+    total = sum(
+        a * b * torch.exp(-(u - v).square().sum() / (2 * s))
+        for s in (2, 5, 10, 20, 40, 80)
+        for a, u in points
+        for b, v in points
+    )
+    torch.testing.assert_close(feature_distance(real, made), total.sqrt())
+    assert feature_distance(real, real) < 1e-3
+
+
+def test_generated_features_are_compared_with_those_of_their_class() -> None:
+    """Features of a cell are its class, so that only drawing and labels decide what is compared."""
+    output, given = predictions(), targets()
+    labels = label_map(given[0])[::4, ::4].flatten()  # the nearest pixel of each cell
+    features = torch.zeros(2, 12, 2)
+    features[0, :, 0] = labels.float()
+    made = torch.stack([torch.full((6, 2), float(k)) for k in range(CLASSES)]).requires_grad_()
+    output = replace(output, mask_embed=features, generated=made)
+    (loss,) = FeatureCriterion(criterion().matcher, LossWeights(classification=2.0))(
+        [output], given, torch.rand, [1, 2]
+    )
+    expected = [feature_distance(torch.tensor([[k, 0.0]]).expand(6, 2), made[k]) for k in (1, 4)]
+    torch.testing.assert_close(loss.classification, 2 * torch.stack(expected).mean())
+    loss.classification.backward()
+    assert made.grad is not None
+    assert made.grad.abs().sum((1, 2)).gt(0).tolist() == [False, True, False, False, True]

@@ -34,7 +34,7 @@ PARTS = {
     "zegformer": [*RESNET, "clip=tiny"],
     "lseg": [*VIT, "clip=tiny", *DENSE],
     "lseg_plus": [*RESNET, *DENSE],
-    "spnet_clip_text": [*RESNET, *DENSE],
+    "spnet": [*RESNET, *DENSE, "fusion.word_vectors=[]"],
 }
 
 # what a preset trains besides the heads
@@ -46,7 +46,7 @@ ALSO_TRAINED = {
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip", "spnet"}
+    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip", "zs3net", "zs3net_seen"}
 
 
 SLOW = (
@@ -56,7 +56,7 @@ SLOW = (
     "openseg",
     "zegformer",
     "lseg_plus",
-    "spnet_clip_text",
+    "spnet",
 )  # whose parts other presets have, too
 
 
@@ -90,7 +90,7 @@ def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path:
     numbers = np.random.default_rng(0).normal(size=(len(words), 6))
     lines = [f"{word} {' '.join(map(str, row))}\n" for word, row in zip(words, numbers, strict=True)]
     (tmp_path / "words.vec").write_text("".join(lines))
-    vectors = ["method=spnet", *PARTS["spnet_clip_text"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
+    vectors = ["method=spnet", *PARTS["spnet"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
     run_through(vectors, scene_shards, tmp_path)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["model.mask_decoder.embedding.weight"].shape == (6, 64, 1, 1)
@@ -111,3 +111,21 @@ def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Pat
     added = new.keys() - old.keys()
     assert added == {name for name in new if name.startswith("model.refinement.blocks.")} != set()
     assert not [n for n in old if n.startswith(("model.text_projection", "model.mask_decoder.embedding"))]
+
+
+def test_second_stage_of_zs3net_keeps_the_network_of_the_first(scene_shards: Path, tmp_path: Path) -> None:
+    first, small = tmp_path / "first", [*PARTS["spnet"], "model.head.channels=32"]
+    sets = [f"data.train={scene_shards}", f"data.val={scene_shards}"]
+    train(
+        composed("train", first, ["method=zs3net_seen", *SMALL, *QUICK, *small, *sets, "trainer.max_steps=1"])
+    )
+    with pytest.raises(SettingError, match="method=zs3net_seen"):
+        check_training(composed("train", tmp_path / "x", ["method=zs3net", *SMALL, *small, *sets]))
+    run_through(["method=zs3net", *small, f"init_from={first}"], scene_shards, tmp_path)
+    old, new = (
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+        for folder in (first, tmp_path / "run")
+    )
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    added = new.keys() - old.keys()
+    assert added == {name for name in new if name.startswith("model.generator.")} != set()

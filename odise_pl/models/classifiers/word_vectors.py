@@ -71,7 +71,9 @@ def _lines(file: Path) -> Iterable[tuple[str, str]]:
 def _width(file: Path) -> int:
     """Numbers of a vector, from the first two lines."""
     if not file.is_file():
-        raise WeightsError(f"fusion.word_vectors: {file} does not exist")
+        raise WeightsError(
+            f"fusion.word_vectors: {file} does not exist; give text files, or [] for CLIP's texts"
+        )
     counts = [len(numbers.split()) for (_, numbers), _ in zip(_lines(file), range(2), strict=False)]
     if not counts or counts[-1] < 2:
         raise WeightsError(f"{file} has no vectors: each line needs a word and its numbers (fastText's .vec)")

@@ -84,7 +84,7 @@ class DeepLab(nn.Module):
             ConvNorm(coarsest, channels, kernel, relu=True, dilation=rate)
             for kernel, rate in ((1, 1), (3, 6), (3, 12), (3, 18))
         )
-        self.image = ConvNorm(coarsest, channels, relu=True)
+        self.image = nn.Conv2d(coarsest, channels, 1)  # a norm of one cell would erase it
         self.join = nn.Sequential(ConvNorm(5 * channels, channels, relu=True), nn.Dropout(0.5))
         self.low = ConvNorm(finest, low, relu=True)
         widths = (channels + low, channels)
@@ -92,7 +92,7 @@ class DeepLab(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         fine, coarse = pyramid[0], pyramid[-1]
-        image = self.image(coarse.mean((2, 3), keepdim=True)).expand(-1, -1, *coarse.shape[-2:])
+        image = self.image(coarse.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *coarse.shape[-2:])
         x = self.join(torch.cat([*(branch(coarse) for branch in self.branches), image], dim=1))
         x = F.interpolate(x, fine.shape[-2:], mode="bilinear", align_corners=False)
         decoded: Tensor = self.decoder(torch.cat([x, self.low(fine)], dim=1))
@@ -125,7 +125,6 @@ class PixelEmbedding(ScaledEmbedding):
         self.log_scale = nn.Parameter(start, requires_grad=logit_scale is None)
 
     def forward(self, features: Tensor) -> list[DecoderOutput]:
-        """One output for a map [B, channels, h, w]: embeddings [B, h * w, D] of its cells, and no masks."""
+        """One output for a map [B, channels, h, w], without masks: its cells and their embeddings."""
         maps = self.embedding(features)
-        cells = maps.flatten(2).mT
-        return [DecoderOutput(maps[:, :0], cells, cells, self.scale)]
+        return [DecoderOutput(maps[:, :0], maps.flatten(2).mT, features.flatten(2).mT, self.scale)]

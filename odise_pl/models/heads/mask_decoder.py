@@ -27,7 +27,8 @@ class DecoderOutput(TensorStruct):
         mask_logits: [B, Q, H/4, W/4]; of dense heads [B, 0, h, w], the shape of their map.
         mask_embed: [B, Q, D] in the space of the text embeddings, not normalised; of dense heads
             [B, h * w, D], of the cells of the map.
-        pooled: [B, Q, channels], each query plus the projected mean feature of its mask; MaskFormer's query.
+        pooled: [B, Q, channels], each query plus the projected mean feature of its mask; MaskFormer's query;
+            of dense heads [B, h * w, channels], the map.
         logit_scale: scalar, at most 100.
         object_logits: [B, Q, 2] (object, no object) of the caption model, else None.
         clip_map: [B, C, H/32, W/32], last map of a convolutional CLIP that is also the backbone, else None.

@@ -87,7 +87,8 @@ def test_deeplab_joins_branches_and_the_finest_map() -> None:
     fine, coarse = levels[0], levels[-1]
     joined = [conv(coarse, part, rate) for part, rate in zip(head.branches, (0, 6, 12, 18), strict=True)]
     mean = torch.stack([coarse[:, :, y, x] for y in range(2) for x in range(3)]).mean(0)[:, :, None, None]
-    joined.append(conv(mean, head.image).expand_as(joined[0]))
+    image = F.conv2d(mean, head.image.weight, head.image.bias).clamp(min=0)
+    joined.append(image.expand_as(joined[0]))
     x = conv(torch.cat(joined, 1), head.join[0])
     x = torch.cat([F.interpolate(x, fine.shape[-2:], mode="bilinear"), conv(fine, head.low)], 1)
     for part in head.decoder:
