@@ -79,6 +79,13 @@ _BUDGET = [
 _BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=500"]
 _RESNET = "backbone=toy_supervised_conv"
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
+_TEXTS = "fusion.word_vectors=[]"
+# rates of AdamW, which all have, in place of those of SGD
+_DENSE = (
+    "optimizer=adamw",
+    "optimizer.power=0.9",
+    "++optimizer.lr_scale={backbone.features: 0.1, pixel_decoder: 1, mask_decoder: 1}",
+)
 METHODS = {
     "odise_label": ("experiment=toy",),
     "odise_caption": ("experiment=toy_caption",),
@@ -91,7 +98,13 @@ METHODS = {
     "zegformer": ("experiment=toy", _RESNET, "clip=toy"),
     "openseg": ("experiment=toy_caption", _RESNET),
     "mask2former": ("experiment=toy", _RESNET),
+    "lseg": ("experiment=toy", "backbone=toy_clip", "clip=toy", *_DENSE),
+    "lseg_plus": ("experiment=toy", _RESNET, *_DENSE),
+    "spnet_clip_text": ("experiment=toy", _RESNET, *_DENSE, _TEXTS, "model.method=spnet_clip_text"),
+    "zs3net_seen": ("experiment=toy", _RESNET, *_DENSE, _TEXTS),
+    "zs3net": ("experiment=toy", _RESNET, _TEXTS),
 }
+_FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net": "zs3net_seen"}
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either;
 # classifiers are evaluated on caption.
 TABLES = {
@@ -123,8 +136,10 @@ def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]
             if folders & {name, name.partition("/")[0]}:
                 yield [*_train(name, seed), *settings]
         for name, settings in METHODS.items() if "method" in tables else ():
-            own = [] if name.startswith("odise") else [f"method={name.removesuffix('_caption')}"]
-            own += [f"init_from={_folder('method/maskclip_proposals', seed)}"] if name == "maskclip" else []
+            preset = name.removesuffix("_caption").removesuffix("_clip_text")
+            own = [] if name.startswith("odise") else [f"method={preset}"]
+            if name in _FIRST_STAGES:
+                own += [f"init_from={_folder(f'method/{_FIRST_STAGES[name]}', seed)}"]
             yield [*_train(f"method/{name}", seed), *own, *settings, *_BUDGET]
         if "classifier" in tables:
             run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={_folder('caption', seed)}"
