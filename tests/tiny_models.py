@@ -23,6 +23,8 @@ from odise_pl.models.build import (
     BackboneSettings,
     ClipFeatureSettings,
     ClipSettings,
+    DenseSettings,
+    GeneratorSettings,
     HeadSettings,
     RefinementSettings,
     TimmSettings,
@@ -185,6 +187,20 @@ def fc_clip(regions: str = "pooled") -> Odise:
         InferenceSettings(),
     )
     return model.eval()
+
+
+def dense(kind: str = "fpn", generator: GeneratorSettings | None = None, **head: Any) -> Odise:
+    """A new network that names every pixel by itself."""
+    torch.manual_seed(3)
+    return build_odise(
+        ClipFeatureSettings(window="whole", channels=None),
+        ClipSettings(architecture=CONV_CLIP),
+        None,
+        DenseSettings(channels=64, embed_dim=None, kind=kind, **head),
+        ClassifierSettings(mode="diffusion", regions="pooled"),
+        InferenceSettings(),
+        generator=generator,
+    )
 
 
 def vocabulary(*labels: tuple[str, ...], things: int = 1) -> Vocabulary:

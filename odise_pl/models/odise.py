@@ -179,6 +179,7 @@ class Odise(nn.Module):
         self, generator: FeatureGenerator, images: Tensor, captions: Captions, classes: TextClasses
     ) -> MaskPredictions:
         """Features of cells, and generated ones of each class, to be alike."""
+        self.pixel_decoder.eval()  # without dropout, as in evaluation
         with torch.no_grad():
             (output,) = self.decode(images, captions)
         nothing = output.pooled[:, :, :1]
