@@ -151,6 +151,10 @@ class Vocabulary:
         known = set().union(*(category._compared() for category in training.categories))
         return tuple(not known.isdisjoint(category._compared()) for category in self.categories)
 
+    def select(self, indices: Sequence[int]) -> Vocabulary:
+        """The classes at these indices."""
+        return replace(self, categories=tuple(self.categories[index] for index in indices))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads."""
         return {"name": self.name, "categories": [category.to_json() for category in self.categories]}
@@ -352,6 +356,26 @@ def rename(vocabulary: Vocabulary, source: Any) -> Vocabulary:
         for own, other in pairs
     )
     return Vocabulary(new.name, tuple(renamed))
+
+
+def seen_classes(vocabulary: Vocabulary, unseen: Any) -> tuple[int, ...]:
+    """The indices of the classes that share no name with those of a zero-shot split.
+
+    Args:
+        vocabulary: of the labels.
+        unseen: anything that :func:`load_vocabulary` reads.
+
+    Raises:
+        VocabularyError: a class of ``unseen`` is not in the vocabulary, or all classes are unseen.
+    """
+    removed = load_vocabulary(unseen, one_word=True)
+    found = zip(removed.names, removed.overlap(vocabulary), strict=True)
+    if unknown := [name for name, known in found if not known]:
+        raise VocabularyError(f"vocabulary '{vocabulary.name}' has no class {', '.join(unknown)}")
+    kept = tuple(i for i, flag in enumerate(vocabulary.overlap(removed)) if not flag)
+    if not kept:
+        raise VocabularyError(f"vocabulary '{vocabulary.name}' has no other classes")
+    return kept
 
 
 def _check_order(own: Vocabulary, new: Vocabulary) -> None:

@@ -17,9 +17,11 @@ PACKAGED = {  # classes, things
     "ade20k_847": (847, 0),
     "cityscapes_19": (19, 8),
     "coco_panoptic": (133, 80),
+    "coco_stuff_171": (171, 80),
     "lvis_1203": (1203, 1203),
     "pascal_context_459": (459, 0),
     "pascal_context_59": (59, 0),
+    "pascal_voc_20": (20, 0),
     "pascal_voc_21": (21, 0),
 }
 

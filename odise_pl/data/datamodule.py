@@ -16,7 +16,7 @@ from odise_pl.data.sample_order import EvalPlan, TrainPlan, limit_sizes
 from odise_pl.data.stream import EvalStream, TrainStream
 from odise_pl.data.transforms import ColorJitter, EvalResize, LargeScaleJitter, Transform
 from odise_pl.errors import SettingError, check_number
-from odise_pl.vocabulary import Vocabulary, rename
+from odise_pl.vocabulary import Vocabulary, rename, seen_classes
 
 _log = logging.getLogger(__name__)
 AUGMENTATIONS = ("lsj", "none")
@@ -52,6 +52,8 @@ class PanopticDataModule(LightningDataModule):
         words: number of noun phrases from a caption of each training image, for the caption model.
         timeout: seconds to wait for a batch.
         color_jitter: largest relative change of brightness, contrast and saturation in training.
+        unseen: classes of a zero-shot split, anything that ``load_vocabulary`` reads. In training, pixels of
+            classes that share a name with them are void. None: all classes are trained.
 
     Raises:
         SettingError: an option is invalid.
@@ -77,6 +79,7 @@ class PanopticDataModule(LightningDataModule):
         words: int = 0,
         timeout: float = 600,
         color_jitter: float = 0.0,
+        unseen: Any = None,
     ) -> None:
         super().__init__()
         if augment not in AUGMENTATIONS:
@@ -99,7 +102,7 @@ class PanopticDataModule(LightningDataModule):
         self.batch_size = 1 if isinstance(batch_size, str) else batch_size
         self.eval_batch_size = eval_batch_size
         self.seed, self.shuffle_buffer, self.epoch_length = seed, shuffle_buffer, epoch_length
-        self.limit_samples, self.words = limit_samples, words
+        self.limit_samples, self.words, self.unseen = limit_samples, words, unseen
         self.resize = EvalResize(eval_short_side, eval_long_side)
         jitter = LargeScaleJitter(image_size, (float(low), float(high)))
         self.transform: Transform = jitter if augment == "lsj" else self.resize
@@ -149,6 +152,19 @@ class PanopticDataModule(LightningDataModule):
         """
         return rename(self.vocabulary(name), names.get(name) if isinstance(names, Mapping) else names)
 
+    def seen_vocabulary(self, name: str = "train", names: Any = None) -> Vocabulary:
+        """The classes of a set without ``unseen``, optionally renamed as by :meth:`eval_vocabulary`.
+
+        Raises:
+            VocabularyError: as there, and from :func:`~odise_pl.vocabulary.seen_classes`.
+        """
+        vocabulary, seen = self.eval_vocabulary(name, names), self._seen(name)
+        return vocabulary if seen is None else vocabulary.select(seen)
+
+    def _seen(self, name: str) -> tuple[int, ...] | None:
+        """Indices of the seen classes of a set; None without a split."""
+        return None if self.unseen is None else seen_classes(self.vocabulary(name), self.unseen)
+
     def measures(self, name: str) -> tuple[str, ...]:
         """What can be measured on an evaluation set."""
         return self.shards(name).manifest.measures
@@ -167,8 +183,10 @@ class PanopticDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """The training batches of this device."""
         plan, urls, isthing = self.train_plan(), self.shards("train").urls, self.vocabulary().isthing
-        rank = self._rank()[0]
-        make = partial(TrainStream, urls, plan, self.transform, rank, words=self.words, isthing=isthing)
+        rank, seen = self._rank()[0], self._seen("train")
+        make = partial(
+            TrainStream, urls, plan, self.transform, rank, words=self.words, isthing=isthing, classes=seen
+        )
         return TrainLoader(make, plan.batches, self._source, self._finished_batches if self.trainer else None)
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:

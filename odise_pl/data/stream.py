@@ -17,7 +17,7 @@ from odise_pl.data.noun_phrases import draw_words
 from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
-from odise_pl.data.transforms import EvalResize, Transform, make_targets, number_segments
+from odise_pl.data.transforms import EvalResize, Transform, keep_classes, make_targets, number_segments
 from odise_pl.structures import Batch, PanopticSegmentation, Sample, SampleInfo, Targets, TrueInstances, Truth
 
 # Keys of independent random streams, also independent of those of the plan.
@@ -48,6 +48,7 @@ class TrainStream(IterableDataset[Batch]):
         first: batches to skip.
         words: number of noun phrases drawn from a random caption of each image.
         isthing: one flag per class, see :func:`~odise_pl.data.decoding.decode`.
+        classes: of the targets, as classes of the set; None: all.
     """
 
     urls: tuple[str, ...]
@@ -58,6 +59,7 @@ class TrainStream(IterableDataset[Batch]):
     first: int = 0
     words: int = 0
     isthing: Sequence[bool] | None = None
+    classes: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         number, workers = worker_position()
@@ -101,6 +103,8 @@ class TrainStream(IterableDataset[Batch]):
     def _sample(self, decoded: DecodedSample, index: int, place: int) -> Sample:
         augmentation = self._random(_AUGMENTATION, index, place)
         ids, segments = number_segments(decoded.ids, decoded.segments)
+        if self.classes is not None:
+            segments = keep_classes(segments, self.classes)
         image, ids = self.transform(decoded.image, ids, augmentation)
         words = draw_words(decoded.captions, self.words, self._random(_WORDS, index, place))
         return _sample(decoded, image, make_targets(ids, segments), words=words)

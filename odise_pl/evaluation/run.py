@@ -136,7 +136,8 @@ def score_predictions(config: DictConfig) -> Scores:
         predictor = FolderPredictor(root / name if nested else root, data.vocabulary(name))
         measures = predictor.measures(data.measures(name))
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
-        benchmarks.append(Benchmark(name, data, classes, predictor, measures, training))
+        seen = data.seen_vocabulary(name) if training is None and data.unseen is not None else training
+        benchmarks.append(Benchmark(name, data, classes, predictor, measures, seen))
         fingerprints.append(predictor.fingerprint())
     settings = _settings(config, predictions=fingerprints)
     folder = evaluation_folder(Path(config.run_dir), ["predictions", root.resolve().name], settings)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from odise_pl.metrics.panoptic_quality import PanopticQualityResult, count_match
 from odise_pl.structures import Prediction, Truth
 from odise_pl.vocabulary import MEASURES
 
-GROUPS = ("base", "novel")
+GROUPS = ("base", "novel", "harmonic")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class EvaluationResult:
     def scalars(self) -> dict[str, float]:
         """The measured headline numbers as fractions, by their names in logs.
 
-        The means of :meth:`groups` have the suffixes ``_base`` and ``_novel``.
+        The means of :meth:`groups` have the suffixes ``_base``, ``_novel`` and ``_harmonic``.
         """
         values: dict[str, float] = {}
         if self.panoptic is not None:
@@ -69,12 +70,15 @@ class EvaluationResult:
     def groups(self) -> dict[str, dict[str, float]]:
         """``pq``, ``map`` and ``miou`` of base classes (seen in training) and novel classes.
 
+        The third group is the harmonic mean of both, 2 S U / (S + U); of ``miou`` it is known as hIoU.
         Empty if all classes were seen, or none, or if that is unknown.
         """
         if self.seen is None or all(self.seen) or not any(self.seen):
             return {}
         seen = torch.tensor(self.seen)
-        return {group: self._means(chosen) for group, chosen in zip(GROUPS, (seen, ~seen), strict=True)}
+        base, novel = self._means(seen), self._means(~seen)
+        both = {name: harmonic_mean((base[name], novel[name])) for name in base if name in novel}
+        return dict(zip(GROUPS, (base, novel, both), strict=True))
 
     def _means(self, chosen: Tensor) -> dict[str, float]:
         columns = {

@@ -83,7 +83,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def result_table(results: Sequence[Summary], published: Published | None = None) -> Table:
-    """Scores in percent: a row for each data set, and rows for its base and novel classes if it has both.
+    """Scores in percent: a row for each data set, and rows for its base and novel classes and their
+    harmonic mean if it has both.
 
     Args:
         results: from :func:`~odise_pl.metrics.report.as_dict`.
@@ -124,6 +125,7 @@ def _notes(results: Sequence[Summary]) -> list[str]:
     ]
     if any(r["groups"] for r in results):
         notes.append("Base classes share a name with a training class; novel classes do not.")
+        notes.append("Harmonic: 2 S U / (S + U) of base and novel; of mIoU, it is hIoU.")
     rules = dict.fromkeys(r["instances"]["note"] for r in results if r["instances"])
     return ["In percent.", *notes, *_miou_rule(results), *rules]
 

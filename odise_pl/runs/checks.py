@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.manifest import open_shard_set, parse_eval_sets
+from odise_pl.data.records import DataError
 from odise_pl.errors import SettingError, UserError, check_number
 from odise_pl.files import is_path
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.resume import checkpoint_path
-from odise_pl.vocabulary import load_vocabulary
+from odise_pl.vocabulary import VocabularyError, load_vocabulary, seen_classes
 
 _LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
 
@@ -45,6 +46,7 @@ def check_training(config: DictConfig) -> None:
         *_bad_settings(config),
         *_missing_logger(config),
         *_bad_vocabularies(config),
+        *_bad_split(config, config.data.train),
         *missing_weights(NetworkSettings.of_config(config), config.paths),
         *_missing_shards(config, "train", "val"),
         *missing_captions(config, ("train", "val")),
@@ -61,6 +63,9 @@ def check_evaluation(config: DictConfig) -> None:
         SettingError: lists all problems, each with a way out.
     """
     problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
+    problems += _bad_split(config, *parse_eval_sets(config.data.val).values())
+    if config.ckpt is not None and config.data.get("unseen") is not None:
+        problems.append("data.unseen: a checkpoint knows its training classes; remove the split")
     if (config.ckpt is None) == (config.predictions is None):
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
@@ -163,6 +168,16 @@ def _bad_vocabularies(config: DictConfig) -> Iterator[str]:
                     load_vocabulary(one)
             except UserError as error:
                 yield f"{name}: {error}"
+
+
+def _bad_split(config: DictConfig, *sources: str) -> Iterator[str]:
+    for source in sources if config.data.get("unseen") is not None else ():
+        with suppress(DataError):  # missing sets are reported elsewhere
+            vocabulary = open_shard_set(source).manifest.vocabulary
+            try:
+                seen_classes(vocabulary, config.data.unseen)
+            except VocabularyError as error:
+                yield f"data.unseen: {error}; choose the data of the split, or name classes in +data.unseen"
 
 
 def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,16 @@ from scipy.stats import t as student
 from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.published import STANDS_FOR, Published
 
-SCORES = {"pq": "PQ", "pq_base": "base PQ", "pq_novel": "novel PQ", "map": "mAP", "miou": "mIoU"}
+SCORES = {
+    "pq": "PQ",
+    "pq_base": "base PQ",
+    "pq_novel": "novel PQ",
+    "map": "mAP",
+    "miou": "mIoU",
+    "miou_base": "base mIoU",
+    "miou_novel": "novel mIoU",
+    "miou_harmonic": "hIoU",
+}
 _DECIDED = "decided"
 _NOT_DECIDED = "not decided"
 _LEVEL = 0.95

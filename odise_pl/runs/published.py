@@ -24,11 +24,13 @@ class Ablation:
         name: of the setting that varies, also used for files.
         field: its attribute of :class:`~odise_pl.runs.record.AblationSettings`.
         rows: by value of the attribute, in the paper's order; of backbones, the paper's own is the first.
+        notes: on published numbers, in Markdown.
     """
 
     name: str
     field: str
     rows: dict[str, Published]
+    notes: tuple[str, ...] = ()
 
 
 # PQ, mAP and mIoU by model and benchmark (tables 1 to 3 of the paper), trained on COCO.
@@ -51,7 +53,7 @@ BENCHMARKS: dict[str, dict[str, dict[str, float]]] = {
     },
 }
 # The same of other methods, as far as they evaluate these sets in this way; those of SimBaseline are of a
-# training on COCO-Stuff.
+# training on COCO-Stuff. Numbers of other protocols are in PROTOCOLS.
 METHODS: dict[str, dict[str, dict[str, float]]] = {
     **{f"odise_{model}": scores for model, scores in BENCHMARKS.items()},
     "fc_clip": {
@@ -61,6 +63,7 @@ METHODS: dict[str, dict[str, dict[str, float]]] = {
         "pc459": {"miou": 18.2},
         "pc59": {"miou": 58.4},
         "pas21": {"miou": 81.8},
+        "pas20": {"miou": 95.4},
     },
     "ovrcoat": {"coco": {"pq": 54.6}, "ade150": {"pq": 28.6}},
     "maskclip": {
@@ -75,9 +78,68 @@ METHODS: dict[str, dict[str, dict[str, float]]] = {
         "pc459": {"miou": 6.5},
         "pc59": {"miou": 36.9},
     },
+    "lseg_plus": {  # with ALIGN's EfficientNet-B7, from OpenSeg's paper
+        "coco": {"miou": 55.1},
+        "ade150": {"miou": 18.0},
+        "ade847": {"miou": 3.8},
+        "pc459": {"miou": 7.8},
+        "pc59": {"miou": 46.5},
+    },
+    "groupvit": {  # the released weights, measured by ODISE's authors
+        "coco": {"miou": 21.1},
+        "ade150": {"miou": 10.6},
+        "ade847": {"miou": 4.3},
+        "pc459": {"miou": 4.9},
+        "pc59": {"miou": 25.9},
+        "pas21": {"miou": 50.7},
+    },
     "simbaseline": {"ade150": {"miou": 15.3}, "pas21": {"miou": 74.5}},
-    "zegformer": {"ade150": {"miou": 16.4}},  # 73.3 on VOC is a harmonic mean of another protocol
+    "zegformer": {"ade150": {"miou": 16.4}},
 }
+
+
+class SplitScores(NamedTuple):
+    """mIoU of seen and of unseen classes in percent, all of them competing, and their harmonic mean."""
+
+    seen: float
+    unseen: float
+    harmonic: float
+
+
+# By file of conf/split and method. Those of SPNet and ZS3Net on voc15 and coco_stuff156 are as CaGNet's
+# authors list them.
+SPLITS: dict[str, dict[str, SplitScores]] = {
+    "voc15": {
+        "SPNet": SplitScores(75.8, 0.0, 0.0),
+        "SPNet, calibrated": SplitScores(78.0, 15.6, 26.1),
+        "ZS3Net": SplitScores(77.3, 17.7, 28.7),
+        "SimBaseline": SplitScores(83.5, 72.5, 77.5),
+        "ZegFormer": SplitScores(86.4, 63.6, 73.3),
+    },
+    "coco_stuff156": {
+        "SPNet": SplitScores(34.6, 0.7, 1.4),
+        "SPNet, calibrated": SplitScores(35.2, 8.7, 14.0),
+        "ZS3Net": SplitScores(34.7, 9.5, 15.0),
+        "SimBaseline": SplitScores(39.3, 36.3, 37.8),
+        "ZegFormer": SplitScores(36.6, 33.2, 34.8),
+    },
+    "context49": {"ZS3Net": SplitScores(20.8, 12.7, 15.8)},
+    "voc10": {"ZS3Net": SplitScores(33.9, 18.1, 23.6)},
+}
+# What the numbers are that comparisons of methods list among those of the six benchmarks.
+PROTOCOLS = (
+    "* On VOC, SPNet's 18.3, ZS3Net's 38.3 and LSeg's 47.4 are means over the folds of PASCAL-5i, whose "
+    "images come with their class; ZegFormer's 73.3 is the harmonic mean of `split=voc15`, without "
+    "background. None is an mIoU of 21 classes.",
+    "* On PASCAL-Context, ZS3Net's 19.4 is the mean of all 59 classes of `split=context49`; SPNet's 24.3 is "
+    "of a split, too, but it is uncertain which.",
+    "* SimBaseline's numbers are of a training on the 156 seen classes of `split=coco_stuff156`.",
+    *(
+        f"* mIoU of seen / unseen classes / hIoU with `split={split}`: "
+        + "; ".join(f"{name} {' / '.join(map(str, scores))}" for name, scores in methods.items())
+        for split, methods in SPLITS.items()
+    ),
+)
 PUBLISHED_BACKBONE = "stable_diffusion_v1"  # of all rows but those of other representations
 ABLATIONS = (
     Ablation(
@@ -147,6 +209,7 @@ ABLATIONS = (
             for name, sets in METHODS.items()
             if "pq" in sets["ade150"]
         },
+        PROTOCOLS,
     ),
 )
 # The fixed settings of each ablation, and the rows that others are compared with.

@@ -203,7 +203,8 @@ def ablation_tables(ablation: Ablation, runs: Sequence[FinishedRun]) -> tuple[li
         "time learned": [_time_learned(group.settings) if group else NONE for _, group in pairs],
     }
     more.pop(ablation.field, None)
-    return _tables(ablation.name, [row for row, _ in pairs], more)
+    rows, (scores, differences) = _tables(ablation.name, [row for row, _ in pairs], more)
+    return rows, [replace(scores, notes=(*scores.notes, *ablation.notes)), differences]
 
 
 def all_runs_tables(runs: Sequence[FinishedRun]) -> tuple[list[Row], list[Table]]:

@@ -128,7 +128,6 @@ def _module(
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.predictors import measured
     from odise_pl.training.module import OdiseModule
-    from odise_pl.vocabulary import rename
 
     model = network.build(config.paths, mapped=True)
     if config.init_from is not None and not resume:
@@ -139,7 +138,7 @@ def _module(
         model,
         instantiate(config.criterion),
         instantiate(config.optimizer),
-        rename(data.vocabulary("train"), config.vocabulary.train),
+        data.seen_vocabulary("train", config.vocabulary.train),
         {name: data.eval_vocabulary(name, config.vocabulary.eval) for name in data.eval_names},
         config.global_batch,
         config.seed,

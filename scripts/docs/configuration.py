@@ -24,11 +24,12 @@ INTRODUCTION = Path(__file__).with_name("configuration_introduction.md")
 # group: the file with its keys, where that is not the default choice's
 GROUPS = {
     "model": "", "backbone": "", "clip": "", "captioner": "", "classifier": "", "data": "loading/default",
-    "vocabulary": "", "optimizer": "", "trainer": "", "callbacks": "", "logger": "", "experiment": "",
-    "hydra/launcher": "hydra/launcher/slurm",
+    "split": "", "vocabulary": "", "optimizer": "", "trainer": "", "callbacks": "", "logger": "",
+    "experiment": "", "hydra/launcher": "hydra/launcher/slurm",
 }  # fmt: skip
 NOTES = {
     "data": "All choices have these keys, from `conf/loading/default.yaml`.",
+    "split": "See [Methods](methods.md#zero-shot-protocols). Your own: `'+data.unseen=[sofa,train]'`.",
     "experiment": "Experiments set keys of other groups. Two at once: `experiment=[toy,ablation_timestep]`.",
     "hydra/launcher": "Without a choice, the runs of a sweep follow each other on this machine.",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from odise_pl.metrics.tables import NONE, Table
 from odise_pl.runs.comparison import Row, difference_table, from_json, score_table
-from odise_pl.runs.published import ABLATIONS, BENCHMARKS, Published
+from odise_pl.runs.published import ABLATIONS, BENCHMARKS, SPLITS, Published
 
 Files = dict[str, Any]
 _SCORES = {"PQ": "pq", "mAP": "map", "mIoU": "miou"}
@@ -247,6 +247,16 @@ def benchmarks(_: Files) -> Table:
     return Table("benchmarks", header, cells)
 
 
+def splits(_: Files) -> Table:
+    """Published numbers of zero-shot splits."""
+    cells = tuple(
+        (f"`{split}`", method, *map(_one, scores))
+        for split, methods in SPLITS.items()
+        for method, scores in methods.items()
+    )
+    return Table("splits", ("`split=`", "method", "seen mIoU", "unseen mIoU", "hIoU"), cells)
+
+
 def representations(_: Files) -> Table:
     """The paper's frozen representations."""
     (rows,) = (ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
@@ -284,6 +294,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
     "representations": representations,
+    "splits": splits,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
 }

@@ -201,7 +201,7 @@ def test_saved_predictions_have_the_same_scores(whole: Path, benchmark_shards: P
         SIX,
     ]
     scores = score_predictions(composed("evaluate", tmp_path, overrides))
-    base_and_novel = ("_base", "_novel")  # unknown for a folder of predictions
+    base_and_novel = ("_base", "_novel", "_harmonic")  # unknown for a folder of predictions
     for name, result in results(whole).items():
         expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
         assert scores[name] == expected

@@ -152,9 +152,11 @@ def test_base_and_novel_classes_have_rows() -> None:
     assert result["groups"] == {
         "base": {"pq": 0.5, "miou": 0.5},
         "novel": {"pq": 0.75, "map": pytest.approx(0.6), "miou": 0.75},
+        "harmonic": {"pq": pytest.approx(0.6), "miou": pytest.approx(0.6)},
     }
     assert result["scores"]["pq_novel"] == 0.75
     assert [one["seen"] for one in result["per_class"]] == [True, True, False]
     rows = [cells[:2] for cells in result_table([result]).rows]
-    assert rows == [("open", "58.33"), ("open, base", "50.00"), ("open, novel", "75.00")]
+    groups = {"base": "50.00", "novel": "75.00", "harmonic": "60.00"}
+    assert rows == [("open", "58.33"), *((f"open, {group}", cell) for group, cell in groups.items())]
     assert summarise("open", found, truth, isthing, seen=(True,) * 3)["groups"] == {}

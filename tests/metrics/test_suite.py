@@ -46,6 +46,36 @@ def test_sum_of_shares_equals_the_whole(shares: Sequence[Sequence[int]]) -> None
     assert json.dumps(found) == json.dumps(expected)
 
 
+@pytest.mark.parametrize("seen", [(True, False, True, False, True), (False, False, True, True, True)])
+def test_harmonic_mean_of_base_and_novel_miou_equals_loops_over_pixels(seen: Sequence[bool]) -> None:
+    metrics, hits, unions = SegmentationMetrics(ISTHING, NAMES, seen), [0] * 5, [0] * 5
+    for seed in range(6):
+        prediction, truth = scene(seed)
+        metrics.update([prediction], [Truth(truth)], [seed])
+        category = {segment.id: segment.category for segment in truth.segments}
+        for guess, true in zip(
+            prediction.semantic.flatten().tolist(), truth.ids.flatten().tolist(), strict=True
+        ):
+            for k in range(5) if true else ():  # void pixels are ignored
+                hits[k] += guess == k == category[true]
+                unions[k] += k in (guess, category[true])
+    groups, means = metrics.compute().groups(), {}
+    for name, wanted in (("base", True), ("novel", False)):
+        ious = [hits[k] / unions[k] for k in range(5) if seen[k] is wanted]
+        means[name] = sum(ious) / len(ious)
+        assert groups[name]["miou"] == pytest.approx(means[name])
+    s, u = means.values()
+    assert groups["harmonic"]["miou"] == pytest.approx(2 * s * u / (s + u))
+    assert metrics.compute().scalars()["miou_harmonic"] == groups["harmonic"]["miou"]
+
+
+def test_harmonic_mean_without_any_hit_is_zero() -> None:
+    truth = scene(0)[1]
+    metrics = SegmentationMetrics(ISTHING, NAMES, (True, False, True, False, True))
+    metrics.update([empty(truth)], [Truth(truth)], [1])
+    assert metrics.compute().groups()["harmonic"]["miou"] == 0
+
+
 def test_image_ids_must_be_unique() -> None:
     prediction, truth = scene(0)
     metrics = SegmentationMetrics(ISTHING, NAMES)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from odise_pl.runs.command import report
+from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import find_runs
-from odise_pl.runs.published import ABLATIONS
+from odise_pl.runs.published import ABLATIONS, SPLITS
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
 from odise_pl.runs.report import ablation_tables, all_runs_tables
 
@@ -336,3 +337,20 @@ def test_methods_are_compared_with_odise_and_stay_out_of_its_ablations(tmp_path:
     for ablation in ABLATIONS:
         if ablation is not methods:
             assert not any("fc_clip" in row.name for row in ablation_tables(ablation, runs)[0])
+
+
+def test_report_says_of_which_protocol_published_numbers_are(tmp_path: Path) -> None:
+    train(tmp_path / "odise", 0, 60, settings(model="label"))
+    report([tmp_path])
+    text = (tmp_path / "report" / "ablations.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("## method\n")
+    for words in ("47.4", "PASCAL-5i", "24.3", "ZegFormer 86.4 / 63.6 / 73.3"):
+        assert words in section.partition("## ")[0]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_published_harmonic_means_follow_from_both_means(split: str) -> None:
+    """Up to rounding."""
+    assert (CONF / "split" / f"{split}.yaml").is_file()
+    for s, u, harmonic in SPLITS[split].values():
+        assert harmonic == pytest.approx(2 * s * u / (s + u), abs=0.15)

@@ -64,6 +64,9 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
     [
         (["captioner.learnable_time=maybe"], "captioner.learnable_time"),
         (["vocabulary.eval=nofile.txt"], "vocabulary.eval"),
+        (["+data.unseen=[ball,horse,cow]"], "horse, cow"),
+        (["+data.unseen=[ball,box,sky,field]"], "data.unseen"),
+        (["split=voc15"], "potted plant"),
         (["backbone.timesteps=[1000]"], "backbone.timesteps"),
         (["backbone=cleandift_sd15"], "odise weights fetch sd-v1-5 --folder"),
         (["backbone=cleandift_sd15"], "odise weights fetch cleandift-sd15 --folder"),
@@ -131,6 +134,17 @@ def test_evaluation_needs_either_checkpoint_or_predictions(config, tmp_path: Pat
         [f"predictions={tmp_path}", f"save_predictions={tmp_path}/x"],
     ):
         with pytest.raises(SettingError):
+            check_evaluation(config(*bad, name="evaluate"))
+
+
+def test_split_of_an_evaluation_is_for_predictions(config, tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").touch()
+    check_evaluation(config(f"predictions={tmp_path}", "+data.unseen=[ball]", name="evaluate"))
+    for bad in (
+        (f"ckpt={tmp_path}/a.ckpt", "+data.unseen=[ball]"),
+        (f"predictions={tmp_path}", "split=voc15"),
+    ):
+        with pytest.raises(SettingError, match=r"data\.unseen"):
             check_evaluation(config(*bad, name="evaluate"))
 
 

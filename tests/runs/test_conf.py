@@ -56,6 +56,7 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
         "vocabulary": (),
         "prompts": ("classifier",),
         "method": ("criterion", "grounding"),
+        "split": ("data",),
         "experiment": tuple(config),
     }
     nodes = [config[name] for name in sections.get(group, (group,))]

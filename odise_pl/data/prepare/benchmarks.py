@@ -46,6 +46,7 @@ BENCHMARKS = {
     "pc59": Benchmark(f"PASCAL-Context, 59 classes: {_CONTEXT}", "pascal:read_context", {"classes": 59}),
     "pc459": Benchmark(f"PASCAL-Context, 459 classes: {_CONTEXT}", "pascal:read_context", {"classes": 459}),
     "pas21": Benchmark("Pascal VOC, 20 classes and background as class maps: VOC2012.", "pascal:read_voc"),
+    "pas20": Benchmark("Pascal VOC, 20 classes as class maps: VOC2012.", "pascal:read_voc", {"classes": 20}),
     "cityscapes": Benchmark(
         "Cityscapes, 19 classes with objects: leftImg8bit and gtFine.", "cityscapes:read_cityscapes"
     ),

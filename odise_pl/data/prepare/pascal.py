@@ -1,4 +1,4 @@
-"""PASCAL-Context (59 and 459 classes) and Pascal VOC 2012 (21 classes). Imports no torch.
+"""PASCAL-Context (59 and 459 classes) and Pascal VOC 2012 (21 classes, or 20). Imports no torch.
 
 Mottaghi et al., CVPR 2014; Everingham et al., IJCV 2010.
 """
@@ -65,19 +65,22 @@ def _decode_label_map(content: bytes, table: Ids) -> Ids:
     return look_up(values.astype(np.int32), table)
 
 
-def read_voc(root: Path | Sequence[Path], split: str = "val") -> Source:
+def read_voc(root: Path | Sequence[Path], split: str = "val", classes: int = 21) -> Source:
     """Read a split of VOC 2012's segmentation task; the borders of objects (255) are void.
+
+    Of 20 classes, so is the background (0).
 
     Raises:
         DataError: a part is missing.
     """
     tree, archive = Tree(root, _VOC), "VOCtrainval_11-May-2012.tar"
-    vocabulary = load_vocabulary("pascal_voc_21")
-    table = class_table({category.id: index for index, category in enumerate(vocabulary.categories)}, [255])
+    vocabulary = load_vocabulary(f"pascal_voc_{classes}")
+    indices = {category.id: index for index, category in enumerate(vocabulary.categories)}
+    table = class_table(indices, (0, 255))
     conversion = Conversion(vocabulary.isthing, partial(decode_classes, table=table))
     listed = tree.need(f"VOC2012/ImageSets/Segmentation/{split}.txt", archive)
     images = tree.need("VOC2012/JPEGImages", archive)
     labels = tree.need("VOC2012/SegmentationClass", archive)
-    return LabelFileSet("pas21", split, vocabulary, conversion, images, (labels,), (".png",)).from_list(
-        listed
-    )
+    return LabelFileSet(
+        f"pas{classes}", split, vocabulary, conversion, images, (labels,), (".png",)
+    ).from_list(listed)
