@@ -76,7 +76,7 @@ _BUDGET = [
     for key, value in relevant_settings(_TOY).items()
     if key.startswith(("model.head.", "optimizer.", "data.")) and key != "model.head.embed_dim"
 ]
-_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=500"]
+_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=400"]
 _RESNET = "backbone=toy_supervised_conv"
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
 _TEXTS = "fusion.word_vectors=[]"
