@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,16 +31,29 @@ SMALL = [
 QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
 QUICK += ["data.batch_size=2", "global_batch=2", "data.image_size=64", "backbone.window=64"]
 QUICK += ["data.limit_samples=2"]
+# The same for GroupViT, which has other parts.
+SMALL_GROUPVIT = ["data=shards", "trainer=cpu", "optimizer.reference_batch=2"]
+SMALL_GROUPVIT += [
+    setting
+    for setting in (*SMALL, *QUICK)
+    if not setting.startswith(("experiment=", "backbone.", "model.", "criterion."))
+]
+SIZES = {"image_size": 32, "width": 32, "heads": 2, "depths": "[1,1,1]", "groups": "[6,3]", "text_width": 16}
+SIZES |= {"text_layers": 2, "text_heads": 2, "embed_dim": 16, "projection_width": 32}
+SMALL_GROUPVIT += ["method=groupvit", "backbone.weights=random"]
+SMALL_GROUPVIT += [f"+backbone.architecture.{name}={size}" for name, size in SIZES.items()]
 
 
 def composed(name: str, run_dir: Path, overrides: list[str]) -> DictConfig:
     return compose_config(name, ["run=test", f"run_dir={run_dir}", *overrides])
 
 
-def run_through(settings: list[str], shards: Path, folder: Path) -> set[str]:
+def run_through(
+    settings: list[str], shards: Path, folder: Path, small: Sequence[str] = (*SMALL, *QUICK)
+) -> set[str]:
     """Train a step, resume for two more, evaluate; returns the names of the weights in the checkpoint."""
     run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
-    settings = [*SMALL, *QUICK, *settings, f"data.train={shards}", f"data.val={shards}"]
+    settings = [*small, *settings, f"data.train={shards}", f"data.val={shards}"]
     train(composed("train", run, [*settings, "trainer.max_steps=1"]))
     first = read_checkpoint(last)
     # the first of two steps has the rate that the run ended with, which is 0 after a polynomial decay

@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from odise_pl.errors import SettingError, find_user_error
 from odise_pl.files import is_path
 
-_ROOT = "odise_pl.models.build.build_odise"
+_ROOTS = ("odise_pl.models.build.build_odise", "odise_pl.models.build.build_groupvit")
 TARGETS = frozenset(
     {
-        _ROOT,
+        *_ROOTS,
         "odise_pl.models.build.HeadSettings",
         "odise_pl.models.build.MaskFormerSettings",
         "odise_pl.models.build.DenseSettings",
@@ -35,6 +35,9 @@ TARGETS = frozenset(
         "odise_pl.models.build.ClipSettings",
         "odise_pl.models.build.RefinementSettings",
         "odise_pl.models.build.GeneratorSettings",
+        "odise_pl.models.build.GroupViTSettings",
+        "odise_pl.models.build.GroupViTArchitecture",
+        "odise_pl.models.build.GroupingSettings",
         *(
             f"odise_pl.models.build.{kind}_captioner"
             for kind in ("implicit", "empty", "heuristic", "blip", "none")
@@ -188,7 +191,8 @@ def read_record(record: Mapping[str, Any], source: str, named: Collection[str] =
         model, sides, seed = record["model"], tuple(record["sides"]), record.get("seed", 0)
         own = {place for key in named if (place := model_key(key)) is not None}
         found = [*_foreign(model, "", own)]
-        if model["_target_"] != _ROOT or len(sides) != 2 or any(type(x) is not int for x in (*sides, seed)):
+        numbers = len(sides) == 2 and all(type(x) is int for x in (*sides, seed))
+        if model["_target_"] not in _ROOTS or not numbers:
             found.append("not a network")
         network = NetworkSettings(model, sides, seed, source)
         found += [

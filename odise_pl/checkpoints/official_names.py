@@ -92,6 +92,8 @@ def preset_of(names: Iterable[str]) -> str:
     Only FC-CLIP does not project names, only the caption model of ODISE has an object head.
     """
     known = {name.rpartition(".")[0] for name in names}
+    if "backbone.model.visual_projection.0" in known:
+        return "method=groupvit"
     if "text_projection.proj" not in known:
         return "method=fc_clip"
     return "model=odise_caption" if "mask_decoder.object_head" in known else "model=odise_label"

@@ -18,10 +18,14 @@ from odise_pl.files import write_bytes, write_text
 from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite
 
 FORMAT, VERSION = "odise_pl", 1
+_GROUPVIT = "vision_model.encoder.stages.0.group_token"
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids")  # the backbone has its own
 
 
 def read_any_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of a run or the official release, or ``model.safetensors`` of a published folder.
+
+    A GroupViT in transformers' format is a checkpoint, too.
 
     Returns:
         the content of the file; for a published network as a run's checkpoint has it, without training state.
@@ -30,11 +34,15 @@ def read_any_checkpoint(path: str | Path) -> dict[str, Any]:
         WeightsError: a file is missing, damaged, or of a newer version.
     """
     path = Path(path)
+    checkpoint = read_checkpoint(path)
+    if _GROUPVIT in checkpoint:
+        weights = {name: value for name, value in checkpoint.items() if not name.endswith(_BUFFERS)}
+        return {"state_dict": {f"{PREFIX}backbone.model.{name}": value for name, value in weights.items()}}
     if path.name != MODEL or not path.with_name(CONFIG).is_file():
-        return read_checkpoint(path)
+        return checkpoint
     config = _read_config(path.with_name(CONFIG))
     kept = {"record": config.get("network"), "vocabulary": config.get("vocabulary")}
-    state = {f"{PREFIX}{name}": tensor for name, tensor in read_checkpoint(path).items()}
+    state = {f"{PREFIX}{name}": tensor for name, tensor in checkpoint.items()}
     return {"state_dict": state, "odise": kept, "global_step": config.get("step")}
 
 

@@ -19,6 +19,7 @@ from odise_pl.files import atomic_write
 from odise_pl.models.weights import WeightsError, list_first, mismatches, require_finite
 
 NO_OBJECT_WEIGHT = 0.1
+_OWN = (f"{PREFIX}pixel_decoder.", f"{PREFIX}backbone.model.vision_model.")  # of ODISE, of GroupViT
 _WAY_OUT = (
     "use the settings it was trained with (method, model=odise_label or odise_caption, backbone, captioner, "
     "backbone.timesteps), or download the file again if it is incomplete"
@@ -80,7 +81,7 @@ def is_official(checkpoint: Mapping[str, Any], source: str) -> bool:
         WeightsError: it has neither; the message lists what it holds.
     """
     state, official = checkpoint.get("state_dict"), checkpoint.get("model")
-    if isinstance(state, Mapping) and any(name.startswith(PREFIX + "pixel_decoder.") for name in state):
+    if isinstance(state, Mapping) and any(name.startswith(_OWN) for name in state):
         return False
     if isinstance(official, Mapping) and any(to_ours(name) for name in official):
         return True

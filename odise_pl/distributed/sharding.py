@@ -75,13 +75,13 @@ def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | N
     """Give a network the frozen weights that this process holds; a sharded network stays as it is.
 
     Args:
-        model: the network; its frozen weights may still lie in mapped files.
+        model: the network; its frozen weights may still lie in mapped files. GroupViT has none, and stays.
         dtype: in which layers compute under autocast: frozen weights that autocast would round at every use
             are kept rounded, which changes no result, takes half the memory, and saves the backward pass
             from keeping the rounded copies.
         mesh: shard over these devices; None: hold all weights.
     """
-    if isinstance(model, FSDPModule):
+    if isinstance(model, FSDPModule) or not isinstance(model, Odise):
         return
     rounded = set() if dtype == torch.float32 else {id(weight) for weight in _rounded(model)}
     for block in _frozen_blocks(model) if mesh is not None else ():

@@ -141,6 +141,13 @@ WEIGHTS = {
         1.0,
         "captioner=blip",
     ),
+    "groupvit": Weights(
+        "groupvit-gcc-yfcc",
+        "nvidia/groupvit-gcc-yfcc",
+        "NVIDIA Source Code License (of its repository): no commercial use",
+        0.2,
+        "method=groupvit",
+    ),
 }
 _APACHE, _NC = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
 _DINOV3, _NVIDIA = "DINOv3 licence", "NVIDIA Open Model License"

@@ -20,6 +20,7 @@ from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, load_cl
 from odise_pl.models.backbones.clip_features import ClipFeatureSettings
 from odise_pl.models.backbones.diffusion_settings import BackboneSettings
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
+from odise_pl.models.backbones.groupvit import GroupViTArchitecture, GroupViTSettings
 from odise_pl.models.backbones.joint_features import JointSettings
 from odise_pl.models.backbones.timm_features import TimmSettings
 from odise_pl.models.classifiers.fusion import ClassifierSettings
@@ -27,6 +28,7 @@ from odise_pl.models.classifiers.generator import GeneratorSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.classifiers.word_vectors import WordVectors
+from odise_pl.models.grouping import GroupingNetwork, GroupingSettings
 from odise_pl.models.heads.settings import DenseSettings, HeadSettings, MaskFormerSettings
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.memory import keep_freed_memory
@@ -39,12 +41,16 @@ __all__ = [
     "ClipSettings",
     "DenseSettings",
     "GeneratorSettings",
+    "GroupViTArchitecture",
+    "GroupViTSettings",
+    "GroupingSettings",
     "HeadSettings",
     "JointSettings",
     "MaskFormerSettings",
     "RefinementSettings",
     "TimmSettings",
     "blip_captioner",
+    "build_groupvit",
     "build_odise",
     "empty_captioner",
     "heuristic_captioner",
@@ -114,6 +120,8 @@ def build_odise(
     """
     if supervision not in SUPERVISION:
         raise SettingError(f"model.supervision={supervision}: choose one of {', '.join(SUPERVISION)}")
+    if not isinstance(backbone, FeatureSettings):
+        raise SettingError("backbone=groupvit needs model=groupvit: choose method=groupvit")
     check_flag("model.published_quirks", published_quirks)
     keep_freed_memory()
     caption, nameless = supervision == "caption", supervision == "mask"
@@ -150,6 +158,31 @@ def build_odise(
     )
     network.mapped = mapped
     return network
+
+
+def build_groupvit(
+    backbone: GroupViTSettings,
+    classifier: ClassifierSettings,
+    inference: GroupingSettings,
+    captioner: MakeCaptioner | None = None,
+    supervision: str = "text",
+    method: str = "",
+    mapped: bool = False,
+) -> GroupingNetwork:
+    """GroupViT with its weights loaded, all of which train.
+
+    Args:
+        backbone, classifier, inference: settings of the parts.
+        captioner, supervision, method, mapped: what :func:`build_odise` takes; without effect.
+
+    Raises:
+        WeightsError: weights are missing or do not fit.
+        SettingError: a setting is out of range.
+    """
+    if not isinstance(backbone, GroupViTSettings):
+        raise SettingError("model=groupvit needs backbone=groupvit: choose method=groupvit")
+    keep_freed_memory()
+    return GroupingNetwork(backbone.load(), classifier, inference)
 
 
 def _text_projection(

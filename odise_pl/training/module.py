@@ -17,6 +17,7 @@ from odise_pl.checkpoints.files import PREFIX
 from odise_pl.checkpoints.weights import load_trainable_state, trainable_parameters
 from odise_pl.distributed.strategy import place_all
 from odise_pl.evaluation.predictors import NetworkPredictor
+from odise_pl.losses.contrast import ContrastLosses
 from odise_pl.losses.criterion import MaskLosses, SetCriterion
 from odise_pl.losses.errors import NonFiniteError
 from odise_pl.losses.grounding import GroundingCriterion
@@ -128,7 +129,7 @@ class OdiseModule(lightning.LightningModule):
         self._log_samples(batch)
         return total
 
-    def losses(self, batch: Batch, uniform: Uniform) -> StepLosses:
+    def losses(self, batch: Batch, uniform: Uniform) -> StepLosses | ContrastLosses:
         """All losses of a batch, with random points from ``uniform``.
 
         Losses that are not finite are returned as they are: other ranks wait for their gradients.
@@ -166,7 +167,7 @@ class OdiseModule(lightning.LightningModule):
         sequence = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
         return int(sequence.generate_state(1)[0])
 
-    def _log_losses(self, losses: StepLosses, total: Tensor, images: int) -> None:
+    def _log_losses(self, losses: StepLosses | ContrastLosses, total: Tensor, images: int) -> None:
         terms = losses.named()
         logged = {f"train/loss_{name}": term for name, term in terms.items()}
         self.log_dict({"train/loss": total.detach()} | logged, batch_size=images)

@@ -14,7 +14,7 @@ from odise_pl.errors import SettingError, check_number
 
 ALGORITHMS = ("adamw", "sgd")
 PUBLISHED_BATCH = 2  # on each of 32 devices
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)

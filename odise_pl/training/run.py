@@ -127,6 +127,8 @@ def _module(
 ) -> OdiseModule:
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.predictors import measured
+    from odise_pl.losses.contrast import ContrastCriterion
+    from odise_pl.training.contrast import ContrastModule
     from odise_pl.training.module import OdiseModule
 
     model = network.build(config.paths, mapped=True)
@@ -134,9 +136,11 @@ def _module(
         # a second stage learns what the first does not have
         new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
         load_weights(model, checkpoint_path(config.init_from, config.run_dir), new)
-    return OdiseModule(
+    criterion = instantiate(config.criterion)
+    kind = ContrastModule if isinstance(criterion, ContrastCriterion) else OdiseModule
+    return kind(
         model,
-        instantiate(config.criterion),
+        criterion,
         instantiate(config.optimizer),
         data.seen_vocabulary("train", config.vocabulary.train),
         {name: data.eval_vocabulary(name, config.vocabulary.eval) for name in data.eval_names},

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import QUICK, SMALL, composed, run_through
+from small_runs import QUICK, SMALL, SMALL_GROUPVIT, composed, run_through
 
+from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.errors import SettingError
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.prediction.predict import predict
@@ -46,7 +47,8 @@ ALSO_TRAINED = {
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, "maskclip", "zs3net", "zs3net_seen"}
+    others = {"maskclip", "zs3net", "zs3net_seen", "groupvit"}
+    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, *others}
 
 
 SLOW = (
@@ -69,10 +71,48 @@ def test_method_trains_resumes_evaluates_and_predicts(
     names = run_through([f"method={method}", *PARTS[method]], scene_shards, tmp_path)
     others = {name for name in names if name.startswith(("model.backbone.", "model.clip."))}
     assert {name for name in names if name.startswith(ALSO_TRAINED[method])} == others
-    picture = tmp_path / "photo.png"
+    predict_photo(tmp_path)
+
+
+def predict_photo(folder: Path) -> None:
+    """Predict a picture by the run in a folder."""
+    picture = folder / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)).save(picture)
-    assert predict(tmp_path / "run", [str(picture)], "dog,grass:stuff", tmp_path / "out", device="cpu") == []
-    assert (tmp_path / "out" / "photo_segments.png").is_file()
+    assert predict(folder / "run", [str(picture)], "dog,grass:stuff", folder / "out", device="cpu") == []
+    assert (folder / "out" / "photo_segments.png").is_file()
+
+
+def test_groupvit_trains_resumes_evaluates_and_predicts(scene_shards: Path, tmp_path: Path) -> None:
+    names = run_through([], scene_shards, tmp_path, SMALL_GROUPVIT)
+    assert all(name.startswith("model.backbone.model.") for name in names)
+    assert not [name for name in names if "running" in name]
+    predict_photo(tmp_path)
+
+
+def test_groupvit_refuses_parts_of_other_networks(tmp_path: Path) -> None:
+    wrong = {
+        "model=odise_label": (["method=groupvit"], "method=groupvit"),
+        "backbone=tiny": (["method=groupvit"], "method=groupvit"),
+        "classifier=both": (SMALL_GROUPVIT, "classifier=discriminative"),
+        "fusion.mean_of_names=true": (SMALL_GROUPVIT, "mean_of_names"),
+    }
+    for setting, (others, way_out) in wrong.items():
+        config = composed("train", tmp_path, [*others, setting, "data=shards"])
+        with pytest.raises(SettingError, match=way_out):
+            NetworkSettings.of_config(config).build(config.paths)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["criterion._target_=odise_pl.losses.contrast.ContrastCriterion"], r"criterion\._target_"),
+        (["method=groupvit", "criterion._target_=odise_pl.losses.criterion.SetCriterion"], "criterion"),
+        (["method=groupvit", "data.words=0"], r"data\.words"),
+    ],
+)
+def test_training_refuses_losses_that_do_not_fit(settings: list[str], named: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=named):
+        check_training(composed("train", tmp_path, [*settings, "data=shards", "data.train=x", "data.val=x"]))
 
 
 def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path) -> None:

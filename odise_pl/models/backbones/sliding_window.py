@@ -19,7 +19,7 @@ class Window:
     side: int
 
 
-def plan_windows(height: int, width: int, window: int | None) -> list[Window]:
+def plan_windows(height: int, width: int, window: int | None, per_side: int = 1) -> list[Window]:
     """Adjacent windows row by row; the last of a row or column is shifted to fit.
 
     With the published side of 512, 1024x1024 pixels have 4 windows, 1024x1344 have 6, 1024x2560 have 10.
@@ -27,13 +27,16 @@ def plan_windows(height: int, width: int, window: int | None) -> list[Window]:
     Args:
         height, width: of the padded image, in pixels.
         window: largest side; None: the shorter side of the image.
+        per_side: windows that start within a side; 2: each covers half of the next.
     """
     side = min(height, width, window or height)
-    return [Window(top, left, side) for top in _starts(height, side) for left in _starts(width, side)]
+    stride = max(1, side // per_side)
+    tops, lefts = (_starts(length, side, stride) for length in (height, width))
+    return [Window(top, left, side) for top in tops for left in lefts]
 
 
-def _starts(length: int, side: int) -> list[int]:
-    return sorted({min(start, length - side) for start in range(0, length, side)})
+def _starts(length: int, side: int, stride: int) -> list[int]:
+    return sorted({min(start, length - side) for start in range(0, length - side + stride, stride)})
 
 
 def cut_windows(images: Tensor, windows: Sequence[Window], size: int) -> Tensor:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.structures import TensorStruct
+
+
+class TextEncoder(Protocol):
+    """CLIP, or another network that embeds texts; ``mean``, of images' channels, is on its device."""
+
+    mean: Tensor
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [len(texts), D], not normalised."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class InferenceClasses(TensorStruct):
 
 
 def embed_classes(
-    clip: FrozenCLIP,
+    clip: TextEncoder,
     labels: Sequence[Sequence[str]],
     prompt: str | Sequence[str] = "{}",
     mean: bool = False,
