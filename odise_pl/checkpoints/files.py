@@ -7,6 +7,7 @@ from pathlib import Path
 LAST = "last.ckpt"
 PREFIX = "model."  # of the network's weights in a run's checkpoint
 MODEL, CONFIG = "model.safetensors", "config.json"  # of a published folder
+PICKLED = "pytorch_model.bin"  # in place of MODEL in some folders of transformers
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -32,9 +33,9 @@ def find_checkpoint(path: str | Path) -> Path | None:
     """The checkpoint that a path means; None if there is none.
 
     Args:
-        path: a run (its newest checkpoint), a published folder (its ``model.safetensors``), or a file.
+        path: a run (its newest checkpoint), a published folder (its ``model.safetensors``), a folder of
+            transformers, or a file.
     """
     path = Path(path)
-    published = path / MODEL
     found = path if path.is_file() else last_checkpoint(path)
-    return published if found is None and published.is_file() else found
+    return found or next((file for name in (MODEL, PICKLED) if (file := path / name).is_file()), None)

@@ -62,7 +62,7 @@ def export(
         require_onnx()
     segmenter = Segmenter.from_pretrained(checkpoint, settings, "cpu")
     if not isinstance(segmenter.model, Odise):
-        raise SettingError(f"CHECKPOINT {checkpoint}: its network has no masks; only others can be exported")
+        raise SettingError(f"CHECKPOINT {checkpoint}: networks without masks cannot be exported")
     if vocabulary is not None and out.suffix == ".npz":
         return [export_embeddings(segmenter, out, vocabulary)]
     return export_network(segmenter, out, pixels, vocabulary, head_only)

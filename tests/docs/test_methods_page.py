@@ -51,6 +51,9 @@ PUBLISHED = {
     "zs3net_seen": {"model.head.kind": "deeplab", "optimizer.lr": 7e-3, "backbone.options.output_stride": 16},
     "zs3net": {"model.generator.hidden": 256, "model.generator.noise": 300, "model.generator.samples": 128,
                "optimizer.algorithm": "adamw", "optimizer.lr": 2e-4, "optimizer.lr_scale": None},
+    "groupvit": {"data.eval_short_side": 448, "model.inference.window": 448, "data.words": 3,
+                 "model.inference.best_classes": 5, "model.inference.background_threshold": 0.95,
+                 "fusion.clip_prompt": "a photo of a {}.", "optimizer.lr": 1.6e-3},
 }  # fmt: skip
 
 

@@ -9,11 +9,16 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import QUICK, SMALL, SMALL_GROUPVIT, composed, run_through
+from transformers import CLIPImageProcessor
 
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.errors import SettingError
+from odise_pl.evaluation.run import evaluate
+from odise_pl.export.onnx import export
+from odise_pl.models.grouping import GroupingNetwork
 from odise_pl.models.weights import read_checkpoint
 from odise_pl.prediction.predict import predict
+from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.runs.checks import check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.training.run import train
@@ -87,6 +92,34 @@ def test_groupvit_trains_resumes_evaluates_and_predicts(scene_shards: Path, tmp_
     assert all(name.startswith("model.backbone.model.") for name in names)
     assert not [name for name in names if "running" in name]
     predict_photo(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_groupvit_of_transformers_is_a_checkpoint(name: str, scene_shards: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "groupvit-gcc-yfcc"
+    config = composed("train", tmp_path, SMALL_GROUPVIT)
+    network: GroupingNetwork = NetworkSettings.of_config(config).build(config.paths).eval()
+    network.backbone.model.save_pretrained(weights)
+    CLIPImageProcessor(image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(weights)
+    if name == "pytorch_model.bin":
+        torch.save(network.backbone.model.state_dict(), weights / name)
+        (weights / "model.safetensors").unlink()
+    found = Segmenter.from_pretrained(weights, {"paths.weights": str(tmp_path)}, "cpu").model
+    state = network.backbone.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in found.clip.model.state_dict().items())
+    assert found.clip.mean.flatten().tolist() == pytest.approx([0.4] * 3)
+    if name == "model.safetensors":
+        with pytest.raises(SettingError, match="cannot be exported"):
+            export(weights, tmp_path / "x.onnx", settings={"paths.weights": str(tmp_path)})
+        evaluation = [f"ckpt={weights}", "method=groupvit", f"paths.weights={tmp_path}", "data=shards"]
+        evaluation += [
+            f"data.val={scene_shards}",
+            "data.limit_samples=1",
+            "data.num_workers=0",
+            "trainer=cpu",
+        ]
+        scores = evaluate(composed("evaluate", tmp_path / "evaluated", evaluation), evaluation)
+        assert 0 <= scores["val"]["miou"] <= 1
 
 
 def test_groupvit_refuses_parts_of_other_networks(tmp_path: Path) -> None:
