@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
 from odise_pl.losses.contrast import ContrastCriterion, contrastive_loss
 from odise_pl.losses.errors import NonFiniteError
@@ -17,6 +18,7 @@ IMAGES, TEXTS = (
     torch.randn(*size, generator=torch.Generator().manual_seed(0)) for size in ((4, 8), (4, 3, 8))
 )
 ALL = torch.ones(4, dtype=torch.bool)
+SOME = torch.tensor([False, True, True, True])
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -56,6 +58,30 @@ def test_one_text_per_image_is_infonce() -> None:
     own = torch.arange(4)
     entropies = [torch.nn.functional.cross_entropy(x, own) for x in (logits, logits.T)]
     torch.testing.assert_close(contrastive_loss(IMAGES, TEXTS[:, :1], ALL, SCALE), sum(entropies) / 2)
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    images, texts = (x[2 * rank : 2 * rank + 2].clone().requires_grad_() for x in (IMAGES, TEXTS))
+    loss = contrastive_loss(images, texts, SOME[2 * rank : 2 * rank + 2], SCALE)
+    loss.backward()
+    torch.save([loss.detach(), images.grad, texts.grad], f"{folder}/rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_global_batch(tmp_path: Path) -> None:
+    # fork, because importing torch again is slow
+    multiprocessing.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    images, texts = (x.clone().requires_grad_() for x in (IMAGES, TEXTS))
+    loss = contrastive_loss(images, texts, SOME, SCALE)
+    loss.backward()
+    for part in parts:
+        torch.testing.assert_close(part[0], loss.detach())
+    # data-parallel training averages over the ranks, so gradients are doubled here
+    for i, whole in ((1, images.grad), (2, texts.grad)):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]) / 2, whole)
 
 
 def test_criterion_weighs_words_and_names_images_of_infinite_losses() -> None:
