@@ -26,9 +26,9 @@ from odise_pl.models.classifiers.text import (
     embed_classes,
     max_over_synonyms,
 )
-from odise_pl.models.inference import InferenceSettings
+from odise_pl.models.inference import InferenceSettings, PixelPrediction
 from odise_pl.models.ops.bands import Masks, ResizedMasks
-from odise_pl.structures import Instances, PanopticSegmentation, Prediction, Segment, Size, TensorStruct
+from odise_pl.structures import Size, TensorStruct
 from odise_pl.vocabulary import Vocabulary, normalise_name
 
 BACKGROUND = "background"
@@ -118,8 +118,8 @@ def add_background(scores: Tensor, background: int, threshold: float) -> Tensor:
     )
 
 
-class PixelPrediction(Prediction):
-    """Prediction for one image by a class of each pixel: one segment per class, and no objects.
+class GroupPrediction(PixelPrediction):
+    """Prediction by groups, computed on first use.
 
     Args:
         masks: [G, H, W] of groups, whose scores each pixel has in these shares.
@@ -131,59 +131,28 @@ class PixelPrediction(Prediction):
     def __init__(
         self, masks: Masks, scores: Tensor, isthing: Sequence[bool], device: torch.device | str
     ) -> None:
-        self._masks, self._scores, self._isthing, self._device = masks, scores, isthing, device
+        super().__init__(masks, isthing, device)
+        self._scores = scores
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PixelPrediction:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupPrediction:
         """A copy with results on ``device``."""
-        return PixelPrediction(self._masks, self._scores, self._isthing, device)
+        masks, isthing = self._from
+        return GroupPrediction(masks, self._scores, isthing, device)
 
     @cached_property
-    def _pixels(self) -> tuple[Tensor, Tensor]:
+    def _best(self) -> tuple[Tensor, Tensor]:
         """The best class of each pixel and its score, [H, W] each; the first class wins ties."""
-        labels = torch.empty(self._masks.size, dtype=torch.int64, device=self._masks.device)
-        best = self._scores.new_empty(self._masks.size)
+        masks = self._from[0]
+        labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
+        best = self._scores.new_empty(masks.size)
         possible = self._scores.amax(0).nonzero()[:, 0]  # few classes score above 0
         scores = self._scores[:, possible].T
-        for rows, band in self._masks.bands():
-            inside = torch.stack([band(group) for group in range(self._masks.queries)])
+        for rows, band in masks.bands():
+            inside = torch.stack([band(group) for group in range(masks.queries)])
             with torch.autocast(inside.device.type, enabled=False):
                 best[rows], number = torch.einsum("kg,ghw->khw", scores, inside).max(0)
             labels[rows] = possible[number]
-        return labels, best
-
-    @cached_property
-    def semantic(self) -> Tensor:
-        """The best class of each pixel, int64 [H, W]."""
-        return self._pixels[0].to(self._device)
-
-    @cached_property
-    def panoptic(self) -> PanopticSegmentation:
-        """The semantic map, with a segment per class; its score is the mean of its pixels'."""
-        labels, best = self._pixels
-        present, numbers = labels.unique(return_inverse=True)
-        area = numbers.flatten().bincount()
-        means = numbers.new_zeros(len(present), dtype=best.dtype).index_add_(
-            0, numbers.flatten(), best.flatten()
-        )
-        segments = tuple(
-            Segment(index + 1, label, bool(self._isthing[label]), score=score)
-            for index, (label, score) in enumerate(
-                zip(present.tolist(), (means / area).tolist(), strict=True)
-            )
-        )
-        return PanopticSegmentation((numbers + 1).to(torch.int32), segments).to(self._device)
-
-    @cached_property
-    def instances(self) -> Instances:
-        """None: pixels of a class are not told apart."""
-        scores = torch.zeros(0, device=self._device)
-        return Instances(scores.long(), scores, scores.new_zeros(0, *self._masks.size, dtype=torch.bool))
-
-    @property
-    def best(self) -> tuple[int, float]:
-        """Class and score of the most confident group."""
-        score, label = self._scores.amax(0).max(0)
-        return int(label), float(score)
+        return labels.to(self._device), best.to(self._device)
 
 
 @dataclass(frozen=True)
@@ -212,13 +181,15 @@ class GroupingNetwork(nn.Module):
         inference: how images are segmented.
 
     Attributes:
-        dense: it finds a class for each pixel, and no objects.
+        measures: what evaluations measure: groups of a class are not told apart.
+        learns_names: training changes how a vocabulary is prepared.
 
     Raises:
         SettingError: the classifier is not ``discriminative``, or averages the names of a class.
     """
 
-    dense = True
+    measures = ("semantic",)
+    learns_names = True
     published_quirks = False
 
     def __init__(
@@ -293,7 +264,7 @@ class GroupingNetwork(nn.Module):
         output_sizes: Sequence[Size],
         classes: InferenceClasses,
         captions: Captions = None,
-    ) -> list[PixelPrediction]:
+    ) -> list[GroupPrediction]:
         """Results of every image, computed on first use; arguments as for ``Odise``, captions have no effect.
 
         Unlike ``Odise``, it does not look at the padding.
@@ -304,7 +275,7 @@ class GroupingNetwork(nn.Module):
             for image, (height, width), output in zip(images, valid_sizes, output_sizes, strict=True)
         ]
 
-    def _predict_image(self, image: Tensor, output: Size, classes: InferenceClasses) -> PixelPrediction:
+    def _predict_image(self, image: Tensor, output: Size, classes: InferenceClasses) -> GroupPrediction:
         """Segment an image [1, 3, H, W] in windows; overlapping ones are averaged."""
         height, width = image.shape[2:]
         windows = plan_windows(height, width, self.inference.window, per_side=2)
@@ -319,7 +290,7 @@ class GroupingNetwork(nn.Module):
         masks /= masks.sum(0)  # a pixel has one group of each window
         size = (height, width)
         resized = Masks(masks) if size == output else ResizedMasks(masks, size, size, output)
-        return PixelPrediction(resized, scores.flatten(0, 1), classes.isthing, image.device)
+        return GroupPrediction(resized, scores.flatten(0, 1), classes.isthing, image.device)
 
     def _segment_windows(self, images: Tensor, side: int, text: TextClasses) -> tuple[Tensor, Tensor]:
         """Masks [N, G, side, side] and scores [N, G, K] of the groups of windows [N, 3, S, S]."""

@@ -34,8 +34,3 @@ class ContrastModule(OdiseModule):
             return criterion(model(batch.images, captions, words), valid, batch.image_ids)
         except NonFiniteError as error:
             return cast(ContrastLosses, self._steps.non_finite_losses(error)[0])
-
-    def on_validation_start(self) -> None:
-        """The text encoder has learned."""
-        for predictor in self._predictors:
-            predictor.forget()

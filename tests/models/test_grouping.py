@@ -17,7 +17,7 @@ from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.grouping import (
     GroupingNetwork,
     GroupingSettings,
-    PixelPrediction,
+    GroupPrediction,
     add_background,
     group_masks,
     multiply_assignments,
@@ -203,17 +203,13 @@ def test_background_alone_is_a_name(network: GroupingNetwork) -> None:
     assert found.best == (0, pytest.approx(1))
 
 
-def test_results_move_to_a_device_and_name_the_best_class() -> None:
+def test_results_move_to_a_device() -> None:
     masks = F.one_hot(torch.tensor([[0, 0], [1, 1]])).permute(2, 0, 1).float()
-    found = PixelPrediction(Masks(masks), torch.tensor([[0.0, 0.2, 0.1], [0.4, 0.1, 0]]), [True] * 3, "meta")
+    found = GroupPrediction(Masks(masks), torch.tensor([[0.0, 0.2, 0.1], [0.4, 0.1, 0]]), [True] * 3, "meta")
     assert found.semantic.is_meta
-    assert found.best == (0, pytest.approx(0.4))
     here = found.to("cpu")
     assert here.semantic.tolist() == [[1, 1], [0, 0]]
-    assert [(s.category, s.score) for s in here.panoptic.segments] == [
-        (0, pytest.approx(0.4)),
-        (1, pytest.approx(0.2)),
-    ]
+    assert here.best == (0, pytest.approx(0.4))
 
 
 def test_settings_out_of_range_are_named() -> None:
