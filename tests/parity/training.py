@@ -99,7 +99,9 @@ class Training:
 
     def recorded_outputs(self) -> list[MaskPredictions] | None:
         """Recorded predictions with class logits from recorded embeddings; None if one is missing."""
-        last = len(self.model.mask_decoder.layers)
+        layers = self.model.mask_decoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        last = len(layers)
         outputs = []
         for i in range(last + 1):
             part = self.case.under(output_place(i, last)).tensors
