@@ -51,7 +51,7 @@ def train_unet(out: Out, work: Work = WORK, steps: Steps = None, device: Device 
 
 
 class Kind(StrEnum):
-    """Members of the families in the paper's table of representations that are not shipped."""
+    """Networks beside those of the demo: members of the families in the paper's table, and FC-CLIP's."""
 
     supervised_conv = "supervised_conv"
     supervised_vit = "supervised_vit"
@@ -98,6 +98,7 @@ class Network(StrEnum):
     """The frozen networks."""
 
     clip = "clip"
+    clip_conv = "clip_conv"
     autoencoder = "autoencoder"
     unet = "unet"
 

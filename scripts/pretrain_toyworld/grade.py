@@ -1,6 +1,7 @@
 """The quality of the small world's frozen networks on held-out pictures.
 
 * ``clip``: accuracy on crops of things, among all categories; and of masked CLIP on true masks;
+* ``clip_conv``: accuracy on the same crops;
 * ``autoencoder``: peak signal-to-noise ratio of reconstructions, in decibels;
 * ``unet``: how often CLIP recognises the prompted thing.
 """
@@ -28,7 +29,14 @@ from odise_pl.toyworld.stuff import STUFF
 from odise_pl.toyworld.style import OPEN
 from odise_pl.toyworld.things import THINGS, Thing
 from scripts.pretrain_toyworld.corpus import SIDE, WEB, Pixels, enlarge
-from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
+from scripts.pretrain_toyworld.networks import (
+    CLIP,
+    CLIP_FILE,
+    CONV_CLIP,
+    CONV_CLIP_FILE,
+    DIFFUSION,
+    DIFFUSION_FOLDER,
+)
 from scripts.pretrain_toyworld.training import pixels
 
 _SEED = 1234  # of the held-out pictures
@@ -50,7 +58,7 @@ def yield_grades(
     """Yield one line per grade.
 
     Args:
-        networks: of ``clip``, ``autoencoder`` and ``unet``.
+        networks: of ``clip``, ``clip_conv``, ``autoencoder`` and ``unet``.
         weights: folder of the weights.
         count: held-out crops, and pictures.
         each: samples of the UNet for each thing.
@@ -67,6 +75,9 @@ def yield_grades(
         yield f"clip: {100 * grade_crops(clip, count):.1f} % of {count} held-out crops are named"
         things, stuff = (100 * share for share in grade_masks(clip, count))
         yield f"clip: {things:.1f} % of things and {stuff:.1f} % of stuff are named by true masks"
+    if "clip_conv" in networks:
+        own = FrozenCLIP(load_clip(str(weights / CONV_CLIP_FILE), CONV_CLIP))
+        yield f"clip_conv: {100 * grade_crops(own, count):.1f} % of {count} held-out crops are named"
     if "autoencoder" in networks:
         ratio = grade_autoencoder(load_network("vae", diffusion).eval(), count)
         yield f"autoencoder: {ratio:.2f} dB on {count} held-out pictures"

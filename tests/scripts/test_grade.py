@@ -13,7 +13,7 @@ from odise_pl.models.weights import WeightsError
 from odise_pl.toyworld.things import THINGS
 from scripts.pretrain_toyworld import grade
 from scripts.pretrain_toyworld.__main__ import app
-from scripts.pretrain_toyworld.networks import CLIP_FILE, DIFFUSION_FOLDER, WEIGHTS
+from scripts.pretrain_toyworld.networks import CLIP_FILE, DIFFUSION_FOLDER, MEMBERS, WEIGHTS
 
 
 @pytest.mark.slow
@@ -29,7 +29,8 @@ def test_packaged_weights_are_small_and_accurate(monkeypatch: pytest.MonkeyPatch
     assert drawn >= 70
     assert Image.open(sheet).size == (4 * 128, 2 * 128)
     shipped = [WEIGHTS / CLIP_FILE, *(WEIGHTS / DIFFUSION_FOLDER).rglob("*.safetensors")]
-    assert sum(path.stat().st_size for path in shipped) <= 28 * 10**6
+    shipped += (WEIGHTS / MEMBERS).glob("*_conv.safetensors")
+    assert sum(path.stat().st_size for path in shipped) <= 38 * 10**6
 
 
 def test_command_grades_and_names_missing_weights(tmp_path: Path) -> None:
