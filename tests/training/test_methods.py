@@ -62,6 +62,7 @@ SLOW = (
     "maskclip_proposals",
     "openseg",
     "zegformer",
+    "lseg",
     "lseg_plus",
     "spnet",
 )  # whose parts other presets have, too
@@ -87,6 +88,7 @@ def predict_photo(folder: Path) -> None:
     assert (folder / "out" / "photo_segments.png").is_file()
 
 
+@pytest.mark.slow
 def test_groupvit_trains_resumes_evaluates_and_predicts(scene_shards: Path, tmp_path: Path) -> None:
     names = run_through([], scene_shards, tmp_path, SMALL_GROUPVIT)
     assert all(name.startswith("model.backbone.model.") for name in names)
@@ -148,6 +150,7 @@ def test_training_refuses_losses_that_do_not_fit(settings: list[str], named: str
         check_training(composed("train", tmp_path, [*settings, "data=shards", "data.train=x", "data.val=x"]))
 
 
+@pytest.mark.slow
 def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path) -> None:
     small = ["method=simbaseline", *PARTS["simbaseline"], "prompts=learned", "clip.prompt_tokens=4"]
     run_through(small, scene_shards, tmp_path)
@@ -156,6 +159,7 @@ def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path)
     assert {name for name in state if name.startswith("model.clip.")} == {"model.clip.prompt"}
 
 
+@pytest.mark.slow
 def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path: Path) -> None:
     words = sorted(
         {word for name in load_vocabulary(scene_shards / "dataset.json").names for word in name.split()}
