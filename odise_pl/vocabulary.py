@@ -375,6 +375,13 @@ def seen_classes(vocabulary: Vocabulary, unseen: Any) -> tuple[int, ...]:
     kept = tuple(i for i, flag in enumerate(vocabulary.overlap(removed)) if not flag)
     if not kept:
         raise VocabularyError(f"vocabulary '{vocabulary.name}' has no other classes")
+    for i in set(range(len(vocabulary))) - set(kept):
+        same = vocabulary.overlap(replace(vocabulary, categories=(vocabulary.categories[i],)))
+        if shared := [vocabulary.names[k] for k in kept if same[k]]:
+            raise VocabularyError(
+                f"in vocabulary '{vocabulary.name}', {vocabulary.names[i]} shares a name with "
+                f"{', '.join(shared)}: both have to be unseen, or none"
+            )
     return kept
 
 

@@ -23,6 +23,7 @@ from odise_pl.evaluation.writer import PredictionWriter
 from odise_pl.metrics.report import as_dict, write_summary, write_table
 from odise_pl.metrics.tables import Published, result_table
 from odise_pl.runs.record import write_settings
+from odise_pl.vocabulary import MEASURES
 
 _log = logging.getLogger(__name__)
 _PROGRESS = ".progress"  # in the folder of an evaluation
@@ -60,7 +61,9 @@ class Output:
         """The writer of a set's predictions; None if they are not saved."""
         if self.predictions is None:
             return None
-        return PredictionWriter(self.predictions / benchmark.name, benchmark.vocabulary, self.digest)
+        folder, model = self.predictions / benchmark.name, getattr(benchmark.predictor, "model", None)
+        kinds = MEASURES if model is None else model.measures
+        return PredictionWriter(folder, benchmark.vocabulary, self.digest, kinds)
 
 
 def evaluate_all(

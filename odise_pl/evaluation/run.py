@@ -104,7 +104,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
         predictor = NetworkPredictor(model, classes, training)
         measures = measured(model, data.measures(name), name)
-        benchmarks.append(Benchmark(name, data, classes, predictor, measures, training))
+        known = training if model.learns_labels else None
+        benchmarks.append(Benchmark(name, data, classes, predictor, measures, known))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
     settled = extract_ablation_settings(network.model)
     published = METHODS.get(settled.method)

@@ -21,7 +21,7 @@ from odise_pl.data.segments import describe_segments
 from odise_pl.errors import UserError
 from odise_pl.files import write_bytes, write_text
 from odise_pl.structures import Batch, Instances, PanopticSegmentation, Prediction
-from odise_pl.vocabulary import Vocabulary
+from odise_pl.vocabulary import MEASURES, Vocabulary
 
 PANOPTIC, INSTANCES, SEMANTIC = "panoptic", "instances", "semantic"  # PANOPTIC.json, PANOPTIC/, ...
 _PARTS = ".parts"
@@ -45,10 +45,14 @@ class PredictionWriter:
         folder: for ``panoptic.json``, ``panoptic/KEY.png``, ``instances.json`` and ``semantic/KEY.png``.
         vocabulary: classes of the set, whose category ids are written.
         digest: of the evaluation; predictions of another one are neither resumed nor overwritten.
+        kinds: what is written, of :data:`~odise_pl.vocabulary.MEASURES`.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, digest: str) -> None:
-        self.folder, self.vocabulary, self.digest = folder, vocabulary, digest
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, digest: str, kinds: Sequence[str] = MEASURES
+    ) -> None:
+        self.folder, self.vocabulary, self.digest, self.kinds = folder, vocabulary, digest, kinds
+        self._files = [file for file in _FILES if file.removesuffix(".json") in kinds]
 
     def check_folder(self) -> None:
         """Raise PredictionError if the folder contains predictions of another evaluation."""
@@ -76,20 +80,23 @@ class PredictionWriter:
     def write(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
         """Write the predictions of a batch, over those of an interrupted run."""
         for name in (PANOPTIC, SEMANTIC, _PARTS):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            if name == _PARTS or name in self.kinds:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
         part: dict[str, list[Any]] = {"images": [], "annotations": [], "results": []}
         images = zip(batch.keys, batch.image_suffixes, batch.image_ids, predictions, strict=True)
         for key, suffix, image_id, prediction in images:
             file_name = f"{key}.png"
-            annotation, ids = panoptic_annotation(prediction.panoptic, self.vocabulary, image_id, file_name)
-            write_bytes(self.folder / PANOPTIC / file_name, encode_ids(ids))
-            write_bytes(
-                self.folder / SEMANTIC / file_name, encode_semantic(prediction.semantic.cpu().numpy())
-            )
-            size = {"height": ids.shape[0], "width": ids.shape[1]}
+            semantic = prediction.semantic.cpu().numpy()
+            write_bytes(self.folder / SEMANTIC / file_name, encode_semantic(semantic))
+            size = {"height": semantic.shape[0], "width": semantic.shape[1]}
             part["images"].append({"id": image_id, "file_name": f"{key}.{suffix}", **size})
-            part["annotations"].append(annotation)
-            part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
+            if PANOPTIC in self.kinds:
+                panoptic = prediction.panoptic
+                annotation, ids = panoptic_annotation(panoptic, self.vocabulary, image_id, file_name)
+                write_bytes(self.folder / PANOPTIC / file_name, encode_ids(ids))
+                part["annotations"].append(annotation)
+            if INSTANCES in self.kinds:
+                part["results"] += instance_results(prediction.instances, self.vocabulary, image_id)
         write_text(self.folder / _PARTS / f"{batch.number:09d}.json", json.dumps(part))
 
     def done(self) -> frozenset[int]:
@@ -98,7 +105,7 @@ class PredictionWriter:
 
     def is_complete(self) -> bool:
         """Whether the parts have been joined."""
-        return all((self.folder / name).is_file() for name in _FILES)
+        return all((self.folder / name).is_file() for name in self._files)
 
     def finish(self, images: int) -> None:
         """Join the parts after all ranks have written theirs.
@@ -126,8 +133,9 @@ class PredictionWriter:
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
         results = [result for part in parts for result in part["results"]]
-        for name, content in zip(_FILES, (panoptic, results), strict=True):
-            write_text(self.folder / name, json.dumps(content))
+        contents = dict(zip(_FILES, (panoptic, results), strict=True))
+        for name in self._files:
+            write_text(self.folder / name, json.dumps(contents[name]))
 
     def clean(self) -> None:
         """Remove the parts."""

@@ -91,7 +91,7 @@ def _cells(target: Targets, output: MaskPredictions) -> Tensor:
     """The class of each cell [h * w], that of the nearest pixel."""
     size = output.mask_logits.shape[-2:]
     labels = label_map(target).to(torch.float32)[None, None]
-    return F.interpolate(labels, size).flatten().long()
+    return F.interpolate(labels, size, mode="nearest-exact").flatten().long()
 
 
 def _present(cells: Tensor) -> list[int]:

@@ -183,6 +183,7 @@ class GroupingNetwork(nn.Module):
     Attributes:
         measures: what evaluations measure: groups of a class are not told apart.
         learns_names: training changes how a vocabulary is prepared.
+        learns_labels: none, so no class counts as seen.
 
     Raises:
         SettingError: the classifier is not ``discriminative``, or averages the names of a class.
@@ -190,6 +191,7 @@ class GroupingNetwork(nn.Module):
 
     measures = ("semantic",)
     learns_names = True
+    learns_labels = False
     published_quirks = False
 
     def __init__(

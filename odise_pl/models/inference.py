@@ -227,11 +227,21 @@ def pixel_map(class_logits: Masks, penalty: Tensor | None = None) -> tuple[Tenso
     """
     labels = torch.empty(class_logits.size, dtype=torch.int64, device=class_logits.device)
     scores = torch.empty(class_logits.size, device=class_logits.device)
+    if penalty is None:
+        penalty = scores.new_zeros(class_logits.queries)
+    amounts, groups = penalty.unique(return_inverse=True)
     for rows, band in class_logits.bands():
-        probabilities = torch.stack([band(k) for k in range(class_logits.queries)]).softmax(0)
-        ranked = probabilities if penalty is None else probabilities - penalty[:, None, None]
-        labels[rows] = ranked.argmax(0)
-        scores[rows] = probabilities.gather(0, labels[None, rows])[0]
+        # one class at a time: all of them would take gigabytes. The best of equal penalties is the highest.
+        best = scores.new_full((len(amounts), *labels[rows].shape), float("-inf"))
+        names, total = labels.new_zeros(best.shape), best[0].clone()
+        for label, group in enumerate(groups.tolist()):
+            logits = band(label)
+            total = torch.logaddexp(total, logits)
+            names[group].masked_fill_(logits > best[group], label)
+            torch.maximum(best[group], logits, out=best[group])
+        probabilities = (best - total).exp()
+        chosen = (probabilities - amounts[:, None, None]).argmax(0, keepdim=True)
+        labels[rows], scores[rows] = names.gather(0, chosen)[0], probabilities.gather(0, chosen)[0]
     return labels, scores
 
 

@@ -31,6 +31,7 @@ from odise_pl.models.classifiers.text import (
     cosine_logits,
     embed_classes,
     max_over_synonyms,
+    mean_of_names,
 )
 from odise_pl.models.classifiers.word_vectors import WordVectors
 from odise_pl.models.heads.dense import PixelEmbedding
@@ -116,6 +117,8 @@ class Odise(nn.Module):
                 f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "
                 "classifier=diffusion"
             )
+
+    learns_labels = True  # so that classes are seen in training or not
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -208,9 +211,9 @@ class Odise(nn.Module):
         """Embed the names of a vocabulary as the trained head reads them."""
         settings = self.classifier
         if self.words is not None:
-            counts = tuple(map(len, vocabulary.labels))
-            names = [name for names in vocabulary.labels for name in names]
-            return TextClasses(self.words(names).to(self.clip.mean.device), counts)
+            vectors, counts = self.words(vocabulary.labels)
+            classes = TextClasses(vectors.to(self.clip.mean.device), counts)
+            return mean_of_names(classes) if settings.mean_of_names else classes
         return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
     def _encode_words(self, words: Sequence[str]) -> Tensor:

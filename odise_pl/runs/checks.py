@@ -134,6 +134,10 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     ]
     if learns and (supervision != "label" or not weight):
         yield f"{learns[0]} needs model.supervision=label and criterion.weights.regions=0.1, or another"
+    if learns and str(OmegaConf.select(config, "model.head._target_")).endswith(".DenseSettings"):
+        yield f"{learns[0]}: DenseSettings of model.head have no masks that train it; leave it out"
+    if supervision == "text" and config.model.get("head") is not None:
+        yield "model.head: GroupViT has none; experiments that set one do not fit method=groupvit"
     if weight and not learns:
         yield (
             f"criterion.weights.regions={weight} trains CLIP or its prompt: set clip.trained=true or "

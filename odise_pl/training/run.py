@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
+from odise_pl.errors import SettingError
 from odise_pl.runs.checks import SECOND_STAGES, check_training
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_lightning
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from odise_pl.data.datamodule import PanopticDataModule
     from odise_pl.training.module import OdiseModule
+    from odise_pl.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ def _trainer(config: DictConfig, step: int | None) -> lightning.Trainer:
 def _module(
     config: DictConfig, network: NetworkSettings, data: PanopticDataModule, resume: bool
 ) -> OdiseModule:
+    from odise_pl.checkpoints.metadata import describe
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.predictors import measured
     from odise_pl.losses.contrast import ContrastCriterion
@@ -135,7 +138,10 @@ def _module(
     if config.init_from is not None and not resume:
         # a second stage learns what the first does not have
         new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
-        load_weights(model, checkpoint_path(config.init_from, config.run_dir), new)
+        first = checkpoint_path(config.init_from, config.run_dir)
+        if new == "generator":
+            _check_same_classes(describe(first).vocabulary, data.seen_vocabulary("train"), config.init_from)
+        load_weights(model, first, new)
     criterion = instantiate(config.criterion)
     kind = ContrastModule if isinstance(criterion, ContrastCriterion) else OdiseModule
     return kind(
@@ -151,6 +157,14 @@ def _module(
         config.data.words,
         [measured(model, data.measures(name), name) for name in data.eval_names],
     )
+
+
+def _check_same_classes(first: Vocabulary | None, second: Vocabulary, source: str) -> None:
+    if first is not None and first.names != second.names:
+        raise SettingError(
+            f"init_from={source} has learned {len(first)} classes, this run has {len(second)}: repeat its "
+            "data and its split"
+        )
 
 
 if __name__ == "__main__":

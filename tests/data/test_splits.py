@@ -25,6 +25,13 @@ PACKAGED = {
 }
 
 
+def test_classes_that_share_a_name_are_unseen_together() -> None:
+    vocabulary = load_vocabulary(["stool,seat", "toilet,stool", "sofa"])
+    with pytest.raises(VocabularyError, match="shares a name"):
+        seen_classes(load_vocabulary(["a,b", "b,c", "d"]), ["a"])
+    assert seen_classes(vocabulary, ["stool"]) == (2,)
+
+
 def test_every_split_is_tested() -> None:
     assert {path.stem for path in CONF.glob("split/*.yaml")} == PACKAGED.keys()
 

@@ -198,6 +198,9 @@ def test_second_stage_of_zs3net_keeps_the_network_of_the_first(scene_shards: Pat
     )
     with pytest.raises(SettingError, match="method=zs3net_seen"):
         check_training(composed("train", tmp_path / "x", ["method=zs3net", *SMALL, *small, *sets]))
+    other = ["method=zs3net", *SMALL, *QUICK, *small, *sets, f"init_from={first}", "+data.unseen=[sky]"]
+    with pytest.raises(SettingError, match="repeat its data"):
+        train(composed("train", tmp_path / "y", other))
     run_through(["method=zs3net", *small, f"init_from={first}"], scene_shards, tmp_path)
     old, new = (
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]

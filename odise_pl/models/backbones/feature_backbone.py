@@ -48,7 +48,10 @@ class FeatureBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if window == WHOLE and features.fixed_size:
-            raise SettingError(f"backbone.window={WHOLE}: this network takes squares of one size")
+            raise SettingError(
+                f"backbone.window={WHOLE}: this network takes squares of one size; "
+                f"set backbone.window={input_size}"
+            )
         if window != WHOLE:
             features.check_size(input_size, "backbone.input_size")
         if isinstance(window, int) and (window < STRIDES[-1] or window % STRIDES[-1]):

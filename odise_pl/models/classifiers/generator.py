@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odise_pl.errors import check_number
-from odise_pl.models.classifiers.text import TextClasses
+from odise_pl.models.classifiers.text import TextClasses, at_least_float32
 
-_STEPS, _PER_CLASS, _RATE = 300, 8, 0.02  # of the fit: its loss is convex
+_STEPS, _RATE = 300, 0.02  # of the fit: its loss is convex
+_AT_ONCE = 1024  # features in a step; at least one of each class
 _SEED = 0  # of the features that a classifier is fitted to
 
 
@@ -74,17 +75,26 @@ def fit_classifier(generator: FeatureGenerator, classes: TextClasses) -> Tensor:
 
     It depends on the generator and the names alone: the features are drawn with a fixed seed.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        text = _names_in_turn(classes, _PER_CLASS).clone()
-        count, random = len(text), torch.Generator().manual_seed(_SEED)
-        weight = text.new_zeros(count, generator.channels + 1, requires_grad=True)
-        labels = torch.arange(count, device=text.device).repeat_interleave(_PER_CLASS)
+    device, count, random = (
+        classes.embeddings.device,
+        len(classes.counts),
+        torch.Generator().manual_seed(_SEED),
+    )
+    each = max(1, _AT_ONCE // count)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),  # the fit does not depend on the precision
+    ):
+        classes = TextClasses(classes.embeddings.clone(), classes.counts)
+        weight = classes.embeddings.new_zeros(count, generator.channels + 1, requires_grad=True)
+        labels = torch.arange(count, device=device).repeat_interleave(each)
         optimizer = torch.optim.Adam([weight], lr=_RATE)
         training = generator.training
         generator.eval()
-        for _ in range(_STEPS):
+        for step in range(_STEPS):
             with torch.no_grad():
-                features = generator(text, random).flatten(0, 1)
+                features = generator(_names_in_turn(classes, each, step * each), random).flatten(0, 1)
             loss = F.cross_entropy(classify_features(features, weight), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -94,12 +104,13 @@ def fit_classifier(generator: FeatureGenerator, classes: TextClasses) -> Tensor:
 
 
 def classify_features(features: Tensor, weight: Tensor) -> Tensor:
-    """Logits [..., K] of features [..., C] by weights and bias [K, C + 1]."""
-    return F.linear(features, weight[:, :-1], weight[:, -1])
+    """Logits [..., K] of features [..., C] by weights and bias [K, C + 1], in float32 or better."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(at_least_float32(features), weight[:, :-1], weight[:, -1])
 
 
-def _names_in_turn(classes: TextClasses, count: int) -> Tensor:
-    """``count`` embedded names of each class, which repeat: [K, count, D]."""
+def _names_in_turn(classes: TextClasses, count: int, first: int = 0) -> Tensor:
+    """``count`` embedded names of each class from number ``first``, which repeat: [K, count, D]."""
     counts = torch.as_tensor(classes.counts, device=classes.embeddings.device)
-    turns = torch.arange(count, device=counts.device) % counts[:, None]
+    turns = torch.arange(first, first + count, device=counts.device) % counts[:, None]
     return classes.embeddings[(counts.cumsum(0) - counts)[:, None] + turns]

@@ -73,10 +73,15 @@ def embed_classes(
         embeddings = clip.encode_text(texts)
         if not isinstance(prompt, str):
             embeddings = F.normalize(embeddings, dim=-1).unflatten(0, (len(prompts), -1)).mean(0)
-        if mean:
-            of_classes = F.normalize(embeddings, dim=-1).split(counts)
-            return TextClasses(torch.stack([names.mean(0) for names in of_classes]), (1,) * len(counts))
-    return TextClasses(embeddings, counts)
+        classes = TextClasses(embeddings, counts)
+        return mean_of_names(classes) if mean else classes
+
+
+def mean_of_names(classes: TextClasses) -> TextClasses:
+    """The mean of the normalised embeddings of each class's names."""
+    assert isinstance(classes.counts, tuple)
+    of_classes = F.normalize(classes.embeddings, dim=-1).split(classes.counts)
+    return TextClasses(torch.stack([names.mean(0) for names in of_classes]), (1,) * len(of_classes))
 
 
 def cosine_logits(

@@ -18,7 +18,8 @@ _WORD = re.compile(r"[^\W\d_]+")
 class WordVectors:
     """Vectors of words in text files, as fastText's ``.vec`` and word2vec's text format.
 
-    Each line is a word and its numbers; a first line with two numbers only is skipped. Files are read once
+    Each line is a word and its numbers, separated by spaces; a first line with two numbers only is skipped.
+    A word is the line in lower case, or else the first that differs from it in case only. Files are read once
     for each new vocabulary, and only the vectors of its words are kept.
 
     Args:
@@ -34,30 +35,41 @@ class WordVectors:
         self._asked: set[str] = set()
         self.widths = [_width(file) for file in self.files]
 
-    def __call__(self, names: Sequence[str]) -> Tensor:
-        """Unit vectors [len(names), sum of widths] of names: for each file, the mean over a name's words.
+    def __call__(self, labels: Sequence[Sequence[str]]) -> tuple[Tensor, tuple[int, ...]]:
+        """Unit vectors of the names of each class: for each file, the mean over a name's words.
 
-        Words are compared in lower case; those without a vector are left out.
+        Words without a vector are left out, and names without one in each file.
+
+        Returns:
+            [sum(counts), sum of widths], and the counts of names of the classes.
 
         Raises:
-            WeightsError: a file has no vector for any word of a name.
+            WeightsError: no name of a class has a vector.
         """
-        words = [_WORD.findall(name.lower()) for name in names]
-        self._read({word for some in words for word in some})
-        found = [
-            torch.stack([_mean(name, some, known, file) for name, some in zip(names, words, strict=True)])
-            for file, known in zip(self.files, self._known, strict=True)
-        ]
-        return F.normalize(torch.cat(found, dim=1), dim=1)
+        words = {name: _WORD.findall(name.lower()) for names in labels for name in names}
+        self._read({word for some in words.values() for word in some})
+        found = [[v for name in names if (v := self._vector(words[name])) is not None] for names in labels]
+        if unknown := [names[0] for names, some in zip(labels, found, strict=True) if not some]:
+            raise WeightsError(
+                f"{' and '.join(map(str, self.files))}: no vector for {', '.join(unknown)}; give these "
+                "classes a name of known words"
+            )
+        vectors = torch.stack([vector for some in found for vector in some])
+        return F.normalize(vectors, dim=1), tuple(map(len, found))
+
+    def _vector(self, words: Sequence[str]) -> Tensor | None:
+        parts = [[known[word] for word in words if word in known] for known in self._known]
+        return torch.cat([torch.stack(part).mean(0) for part in parts]) if all(parts) else None
 
     def _read(self, words: set[str]) -> None:
         new = words - self._asked
         if not new:
             return
         for file, width, known in zip(self.files, self.widths, self._known, strict=True):
-            for word, numbers in _lines(file):
-                if word in new and word not in known:
-                    known[word] = _vector(numbers, width, word, file)
+            for written, numbers in _lines(file):
+                word = written.lower()
+                if word in new and (word == written or word not in known):
+                    known[word] = _vector(numbers, width, written, file)
         self._asked |= new
 
 
@@ -65,15 +77,13 @@ def _lines(file: Path) -> Iterable[tuple[str, str]]:
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             word, _, numbers = line.rstrip().partition(" ")
-            yield word.lower(), numbers
+            yield word, numbers
 
 
 def _width(file: Path) -> int:
     """Numbers of a vector, from the first two lines."""
     if not file.is_file():
-        raise WeightsError(
-            f"fusion.word_vectors: {file} does not exist; give text files, or [] for CLIP's texts"
-        )
+        raise WeightsError(f"fusion.word_vectors: {file} is no file; give text files, or [] for CLIP's texts")
     counts = [len(numbers.split()) for (_, numbers), _ in zip(_lines(file), range(2), strict=False)]
     if not counts or counts[-1] < 2:
         raise WeightsError(f"{file} has no vectors: each line needs a word and its numbers (fastText's .vec)")
@@ -85,13 +95,8 @@ def _vector(numbers: str, width: int, word: str, file: Path) -> Tensor:
         vector = torch.tensor([float(number) for number in numbers.split()])
     except ValueError as error:
         raise WeightsError(f"{file}: the vector of {word!r} is damaged ({error})") from error
+    if not vector.isfinite().all() or not vector.any():
+        raise WeightsError(f"{file}: the vector of {word!r} is zero or not finite")
     if len(vector) != width:
         raise WeightsError(f"{file}: the vector of {word!r} has {len(vector)} numbers, others have {width}")
     return vector
-
-
-def _mean(name: str, words: Sequence[str], known: dict[str, Tensor], file: Path) -> Tensor:
-    vectors = [known[word] for word in words if word in known]
-    if not vectors:
-        raise WeightsError(f"{file} has no vector for a word of {name!r}: name the class by another word")
-    return torch.stack(vectors).mean(0)
