@@ -47,7 +47,7 @@ class NetworkPredictor(nn.Module):
             words(vocabulary.labels)  # a class without a vector is an error before the first step
 
     def forget(self) -> None:
-        """Embed the vocabulary anew: the network has learned."""
+        """Embed the vocabulary again: the network has learned."""
         self._classes = None
 
     def forward(self, batch: Batch) -> list[NetworkPrediction]:

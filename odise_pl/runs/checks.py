@@ -200,6 +200,9 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
             other += ", or to random for a trial" if key.endswith(".weights") else ""
             other = "choose another captioner" if key == "captioner.weights" else other
             yield f"{key}={path} does not exist; {download}{other}"
+    for file in OmegaConf.select(model, "classifier.word_vectors") or []:
+        if not os.path.isfile(file):  # noqa: PTH113 (any text)
+            yield f"fusion.word_vectors: {file} is no file; give text files, or [] for CLIP's texts"
 
 
 def _download_command(key: str, weights: str, paths: Mapping[str, Any]) -> str | None:

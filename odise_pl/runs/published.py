@@ -130,7 +130,7 @@ SPLITS: dict[str, dict[str, SplitScores]] = {
 PROTOCOLS = (
     "* On VOC, SPNet's 18.3, ZS3Net's 38.3 and LSeg's 47.4 are means over the folds of PASCAL-5i, whose "
     "images come with their class; ZegFormer's 73.3 is the harmonic mean of `split=voc15`, without "
-    "background. None is an mIoU of 21 classes.",
+    "background. These are not mIoU of 21 classes.",
     "* On PASCAL-Context, ZS3Net's 19.4 is the mean of all 59 classes of `split=context49`; SPNet's 24.3 is "
     "of a split, too, but it is uncertain which.",
     "* SimBaseline's numbers are of a training on the 156 seen classes of `split=coco_stuff156`.",

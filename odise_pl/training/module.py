@@ -154,7 +154,7 @@ class OdiseModule(lightning.LightningModule):
         return StepLosses(masks, grounding)
 
     def training_classes(self) -> TextClasses:
-        """Embedded names of the training classes on the device that trains; anew if a prompt learns."""
+        """Embedded names of the training classes on the device that trains; again if a prompt learns."""
         known = self._training_classes
         if known is None or known.embeddings.device != self.device or self.model.clip.prompt is not None:
             known = self._training_classes = self.model.encode_names(self.vocabulary)
@@ -206,7 +206,7 @@ class OdiseModule(lightning.LightningModule):
     # Evaluation
 
     def on_validation_start(self) -> None:
-        """Prepare vocabularies anew if that has been trained."""
+        """Prepare vocabularies again if training changes that."""
         for predictor in self._predictors if self.model.learns_names else ():
             predictor.forget()
 

@@ -79,6 +79,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["criterion._target_=odise_pl.losses.best_mask.BestMaskCriterion"], "BestMaskCriterion"),
         (["model.head._target_=odise_pl.models.build.DenseSettings"], "PixelCriterion"),
         (["method=lseg_plus", "prompts=learned"], "have no masks"),
+        (["method=spnet"], "fusion.word_vectors: weights/fasttext.vec is no file"),
         (["model=odise_caption", "data.words=0"], "data.words=0"),
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),
         (["captioner=blip"], "has no generated captions"),

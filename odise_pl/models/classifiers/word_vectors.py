@@ -38,7 +38,7 @@ class WordVectors:
     def __call__(self, labels: Sequence[Sequence[str]]) -> tuple[Tensor, tuple[int, ...]]:
         """Unit vectors of the names of each class: for each file, the mean over a name's words.
 
-        Words without a vector are left out, and names without one in each file.
+        Words without a vector are skipped, and so are names without one in each file.
 
         Returns:
             [sum(counts), sum of widths], and the counts of names of the classes.
