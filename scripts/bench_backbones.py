@@ -29,7 +29,7 @@ from odise_pl.runs.conf import CONF, compose_config
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "backbones.json"
 IMAGE = 1024  # side in pixels
-NO_NETWORKS = {"timm", "two", "clip"}  # templates, and the CLIP of a whole model
+NO_NETWORKS = {"timm", "two", "clip", "groupvit"}  # templates, and networks that segment by themselves
 NAMES = sorted({path.stem for path in CONF.glob("backbone/*.yaml")} - NO_NETWORKS)
 ROUNDED = ("sdxl",)  # takes 11 GB in float32
 
