@@ -366,7 +366,8 @@ def seen_classes(vocabulary: Vocabulary, unseen: Any) -> tuple[int, ...]:
         unseen: anything that :func:`load_vocabulary` reads.
 
     Raises:
-        VocabularyError: a class of ``unseen`` is not in the vocabulary, or all classes are unseen.
+        VocabularyError: a class of ``unseen`` is not in the vocabulary, all classes are unseen, or an unseen
+            class shares a name with a seen one.
     """
     removed = load_vocabulary(unseen, one_word=True)
     found = zip(removed.names, removed.overlap(vocabulary), strict=True)
@@ -376,7 +377,7 @@ def seen_classes(vocabulary: Vocabulary, unseen: Any) -> tuple[int, ...]:
     if not kept:
         raise VocabularyError(f"vocabulary '{vocabulary.name}' has no other classes")
     for i in set(range(len(vocabulary))) - set(kept):
-        same = vocabulary.overlap(replace(vocabulary, categories=(vocabulary.categories[i],)))
+        same = vocabulary.overlap(vocabulary.select([i]))
         if shared := [vocabulary.names[k] for k in kept if same[k]]:
             raise VocabularyError(
                 f"in vocabulary '{vocabulary.name}', {vocabulary.names[i]} shares a name with "

@@ -43,8 +43,8 @@ class NetworkPredictor(nn.Module):
         super().__init__()
         self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
         self._classes: InferenceClasses | None = None
-        if (words := getattr(model, "words", None)) is not None:
-            words(vocabulary.labels)  # a class without a vector is an error before the first step
+        if model.words is not None:
+            model.words(vocabulary.labels)  # a class without a vector is an error before the first step
 
     def forget(self) -> None:
         """Embed the vocabulary again: the network has learned."""

@@ -43,8 +43,6 @@ class NetworkGraph(nn.Module):
                 "captioners that write sentences cannot be exported: use --head-only, or a checkpoint "
                 "trained with captioner=implicit or captioner=empty"
             )
-        if model.dense:
-            raise SettingError("dense methods cannot be exported yet: their results are no masks")
         _check_classifier(model.classifier, classes, head_only)
         self.model, self.size, self.classes, self.head_only = model, size, classes, head_only
         if head_only:

@@ -19,7 +19,6 @@ from odise_pl.errors import SettingError
 from odise_pl.export.graph import OUTPUTS, TEXT_INPUTS, NetworkGraph, text_inputs
 from odise_pl.files import write_bytes
 from odise_pl.models.classifiers.text import InferenceClasses
-from odise_pl.models.odise import Odise
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Size
 from odise_pl.vocabulary import Vocabulary, VocabularyError, load_vocabulary
@@ -61,7 +60,7 @@ def export(
     if out.suffix == ".onnx":
         require_onnx()
     segmenter = Segmenter.from_pretrained(checkpoint, settings, "cpu")
-    if not isinstance(segmenter.model, Odise):
+    if "panoptic" not in segmenter.model.measures:
         raise SettingError(f"CHECKPOINT {checkpoint}: networks without masks cannot be exported")
     if vocabulary is not None and out.suffix == ".npz":
         return [export_embeddings(segmenter, out, vocabulary)]

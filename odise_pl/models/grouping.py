@@ -184,6 +184,7 @@ class GroupingNetwork(nn.Module):
         measures: what evaluations measure: groups of a class are not told apart.
         learns_names: training changes how a vocabulary is prepared.
         learns_labels: none, so no class counts as seen.
+        words: None; its own text encoder embeds names.
 
     Raises:
         SettingError: the classifier is not ``discriminative``, or averages the names of a class.
@@ -192,6 +193,7 @@ class GroupingNetwork(nn.Module):
     measures = ("semantic",)
     learns_names = True
     learns_labels = False
+    words = None
     published_quirks = False
 
     def __init__(

@@ -78,6 +78,8 @@ class Odise(nn.Module):
             not the head alone.
     """
 
+    learns_labels = True  # so that classes are seen in training or not
+
     def __init__(
         self,
         backbone: FeatureBackbone,
@@ -117,8 +119,6 @@ class Odise(nn.Module):
                 f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "
                 "classifier=diffusion"
             )
-
-    learns_labels = True  # so that classes are seen in training or not
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -134,7 +134,8 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     ]
     if learns and (supervision != "label" or not weight):
         yield f"{learns[0]} needs model.supervision=label and criterion.weights.regions=0.1, or another"
-    if learns and str(OmegaConf.select(config, "model.head._target_")).endswith(".DenseSettings"):
+    dense = str(OmegaConf.select(config, "model.head._target_")).endswith(".DenseSettings")
+    if learns and dense:
         yield f"{learns[0]}: DenseSettings of model.head have no masks that train it; leave it out"
     if supervision == "text" and config.model.get("head") is not None:
         yield "model.head: GroupViT has none; experiments that set one do not fit method=groupvit"
@@ -147,8 +148,7 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     if grounded != (config.grounding is not None):
         way_out = "choose model=odise_caption" if grounded else "set grounding=null"
         yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
-    head = str(OmegaConf.select(config, "model.head._target_"))
-    wanted = "PixelCriterion" if head.endswith(".DenseSettings") else None
+    wanted = "PixelCriterion" if dense else None
     wanted = "FeatureCriterion" if config.model.get("generator") else wanted
     wanted = "ContrastCriterion" if supervision == "text" else wanted
     given = config.criterion._target_.rpartition(".")[2]

@@ -135,12 +135,13 @@ def _module(
     from odise_pl.training.module import OdiseModule
 
     model = network.build(config.paths, mapped=True)
+    classes = data.seen_vocabulary("train", config.vocabulary.train)
     if config.init_from is not None and not resume:
         # a second stage learns what the first does not have
         new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
         first = checkpoint_path(config.init_from, config.run_dir)
         if new == "generator":
-            _check_same_classes(describe(first).vocabulary, data.seen_vocabulary("train"), config.init_from)
+            _check_same_classes(describe(first).vocabulary, classes, config.init_from)
         load_weights(model, first, new)
     criterion = instantiate(config.criterion)
     kind = ContrastModule if isinstance(criterion, ContrastCriterion) else OdiseModule
@@ -148,7 +149,7 @@ def _module(
         model,
         criterion,
         instantiate(config.optimizer),
-        data.seen_vocabulary("train", config.vocabulary.train),
+        classes,
         {name: data.eval_vocabulary(name, config.vocabulary.eval) for name in data.eval_names},
         config.global_batch,
         config.seed,

@@ -206,18 +206,10 @@ def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:
     if ablation.field == "timesteps":  # step 0 with a learned time embedding is the same network
         names |= {row.name: "learnable" for row, group in found if group.settings.learnable_time}
     order = [*ablation.rows, *names.values()]
-    renamed = [
-        (
-            Row(
-                names[row.name],
-                names.get(row.reference or ""),
-                ablation.rows.get(names[row.name]),
-                row.scores,
-            ),
-            group,
-        )
-        for row, group in found
-    ]
+    renamed = []
+    for row, group in found:
+        name, reference = names[row.name], names.get(row.reference or "")
+        renamed.append((Row(name, reference, ablation.rows.get(name), row.scores), group))
     return sorted(renamed, key=lambda pair: order.index(pair[0].name))
 
 
@@ -237,10 +229,10 @@ def costs_of_methods(runs: Path) -> dict[str, dict[str, float]]:
     """Parameters in millions, and processor milliseconds of an image on one thread (the least of five)."""
     torch.set_num_threads(1)
     costs = {}
+    with Image.open(_PICTURE) as image:
+        picture = image.convert("RGB")
     for row, group in _rows("method", runs):
         segmenter, seconds = Segmenter.from_pretrained(group.runs[0].folder), []
-        with Image.open(_PICTURE) as image:
-            picture = image.convert("RGB")
         for _ in range(5):
             start = time.process_time()
             _ = segmenter(picture, segmenter.training).ids

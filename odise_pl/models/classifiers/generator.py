@@ -75,11 +75,8 @@ def fit_classifier(generator: FeatureGenerator, classes: TextClasses) -> Tensor:
 
     It depends on the generator and the names alone: the features are drawn with a fixed seed.
     """
-    device, count, random = (
-        classes.embeddings.device,
-        len(classes.counts),
-        torch.Generator().manual_seed(_SEED),
-    )
+    device, count = classes.embeddings.device, len(classes.counts)
+    random = torch.Generator().manual_seed(_SEED)
     each = max(1, _AT_ONCE // count)
     with (
         torch.inference_mode(False),

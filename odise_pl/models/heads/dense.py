@@ -6,7 +6,6 @@ published batch norms, whose statistics would depend on how many images a device
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -121,8 +120,7 @@ class PixelEmbedding(ScaledEmbedding):
     def __init__(self, channels: int, embed_dim: int, logit_scale: float | None) -> None:
         super().__init__()
         self.embedding = nn.Conv2d(channels, embed_dim, 1)
-        start = torch.tensor(math.log(logit_scale or 1 / 0.07))
-        self.log_scale = nn.Parameter(start, requires_grad=logit_scale is None)
+        self._add_scale(logit_scale)
 
     def forward(self, features: Tensor) -> list[DecoderOutput]:
         """One output for a map [B, channels, h, w], without masks: its cells and their embeddings."""

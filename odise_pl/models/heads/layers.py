@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +33,11 @@ class ScaledEmbedding(nn.Module):
     """
 
     log_scale: nn.Parameter
+
+    def _add_scale(self, fixed: float | None = None) -> None:
+        """Add the factor, after the other parts: ``fixed``, or trained from CLIP's start."""
+        start = torch.tensor(math.log(fixed or 1 / 0.07))
+        self.log_scale = nn.Parameter(start, requires_grad=fixed is None)
 
     @property
     def scale(self) -> Tensor:

@@ -5,7 +5,6 @@ Mask2Former (arXiv 2112.01527), section 3.2; ODISE, section 3.4.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +93,7 @@ class PooledMaskEmbedding(ScaledEmbedding):
         self.pool_proj = nn.Linear(mask_channels, channels)
         self.query_norm = nn.LayerNorm(channels) if query_norm else nn.Identity()
         self.query_mlp = MLP(channels, channels, embed_dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._add_scale()
 
     def forward(self, queries: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding [B, Q, embed_dim] and its input [B, Q, channels].

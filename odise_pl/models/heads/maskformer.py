@@ -5,7 +5,6 @@ Masks are named by their query alone, as in SimBaseline (arXiv 2112.14757) and Z
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -109,8 +108,7 @@ class QueryEmbedding(ScaledEmbedding):
     def __init__(self, channels: int, embed_dim: int, layers: int, logit_scale: float | None) -> None:
         super().__init__()
         self.query_mlp = MLP(channels, 4 * channels, embed_dim, layers)
-        start = torch.tensor(math.log(logit_scale or 1 / 0.07))
-        self.log_scale = nn.Parameter(start, requires_grad=logit_scale is None)
+        self._add_scale(logit_scale)
 
     def forward(self, queries: Tensor) -> Tensor:
         embeddings: Tensor = self.query_mlp(queries)
