@@ -25,6 +25,7 @@ from odise_pl.models.build import (
     ClipSettings,
     DenseSettings,
     GeneratorSettings,
+    GroupViTArchitecture,
     HeadSettings,
     RefinementSettings,
     TimmSettings,
@@ -187,6 +188,22 @@ def fc_clip(regions: str = "pooled") -> Odise:
         InferenceSettings(),
     )
     return model.eval()
+
+
+GROUPVIT = GroupViTArchitecture(
+    image_size=32,
+    width=32,
+    heads=2,
+    depths=(1, 1, 1),
+    groups=(6, 3),
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    text_vocabulary=1024,
+    text_length=16,
+    embed_dim=16,
+    projection_width=32,
+)
 
 
 def dense(kind: str = "fpn", generator: GeneratorSettings | None = None, **head: Any) -> Odise:

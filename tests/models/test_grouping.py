@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
+from tiny_models import GROUPVIT
 from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
-from odise_pl.models.backbones.groupvit import GroupViTArchitecture, GroupViTSettings
+from odise_pl.models.backbones.groupvit import GroupViTSettings
 from odise_pl.models.build import build_groupvit
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.grouping import (
@@ -26,20 +28,6 @@ from odise_pl.models.grouping import (
 from odise_pl.models.ops.bands import Masks
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
-SIZES = GroupViTArchitecture(
-    image_size=32,
-    width=32,
-    heads=2,
-    depths=(1, 1, 1),
-    groups=(6, 3),
-    text_width=16,
-    text_layers=1,
-    text_heads=2,
-    text_vocabulary=1024,
-    text_length=16,
-    embed_dim=16,
-    projection_width=32,
-)
 WORDS = load_vocabulary(["background,wall", "dog,puppy", "cat", "grass:stuff", "sky:stuff"])
 
 
@@ -51,7 +39,7 @@ def random(*size: int) -> Tensor:
 def network() -> GroupingNetwork:
     torch.manual_seed(3)
     return build_groupvit(
-        GroupViTSettings(architecture=SIZES),
+        GroupViTSettings(architecture=replace(GROUPVIT, text_layers=1)),
         ClassifierSettings(mode="discriminative"),
         GroupingSettings(window=48, best_classes=2, background_threshold=0.3),
     ).eval()

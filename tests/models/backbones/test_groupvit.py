@@ -6,38 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import GROUPVIT
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from odise_pl.models.backbones.groupvit import (
     GroupViT,
-    GroupViTArchitecture,
     GroupViTSettings,
     build_groupvit_model,
     load_groupvit,
 )
 from odise_pl.models.weights import WeightsError
 
-SMALL = GroupViTArchitecture(
-    image_size=32,
-    width=32,
-    heads=2,
-    depths=(1, 1, 1),
-    groups=(6, 3),
-    text_width=16,
-    text_layers=2,
-    text_heads=2,
-    text_vocabulary=1024,
-    text_length=16,
-    embed_dim=16,
-    projection_width=32,
-)
-
 
 @pytest.fixture(scope="module")
 def network() -> GroupViT:
     torch.manual_seed(0)
-    found = GroupViT(build_groupvit_model(SMALL)).eval()
+    found = GroupViT(build_groupvit_model(GROUPVIT)).eval()
     for layer in found.modules():
         if isinstance(layer, nn.BatchNorm1d):
             nn.init.normal_(layer.running_mean, std=0.01)
