@@ -1,4 +1,4 @@
-"""Two frozen networks side by side: their features of a stride are summed."""
+"""Two networks side by side: their features of a stride are summed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Part:
 
 
 class JointFeatures(Features):
-    """The maps of several networks, each of the same windows at its own size."""
+    """The maps of several networks, frozen or trained, each of the same windows at its own size."""
 
     input_multiple = 1  # each network has its own
     fixed_size = True
@@ -35,7 +35,7 @@ class JointFeatures(Features):
         super().__init__()
         self.networks = nn.ModuleList(part.features for part in parts)
         self._parts = tuple(parts)
-        self.freeze()
+        self.eval()
 
     @property
     def taps(self) -> list[Tap]:
@@ -56,7 +56,8 @@ class JointFeatures(Features):
         maps: list[Tensor] = []
         for part in self._parts:
             own = images if images.shape[-1] == part.size else resize_square(images, part.size)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and part.conditioned):
+            learns = part.conditioned or part.features.trained
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
                 maps += part.features(own, conditioning if part.conditioned else None)
         return maps
 

@@ -55,6 +55,18 @@ def test_levels_are_sums_of_both_pyramids() -> None:
     assert [x.shape for x in simple(images)] == [x.shape for x in levels]
 
 
+def test_one_of_them_can_be_trained() -> None:
+    joint, condition = replace(TWO, second=replace(OTHER, trained=True)).load()
+    assert condition is not None
+    assert not joint.train().training
+    context = condition.uncond.expand(2, -1, -1)
+    maps = joint(torch.rand(2, 3, 64, 64), Conditioning(context))
+    sum(one.square().mean() for one in maps).backward()
+    first, second = joint.networks
+    assert not first.trained
+    assert all(p.grad is not None for p in second.parameters())
+
+
 def test_settings_that_do_not_fit_are_named() -> None:
     with pytest.raises(SettingError, match=r"backbone\.first, backbone\.second"):
         replace(TWO, second=DIFFUSION)
