@@ -71,14 +71,13 @@ TRAININGS |= {
 }
 # Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
 _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
-_BUDGET = [
-    f"{key}={value}"
-    for key, value in relevant_settings(_TOY).items()
-    if key.startswith(("model.head.", "optimizer.", "data.")) and key != "model.head.embed_dim"
-]
+_SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
+_HEAD = [v for k, v in _SETTINGS.items() if k.startswith("model.head.") and k != "model.head.embed_dim"]
+_BUDGET = [v for k, v in _SETTINGS.items() if k.startswith(("optimizer.", "data."))]
 _BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=400"]
 _RESNET = "backbone=toy_supervised_conv"
-_CONV_CLIP = ("clip=toy_conv", "backbone.window=whole")
+_PROMPT = "prompts=single"  # the small CLIPs have not read those of the presets
+_CONV_CLIP = ("clip=toy_conv", "backbone.window=whole", _PROMPT)
 _TEXTS = "fusion.word_vectors=[]"
 # rates of AdamW, which all have, in place of those of SGD
 _DENSE = (
@@ -94,15 +93,16 @@ METHODS = {
     "ovrcoat": ("experiment=toy", *_CONV_CLIP),
     "maskclip_proposals": ("experiment=toy", _RESNET),
     "maskclip": ("experiment=toy", _RESNET),
-    "simbaseline": ("experiment=toy", _RESNET, "clip=toy"),
-    "zegformer": ("experiment=toy", _RESNET, "clip=toy"),
-    "openseg": ("experiment=toy_caption", _RESNET),
+    "simbaseline": ("experiment=toy", _RESNET, "clip=toy", _PROMPT),
+    "zegformer": ("experiment=toy", _RESNET, "clip=toy", _PROMPT),
+    "openseg": ("experiment=toy_caption", _RESNET, _PROMPT),
     "mask2former": ("experiment=toy", _RESNET),
     "lseg": ("experiment=toy", "backbone=toy_clip", "clip=toy", *_DENSE),
-    "lseg_plus": ("experiment=toy", _RESNET, *_DENSE),
+    "lseg_plus": ("experiment=toy", _RESNET, _PROMPT, *_DENSE),
     "spnet_clip_text": ("experiment=toy", _RESNET, *_DENSE, _TEXTS, "model.method=spnet_clip_text"),
     "zs3net_seen": ("experiment=toy", _RESNET, *_DENSE, _TEXTS),
     "zs3net": ("experiment=toy", _RESNET, _TEXTS),
+    "groupvit": ("backbone=toy_groupvit", "data=toy", "trainer=cpu", "model.inference.window=128"),
 }
 _FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net": "zs3net_seen"}
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either;
@@ -140,6 +140,7 @@ def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]
             own = [] if name.startswith("odise") else [f"method={preset}"]
             if name in _FIRST_STAGES:
                 own += [f"init_from={_folder(f'method/{_FIRST_STAGES[name]}', seed)}"]
+            own += [] if name == "groupvit" else _HEAD  # it has no such head
             yield [*_train(f"method/{name}", seed), *own, *settings, *_BUDGET]
         if "classifier" in tables:
             run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={_folder('caption', seed)}"
