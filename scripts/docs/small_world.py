@@ -73,8 +73,8 @@ TRAININGS |= {
 _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
 _SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
 _HEAD = [v for k, v in _SETTINGS.items() if k.startswith("model.head.") and k != "model.head.embed_dim"]
-_BUDGET = [v for k, v in _SETTINGS.items() if k.startswith(("optimizer.", "data."))]
-_BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=400"]
+BUDGET = [v for k, v in _SETTINGS.items() if k.startswith(("optimizer.", "data."))]
+BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=400"]
 _RESNET = "backbone=toy_supervised_conv"
 _PROMPT = "prompts=single"  # the small CLIPs have not read those of the presets
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole", _PROMPT)
@@ -141,7 +141,7 @@ def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]
             if name in _FIRST_STAGES:
                 own += [f"init_from={_folder(f'method/{_FIRST_STAGES[name]}', seed)}"]
             own += [] if name == "groupvit" else _HEAD  # it has no such head
-            yield [*_train(f"method/{name}", seed), *own, *settings, *_BUDGET]
+            yield [*_train(f"method/{name}", seed), *own, *settings, *BUDGET]
         if "classifier" in tables:
             run, checkpoint = f"run={_NAME}/classifier/seed_{seed}", f"ckpt={_folder('caption', seed)}"
             classifiers = "classifier=discriminative,diffusion,both"
