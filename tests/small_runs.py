@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.evaluation.run import evaluate
 from odise_pl.models.weights import read_checkpoint
@@ -62,7 +62,7 @@ def run_through(
     assert (first["global_step"], second["global_step"]) == (1, 3)
     names = set(second["state_dict"])
     assert any(not torch.equal(second["state_dict"][name], first["state_dict"][name]) for name in names)
-    trained = composed("train", run, settings).backbone.get("trained", False)
+    trained = "trained: true" in OmegaConf.to_yaml(composed("train", run, settings).backbone)
     assert any(".features." in name for name in names) == trained
     evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
     evaluation += ["data.num_workers=0", "trainer=cpu"]

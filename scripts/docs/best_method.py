@@ -37,19 +37,7 @@ class Round:
 
 ROUNDS = {
     "network": Round(
-        {
-            "trained convolutions": ("backbone=toy_supervised_conv", "backbone.trained=true", _RATE),
-            "diffusion model and trained convolutions": (
-                "backbone=two",
-                "backbone@backbone.first=toy",
-                "backbone@backbone.second=toy_supervised_conv",
-                "backbone.second.trained=true",
-                "backbone.input_size=128",
-                "backbone.window=128",
-                "backbone.channels=256",
-                _RATE,
-            ),
-        }
+        {"trained convolutions": ("backbone=toy_supervised_conv", "backbone.trained=true", _RATE)}
     ),
     "supervision": Round(
         {
@@ -70,9 +58,22 @@ ROUNDS = {
     ),
     "training": Round(
         {
-            "no slower rate of the network": ("optimizer.lr_scale={}",),
+            "convolutions at the full rate": ("optimizer.lr_scale=null",),
             "no object weighs 0.1": ("criterion.no_object_weight=0.1",),
             "stronger colour jitter": ("data.color_jitter=0.6",),
+        }
+    ),
+    "second network": Round(
+        {
+            "the diffusion model": (
+                "backbone=two",
+                "backbone@backbone.first=toy",
+                "backbone@backbone.second=toy_supervised_conv",
+                "backbone.second.trained=true",
+                "backbone.input_size=128",
+                "backbone.window=128",
+                "backbone.channels=256",
+            )
         }
     ),
     "names": Round({"CLIP on crops": ("fusion.regions=cropped",)}, trains=False),
@@ -104,7 +105,7 @@ def search(score: Callable[[Path, list[str]], Mapping[str, float]]) -> list[dict
         for name, added in one.candidates.items():
             folder = _folder(title, name)
             command = (
-                _train(folder, [*settings, *added])
+                _train(folder, _with(settings, added))
                 if one.trains
                 else _evaluate(folder, trained, [*inference, *added])
             )
@@ -113,9 +114,19 @@ def search(score: Callable[[Path, list[str]], Mapping[str, float]]) -> list[dict
         winner = max(found, key=lambda row: row[DECIDES])
         if winner[DECIDES] > best[DECIDES]:
             best, winner["taken"] = winner, True
-            (settings if one.trains else inference).extend(one.candidates[winner["name"]])
-            trained = _folder(title, winner["name"]) if one.trains else trained
+            added = one.candidates[winner["name"]]
+            if one.trains:
+                trained, settings = _folder(title, winner["name"]), _with(settings, added)
+            else:
+                inference += added
     return rows
+
+
+def _with(settings: list[str], added: Sequence[str]) -> list[str]:
+    """Both; another backbone replaces the settings of the first."""
+    if any(word.startswith("backbone=") for word in added):
+        settings = [word for word in settings if not word.startswith("backbone")]
+    return [*settings, *added]
 
 
 def _folder(*names: str) -> Path:

@@ -102,6 +102,13 @@ METHODS = {
     "spnet_clip_text": ("experiment=toy", _RESNET, *_DENSE, _TEXTS, "model.method=spnet_clip_text"),
     "zs3net_seen": ("experiment=toy", _RESNET, *_DENSE, _TEXTS),
     "zs3net": ("experiment=toy", _RESNET, _TEXTS),
+    "best": (
+        "experiment=toy",
+        "backbone@backbone.first=toy",
+        "backbone@backbone.second=toy_supervised_conv",
+        "backbone.input_size=128",
+        "backbone.window=128",
+    ),
     "groupvit": ("backbone=toy_groupvit", "data=toy", "trainer=cpu", "model.inference.window=128"),
 }
 _FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net": "zs3net_seen"}

@@ -247,6 +247,18 @@ def benchmarks(_: Files) -> Table:
     return Table("benchmarks", header, cells)
 
 
+def best_method(files: Files) -> Table:
+    """The search for the best combination on the small world."""
+    rows = files["best_method"]["rows"]
+    keys = ("toy_val.pq", "toy_open.pq_base", "toy_open.pq_novel")
+    cells = tuple(
+        (row["round"], row["name"], *(_one(row[key]) for key in keys), "yes" if row["taken"] else "no")
+        for row in rows
+    )
+    header = ("round", "choice", "toy_val", "toy_open, base", "toy_open, novel", "taken")
+    return Table("best_method", header, cells)
+
+
 def splits(_: Files) -> Table:
     """Published numbers of zero-shot splits."""
     cells = tuple(
@@ -295,6 +307,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "benchmarks": benchmarks,
     "representations": representations,
     "splits": splits,
+    "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
 }

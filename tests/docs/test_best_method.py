@@ -27,15 +27,16 @@ def test_rounds_keep_what_improves_novel_classes() -> None:
     rows = search(score)
     assert [row["name"] for row in rows if row["taken"]] == [
         best_method.START,
-        "diffusion model and trained convolutions",
+        "trained convolutions",
         "32 queries",
+        "the diffusion model",
         "COAT, 0.5",
     ]
     assert len(rows) == 1 + sum(len(one.candidates) for one in ROUNDS.values())
     last = next(words for folder, words in commands.items() if folder.parent.name == "share")
     assert last[1] == "evaluate"
     assert "fusion.objectness_share=0.5" in last
-    assert "ckpt=runs/best_method/head/32_queries" in last
+    assert "ckpt=runs/best_method/second_network/the_diffusion_model" in last
     jitter = next(words for folder, words in commands.items() if folder.name == "stronger_colour_jitter")
-    assert {"backbone=two", "model.head.queries=32"} <= {*jitter}
+    assert {"backbone=toy_supervised_conv", "model.head.queries=32"} <= {*jitter}
     assert jitter.index("data.color_jitter=0.3") < jitter.index("data.color_jitter=0.6")

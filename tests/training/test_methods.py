@@ -41,13 +41,16 @@ PARTS = {
     "lseg": [*VIT, "clip=tiny", *DENSE],
     "lseg_plus": [*RESNET, *DENSE],
     "spnet": [*RESNET, *DENSE, "fusion.word_vectors=[]"],
+    "best": ["backbone@backbone.first=tiny", "backbone.second.weights=random"],
 }
+PARTS["best"] += ["+backbone.second.options.layers=[1,1,1,1]", "backbone.input_size=64"]
 
 # what a preset trains besides the heads
 ALSO_TRAINED = {
     **dict.fromkeys(PARTS, "model.backbone.features."),
     "fc_clip": "nothing",
     "ovrcoat": "model.clip.model.visual.trunk.",
+    "best": tuple(f"model.backbone.{part}." for part in ("features.networks.1", "pyramid", "captioner")),
 }
 
 
@@ -65,6 +68,7 @@ SLOW = (
     "lseg",
     "lseg_plus",
     "spnet",
+    "best",
 )  # whose parts other presets have, too
 
 
