@@ -98,10 +98,10 @@ def search(score: Callable[[Path, list[str]], Mapping[str, float]]) -> list[dict
         for each candidate its round, name and scores, and whether it was taken.
     """
     trained, settings, inference = _folder("start"), list[str](), list[str]()
-    best = score(trained, _train(trained, settings))
-    rows: list[dict[str, Any]] = [{"round": "start", "name": START, "taken": True, **best}]
+    best = {"round": "start", "name": START, "taken": True, **score(trained, _train(trained, settings))}
+    rows = [best]
     for title, one in ROUNDS.items():
-        found = []
+        found: list[dict[str, Any]] = []
         for name, added in one.candidates.items():
             folder = _folder(title, name)
             command = (
