@@ -21,6 +21,7 @@ from scripts.figures import write_figures
 FIGURES = Path("docs/figures/best_method.json")
 PICTURES, PICTURES_SEED, SEED = Path("data/shards_choice"), 1, 10
 NAME, START, DECIDES = "best_method", "ODISE, labels", "toy_open.pq_novel"
+LEAST_GAIN = 0.1  # of a choice, in points; with less, the simpler combination stays
 _SETS = [f"data.val.{name}={PICTURES / name}" for name in ("toy_val", "toy_open")]
 _SCORES = ("toy_val.pq", "toy_open.pq_base", DECIDES)
 _RATE = "++optimizer.lr_scale={backbone.features: 0.1}"
@@ -112,7 +113,7 @@ def search(score: Callable[[Path, list[str]], Mapping[str, float]]) -> list[dict
             found.append({"round": title, "name": name, "taken": False, **score(folder, command)})
         rows += found
         winner = max(found, key=lambda row: row[DECIDES])
-        if winner[DECIDES] > best[DECIDES]:
+        if winner[DECIDES] > best[DECIDES] + LEAST_GAIN:
             best, winner["taken"] = winner, True
             added = one.candidates[winner["name"]]
             if one.trains:

@@ -54,7 +54,7 @@ PUBLISHED = {
     "groupvit": {"data.eval_short_side": 448, "model.inference.window": 448, "data.words": 3,
                  "model.inference.best_classes": 5, "model.inference.background_threshold": 0.95,
                  "fusion.clip_prompt": "a photo of a {}.", "optimizer.lr": 1.6e-3},
-    "best": {"model.head.embed_dim": None, "backbone.second.trained": True},
+    "best": {"model.head.embed_dim": None, "fusion.objectness_share": 0.5, "backbone.second.trained": True},
 }  # fmt: skip
 
 
