@@ -188,21 +188,36 @@ def collect(runs: Path, tables: Iterable[str] = TABLES) -> dict[str, list[Row]]:
         UserError: a table has no runs.
     """
     return {
-        name: list(_representations(runs / _NAME))
-        if name == "representation"
+        name: list(_by_folder(runs / _NAME, *_FOLDERS[name]))
+        if name in _FOLDERS
         else [row for row, _ in _rows(name, runs)]
         for name in tables
     }
 
 
-def _representations(runs: Path) -> Iterator[Row]:
-    """The rows that have runs: pre-training takes hours, and the others need not wait for it."""
-    published = next(ablation.rows for ablation in ABLATIONS if ablation.name == "backbone")
-    folders = {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()}
-    for name, (folder, paper) in {**folders, _OURS: ("label", "stable_diffusion_v1")}.items():
+# Tables whose rows are folders: the published rows, that of comparison, and folder and paper's row of each.
+_FOLDERS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    "representation": (
+        "backbone",
+        _OURS,
+        {
+            **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
+            _OURS: ("label", "stable_diffusion_v1"),
+        },
+    ),
+    "method": ("method", "odise_label", {name: (f"method/{name}", name) for name in METHODS}),
+}
+
+
+def _by_folder(
+    runs: Path, ablation: str, reference: str, folders: Mapping[str, tuple[str, str]]
+) -> Iterator[Row]:
+    """The rows that have runs: some take hours, and the others need not wait for them."""
+    published = next(one.rows for one in ABLATIONS if one.name == ablation)
+    for name, (folder, paper) in folders.items():
         if any((runs / folder).rglob(FINISHED)):
             scores = group_runs(find_runs(runs / folder))[0].scores()
-            yield Row(name, _OURS, published[paper], scores)
+            yield Row(name, reference, published.get(paper), scores)
 
 
 def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:
@@ -239,13 +254,16 @@ def costs_of_methods(runs: Path) -> dict[str, dict[str, float]]:
     costs = {}
     with Image.open(_PICTURE) as image:
         picture = image.convert("RGB")
-    for row, group in _rows("method", runs):
-        segmenter, seconds = Segmenter.from_pretrained(group.runs[0].folder), []
+    for name in METHODS:
+        folder = runs / _NAME / "method" / name
+        if not any(folder.rglob(FINISHED)):
+            continue
+        segmenter, seconds = Segmenter.from_pretrained(find_runs(folder)[0].folder), []
         for _ in range(5):
             start = time.process_time()
             _ = segmenter(picture, segmenter.training).ids
             seconds.append(time.process_time() - start)
-        costs[row.name] = {
+        costs[name] = {
             "parameters_million": sum(p.numel() for p in segmenter.model.parameters()) / 1e6,
             "trained_million": sum(p.numel() for p in trainable_parameters(segmenter.model).values()) / 1e6,
             "ms": 1000 * min(seconds),

@@ -13,7 +13,6 @@ from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, from_json
 from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
-from odise_pl.runs.report import Group
 from scripts.docs import small_world
 from scripts.docs.tables import scores
 from scripts.pretrain_toyworld.__main__ import Kind
@@ -137,15 +136,18 @@ def test_seeds_of_other_machines_are_added(runs: Path, tmp_path: Path) -> None:
     assert set(rows) == {*CLASSIFIERS}
 
 
-def test_costs_of_methods_are_measured(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_methods_are_measured(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = AblationSettings("label", "0", True, "implicit", "both", method="odise_label")
     run = FinishedRun(checkpoint, settings, {})
-    pairs = [(Row("odise_label", None, None, {}), Group(settings, {}, (run,)))]
-    monkeypatch.setattr(small_world, "_rows", lambda table, runs: pairs)
-    cost = small_world.costs_of_methods(checkpoint)["odise_label"]
+    finish(tmp_path / "small_world" / "method" / "odise_label" / "seed_0", 0, settings, 1)
+    monkeypatch.setattr(small_world, "find_runs", lambda folder: [run])
+    cost = small_world.costs_of_methods(tmp_path)["odise_label"]
     assert 0 < cost["trained_million"] < cost["parameters_million"] < 13
     assert cost["ms"] > 0
-    written = {"tables": as_json({"method": [pairs[0][0]]}), "costs": {"odise_label": cost}}
+    row = Row("odise_label", None, None, {})
+    written = {"tables": as_json({"method": [row]}), "costs": {"odise_label": cost}}
     assert scores({"small_world": written}, "method").rows[0][3] == f"{cost['ms']:.0f}"
 
 
