@@ -99,7 +99,8 @@ def search(score: Callable[[Path, list[str]], Mapping[str, float]]) -> list[dict
         for each candidate its round, name and scores, and whether it was taken.
     """
     trained, settings, inference = _folder("start"), list[str](), list[str]()
-    best = {"round": "start", "name": START, "taken": True, **score(trained, _train(trained, settings))}
+    scores = score(trained, _train(trained, settings))
+    best: dict[str, Any] = {"round": "start", "name": START, "taken": True, **scores}
     rows = [best]
     for title, one in ROUNDS.items():
         found: list[dict[str, Any]] = []
