@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,41 @@ def panoptic(
     return ids, segments
 
 
+def dense(
+    maps: Array, logits: bool, penalty: list[float], canvas: tuple[int, int], size: tuple[int, int]
+) -> tuple[Array, list[Segment]]:
+    """A segment for each class that is best in some pixel: int32 [H, W] of ``size``, and the segments.
+
+    Args:
+        maps: [K, h, w] of the classes, logits or scores.
+        logits: which of them.
+        penalty: of each class, subtracted from its probabilities before they are compared.
+        canvas: height and width of the network's input.
+        size: of the picture.
+    """
+
+    def full() -> Iterator[Array]:  # one at a time, as above
+        return (resize(resize(one, *canvas), *size) for one in maps)
+
+    total = reduce(np.logaddexp, full()) if logits else None
+    best, score, owner = np.full(size, -np.inf), np.zeros(size), np.zeros(size, int)
+    for label, one in enumerate(full()):
+        probability = one if total is None else np.exp(one - total)
+        better = probability - penalty[label] > best
+        best[better] = probability[better] - penalty[label]
+        score[better], owner[better] = probability[better], label
+    present, ids = np.unique(owner, return_inverse=True)
+    ids = ids.reshape(size) + 1
+    segments = [(i, int(label), float(score[ids == i].mean())) for i, label in enumerate(present, 1)]
+    return ids.astype(np.int32), segments
+
+
 def segment(
     session: onnxruntime.InferenceSession, picture: Image.Image, words: dict[str, Array]
 ) -> tuple[Array, list[Segment], list[str]]:
     """The panoptic map of a picture, its segments, and the names of the classes.
+
+    Dense methods have one segment for each class.
 
     Args:
         session: an exported network.
@@ -92,16 +125,24 @@ def segment(
         words: arrays of an embeddings file; none if the words are constants of the network.
     """
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    names, isthing = (words.get(key, metadata.get(key)) for key in ("names", "isthing"))
+    names, isthing, penalty = (words.get(key, metadata.get(key)) for key in ("names", "isthing", "penalty"))
     if names is None:
         raise SystemExit("error: this network takes words as input: give --embeddings FILE.npz")
     image, *text = session.get_inputs()
     inputs = {image.name: network_input(picture, *image.shape[2:])}
     inputs |= {each.name: words[each.name] for each in text}
-    class_scores, mask_logits = session.run(None, inputs)
-    thresholds = metadata["object_threshold"], metadata["overlap_threshold"]
+    found = {
+        one.name: array for one, array in zip(session.get_outputs(), session.run(None, inputs), strict=True)
+    }
     size = (picture.height, picture.width)
-    ids, segments = panoptic(class_scores, mask_logits, list(isthing), size, *thresholds)
+    if "mask_logits" in found:
+        thresholds = metadata["object_threshold"], metadata["overlap_threshold"]
+        ids, segments = panoptic(
+            found["class_scores"], found["mask_logits"], list(isthing), size, *thresholds
+        )
+    else:
+        ((kind, maps),) = found.items()
+        ids, segments = dense(maps, kind == "pixel_logits", list(penalty), image.shape[2:], size)
     return ids, segments, list(names)
 
 

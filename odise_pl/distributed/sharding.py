@@ -24,6 +24,7 @@ from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.frozen import copy_to_memory
+from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.odise import CANVAS_MULTIPLE, Odise
 
 # Layers whose weights autocast rounds at every use.
@@ -64,14 +65,16 @@ class EqualPasses:
         return levels
 
 
-def keep_in_step(model: Odise, classes: InferenceClasses) -> None:
+def keep_in_step(model: SegmentationNetwork, classes: InferenceClasses) -> None:
     """Take part in :meth:`Odise.predict` of other ranks without an image; does nothing without shards."""
     if isinstance(model, FSDPModule):
         size = (CANVAS_MULTIPLE, CANVAS_MULTIPLE)
-        model.predict(model.clip.mean.new_zeros(1, 3, *size), [size], [size], classes, [""])
+        model.predict(torch.zeros(1, 3, *size, device=model.device), [size], [size], classes, [""])
 
 
-def place(model: Odise, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | None = None) -> None:
+def place(
+    model: SegmentationNetwork, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | None = None
+) -> None:
     """Give a network the frozen weights that this process holds; a sharded network stays as it is.
 
     Args:

@@ -10,12 +10,12 @@ from odise_pl.distributed.sharding import keep_in_step
 from odise_pl.errors import SettingError
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
-from odise_pl.models.odise import Odise
+from odise_pl.models.network import SegmentationNetwork
 from odise_pl.structures import Batch
 from odise_pl.vocabulary import Vocabulary
 
 
-def measured(model: Odise, possible: Sequence[str], name: str) -> tuple[str, ...]:
+def measured(model: SegmentationNetwork, possible: Sequence[str], name: str) -> tuple[str, ...]:
     """What is measured on an evaluation set: what its annotations allow and the network predicts.
 
     Raises:
@@ -39,7 +39,7 @@ class NetworkPredictor(nn.Module):
         training: classes that the network was trained on.
     """
 
-    def __init__(self, model: Odise, vocabulary: Vocabulary, training: Vocabulary) -> None:
+    def __init__(self, model: SegmentationNetwork, vocabulary: Vocabulary, training: Vocabulary) -> None:
         super().__init__()
         self.model, self.vocabulary, self.training_vocabulary = model, vocabulary, training
         self._classes: InferenceClasses | None = None
@@ -50,7 +50,7 @@ class NetworkPredictor(nn.Module):
         """Embed the vocabulary again: the network has learned."""
         self._classes = None
 
-    def forward(self, batch: Batch) -> list[NetworkPrediction]:
+    def forward(self, batch: Batch) -> Sequence[NetworkPrediction]:
         """Predict; the first batch, which may be empty, embeds the vocabulary on its device."""
         if self._classes is None:
             self._classes = self.model.prepare(self.vocabulary, self.training_vocabulary)

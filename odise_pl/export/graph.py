@@ -12,60 +12,72 @@ from torch import Tensor, nn
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.backbones.pyramid import STRIDES
-from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.text import InferenceClasses, TextClasses
+from odise_pl.models.grouping import GroupingNetwork
+from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.odise import CANVAS_MULTIPLE, Odise
 from odise_pl.structures import Size
 
 TEXT_INPUTS = ("mask_text", "clip_text", "counts", "clip_share")
-OUTPUTS = ("class_scores", "mask_logits")
 
 
 class NetworkGraph(nn.Module):
-    """Class scores and mask logits of one image.
+    """What a network finds in one image.
 
     Args:
         model: the network, in eval mode.
-        size: of the image; sides are multiples of 64.
+        size: of the image, sides multiples of 64; None: one window.
         classes: embedded words that become constants; None makes them inputs.
         head_only: pixel decoder, mask decoder and their class scores, without backbone and CLIP.
 
+    Attributes:
+        output_names: ``class_scores`` [Q, K + 1], which sum to 1, with no object last, and ``mask_logits``
+            [Q, H / 4, W / 4]; of dense methods ``pixel_logits`` [K, h, w], of GroupViT ``pixel_scores``
+            [K, H, W].
+
     Raises:
-        SettingError: a side is not a multiple of 64, the captioner generates sentences, or the classifier
-            cannot be exported.
+        SettingError: a side is not a multiple of 64, or the network cannot be exported like this.
     """
 
-    def __init__(self, model: Odise, size: Size, classes: InferenceClasses | None, head_only: bool) -> None:
+    model: Any
+
+    def __init__(
+        self, model: SegmentationNetwork, size: Size | None, classes: InferenceClasses | None, head_only: bool
+    ) -> None:
         super().__init__()
-        _check_size(size)
-        if isinstance(model.backbone.captioner, TextCaptioner) and not head_only:
-            raise SettingError(
-                "captioners that write sentences cannot be exported: use --head-only, or a checkpoint "
-                "trained with captioner=implicit or captioner=empty"
-            )
-        _check_classifier(model.classifier, classes, head_only)
-        self.model, self.size, self.classes, self.head_only = model, size, classes, head_only
+        self.model, self.size = model, size or _window(model)
+        self.classes, self.head_only = classes, head_only
+        _check_size(self.size)
+        if isinstance(model, Odise):
+            _check(model, classes, head_only)
+            self.output_names = ["pixel_logits"] if model.dense else ["class_scores", "mask_logits"]
+        else:
+            _check_grouping(classes, head_only)
+            self.output_names = ["pixel_scores"]
         if head_only:
             self.model = copy.copy(model)
             self.model.classifier = replace(model.classifier, mode="diffusion")
 
-    def forward(self, inputs: tuple[Tensor, ...], text: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Scores and masks.
+    def forward(self, inputs: tuple[Tensor, ...], text: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs.
 
         Args:
             inputs: image [1, 3, H, W] in 0..1; or with ``head_only`` the pyramid s2, s3, s4, s5, each
                 [1, channels, H / s, W / s].
             text: see :func:`text_inputs`; none if the words are constants.
-
-        Returns:
-            class scores [Q, K + 1], which sum to 1, with no object last, and mask logits [Q, H / 4, W / 4].
         """
+        classes = self.classes or _classes_of(text)
+        if isinstance(self.model, GroupingNetwork):
+            shares, scores = self.model.find_groups(inputs[0], classes.clip_text)
+            return (torch.einsum("gk,ghw->khw", scores, shares),)
         decoded = (
             self.model.mask_decoder(self.model.pixel_decoder(inputs))
             if self.head_only
             else self.model.decode(inputs[0])
         )
-        output, classes = decoded[-1], self.classes or _classes_of(text)
+        output = decoded[-1]
+        if self.model.dense:
+            return (self.model.classify_cells(output, classes.mask_text)[0],)
         class_logits = self.model.classify(output, inputs[0], [self.size], classes)
         return class_logits[0].float().softmax(-1), output.mask_logits[0].float()
 
@@ -91,8 +103,8 @@ class NetworkGraph(nn.Module):
         images: tuple[dict[int, Any], ...] = ({},) * (4 if self.head_only else 1)
         if self.classes is not None:
             return images, ()
-        names, classes = {0: torch.export.Dim("names")}, {0: torch.export.Dim("classes")}
-        return images, (names, names, classes, classes)
+        own, clip, classes = ({0: torch.export.Dim(name)} for name in ("names", "clip_names", "classes"))
+        return images, (own, clip, classes, classes)
 
 
 def text_inputs(classes: InferenceClasses) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,17 +122,32 @@ def _classes_of(text: tuple[Tensor, ...]) -> InferenceClasses:
     return InferenceClasses(TextClasses(mask_text, counts), TextClasses(clip_text, counts), clip_share, ())
 
 
-def _check_classifier(
-    settings: ClassifierSettings, classes: InferenceClasses | None, head_only: bool
-) -> None:
-    if head_only or settings.mode == "diffusion":
+def _window(model: SegmentationNetwork) -> Size:
+    if isinstance(model, GroupingNetwork):
+        return model.inference.window, model.inference.window
+    assert isinstance(model, Odise)
+    side = model.backbone.window or model.backbone.input_size
+    return side, side
+
+
+def _check(model: Odise, classes: InferenceClasses | None, head_only: bool) -> None:
+    if head_only:
         return
-    if settings.regions == "cropped":
+    if isinstance(model.backbone.captioner, TextCaptioner):
         raise SettingError(
-            "fusion.regions=cropped cannot be exported, because crops vary in size: use --head-only"
+            "captioners that write sentences cannot be exported: use --head-only, or a checkpoint "
+            "trained with captioner=implicit or captioner=empty"
         )
-    if settings.rule == "flat_seen" and classes is None:
+    settings = model.classifier
+    if settings.rule == "flat_seen" and settings.mode != "diffusion" and classes is None:
         raise SettingError("fusion.rule=flat_seen has to know which words are seen: add --words")
+
+
+def _check_grouping(classes: InferenceClasses | None, head_only: bool) -> None:
+    if classes is None:
+        raise SettingError("GroupViT compares words with each other: add --words")
+    if head_only:
+        raise SettingError("--head-only: GroupViT has no head beside its backbone")
 
 
 def _check_size(size: Size) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from odise_pl.errors import SettingError
-from odise_pl.export.graph import OUTPUTS, TEXT_INPUTS, NetworkGraph, text_inputs
+from odise_pl.export.graph import TEXT_INPUTS, NetworkGraph, text_inputs
 from odise_pl.files import write_bytes
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.prediction.segmenter import Segmenter
@@ -60,8 +60,6 @@ def export(
     if out.suffix == ".onnx":
         require_onnx()
     segmenter = Segmenter.from_pretrained(checkpoint, settings, "cpu")
-    if "panoptic" not in segmenter.model.measures:
-        raise SettingError(f"CHECKPOINT {checkpoint}: networks without masks cannot be exported")
     if vocabulary is not None and out.suffix == ".npz":
         return [export_embeddings(segmenter, out, vocabulary)]
     return export_network(segmenter, out, pixels, vocabulary, head_only)
@@ -103,12 +101,10 @@ def export_network(
     require_onnx()
     vocabulary = None if words is None else load_vocabulary(words, one_word=True)
     classes = _embed(segmenter, vocabulary or _EXAMPLE)
-    graph = NetworkGraph(
-        segmenter.model, size or _window(segmenter), classes if vocabulary else None, head_only
-    ).eval()
+    graph = NetworkGraph(segmenter.model, size, classes if vocabulary else None, head_only).eval()
     with _writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         program = _convert(graph, classes)
-        program.model.metadata_props.update(_metadata(segmenter, vocabulary))
+        program.model.metadata_props.update(_metadata(segmenter, vocabulary, classes))
         program.save(Path(folder) / out.name)
         written = sorted(Path(folder).iterdir(), reverse=True)  # OUT.data before OUT
         return [path.replace(out.parent / path.name) for path in written]
@@ -117,16 +113,18 @@ def export_network(
 def export_embeddings(segmenter: Segmenter, out: Path, words: Any) -> Path:
     """Write embedded words for a network whose embeddings are inputs, as ``.npz``.
 
-    The arrays are named as the inputs, see :func:`text_inputs`, and ``names`` and ``isthing`` of the classes.
+    The arrays are named as the inputs, see :func:`text_inputs`, and ``names``, ``isthing`` and ``penalty`` of
+    the classes.
 
     Raises:
         SettingError: the file cannot be written.
         VocabularyError: there are no words, or duplicates.
     """
     vocabulary = load_vocabulary(words, one_word=True)
-    tensors = text_inputs(_embed(segmenter, vocabulary))
+    classes = _embed(segmenter, vocabulary)
+    tensors = text_inputs(classes)
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in zip(TEXT_INPUTS, tensors, strict=True)}
-    arrays |= {"names": np.array(vocabulary.names), "isthing": np.array(vocabulary.isthing)}
+    arrays |= {name: np.array(values) for name, values in _about(segmenter, vocabulary, classes).items()}
     content = io.BytesIO()
     np.savez(content, **arrays)
     with _writing(out):
@@ -140,7 +138,7 @@ def _convert(graph: NetworkGraph, classes: InferenceClasses) -> torch.onnx.ONNXP
             graph,
             graph.example(classes),
             input_names=graph.input_names,
-            output_names=OUTPUTS,
+            output_names=graph.output_names,
             dynamic_shapes=graph.dynamic_shapes,
             dynamo=True,
             verbose=False,
@@ -153,13 +151,16 @@ def _embed(segmenter: Segmenter, vocabulary: Vocabulary) -> InferenceClasses:
     return segmenter.model.prepare(vocabulary, segmenter.training)
 
 
-def _window(segmenter: Segmenter) -> Size:
-    backbone = segmenter.model.backbone
-    side = backbone.window or backbone.input_size
-    return side, side
+def _about(segmenter: Segmenter, vocabulary: Vocabulary, classes: InferenceClasses) -> dict[str, Any]:
+    """What inference needs of the classes; dense methods subtract the penalty from their probabilities."""
+    seen = [False] * len(vocabulary) if classes.seen is None else classes.seen.tolist()
+    penalty = [segmenter.model.inference.seen_penalty * known for known in seen]
+    return {"names": vocabulary.names, "isthing": vocabulary.isthing, "penalty": penalty}
 
 
-def _metadata(segmenter: Segmenter, vocabulary: Vocabulary | None) -> dict[str, str]:
+def _metadata(
+    segmenter: Segmenter, vocabulary: Vocabulary | None, classes: InferenceClasses
+) -> dict[str, str]:
     """What inference needs besides the graph, each value as JSON."""
     settings = segmenter.model.inference
     values: dict[str, Any] = {
@@ -167,7 +168,7 @@ def _metadata(segmenter: Segmenter, vocabulary: Vocabulary | None) -> dict[str, 
         "overlap_threshold": settings.overlap_threshold,
     }
     if vocabulary is not None:
-        values |= {"names": vocabulary.names, "isthing": vocabulary.isthing}
+        values |= _about(segmenter, vocabulary, classes)
     return {name: json.dumps(value) for name, value in values.items()}
 
 

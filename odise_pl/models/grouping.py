@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError, check_number
@@ -27,6 +27,7 @@ from odise_pl.models.classifiers.text import (
     max_over_synonyms,
 )
 from odise_pl.models.inference import InferenceSettings, PixelPrediction
+from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.ops.bands import Masks, ResizedMasks
 from odise_pl.structures import Size, TensorStruct
 from odise_pl.vocabulary import Vocabulary, normalise_name
@@ -172,7 +173,7 @@ class PairEmbeddings(TensorStruct):
     logit_scale: Tensor
 
 
-class GroupingNetwork(nn.Module):
+class GroupingNetwork(SegmentationNetwork):
     """GroupViT with the interface of :class:`~odise_pl.models.odise.Odise`.
 
     Args:
@@ -184,7 +185,6 @@ class GroupingNetwork(nn.Module):
         measures: what evaluations measure: groups of a class are not told apart.
         learns_names: training changes how a vocabulary is prepared.
         learns_labels: none, so no class counts as seen.
-        words: None; its own text encoder embeds names.
 
     Raises:
         SettingError: the classifier is not ``discriminative``, or averages the names of a class.
@@ -193,8 +193,8 @@ class GroupingNetwork(nn.Module):
     measures = ("semantic",)
     learns_names = True
     learns_labels = False
-    words = None
-    published_quirks = False
+    words = None  # its own text encoder embeds names
+    inference: GroupingSettings
 
     def __init__(
         self, backbone: GroupViT, classifier: ClassifierSettings, inference: GroupingSettings
@@ -215,9 +215,9 @@ class GroupingNetwork(nn.Module):
             )
 
     @property
-    def clip(self) -> GroupViT:
-        """What embeds names."""
-        return self.backbone
+    def device(self) -> torch.device:
+        """Of images."""
+        return self.backbone.mean.device
 
     def forward(
         self, images: Tensor, captions: Sequence[str], words: Sequence[Sequence[str]]
@@ -257,7 +257,7 @@ class GroupingNetwork(nn.Module):
         if not any(labels):
             labels = [category.names for category in vocabulary.categories]
         text = embed_classes(self.backbone, labels, self.classifier.clip_prompt)
-        share = torch.ones(len(vocabulary), device=self.backbone.mean.device)
+        share = torch.ones(len(vocabulary), device=self.device)
         return InferenceClasses(text, text, share, vocabulary.isthing)
 
     @torch.no_grad()
@@ -280,21 +280,30 @@ class GroupingNetwork(nn.Module):
         ]
 
     def _predict_image(self, image: Tensor, output: Size, classes: InferenceClasses) -> GroupPrediction:
-        """Segment an image [1, 3, H, W] in windows; overlapping ones are averaged."""
+        masks, scores = self.find_groups(image, classes.clip_text)
+        size = (image.shape[2], image.shape[3])
+        resized = Masks(masks) if size == output else ResizedMasks(masks, size, size, output)
+        return GroupPrediction(resized, scores, classes.isthing, image.device)
+
+    def find_groups(self, image: Tensor, text: TextClasses) -> tuple[Tensor, Tensor]:
+        """Groups of an image [1, 3, H, W] in windows; where these overlap, a pixel has one group of each.
+
+        Returns:
+            [W * G, H, W], the share of each group in a pixel.
+            [W * G, K], its class scores.
+        """
         height, width = image.shape[2:]
         windows = plan_windows(height, width, self.inference.window, per_side=2)
         side, patch = windows[0].side, self.backbone.patch_size
         cuts = cut_windows(image, windows, max(patch, side - side % patch))
-        found = [self._segment_windows(part, side, classes.clip_text) for part in cuts.split(_AT_ONCE)]
+        found = [self._segment_windows(part, side, text) for part in cuts.split(_AT_ONCE)]
         of_windows, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         masks = of_windows.new_zeros(*of_windows.shape[:2], height, width)
         for mask, part, w in zip(masks, of_windows, windows, strict=True):
             mask[:, w.top : w.top + side, w.left : w.left + side] = part
         masks = masks.flatten(0, 1)
-        masks /= masks.sum(0)  # a pixel has one group of each window
-        size = (height, width)
-        resized = Masks(masks) if size == output else ResizedMasks(masks, size, size, output)
-        return GroupPrediction(resized, scores.flatten(0, 1), classes.isthing, image.device)
+        masks /= masks.sum(0)
+        return masks, scores.flatten(0, 1)
 
     def _segment_windows(self, images: Tensor, side: int, text: TextClasses) -> tuple[Tensor, Tensor]:
         """Masks [N, G, side, side] and scores [N, G, K] of the groups of windows [N, 3, S, S]."""

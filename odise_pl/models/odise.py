@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
@@ -43,13 +43,14 @@ from odise_pl.models.inference import (
     predict,
     predict_pixels,
 )
+from odise_pl.models.network import SegmentationNetwork
 from odise_pl.structures import MaskPredictions, Size
 from odise_pl.vocabulary import MEASURES, Vocabulary
 
 CANVAS_MULTIPLE = 64
 
 
-class Odise(nn.Module):
+class Odise(SegmentationNetwork):
     """Open-vocabulary panoptic segmentation on features of a frozen network.
 
     Args:
@@ -77,8 +78,6 @@ class Odise(nn.Module):
         SettingError: masks are class-agnostic, but the classifier is not CLIP alone; or a dense network's is
             not the head alone.
     """
-
-    learns_labels = True  # so that classes are seen in training or not
 
     def __init__(
         self,
@@ -119,6 +118,11 @@ class Odise(nn.Module):
                 f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "
                 "classifier=diffusion"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """Of images."""
+        return self.clip.mean.device
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -212,7 +216,7 @@ class Odise(nn.Module):
         settings = self.classifier
         if self.words is not None:
             vectors, counts = self.words(vocabulary.labels)
-            classes = TextClasses(vectors.to(self.clip.mean.device), counts)
+            classes = TextClasses(vectors.to(self.device), counts)
             return mean_of_names(classes) if settings.mean_of_names else classes
         return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
@@ -232,7 +236,7 @@ class Odise(nn.Module):
         """
         places = max([places or 1, *map(len, words)])
         flat = [word for of_image in words for word in of_image]
-        count = torch.tensor([len(of_image) for of_image in words], device=self.clip.mean.device)
+        count = torch.tensor([len(of_image) for of_image in words], device=self.device)
         valid = torch.arange(places, device=count.device) < count[:, None]
         text = self.clip.mean.new_zeros(*valid.shape, self.clip.embed_dim)
         if flat:
@@ -241,7 +245,6 @@ class Odise(nn.Module):
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
-        """Embed a vocabulary for :meth:`predict`; classes that share a name with ``training`` are seen."""
         seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
         settings, mask_text = self.classifier, self.encode_names(vocabulary)
         if self.generator is not None:
@@ -249,15 +252,14 @@ class Odise(nn.Module):
             mask_text = TextClasses(fitted, (1,) * len(vocabulary))
         same = settings.clip_prompt == settings.mask_prompt
         share = torch.where(seen, settings.seen_share, settings.unseen_share)
-        device = self.clip.mean.device
         return InferenceClasses(
             mask_text,
             mask_text
             if same
             else self.encode_classes(vocabulary.labels, settings.clip_prompt, settings.mean_of_names),
-            share.to(device),
+            share.to(self.device),
             vocabulary.isthing,
-            seen.to(device),
+            seen.to(self.device),
         )
 
     @torch.no_grad()
@@ -269,25 +271,11 @@ class Odise(nn.Module):
         classes: InferenceClasses,
         captions: Captions = None,
     ) -> list[NetworkPrediction]:
-        """Panoptic, instance and semantic results of every image, computed on first use.
-
-        Args:
-            images: [B, 3, H, W] in 0..1, zero-padded, sides multiples of 64.
-            valid_sizes: size of each image on the canvas.
-            output_sizes: size of each result.
-            classes: from :meth:`prepare`.
-            captions: see :meth:`decode`.
-        """
         output = self.decode(images, captions)[-1]
         canvas = (images.shape[2], images.shape[3])
         if self.dense:
             self._check_mode()  # a copy may have other settings
-            cells = (
-                self._mask_class_logits(output, classes.mask_text)
-                if self.generator is None
-                else classify_features(output.pooled, classes.mask_text.embeddings)
-            )
-            maps = cells.float().mT.unflatten(2, output.mask_logits.shape[-2:])
+            maps = self.classify_cells(output, classes.mask_text)
             return [
                 predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)
                 for one, valid, size in zip(maps, valid_sizes, output_sizes, strict=True)
@@ -307,6 +295,14 @@ class Odise(nn.Module):
             )
             for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
+
+    def classify_cells(self, output: DecoderOutput, text: TextClasses) -> Tensor:
+        """Class logits [B, K, h, w] of the cells of a dense network."""
+        if self.generator is None:
+            logits = self._mask_class_logits(output, text)
+        else:
+            logits = classify_features(output.pooled, text.embeddings)
+        return logits.float().mT.unflatten(2, output.mask_logits.shape[-2:])
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses

@@ -22,7 +22,8 @@ from odise_pl.errors import SettingError
 from odise_pl.hub.networks import resolve
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
-from odise_pl.models.odise import CANVAS_MULTIPLE, Odise, pad_images
+from odise_pl.models.network import SegmentationNetwork
+from odise_pl.models.odise import CANVAS_MULTIPLE, pad_images
 from odise_pl.prediction.inputs import ImageSource, Words, load_image, load_words
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.runs.checks import check_network
@@ -45,7 +46,7 @@ class Segmenter:
         dtype: of matrix products and convolutions; bfloat16 is by autocast.
     """
 
-    model: Odise
+    model: SegmentationNetwork
     training: Vocabulary
     resize: EvalResize
     dtype: torch.dtype = torch.float32
@@ -85,7 +86,7 @@ class Segmenter:
         }
         check_network(network, paths)
         with no_progress_bars():
-            model: Odise = network.build(paths)
+            model: SegmentationNetwork = network.build(paths)
         load_weights(model, path)
         training = described.vocabulary or load_vocabulary("coco_panoptic")
         place(model.eval(), DTYPES[dtype])
@@ -165,15 +166,15 @@ class Segmenter:
         ]
         return found if isinstance(image, list) else found[0]
 
-    def _with(self, classifier: Mapping[str, Any], thresholds: Mapping[str, Any]) -> Odise:
+    def _with(self, classifier: Mapping[str, Any], thresholds: Mapping[str, Any]) -> SegmentationNetwork:
         """A network of the same weights with other settings, except for None; other threads keep theirs."""
         model = copy.copy(self.model)
         model.classifier = replace(model.classifier, **_given(classifier))
         model.inference = replace(model.inference, **_given(thresholds))
         return model
 
-    def _embed(self, model: Odise, vocabulary: Vocabulary) -> InferenceClasses:
-        key = (vocabulary, repr(model.classifier.clip_prompt), model.clip.mean.device)
+    def _embed(self, model: SegmentationNetwork, vocabulary: Vocabulary) -> InferenceClasses:
+        key = (vocabulary, repr(model.classifier.clip_prompt), model.device)
         classes = self._classes.get(key)
         if classes is None:
             classes = model.prepare(vocabulary, self.training)
@@ -182,9 +183,9 @@ class Segmenter:
         return classes
 
     def _predict(
-        self, model: Odise, pictures: Sequence[Image.Image], classes: InferenceClasses
+        self, model: SegmentationNetwork, pictures: Sequence[Image.Image], classes: InferenceClasses
     ) -> list[NetworkPrediction]:
-        device, found = model.clip.mean.device, dict[int, NetworkPrediction]()
+        device, found = model.device, dict[int, NetworkPrediction]()
         tensors = [image_tensor(self.resize.image(picture)) for picture in pictures]
         # a canvas of another size would have other windows, and the release compares sizes within a batch
         unit = 1 if model.published_quirks else CANVAS_MULTIPLE

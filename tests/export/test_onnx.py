@@ -4,7 +4,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +24,21 @@ from odise_pl.errors import SettingError
 from odise_pl.export.graph import NetworkGraph, text_inputs
 from odise_pl.export.onnx import export, export_embeddings, export_network
 from odise_pl.models.backbones.captioners import TextCaptioner
-from odise_pl.models.build import BackboneSettings, ClipSettings, build_odise, implicit_captioner
+from odise_pl.models.backbones.groupvit import GroupViTSettings
+from odise_pl.models.build import (
+    BackboneSettings,
+    ClipSettings,
+    build_groupvit,
+    build_odise,
+    implicit_captioner,
+)
 from odise_pl.models.classifiers.fusion import ClassifierSettings
+from odise_pl.models.classifiers.generator import GeneratorSettings
+from odise_pl.models.grouping import GroupingSettings
 from odise_pl.models.inference import InferenceSettings, resize_masks
 from odise_pl.models.inference import panoptic as torch_panoptic
+from odise_pl.models.network import SegmentationNetwork
+from odise_pl.models.odise import Odise
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.vocabulary import load_vocabulary
 
@@ -211,9 +224,16 @@ def test_captioner_of_sentences_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
-def test_networks_of_timm_are_exported(family: str, tmp_path: Path) -> None:
-    model = tiny_models.odise(family=family, window=128, input_size=128)
+@pytest.mark.parametrize("name", ["vit", "swin", "crops", "fc_clip"])
+def test_networks_of_other_methods_are_exported(name: str, tmp_path: Path) -> None:
+    make = partial(tiny_models.odise, window=128, input_size=128)
+    crops = ClassifierSettings(regions="cropped")
+    model = {
+        "vit": partial(make, family="vit"),
+        "swin": partial(make, family="swin"),
+        "crops": partial(make, family="convnext", classifier=crops),
+        "fc_clip": tiny_models.fc_clip,
+    }[name]()
     tiny_models.stir(model, size=0.05)
     segmenter = Segmenter(model, TRAINED, EvalResize(128, 256))
     export_network(segmenter, tmp_path / "net.onnx", (128, 256), WORDS)
@@ -226,12 +246,51 @@ def test_networks_of_timm_are_exported(family: str, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(one), other, rtol=0, atol=1e-4)
 
 
+def calibrated() -> Odise:
+    model = tiny_models.dense("dpt")
+    model.inference = InferenceSettings(seen_penalty=0.2)
+    return model
+
+
+def grouping() -> SegmentationNetwork:
+    torch.manual_seed(3)
+    settings = GroupingSettings(window=64, best_classes=3, background_threshold=0.3)
+    own = GroupViTSettings(architecture=tiny_models.GROUPVIT)
+    return build_groupvit(own, ClassifierSettings(mode="discriminative"), settings)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "named"),
-    [({"regions": "cropped"}, r"fusion\.regions"), ({"rule": "flat_seen"}, r"fusion\.rule")],
+    ("make", "constant"),
+    [
+        (calibrated, False),
+        (partial(tiny_models.dense, "aspp", logit_scale=5.0), True),
+        (partial(tiny_models.dense, "deeplab", GeneratorSettings(16, 8, 4)), False),
+        (grouping, True),
+    ],
+    ids=["calibrated", "dense", "generated", "groupvit"],
 )
-def test_classifiers_that_onnx_cannot_express_are_refused(settings: dict[str, Any], named: str) -> None:
-    model = tiny_models.odise(classifier=ClassifierSettings(**settings))
-    with pytest.raises(SettingError, match=named):
+def test_example_segments_as_pytorch(
+    make: Callable[[], SegmentationNetwork], constant: bool, script: ModuleType, tmp_path: Path
+) -> None:
+    segmenter = Segmenter(make().eval(), TRAINED, EvalResize(64, 128))
+    words = ["background", "dog,puppy", "cat", "grass:stuff"]
+    export_network(segmenter, tmp_path / "net.onnx", (64, 128), words if constant else None)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    arrays = {} if constant else dict(np.load(export_embeddings(segmenter, tmp_path / "words.npz", words)))
+    image = picture(64, 128)
+    ids, segments, names = script.segment(session, image, arrays)
+    expected = segmenter(image, words)
+    assert np.mean(ids != expected.ids) < 1e-2
+    assert [names[label] for _, label, _ in segments] == [s.name for s in expected.segments]
+    assert [score for *_, score in segments] == pytest.approx([s.score for s in expected.segments], abs=1e-3)
+    assert len(segments) > 1
+
+
+def test_rules_that_compare_words_need_them() -> None:
+    model = tiny_models.odise(classifier=ClassifierSettings(rule="flat_seen"))
+    with pytest.raises(SettingError, match=r"fusion\.rule=flat_seen.*--words"):
         NetworkGraph(model, (64, 64), None, head_only=False)
     NetworkGraph(model, (64, 64), None, head_only=True)
+    with pytest.raises(SettingError, match=r"GroupViT.*--words"):
+        NetworkGraph(grouping(), None, None, head_only=False)

@@ -82,28 +82,49 @@ def _crops_of_image(
     for chunk in logits.split(_CROPS):
         full = F.interpolate(chunk[None].float(), tuple(canvas), mode="bilinear", align_corners=False)[0]
         inside = full[:, :height, :width].sigmoid() > threshold
-        crops = torch.stack([crop_mask(pixels, mask, clip.image_size) for mask in inside])
-        found.append(clip.encode_normalized(crops))
+        found.append(clip.encode_normalized(crop_masks(pixels, inside, clip.image_size)))
     return torch.cat(found)
 
 
-def crop_mask(image: Tensor, mask: Tensor, size: int) -> Tensor:
-    """The box of a mask, 0 outside of the mask, resized (bicubic) to a square.
+def crop_masks(image: Tensor, masks: Tensor, size: int) -> Tensor:
+    """The boxes of masks, 0 outside of the mask, resized (bicubic) to squares.
 
     Args:
         image: [C, H, W].
-        mask: bool [H, W]; the whole image if it is empty.
-        size: side of the result.
+        masks: bool [Q, H, W]; the whole image where one is empty.
+        size: side of the results.
 
     Returns:
-        [C, size, size].
+        [Q, C, size, size].
     """
-    if not mask.any():
-        mask = torch.ones_like(mask)
-    rows, columns = (mask.any(dim).nonzero()[:, 0] for dim in (1, 0))
-    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    crop = (image * mask)[:, box[0], box[1]]
-    return F.interpolate(crop[None], (size, size), mode="bicubic", align_corners=False)[0]
+    masks = masks | ~masks.flatten(1).any(1)[:, None, None]
+    shown = image * masks[:, None]
+    narrow = _resize_extent(shown.mT, masks.any(2), size).mT
+    return _resize_extent(narrow, masks.any(1), size)
+
+
+def _resize_extent(maps: Tensor, inside: Tensor, size: int) -> Tensor:
+    """Resize rows of maps [Q, C, H, W] from the first to the last place inside, bool [Q, W]: [Q, C, H, size].
+
+    As ``F.interpolate``, but extents differ, and need not be known on the host.
+    """
+    places = torch.arange(inside.shape[1], device=inside.device)
+    first = places.where(inside, places[-1]).amin(1)[:, None, None, None]
+    last = places.where(inside, places[0]).amax(1)[:, None, None, None]
+    centres = (torch.arange(size, device=maps.device) + 0.5) * ((last - first + 1) / size) - 0.5
+    resized = maps.new_zeros(*maps.shape[:3], size)
+    for offset in range(-1, 3):
+        near = centres.floor() + offset
+        place = (first + near.long()).clamp(first, last).expand(-1, *maps.shape[1:3], -1)
+        resized = resized + _cubic((centres - near).abs()) * maps.gather(-1, place)
+    return resized
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Weight of a value at a distance of 0 to 2, as in PyTorch's bicubic interpolation."""
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+    return torch.where(distance <= 1, near, far)
 
 
 def pooled_clip(clip: FrozenCLIP, regions: Regions) -> Tensor:

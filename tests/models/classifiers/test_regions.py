@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import CLIPArchitecture, FrozenCLIP, build_clip
 from odise_pl.models.classifiers.fusion import ClassifierSettings
-from odise_pl.models.classifiers.regions import Regions, crop_mask, cropped_clip, pooled_clip
+from odise_pl.models.classifiers.regions import Regions, crop_masks, cropped_clip, pooled_clip
 from odise_pl.runs.conf import compose_config
 
 VIEWS = [(50, 64), (64, 40)]
@@ -63,7 +63,7 @@ def test_crops_equal_loop(threshold: float) -> None:
 def test_crop_of_one_pixel_fills_the_square() -> None:
     image, mask = torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
     mask[2, 5] = True
-    crop = crop_mask(image, mask, 4)
+    (crop,) = crop_masks(image, mask[None], 4)
     torch.testing.assert_close(crop, image[:, 2, 5, None, None].expand(3, 4, 4))
 
 
