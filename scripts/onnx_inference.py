@@ -44,6 +44,7 @@ def panoptic(
     class_scores: Array,
     mask_logits: Array,
     isthing: list[bool],
+    canvas: tuple[int, int],
     size: tuple[int, int],
     object_threshold: float,
     overlap_threshold: float,
@@ -52,9 +53,10 @@ def panoptic(
 
     Args:
         class_scores: [Q, K + 1], the last for no object.
-        mask_logits: [Q, h, w], a quarter of the network's input.
+        mask_logits: [Q, h, w].
         isthing: one flag per class.
-        size: height and width of the picture.
+        canvas: height and width of the network's input.
+        size: of the picture.
         object_threshold, overlap_threshold: see the export's metadata.
     """
     scores, labels = class_scores.max(1), class_scores.argmax(1)
@@ -62,8 +64,7 @@ def panoptic(
     best, owner, covered = np.full(size, -1, np.float32), np.full(size, -1), np.zeros(size, bool)
     claimed = {}
     for query in kept:  # one mask at a time, because all of a large picture would take gigabytes
-        small = mask_logits[query]
-        logits = resize(resize(small, 4 * small.shape[0], 4 * small.shape[1]), *size)
+        logits = resize(resize(mask_logits[query], *canvas), *size)
         probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
         better = scores[query] * probability > best
         best[better] = scores[query] * probability[better]
@@ -124,26 +125,25 @@ def segment(
         picture: RGB.
         words: arrays of an embeddings file; none if the words are constants of the network.
     """
-    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    names, isthing, penalty = (words.get(key, metadata.get(key)) for key in ("names", "isthing", "penalty"))
-    if names is None:
-        raise SystemExit("error: this network takes words as input: give --embeddings FILE.npz")
     image, *text = session.get_inputs()
-    inputs = {image.name: network_input(picture, *image.shape[2:])}
-    inputs |= {each.name: words[each.name] for each in text}
-    found = {
-        one.name: array for one, array in zip(session.get_outputs(), session.run(None, inputs), strict=True)
-    }
-    size = (picture.height, picture.width)
-    if "mask_logits" in found:
+    if image.name != "image":
+        raise SystemExit("error: this is a head, from odise export --head-only: its input is no picture")
+    if {one.name for one in text} - words.keys() or (words and not text):
+        way_out = "takes words: give --embeddings" if text else "has its own words: leave out --embeddings"
+        raise SystemExit(f"error: this network {way_out}")
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    about = words or metadata
+    names, isthing, penalty = (list(about[key]) for key in ("names", "isthing", "penalty"))
+    canvas, size = tuple(image.shape[2:]), (picture.height, picture.width)
+    inputs = {image.name: network_input(picture, *canvas)} | {one.name: words[one.name] for one in text}
+    outputs = [one.name for one in session.get_outputs()]
+    found = session.run(None, inputs)
+    if outputs == ["class_scores", "mask_logits"]:
         thresholds = metadata["object_threshold"], metadata["overlap_threshold"]
-        ids, segments = panoptic(
-            found["class_scores"], found["mask_logits"], list(isthing), size, *thresholds
-        )
+        ids, segments = panoptic(*found, isthing, canvas, size, *thresholds)
     else:
-        ((kind, maps),) = found.items()
-        ids, segments = dense(maps, kind == "pixel_logits", list(penalty), image.shape[2:], size)
-    return ids, segments, list(names)
+        ids, segments = dense(found[0], outputs == ["pixel_logits"], penalty, canvas, size)
+    return ids, segments, names
 
 
 def main() -> None:

@@ -72,13 +72,14 @@ def _variants(
     placed = pixels.new_zeros(len(masks), *_size(pixels))
     placed[:, : valid[0], : valid[1]] = F.interpolate(masks[None], valid, mode="area")[0]
 
-    def result(logits: Tensor, masks: Tensor | None = None) -> Prediction:
+    def result(logits: Tensor, masks: Tensor | None = None, void: Tensor | None = None) -> Prediction:
         """With the predicted masks, or those of 0 and 1 that are given."""
         if masks is None:
-            return predict(logits, one.mask_logits[0], isthing, model.inference, *sizes)
+            return predict(logits, one.mask_logits[0], isthing, model.inference, *sizes, void=void)
         return MaskedPrediction(logits, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
 
-    yield "predicted masks, predicted names", result(model.classify(one, pixels, [valid], classes)[0])
+    found, void = model.classify(one, pixels, [valid], classes)
+    yield "predicted masks, predicted names", result(found[0], void=None if void is None else void[0])
 
     found = (resize_masks(one.mask_logits[0], *sizes) > 0).flatten(1).float()
     overlap = found @ masks.flatten(1).T
@@ -95,7 +96,7 @@ def _variants(
     chosen = model.classifier
     for mode in MODES:
         model.classifier = replace(chosen, mode=mode)
-        logits = model.classify(exact, pixels, [valid], classes)[0]
+        logits = model.classify(exact, pixels, [valid], classes).logits[0]
         logits[:, -1] = -_SURE  # a true mask is an object
         yield f"true masks, names by {mode}", result(logits, masks)
     model.classifier = chosen

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
-from odise_pl.models.backbones.pyramid import STRIDES
 from odise_pl.models.classifiers.text import InferenceClasses, TextClasses
 from odise_pl.models.grouping import GroupingNetwork
 from odise_pl.models.network import SegmentationNetwork
@@ -31,9 +30,8 @@ class NetworkGraph(nn.Module):
         head_only: pixel decoder, mask decoder and their class scores, without backbone and CLIP.
 
     Attributes:
-        output_names: ``class_scores`` [Q, K + 1], which sum to 1, with no object last, and ``mask_logits``
-            [Q, H / 4, W / 4]; of dense methods ``pixel_logits`` [K, h, w], of GroupViT ``pixel_scores``
-            [K, H, W].
+        output_names: ``class_scores`` [Q, K + 1] with no object last, and ``mask_logits`` [Q, h, w] of the
+            whole image; of dense methods ``pixel_logits`` [K, h, w], of GroupViT ``pixel_scores`` [K, H, W].
 
     Raises:
         SettingError: a side is not a multiple of 64, or the network cannot be exported like this.
@@ -63,7 +61,7 @@ class NetworkGraph(nn.Module):
 
         Args:
             inputs: image [1, 3, H, W] in 0..1; or with ``head_only`` the pyramid s2, s3, s4, s5, each
-                [1, channels, H / s, W / s].
+                [1, channels, H / s, W / s] with the backbone's strides.
             text: see :func:`text_inputs`; none if the words are constants.
         """
         classes = self.classes or _classes_of(text)
@@ -78,8 +76,11 @@ class NetworkGraph(nn.Module):
         output = decoded[-1]
         if self.model.dense:
             return (self.model.classify_cells(output, classes.mask_text)[0],)
-        class_logits = self.model.classify(output, inputs[0], [self.size], classes)
-        return class_logits[0].float().softmax(-1), output.mask_logits[0].float()
+        logits, void = self.model.classify(output, inputs[0], [self.size], classes)
+        scores = logits[0].float().softmax(-1)
+        if void is not None:
+            scores = torch.cat([scores[:, :-1], void[0, :, None].to(scores)], dim=-1)
+        return scores, output.mask_logits[0].float()
 
     @property
     def input_names(self) -> list[str]:
@@ -92,7 +93,8 @@ class NetworkGraph(nn.Module):
         height, width = self.size
         shapes = [(3, height, width)]
         if self.head_only:
-            levels = zip(self.model.backbone.pyramid.channels, STRIDES, strict=True)
+            pyramid = self.model.backbone.pyramid
+            levels = zip(pyramid.channels, pyramid.strides, strict=True)
             shapes = [(channels, height // s, width // s) for channels, s in levels]
         images = tuple(torch.zeros(1, *shape) for shape in shapes)
         return images, () if self.classes else text_inputs(classes)
@@ -123,15 +125,20 @@ def _classes_of(text: tuple[Tensor, ...]) -> InferenceClasses:
 
 
 def _window(model: SegmentationNetwork) -> Size:
+    """One window, enlarged to the next multiple."""
     if isinstance(model, GroupingNetwork):
-        return model.inference.window, model.inference.window
-    assert isinstance(model, Odise)
-    side = model.backbone.window or model.backbone.input_size
+        side = model.inference.window
+    else:
+        assert isinstance(model, Odise)
+        side = model.backbone.window or model.backbone.input_size
+    side = -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
     return side, side
 
 
 def _check(model: Odise, classes: InferenceClasses | None, head_only: bool) -> None:
     if head_only:
+        if model.nameless:
+            raise SettingError("--head-only: CLIP names these masks, and the head is without it")
         return
     if isinstance(model.backbone.captioner, TextCaptioner):
         raise SettingError(

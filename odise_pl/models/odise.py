@@ -16,6 +16,7 @@ from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.classifiers.fusion import (
     RULES,
+    Classification,
     ClassifierSettings,
     Scores,
     adjust_no_object,
@@ -244,6 +245,7 @@ class Odise(SegmentationNetwork):
         # padding is projected, then masked: the projection needs a gradient on ranks without words
         return self.text_projection.proj(text).float().masked_fill(~valid[..., None], 0), valid
 
+    @torch.no_grad()
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
         seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
         settings, mask_text = self.classifier, self.encode_names(vocabulary)
@@ -280,7 +282,7 @@ class Odise(SegmentationNetwork):
                 predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)
                 for one, valid, size in zip(maps, valid_sizes, output_sizes, strict=True)
             ]
-        logits, void = self._classify(output, images, valid_sizes, classes)
+        logits, void = self.classify(output, images, valid_sizes, classes)
         return [
             predict(
                 logits[i].float(),
@@ -306,18 +308,13 @@ class Odise(SegmentationNetwork):
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
-    ) -> Tensor:
-        """Fused class logits, ``log(p + 1e-8)``: [B, Q, K + 1] with no object last."""
-        return self._classify(output, images, valid_sizes, classes)[0]
-
-    def _classify(
-        self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
-    ) -> tuple[Tensor, Tensor | None]:
-        """The logits, and queries without an object [B, Q] if the logits do not tell."""
+    ) -> Classification:
+        """Scores of the masks, fused as the settings say."""
         if self.nameless:
             self._check_mode()  # a copy may have other settings
             clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
-            return with_no_object(clip_logits.softmax(-1), torch.zeros_like(clip_logits[..., :1])), None
+            certain = torch.zeros_like(clip_logits[..., :1])
+            return Classification(with_no_object(clip_logits.softmax(-1), certain))
         logits = self._mask_class_logits(output, classes.mask_text)
         if self.class_agnostic:
             no_object = torch.zeros_like(logits[..., :1])
@@ -325,18 +322,19 @@ class Odise(SegmentationNetwork):
             no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]
-        settings, share = self.classifier, classes.clip_share
+        settings, share, rule = self.classifier, classes.clip_share, self.classifier.rule
         if settings.mode == "diffusion":
-            return with_no_object(logits.softmax(-1), no_object), None
+            return Classification(with_no_object(logits.softmax(-1), no_object))
         if settings.mode == "discriminative":
             share = torch.ones_like(share)
+            rule = "normalised" if rule == "flat_seen" else rule  # it leaves seen classes to the head
         clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
         no_object = adjust_no_object(no_object, clip_logits, settings.objectness_share)
-        fused = RULES[settings.rule](Scores(logits, no_object, clip_logits, share, classes.seen))
-        if settings.rule == "normalised":
-            return fused, None
+        fused = RULES[rule](Scores(logits, no_object, clip_logits, share, classes.seen))
+        if rule == "normalised":
+            return Classification(fused)
         # what such scores lack to 1 is no probability of no object
-        return fused, no_object[..., 0] > fused[..., :-1].exp().amax(-1)
+        return Classification(fused, no_object[..., 0] > fused[..., :-1].exp().amax(-1))
 
     def _clip_class_logits(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import tiny_models
+import tiny_timm
 import torch
 from PIL import Image
 from torch import nn
@@ -28,12 +29,15 @@ from odise_pl.models.backbones.groupvit import GroupViTSettings
 from odise_pl.models.build import (
     BackboneSettings,
     ClipSettings,
+    DenseSettings,
+    TimmSettings,
     build_groupvit,
     build_odise,
     implicit_captioner,
 )
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.generator import GeneratorSettings
+from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.grouping import GroupingSettings
 from odise_pl.models.inference import InferenceSettings, resize_masks
 from odise_pl.models.inference import panoptic as torch_panoptic
@@ -173,7 +177,9 @@ def test_example_merges_as_pytorch(script: ModuleType, size: tuple[int, int], ov
     settings = InferenceSettings(object_threshold=0.4, overlap_threshold=overlap)
     full = resize_masks(masks, (64, 96), (64, 96), size)
     expected = torch_panoptic(logits, full, isthing, settings)
-    ids, segments = script.panoptic(logits.softmax(-1).numpy(), masks.numpy(), isthing, size, 0.4, overlap)
+    ids, segments = script.panoptic(
+        logits.softmax(-1).numpy(), masks.numpy(), isthing, (64, 96), size, 0.4, overlap
+    )
     # pixels between two masks may round to the other one
     assert np.mean(ids != expected.ids.numpy()) < 1e-3
     assert [label for _, label, _ in segments] == [s.category for s in expected.segments]
@@ -287,6 +293,87 @@ def test_example_segments_as_pytorch(
     assert len(segments) > 1
 
 
+# with these weights, what the scores lack to 1 is not what decides on objects
+@pytest.mark.parametrize(
+    ("kind", "size", "sign"), [("product", 0.08, -1), ("flat_seen", 0.12, 1), ("refined", 0.2, 1)]
+)
+def test_masks_of_other_rules_are_merged_as_by_pytorch(
+    kind: str, size: float, sign: int, script: ModuleType
+) -> None:
+    refined = kind == "refined"  # masks have the size of CLIP's square
+    classifier = ClassifierSettings("discriminative") if refined else ClassifierSettings(rule=kind)
+    supervision, refinement = ("mask", RefinementSettings((1,))) if refined else ("label", None)
+    model = tiny_models.odise(supervision, classifier=classifier, refinement=refinement, family="convnext")
+    tiny_models.stir(model, size=size)
+    model.inference = InferenceSettings(overlap_threshold=0.1)
+    if not refined:
+        with torch.no_grad():
+            model.text_projection.null_embed.mul_(sign)
+    segmenter, image = Segmenter(model, TRAINED, EvalResize(64, 128)), picture(64, 128)
+    classes = model.prepare(load_vocabulary(WORDS), TRAINED)
+    graph = NetworkGraph(model, (64, 128), classes, head_only=False)
+    with torch.no_grad():
+        outputs = graph((image_tensor(pixel_tensor(image))[None],), ())
+    found = [one.numpy() for one in outputs]
+    ids, segments = script.panoptic(*found, classes.isthing, (64, 128), (64, 128), 0.0, 0.1)
+    expected = segmenter(image, WORDS)
+    assert np.mean(ids != expected.ids) < 1e-3
+    assert [score for *_, score in segments] == pytest.approx([s.score for s in expected.segments], abs=1e-4)
+    assert segments
+
+
+def test_example_refuses_what_does_not_fit(script: ModuleType) -> None:
+    def session(*names: str) -> Any:
+        return SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name=name) for name in names])
+
+    for inputs, words in [
+        (("image", "mask_text"), {}),
+        (("image", "mask_text"), {"names": np.array(["dog"])}),
+        (("image",), {"mask_text": np.zeros((1, 4))}),
+    ]:
+        with pytest.raises(SystemExit, match="--embeddings"):
+            script.segment(session(*inputs), picture(64, 64), words)
+    with pytest.raises(SystemExit, match="--head-only"):
+        script.segment(session("s2", "s3"), picture(64, 64), {})
+
+
+def test_head_takes_the_strides_of_the_backbone() -> None:
+    name, options = tiny_timm.FAMILIES["resnet"]
+    model = build_odise(
+        TimmSettings(name, options=options | {"output_stride": 8}, window="whole", channels=None),
+        ClipSettings(architecture=tiny_models.CLIP),
+        None,
+        DenseSettings(channels=64, embed_dim=None, kind="aspp"),
+        ClassifierSettings("diffusion"),
+        InferenceSettings(),
+    )
+    graph = NetworkGraph(model, (64, 128), None, head_only=True)
+    given, _ = graph.example(model.prepare(TRAINED, None))
+    with torch.no_grad():
+        own = model.backbone(torch.rand(1, 3, 64, 128))
+    assert [one.shape for one in given] == [one.shape for one in own]
+
+
+@pytest.mark.parametrize("window", [64, 96])
+def test_default_size_is_a_window(window: int) -> None:
+    model = tiny_models.odise(family="convnext", window=window)
+    assert NetworkGraph(model, None, None, head_only=False).size == (64 * -(-window // 64),) * 2
+
+
+def test_learned_prompts_are_exported(tmp_path: Path) -> None:
+    model = build_odise(
+        BackboneSettings(architecture=tiny_models.SD1, input_size=64, window=64, channels=128),
+        ClipSettings(architecture=tiny_models.CLIP, prompt_tokens=2),
+        implicit_captioner(),
+        tiny_models.HEAD,
+        ClassifierSettings(),
+        InferenceSettings(),
+    )
+    segmenter = Segmenter(model.eval(), TRAINED, EvalResize(64, 128))
+    assert np.load(export_embeddings(segmenter, tmp_path / "words.npz", WORDS))["mask_text"].shape[0] == 7
+    assert not segmenter._embed(model, TRAINED).mask_text.embeddings.requires_grad
+
+
 def test_rules_that_compare_words_need_them() -> None:
     model = tiny_models.odise(classifier=ClassifierSettings(rule="flat_seen"))
     with pytest.raises(SettingError, match=r"fusion\.rule=flat_seen.*--words"):
@@ -294,3 +381,6 @@ def test_rules_that_compare_words_need_them() -> None:
     NetworkGraph(model, (64, 64), None, head_only=True)
     with pytest.raises(SettingError, match=r"GroupViT.*--words"):
         NetworkGraph(grouping(), None, None, head_only=False)
+    nameless = tiny_models.odise("mask", classifier=ClassifierSettings("discriminative"))
+    with pytest.raises(SettingError, match=r"--head-only.*CLIP"):
+        NetworkGraph(nameless, (64, 64), None, head_only=True)

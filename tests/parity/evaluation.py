@@ -42,7 +42,7 @@ def _end_to_end_checks(run: Evaluation) -> list[Check]:
     levels = zip(pyramid, _recorded_pyramid(run), strict=True)
     features = model.pixel_decoder(pyramid)
     outputs = model.mask_decoder(features)
-    logits = model.classify(outputs[-1], images, sizes, run.classes)
+    logits = model.classify(outputs[-1], images, sizes, run.classes).logits
     return [
         *worst(f"{stage}: pyramid", [(f"s{i + 2}", own, held) for i, (own, held) in enumerate(levels)]),
         *_pixel_checks(run, features, stage),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +87,18 @@ class Scores:
     clip: Tensor
     clip_share: Tensor
     seen: Tensor | None = None
+
+
+class Classification(NamedTuple):
+    """Class scores of masks.
+
+    Attributes:
+        logits: ``log(p + 1e-8)`` [B, Q, K + 1] with no object last.
+        void: bool [B, Q], masks without an object; None: those for which no object scores best.
+    """
+
+    logits: Tensor
+    void: Tensor | None = None
 
 
 def fuse(mask_logits: Tensor, clip_logits: Tensor, clip_share: Tensor) -> Tensor:

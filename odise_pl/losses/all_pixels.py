@@ -18,7 +18,7 @@ from odise_pl.models.ops.points import Uniform
 ALPHA, GAMMA = 0.25, 2.0
 
 
-class DenseMatcher(HungarianMatcher):
+class AllPixelsMatcher(HungarianMatcher):
     """Compares masks at every cell of the predicted ones; true masks are resized to the nearest pixel."""
 
     def mask_costs(self, logits: Tensor, masks: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ class DenseMatcher(HungarianMatcher):
         return pairwise_focal(flat, truth), pairwise_dice(flat, truth)
 
 
-class DenseCriterion(SetCriterion):
+class AllPixelsCriterion(SetCriterion):
     """Resizes predicted masks (bilinear) to the canvas; every pixel counts."""
 
     def paired_losses(self, logits: Tensor, masks: Tensor, uniform: Uniform) -> tuple[Tensor, Tensor]:

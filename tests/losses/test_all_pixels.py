@@ -10,12 +10,12 @@ from made import CLASSES, QUERIES, predictions, seeded, target
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.losses.all_pixels import AllPixelsCriterion, AllPixelsMatcher
 from odise_pl.losses.criterion import LossWeights
-from odise_pl.losses.dense import DenseCriterion, DenseMatcher
 from odise_pl.losses.matcher import Match
 
 
-class Fixed(DenseMatcher):
+class Fixed(AllPixelsMatcher):
     """Returns given matches."""
 
     def __init__(self, matches: list[Match]) -> None:
@@ -49,7 +49,7 @@ def test_losses_equal_loop_over_pixels() -> None:
     p, targets = predictions(), [target(2), target(3, 1)]
     matches = [Match(torch.tensor([1, 4]), torch.tensor([1, 0])),
                Match(torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1]))]  # fmt: skip
-    criterion = DenseCriterion(Fixed(matches), LossWeights(1, 20, 1), no_object_weight=0.1)
+    criterion = AllPixelsCriterion(Fixed(matches), LossWeights(1, 20, 1), no_object_weight=0.1)
     loss = criterion([p], targets, seeded(), [0, 1])[0]
     mask, overlap = 0.0, 0.0
     for b in range(2):
@@ -72,7 +72,7 @@ def test_losses_equal_loop_over_pixels() -> None:
 
 def test_costs_equal_loop_over_cells() -> None:
     p, t = predictions(1), target(3)
-    costs = DenseMatcher(1, 20, 1).costs(p.class_logits[0], p.mask_logits[0], t, seeded())
+    costs = AllPixelsMatcher(1, 20, 1).costs(p.class_logits[0], p.mask_logits[0], t, seeded())
     for q, j in product(range(QUERIES), range(3)):
         truth = torch.stack([torch.stack([t.masks[j, 4 * y, 4 * x] for x in range(6)]) for y in range(4)])
         torch.testing.assert_close(
@@ -87,7 +87,7 @@ def test_costs_equal_loop_over_cells() -> None:
 
 def test_images_without_targets_have_gradients() -> None:
     p = predictions()
-    criterion = DenseCriterion(DenseMatcher(1, 20, 1), LossWeights(1, 20, 1))
+    criterion = AllPixelsCriterion(AllPixelsMatcher(1, 20, 1), LossWeights(1, 20, 1))
     for counts in ((0, 2), (0, 0)):
         loss = criterion([p], [target(n) for n in counts], seeded(), [0, 1])[0]
         assert (loss.mask.item() == 0) is (counts == (0, 0))
@@ -100,6 +100,6 @@ def test_images_without_targets_have_gradients() -> None:
 def test_perfect_masks_cost_nothing() -> None:
     p, t = predictions(1), target(1)
     logits = torch.where(t.masks[0, ::4, ::4], 50.0, -50.0).expand(1, QUERIES, 4, 6)
-    costs = DenseMatcher().costs(p.class_logits[0], logits[0], t, seeded())
+    costs = AllPixelsMatcher().costs(p.class_logits[0], logits[0], t, seeded())
     assert costs.mask.abs().max() < 1e-6
     assert costs.dice.abs().max() < 1e-6
