@@ -53,15 +53,21 @@ def check_flag(name: str, value: object) -> None:
 
 def find_user_error(error: BaseException | None) -> BaseException | None:
     """The first user error in a chain of causes: libraries wrap what our constructors raise."""
-    seen: set[int] = set()  # chains may be circular
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, UserError) or type(error).__name__ in _LIBRARY_ERRORS:
-            return error
-        if type(error).__name__ == "InstantiationException" and any(w in str(error) for w in _OF_SETTINGS):
-            return error  # an unknown setting, or one that Lightning's Trainer refuses; the message names it
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # chains may be circular
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return None
+    return next((one for one in chain if isinstance(one, UserError)), None) or next(
+        (one for one in chain if _is_of_library(one)), None
+    )
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether a library refuses a setting: an unknown one, or one of Lightning's; its message names it."""
+    name, text = type(error).__name__, str(error)
+    return name in _LIBRARY_ERRORS or (
+        name == "InstantiationException" and any(words in text for words in _OF_SETTINGS)
+    )
 
 
 @contextmanager

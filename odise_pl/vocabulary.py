@@ -203,6 +203,8 @@ def load_vocabulary(source: Vocabulary | str | Path | Sequence[Any], one_word: b
         return source
     if isinstance(source, str):
         source = _find_file(source) or _typed_entries(source, one_word)
+    if not isinstance(source, Path | Sequence):
+        raise VocabularyError(f"{source} is no vocabulary: give a name, a file, or a list of names")
     return _from_file(source) if isinstance(source, Path) else _from_entries(source, "custom")
 
 

@@ -137,6 +137,7 @@ def build_odise(
         raise SettingError("fusion.word_vectors: only DenseSettings of model.head compare pixels with them")
     loaded = load_clip(clip.weights, clip.architecture, mapped)
     frozen_clip = FrozenCLIP(loaded, clip.trained, clip.prompt_tokens)
+    refine = None if refinement is None else refinement.build(frozen_clip)
     _check_regions(frozen_clip, classifier)
     features = backbone.build(frozen_clip, captioner, mapped)
     text_dim = frozen_clip.embed_dim if words is None else sum(words.widths)
@@ -152,7 +153,7 @@ def build_odise(
         inference,
         published_quirks,
         nameless or supervision == "words",
-        None if refinement is None else refinement.build(frozen_clip),
+        refine,
         words,
         None if generator is None else generator.build(text_dim, head.channels),
     )

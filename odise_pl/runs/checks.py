@@ -137,6 +137,8 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     dense = str(OmegaConf.select(config, "model.head._target_")).endswith(".DenseSettings")
     if learns and dense:
         yield f"{learns[0]}: DenseSettings of model.head have no masks that train it; leave it out"
+    if supervision == "text" and config.data.get("unseen") is not None:
+        yield "data.unseen: GroupViT learns from captions, not from labels; remove the split"
     if supervision == "text" and config.model.get("head") is not None:
         yield "model.head: GroupViT has none; experiments that set one do not fit method=groupvit"
     if weight and not learns:
@@ -200,7 +202,11 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
             other += ", or to random for a trial" if key.endswith(".weights") else ""
             other = "choose another captioner" if key == "captioner.weights" else other
             yield f"{key}={path} does not exist; {download}{other}"
-    for file in OmegaConf.select(model, "classifier.word_vectors") or []:
+    vectors = OmegaConf.select(model, "classifier.word_vectors") or []
+    if isinstance(vectors, str):
+        yield f"fusion.word_vectors={vectors}: give a list, [{vectors}]"
+        return
+    for file in vectors:
         if not os.path.isfile(file):  # noqa: PTH113 (any text)
             yield f"fusion.word_vectors: {file} is no file; give text files, or [] for CLIP's texts"
 

@@ -136,6 +136,9 @@ def _module(
 
     model = network.build(config.paths, mapped=True)
     classes = data.seen_vocabulary("train", config.vocabulary.train)
+    if data.unseen is not None:
+        unseen = sorted({*data.vocabulary("train").names} - {*data.seen_vocabulary().names})
+        _log.info("%d classes have training labels; unseen are: %s", len(classes), ", ".join(unseen))
     if config.init_from is not None and not resume:
         # a second stage learns what the first does not have
         new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
@@ -162,9 +165,9 @@ def _module(
 
 def _check_same_classes(first: Vocabulary | None, second: Vocabulary, source: str) -> None:
     if first is not None and first.names != second.names:
+        differ = ", ".join(sorted({*first.names} ^ {*second.names})[:4]) or "in another order"
         raise SettingError(
-            f"init_from={source} has learned {len(first)} classes, this run has {len(second)}: repeat its "
-            "data and its split"
+            f"init_from={source} has learned other classes ({differ}): repeat its data and its split"
         )
 
 

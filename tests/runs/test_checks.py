@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -64,6 +65,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
     [
         (["captioner.learnable_time=maybe"], "captioner.learnable_time"),
         (["vocabulary.eval=nofile.txt"], "vocabulary.eval"),
+        (["vocabulary.train=5"], "vocabulary.train: 5 is no vocabulary"),
         (["+data.unseen=[ball,horse,cow]"], "horse, cow"),
         (["+data.unseen=[ball,box,sky,field]"], "data.unseen"),
         (["split=voc15"], "potted plant"),
@@ -80,6 +82,11 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["model.head._target_=odise_pl.models.build.DenseSettings"], "PixelCriterion"),
         (["method=lseg_plus", "prompts=learned"], "have no masks"),
         (["method=spnet"], "fusion.word_vectors: weights/fasttext.vec is no file"),
+        (["method=spnet", "fusion.word_vectors=x.vec"], "fusion.word_vectors=x.vec: give a list"),
+        (
+            ["method=groupvit", "backbone.weights=random", "+data.unseen=[ball]"],
+            "GroupViT learns from captions",
+        ),
         (["model=odise_caption", "data.words=0"], "data.words=0"),
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),
         (["captioner=blip"], "has no generated captions"),
@@ -164,6 +171,11 @@ def test_wrapped_user_error_is_reported() -> None:
     one, other = OSError("disk full"), ValueError("not logged")
     one.__context__, other.__context__ = other, one  # circular
     assert find_user_error(other) is None
+    wrapped = InstantiationException("unexpected keyword argument")
+    assert find_user_error(wrapped) is wrapped
+    wrapped.__cause__ = RuntimeError()
+    wrapped.__cause__.__cause__ = cause = SettingError("there is no such thing")
+    assert find_user_error(wrapped) is cause
 
 
 def test_invalid_trainer_options_are_reported() -> None:
@@ -183,7 +195,8 @@ def test_modules_do_not_import_torch() -> None:
     "override",
     [
         *("data.batch_size=0", "data.limit_samples=true", "data.num_workers=-1", "data.scale_range=[2.0]"),
-        *("model.head.heads=x", "model.head.channels=100", "backbone.window=100"),
+        *("model.head.heads=x", "model.head.channels=100", "model.head.queries=null"),
+        *("backbone.window=100", "backbone.window=whle", "backbone.channels=0"),
         *("criterion.oversample=0", "fusion.seen_share=2", "optimizer.lr=0", "optimizer.milestones=[1.5]"),
         "callbacks.checkpoint.keep=0",
     ],

@@ -54,7 +54,8 @@ class FeatureBackbone(nn.Module):
             )
         if window != WHOLE:
             features.check_size(input_size, "backbone.input_size")
-        if isinstance(window, int) and (window < STRIDES[-1] or window % STRIDES[-1]):
+        cut = window not in (None, WHOLE)
+        if cut and (not isinstance(window, int) or window < STRIDES[-1] or window % STRIDES[-1]):
             raise SettingError(
                 f"backbone.window={window} must be a multiple of {STRIDES[-1]}, null or {WHOLE}"
             )
@@ -136,6 +137,8 @@ class FeatureSettings(ABC):
 
     def __post_init__(self) -> None:
         check_number("backbone.input_size", self.input_size, 1)
+        if self.channels is not None:
+            check_number("backbone.channels", self.channels, 1)
 
     @property
     @abstractmethod

@@ -77,6 +77,10 @@ class JointSettings(FeatureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.channels is None:
+            raise SettingError(
+                "backbone.channels=null: the maps of two networks are summed; give a width, 512"
+            )
         if self.first.conditioned and self.second.conditioned:
             raise SettingError("backbone.first, backbone.second: only one of them may be a diffusion model")
 

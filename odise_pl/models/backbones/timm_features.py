@@ -181,6 +181,8 @@ class TimmSettings(FeatureSettings):
             if tensors is not None:
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
                 raise WeightsError(problem) from error
+            if "unexpected keyword argument" in reason:
+                reason += "; remove it from backbone.options"
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
         features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm, self.trained)
         self._check_maps(features)

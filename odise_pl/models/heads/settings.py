@@ -45,8 +45,8 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(HeadSettings) if one.name != "query_norm"):
-            if (value := getattr(self, name)) is not None:
-                check_number(f"model.head.{name}", value, 1)
+            if name != "embed_dim" or self.embed_dim is not None:
+                check_number(f"model.head.{name}", getattr(self, name), 1)
         check_flag("model.head.query_norm", self.query_norm)
         if self.channels % 32 or self.channels % self.heads:
             raise SettingError(

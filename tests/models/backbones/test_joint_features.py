@@ -70,6 +70,8 @@ def test_one_of_them_can_be_trained() -> None:
 def test_settings_that_do_not_fit_are_named() -> None:
     with pytest.raises(SettingError, match=r"backbone\.first, backbone\.second"):
         replace(TWO, second=DIFFUSION)
+    with pytest.raises(SettingError, match=r"backbone\.channels=null"):
+        replace(TWO, channels=None)
     with pytest.raises(SettingError, match=r"backbone\.second\.input_size=100"):
         replace(TWO, second=replace(OTHER, input_size=100)).load()
     with pytest.raises(SettingError, match=r"captioner=empty"):
