@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odise_pl.errors import UserError
@@ -36,8 +37,8 @@ _PLOTS = {
     "supervision": {"supervision": "Supervision"},
     "ablations": {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"},
     "representations": {"representation": "Representation"},
-    "methods": {"method": "Method"},
 }
+_NOVEL = {"toy_open.pq_novel": "PQ of novel classes", "toy_open.miou_novel": "mIoU of novel classes"}
 
 
 def draw_curves(run: Path, folder: Path) -> list[Path]:
@@ -90,9 +91,12 @@ def draw_tables(figures: Path, folder: Path) -> list[Path]:
     """Draw the comparisons of ``small_world.json`` beside the paper's, those that are there."""
     if not figures.is_file():
         raise UserError(f"{figures} is missing: restore it from the repository (git checkout {figures})")
-    tables = json.loads(figures.read_text())["tables"]
-    paths = []
+    content = json.loads(figures.read_text())
+    tables, paths = content["tables"], []
     for theme in THEMES:
+        if "method" in tables:
+            costs = {name: cost["ms"] for name, cost in content["costs"].items()}
+            paths.append(_save(_methods(from_json(tables["method"]), costs, theme), folder, "methods", theme))
         for name, titles in _PLOTS.items():
             if not titles.keys() <= tables.keys():
                 continue
@@ -101,6 +105,43 @@ def draw_tables(figures: Path, folder: Path) -> list[Path]:
                 figure = draw(rows, _MEASURED, theme.series, (theme.series[3], theme.muted))
             paths.append(_save(figure, folder, name, theme))
     return paths
+
+
+def _methods(rows: Sequence[Row], costs: Mapping[str, float], theme: Theme) -> Figure:
+    """What methods reach on novel classes over the time that they take for an image."""
+    with plotting(theme):
+        figure = Figure(figsize=(_WIDTH, 5.2), layout="constrained")
+        for plot, (column, title) in zip(figure.subplots(1, 2), _NOVEL.items(), strict=True):
+            found = {row.name: one for row in rows if (one := row.estimate(column)) and row.name in costs}
+            points = {name: (costs[name], one.mean) for name, one in found.items()}
+            plot.plot(*zip(*points.values(), strict=True), "o", color=theme.series[0], markersize=5)
+            plot.set(xscale="log", title=title)
+            plot.xaxis.set_major_formatter(LogFormatter())
+            plot.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            plot.set_xlabel("processor time for an image, ms")
+            plot.set_ylim(bottom=-1)
+            plot.margins(x=0.08)
+            _label(plot, points, theme)
+    return figure
+
+
+def _label(plot: Axes, points: Mapping[str, tuple[float, float]], theme: Theme) -> None:
+    """Names of points in a column beside the plot, ordered by their heights, with lines to the points."""
+    bottom, top = plot.get_ylim()
+    gap = (top - bottom) / 24
+    height = bottom - gap
+    for name, point in sorted(points.items(), key=lambda pair: pair[1][1]):
+        height = max(height + gap, point[1])
+        plot.annotate(
+            name,
+            point,
+            (1.06, (height - bottom) / (top - bottom)),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": theme.line, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2},
+        )
 
 
 def _in_order_of_the_paper(rows: Sequence[Row]) -> list[Row]:

@@ -39,11 +39,17 @@ def test_tables_give_the_same_file_each_time(tmp_path: Path) -> None:
     row = {"reference": "a", "seeds": [0, 1], "runs": {"toy_open.pq": [30, 31], "toy_open.pq_base": [40, 42]}}
     rows = [{"name": "a", "paper": {"coco": 40, "ade20k": 20}, **row}, {"name": "b", "paper": None, **row}]
     tables = {name: {"rows": rows} for name in ("supervision", "timestep", "captioner", "classifier")}
-    (tmp_path / "figures.json").write_text(json.dumps({"tables": tables}))
+    novel = {"toy_open.pq_novel": [20, 21], "toy_open.miou_novel": [30, 32]}
+    methods = [row | {"runs": novel} for row in rows]
+    dense = {"name": "c", "paper": None, **row, "runs": {"toy_open.miou_novel": [9, 10]}}
+    tables["method"] = {"rows": [*methods, dense]}
+    costs = {name: {"ms": 50.0} for name in "abc"}
+    (tmp_path / "figures.json").write_text(json.dumps({"tables": tables, "costs": costs}))
     first, again = (
         [path.read_text() for path in draw_tables(tmp_path / "figures.json", tmp_path)] for _ in range(2)
     )
     assert first == again
+    assert {path.name for path in tmp_path.glob("*.svg")} >= {"methods.svg", "methods-dark.svg"}
 
 
 def test_missing_run_names_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
     assert [row.paper is None for row in tables["captioner"]] == [False, False, False, True]
 
 
+def test_rows_of_methods_are_named_by_their_folders(tmp_path: Path) -> None:
+    settings = AblationSettings("label", "0", True, "implicit", "both", method="fc_clip")
+    for name, seed in (("fc_clip", 0), ("fc_clip", 1), ("odise_label", 1), ("fc_clip_caption", 0)):
+        finish(tmp_path / "small_world" / "method" / name / f"seed_{seed}", seed, settings, len(name))
+    rows = small_world.collect(tmp_path, ["method"])["method"]
+    assert [(row.name, row.reference, row.seeds) for row in rows] == [
+        ("odise_label", "odise_label", [1]),
+        ("fc_clip", "odise_label", [0, 1]),
+        ("fc_clip_caption", "odise_label", [0]),
+    ]
+    assert rows[0].paper is not None
+
+
 def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "small_world.json"
     file.write_text(json.dumps({"about": {}, "repeated": {"first": 1}}))
