@@ -32,7 +32,7 @@ from odise_pl.runs.conf import CONF
 from odise_pl.runs.finished import FINISHED, find_runs
 from odise_pl.runs.published import ABLATIONS
 from odise_pl.runs.record import relevant_settings
-from odise_pl.runs.report import Group, ablation_rows, group_runs
+from odise_pl.runs.report import Group, ablation_rows
 from scripts.docs.pictures import FIGURES, IMAGES
 from scripts.docs.plots import draw_tables
 from scripts.figures import write_figures
@@ -216,8 +216,9 @@ def _by_folder(
     published = next(one.rows for one in ABLATIONS if one.name == ablation)
     for name, (folder, paper) in folders.items():
         if any((runs / folder).rglob(FINISHED)):
-            scores = group_runs(find_runs(runs / folder))[0].scores()
-            yield Row(name, reference, published.get(paper), scores)
+            found = find_runs(runs / folder)  # a second stage's seeds differ in their first stage, too
+            group = Group(found[0].settings, found[0].conditions, tuple(found))
+            yield Row(name, reference, published.get(paper), group.scores())
 
 
 def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:

@@ -106,7 +106,8 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
 def test_rows_of_methods_are_named_by_their_folders(tmp_path: Path) -> None:
     settings = AblationSettings("label", "0", True, "implicit", "both", method="fc_clip")
     for name, seed in (("fc_clip", 0), ("fc_clip", 1), ("odise_label", 1), ("fc_clip_caption", 0)):
-        finish(tmp_path / "small_world" / "method" / name / f"seed_{seed}", seed, settings, len(name))
+        folder = tmp_path / "small_world" / "method" / name / f"seed_{seed}"
+        finish(folder, seed, settings, len(name), weights=f"of seed {seed}")
     rows = small_world.collect(tmp_path, ["method"])["method"]
     assert [(row.name, row.reference, row.seeds) for row in rows] == [
         ("odise_label", "odise_label", [1]),
