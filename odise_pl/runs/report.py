@@ -68,7 +68,7 @@ class Group:
         for run in self.runs:
             seed = str(run.folder) if run.seed is None else run.seed
             for name, by in run.scores.items():
-                for score in SCORES.keys() & by.keys():
+                for score in (one for one in SCORES if one in by):
                     values.setdefault(f"{name}.{score}", {}).setdefault(seed, []).append(100 * by[score])
         return {column: {seed: fmean(v) for seed, v in by.items()} for column, by in values.items()}
 
