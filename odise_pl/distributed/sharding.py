@@ -69,7 +69,8 @@ def keep_in_step(model: SegmentationNetwork, classes: InferenceClasses) -> None:
     """Take part in :meth:`Odise.predict` of other ranks without an image; does nothing without shards."""
     if isinstance(model, FSDPModule):
         size = (CANVAS_MULTIPLE, CANVAS_MULTIPLE)
-        model.predict(torch.zeros(1, 3, *size, device=model.device), [size], [size], classes, [""])
+        nothing = classes.clip_text.embeddings.new_zeros(1, 3, *size)  # of their device and precision
+        model.predict(nothing, [size], [size], classes, [""])
 
 
 def place(
