@@ -29,7 +29,7 @@ from odise_pl.checkpoints.weights import trainable_parameters
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, from_json, score_table
 from odise_pl.runs.conf import CONF
-from odise_pl.runs.finished import FINISHED, find_runs
+from odise_pl.runs.finished import FINISHED, FinishedRun, find_runs
 from odise_pl.runs.published import ABLATIONS
 from odise_pl.runs.record import relevant_settings
 from odise_pl.runs.report import Group, ablation_rows
@@ -215,10 +215,14 @@ def _by_folder(
     """The rows that have runs: some take hours, and the others need not wait for them."""
     published = next(one.rows for one in ABLATIONS if one.name == ablation)
     for name, (folder, paper) in folders.items():
-        if any((runs / folder).rglob(FINISHED)):
-            found = find_runs(runs / folder)  # a second stage's seeds differ in their first stage, too
+        if found := _finished(runs / folder):  # a second stage's seeds differ in their first stage, too
             group = Group(found[0].settings, found[0].conditions, tuple(found))
             yield Row(name, reference, published.get(paper), group.scores())
+
+
+def _finished(folder: Path) -> list[FinishedRun]:
+    """The finished runs below a folder, possibly none."""
+    return list(find_runs(folder)) if any(folder.rglob(FINISHED)) else []
 
 
 def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:
@@ -256,10 +260,10 @@ def costs_of_methods(runs: Path) -> dict[str, dict[str, float]]:
     with Image.open(_PICTURE) as image:
         picture = image.convert("RGB")
     for name in METHODS:
-        folder = runs / _NAME / "method" / name
-        if not any(folder.rglob(FINISHED)):
+        found = _finished(runs / _NAME / "method" / name)
+        if not found:
             continue
-        segmenter, seconds = Segmenter.from_pretrained(find_runs(folder)[0].folder), []
+        segmenter, seconds = Segmenter.from_pretrained(found[0].folder), []
         for _ in range(5):
             start = time.process_time()
             _ = segmenter(picture, segmenter.training).ids
