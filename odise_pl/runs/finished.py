@@ -95,7 +95,16 @@ def _conditions(own: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str
         flat |= relevant_settings(evaluated)
         if own.get("step") not in (None, flat.get("trainer.max_steps")):
             flat["step"] = own["step"]  # of a checkpoint that is not the last
-    return {key: str(value) for key, value in flat.items() if not _NO_CONDITIONS.match(key)}
+    known = {key: str(value) for key, value in flat.items() if not _NO_CONDITIONS.match(key)}
+    first = read_settings(Path(known.get("init_from", "None")))
+    if first is not None:  # seeds of a second stage have first stages of their own
+        del known["init_from"]
+        known |= {
+            f"init_from.{key}": value
+            for key, value in _conditions(first, first).items()
+            if known.get(key) != value
+        }
+    return known
 
 
 def read_objective(folder: Path) -> float | None:

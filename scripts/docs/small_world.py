@@ -215,7 +215,7 @@ def _by_folder(
     """The rows that have runs: some take hours, and the others need not wait for them."""
     published = next(one.rows for one in ABLATIONS if one.name == ablation)
     for name, (folder, paper) in folders.items():
-        if found := _finished(runs / folder):  # a second stage's seeds differ in their first stage, too
+        if found := _finished(runs / folder):
             group = Group(found[0].settings, found[0].conditions, tuple(found))
             yield Row(name, reference, published.get(paper), group.scores())
 

@@ -62,6 +62,23 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
         find_runs(tmp_path / "c")
 
 
+def test_second_stages_of_a_row_may_start_from_first_stages_of_other_seeds(tmp_path: Path) -> None:
+    firsts = [
+        {"seed": 0, "size": 3, "lr": 1},
+        {"seed": 1, "size": 3, "lr": 1},
+        {"seed": 0, "size": 3, "lr": 2},
+    ]
+    for number, first in enumerate(firsts):
+        write_settings(tmp_path / "first" / str(number), first)
+        start = {"init_from": f"{tmp_path}/first/{number}"}
+        write_settings(tmp_path / "second" / str(number), {"seed": number, "size": 3} | start)
+        mark_finished(tmp_path / "second" / str(number), WORDS, {})
+    runs = find_runs(tmp_path / "second")
+    assert [run.conditions for run in runs] == [
+        UNLIMITED | {"size": "3", "init_from.lr": str(lr)} for lr in (1, 1, 2)
+    ]
+
+
 def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They do not name the backbone; the settings beside them do."""
     for name, settings in (("a", {"backbone": {"weights": "w/sd-v1-3.ckpt"}}), ("b", {})):
