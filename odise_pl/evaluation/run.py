@@ -104,8 +104,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
         predictor = NetworkPredictor(model, classes, training)
         measures = measured(model, data.measures(name), name)
-        known = training if model.learns_labels else None
-        benchmarks.append(Benchmark(name, data, classes, predictor, measures, known))
+        seen = training if model.learns_labels else described.vocabulary
+        benchmarks.append(Benchmark(name, data, classes, predictor, measures, seen))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
     settled = extract_ablation_settings(network.model)
     published = METHODS.get(settled.method)

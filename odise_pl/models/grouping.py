@@ -184,7 +184,7 @@ class GroupingNetwork(SegmentationNetwork):
     Attributes:
         measures: what evaluations measure: groups of a class are not told apart.
         learns_names: training changes how a vocabulary is prepared.
-        learns_labels: none, so no class counts as seen.
+        learns_labels: images and texts do without.
 
     Raises:
         SettingError: the classifier is not ``discriminative``, or averages the names of a class.

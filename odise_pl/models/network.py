@@ -25,7 +25,7 @@ class SegmentationNetwork(nn.Module):
         inference: thresholds of the results.
         words: embed names for the head in place of its text encoder, if there are any.
         published_quirks: reproduce mistakes of a release.
-        learns_labels: whether training has labels, so that a class is seen or not.
+        learns_labels: whether training has labels; checkpoints that do not name them have COCO's.
     """
 
     classifier: ClassifierSettings

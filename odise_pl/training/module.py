@@ -96,9 +96,7 @@ class OdiseModule(lightning.LightningModule):
         self.results: dict[str, EvaluationResult] = {}
         self.measured_at = -1  # the step that the results are of
         self.metrics = [
-            SegmentationMetrics(
-                v.isthing, v.names, v.overlap(vocabulary) if model.learns_labels else None, measured
-            )
+            SegmentationMetrics(v.isthing, v.names, v.overlap(vocabulary), measured)
             for v, measured in zip(
                 self.eval_vocabularies.values(),
                 measures or [MEASURES] * len(self.eval_vocabularies),
