@@ -72,14 +72,13 @@ def _variants(
     placed = pixels.new_zeros(len(masks), *_size(pixels))
     placed[:, : valid[0], : valid[1]] = F.interpolate(masks[None], valid, mode="area")[0]
 
-    def result(logits: Tensor, masks: Tensor | None = None, void: Tensor | None = None) -> Prediction:
+    def result(scores: Tensor, masks: Tensor | None = None) -> Prediction:
         """With the predicted masks, or those of 0 and 1 that are given."""
         if masks is None:
-            return predict(logits, one.mask_logits[0], isthing, model.inference, *sizes, void=void)
-        return MaskedPrediction(logits, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
+            return predict(scores, one.mask_logits[0], isthing, model.inference, *sizes)
+        return MaskedPrediction(scores, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
 
-    found, void = model.classify(one, pixels, [valid], classes)
-    yield "predicted masks, predicted names", result(found[0], void=None if void is None else void[0])
+    yield "predicted masks, predicted names", result(model.classify(one, pixels, [valid], classes)[0])
 
     found = (resize_masks(one.mask_logits[0], *sizes) > 0).flatten(1).float()
     overlap = found @ masks.flatten(1).T
@@ -96,9 +95,9 @@ def _variants(
     chosen = model.classifier
     for mode in MODES:
         model.classifier = replace(chosen, mode=mode)
-        logits = model.classify(exact, pixels, [valid], classes).logits[0]
-        logits[:, -1] = -_SURE  # a true mask is an object
-        yield f"true masks, names by {mode}", result(logits, masks)
+        scores = model.classify(exact, pixels, [valid], classes)[0]
+        scores[:, -1] = 0  # a true mask is an object
+        yield f"true masks, names by {mode}", result(scores, masks)
     model.classifier = chosen
 
     for cells in CELLS:
@@ -117,8 +116,8 @@ def _of_image(output: DecoderOutput, image: int) -> DecoderOutput:
 
 
 def _certain(names: list[int], classes: int) -> Tensor:
-    """Logits [N, classes + 1] that are sure of the names; the last is no object."""
-    return F.one_hot(torch.tensor(names), classes + 1).float() * _SURE
+    """Scores [N, classes + 1] that are sure of the names; the last is no object."""
+    return F.one_hot(torch.tensor(names), classes + 1).float()
 
 
 def _size(pixels: Tensor) -> Size:

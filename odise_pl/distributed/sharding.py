@@ -101,9 +101,12 @@ def place(
 
 
 def _frozen_blocks(model: Odise) -> list[nn.Module]:
-    """Blocks to shard: not trained ones, nor CLIP's if a refinement reads their weights."""
-    of_clip = model.clip.blocks() if model.refinement is None else ()
-    blocks = [*model.backbone.features.blocks(), *of_clip]
+    """Blocks to shard: not trained ones.
+
+    Nor CLIP's if a refinement reads their weights, or for crops: ranks with more images need more passes.
+    """
+    whole = model.refinement is not None or model.classifier.regions == "cropped"
+    blocks = [*model.backbone.features.blocks(), *(() if whole else model.clip.blocks())]
     return [block for block in blocks if not any(p.requires_grad for p in block.parameters())]
 
 

@@ -76,11 +76,8 @@ class NetworkGraph(nn.Module):
         output = decoded[-1]
         if self.model.dense:
             return (self.model.classify_cells(output, classes.mask_text)[0],)
-        logits, void = self.model.classify(output, inputs[0], [self.size], classes)
-        scores = logits[0].float().softmax(-1)
-        if void is not None:
-            scores = torch.cat([scores[:, :-1], void[0, :, None].to(scores)], dim=-1)
-        return scores, output.mask_logits[0].float()
+        scores = self.model.classify(output, inputs[0], [self.size], classes)
+        return scores[0].float(), output.mask_logits[0].float()
 
     @property
     def input_names(self) -> list[str]:

@@ -1,8 +1,9 @@
-"""Semantic, panoptic and instance results from class and mask logits: pure functions.
+"""Semantic, panoptic and instance results from class scores and mask logits: pure functions.
 
 Mask2Former (arXiv 2112.01527), section 3.1 and MaskFormer (arXiv 2107.06278), section 3.4.
-Throughout: Q queries, K classes; ``class_logits`` [Q, K + 1] with no object last; ``mask_logits`` [Q, H, W],
-a tensor or :class:`~odise_pl.models.ops.bands.Masks`, which are processed in bands of rows.
+Throughout: Q queries, K classes; ``class_scores`` [Q, K + 1] with no object last, probabilities or what a
+rule of fusion makes of them; ``mask_logits`` [Q, H, W], a tensor or
+:class:`~odise_pl.models.ops.bands.Masks`, which are processed in bands of rows.
 """
 
 from __future__ import annotations
@@ -68,38 +69,38 @@ def resize_masks(mask_logits: Tensor, canvas: Size, valid: Size, output: Size) -
     return F.interpolate(cropped, output, mode="bilinear", align_corners=False)[0]
 
 
-def semantic_map(class_logits: Tensor, mask_logits: Tensor | Masks, penalty: Tensor | None = None) -> Tensor:
+def semantic_map(class_scores: Tensor, mask_logits: Tensor | Masks, penalty: Tensor | None = None) -> Tensor:
     """Best class of every pixel, int64 [H, W]; the first class wins ties.
 
     ``penalty`` [K] is subtracted from the scores of the classes.
     """
     masks = _as_masks(mask_logits)
-    probabilities = class_logits.softmax(-1)[:, :-1]
+    scores = class_scores[:, :-1]
     labels = torch.empty(masks.size, dtype=torch.int64, device=masks.device)
     for rows, band in masks.bands():
-        inside = probabilities.new_empty(masks.queries, *labels[rows].shape)
+        inside = scores.new_empty(masks.queries, *labels[rows].shape)
         for query, mask in enumerate(inside):
             torch.sigmoid(band(query), out=mask)
         tiles = range(0, masks.size[1], -(-_TILE // inside.shape[1]))
         for columns in (slice(start, start + tiles.step) for start in tiles):
-            best = _best_class(probabilities, inside[:, :, columns].flatten(1), penalty)
+            best = _best_class(scores, inside[:, :, columns].flatten(1), penalty)
             labels[rows, columns] = best.view(inside.shape[1], -1)
     return labels
 
 
-def _best_class(probabilities: Tensor, masks: Tensor, penalty: Tensor | None) -> Tensor:
-    """Best class [N] from class probabilities [Q, K], masks [Q, N] of neighbouring pixels, penalties [K].
+def _best_class(class_scores: Tensor, masks: Tensor, penalty: Tensor | None) -> Tensor:
+    """Best class [N] from class scores [Q, K], masks [Q, N] of neighbouring pixels, penalties [K].
 
     Classes whose upper bound is below another's lower bound in the whole tile are skipped.
     """
     low, high = masks.aminmax(dim=1)
     with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would cause ties
-        most, least = high @ probabilities, (1 - _ROUNDING) * (low @ probabilities)
+        most, least = high @ class_scores, (1 - _ROUNDING) * (low @ class_scores)
         if penalty is not None:  # last: rounding errors are relative to the sums over queries
             most, least = most - penalty, least - penalty
         behind = most < least.max()
         possible = behind.logical_not().nonzero()[:, 0]
-        scores = masks.T @ probabilities[:, possible]
+        scores = masks.T @ class_scores[:, possible]
         if penalty is not None:
             scores -= penalty[possible]
     # on CPUs, NumPy's argmax is many times faster
@@ -108,22 +109,13 @@ def _best_class(probabilities: Tensor, masks: Tensor, penalty: Tensor | None) ->
 
 
 def panoptic(
-    class_logits: Tensor,
-    mask_logits: Tensor | Masks,
-    isthing: Sequence[bool],
-    settings: InferenceSettings,
-    void: Tensor | None = None,
+    class_scores: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> PanopticSegmentation:
-    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged.
-
-    ``void``, bool [Q], are queries without an object; None: those whose best class is no object.
-    """
+    """Panoptic map with int32 ids in the order of the queries; stuff segments of one class are merged."""
     masks = _as_masks(mask_logits)
     ids = torch.zeros(masks.size, dtype=torch.int32, device=masks.device)
-    probabilities = class_logits.softmax(-1)
-    scores, labels = (probabilities if void is None else probabilities[:, :-1]).max(-1)
-    void = labels == len(isthing) if void is None else void
-    kept = (~void & (scores > settings.object_threshold)).nonzero()[:, 0]
+    scores, labels = class_scores.max(-1)
+    kept = ((labels != len(isthing)) & (scores > settings.object_threshold)).nonzero()[:, 0]
     if not len(kept):
         return PanopticSegmentation(ids, ())
     scores, labels = scores[kept], labels[kept]
@@ -191,10 +183,10 @@ def number_segments(
 
 
 def instances(
-    class_logits: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
+    class_scores: Tensor, mask_logits: Tensor | Masks, isthing: Sequence[bool], settings: InferenceSettings
 ) -> Instances:
-    """Things among the best query-class pairs, scored by class probability times mean mask probability."""
-    labels, queries, scores = top_things(class_logits, isthing, settings.top_k)
+    """Things among the best query-class pairs, scored by class score times mean mask probability."""
+    labels, queries, scores = top_things(class_scores, isthing, settings.top_k)
     masks = _as_masks(mask_logits)
     # pairs share queries: each mask is scored once
     used, row = queries.unique(return_inverse=True)
@@ -210,11 +202,10 @@ def instances(
     return Instances(labels, scores * mean[row], found[row])
 
 
-def top_things(class_logits: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Things among the ``top_k`` best query-class pairs: labels, queries, probabilities, [M] each."""
-    probabilities = class_logits.softmax(-1)[:, :-1]
-    classes = probabilities.shape[1]
-    scores, flat = probabilities.flatten().topk(min(top_k, probabilities.numel()), sorted=False)
+def top_things(class_scores: Tensor, isthing: Sequence[bool], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Things among the ``top_k`` best query-class pairs: labels, queries, scores, [M] each."""
+    pairs, classes = class_scores[:, :-1].flatten(), class_scores.shape[1] - 1
+    scores, flat = pairs.topk(min(top_k, len(pairs)), sorted=False)
     labels, queries = flat % classes, flat // classes
     things = torch.tensor(isthing, dtype=torch.bool, device=labels.device)[labels]
     return labels[things], queries[things], scores[things]
@@ -322,36 +313,33 @@ class MaskedPrediction(NetworkPrediction):
     """Prediction from masks.
 
     Args:
-        class_logits: [Q, K + 1].
+        class_scores: [Q, K + 1].
         masks: [Q, H, W].
         isthing: one flag per class.
         settings: thresholds.
         device: of the results; they are computed on the device of the logits.
         penalty: [K], see :func:`semantic_map`.
-        void: [Q], see :func:`panoptic`.
     """
 
     def __init__(
         self,
-        class_logits: Tensor,
+        class_scores: Tensor,
         masks: Masks,
         isthing: Sequence[bool],
         settings: InferenceSettings,
         device: torch.device | str,
         penalty: Tensor | None = None,
-        void: Tensor | None = None,
     ) -> None:
-        self._from, self._device = (class_logits, masks, isthing, settings), device
-        self._penalty, self._void = penalty, void
+        self._from, self._device, self._penalty = (class_scores, masks, isthing, settings), device, penalty
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedPrediction:
         """A copy with results on ``device``."""
-        return MaskedPrediction(*self._from, device, self._penalty, self._void)
+        return MaskedPrediction(*self._from, device, self._penalty)
 
     @cached_property
     def panoptic(self) -> PanopticSegmentation:
         """See :func:`panoptic`."""
-        return panoptic(*self._from, self._void).to(self._device)
+        return panoptic(*self._from).to(self._device)
 
     @cached_property
     def instances(self) -> Instances:
@@ -366,12 +354,12 @@ class MaskedPrediction(NetworkPrediction):
     @property
     def best(self) -> tuple[int, float]:
         """Class and score of the most confident query, even if it has no segment."""
-        score, label = self._from[0].softmax(-1)[:, :-1].amax(0).max(0)
+        score, label = self._from[0][:, :-1].amax(0).max(0)
         return int(label), float(score)
 
 
 def predict(
-    class_logits: Tensor,
+    class_scores: Tensor,
     mask_logits: Tensor,
     isthing: Sequence[bool],
     settings: InferenceSettings,
@@ -379,16 +367,13 @@ def predict(
     valid: Size,
     output: Size,
     seen: Tensor | None = None,
-    void: Tensor | None = None,
 ) -> MaskedPrediction:
-    """All results of one image: class logits [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`.
+    """All results of one image: class scores [Q, K + 1], mask logits [Q, h, w]; see :func:`resize_masks`.
 
-    ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for; ``void`` is as in
-    :func:`panoptic`.
+    ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for.
     """
     masks = _resized(mask_logits, canvas, valid, output)
-    penalty = _penalty(settings, seen)
-    return MaskedPrediction(class_logits, masks, isthing, settings, masks.device, penalty, void)
+    return MaskedPrediction(class_scores, masks, isthing, settings, masks.device, _penalty(settings, seen))
 
 
 def predict_pixels(

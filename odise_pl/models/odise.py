@@ -16,7 +16,6 @@ from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.classifiers.fusion import (
     RULES,
-    Classification,
     ClassifierSettings,
     Scores,
     adjust_no_object,
@@ -163,13 +162,18 @@ class Odise(SegmentationNetwork):
         return outputs
 
     def forward(
-        self, images: Tensor, classes: TextClasses, captions: Captions = None
+        self,
+        images: Tensor,
+        classes: TextClasses,
+        captions: Captions = None,
+        valid_sizes: Sequence[Size] | None = None,
     ) -> list[MaskPredictions]:
         """Training predictions of every decoder output.
 
         Args:
             images, captions: see :meth:`decode`.
             classes: the training classes; the caption model ignores them.
+            valid_sizes: of the images without padding; default: without any.
         """
         if self.generator is not None:
             return [self._features_of_cells(self.generator, images, captions, classes)]
@@ -178,7 +182,7 @@ class Odise(SegmentationNetwork):
         names = replace(classes, embeddings=classes.embeddings.detach())
         predictions = [self._training_prediction(output, names) for output in outputs]
         if self.clip.learns:
-            sizes = [(images.shape[2], images.shape[3])] * len(images)
+            sizes = valid_sizes or [(images.shape[2], images.shape[3])] * len(images)
             clip_logits = self._clip_class_logits(outputs[-1], images, sizes, classes)
             predictions[-1] = replace(predictions[-1], clip_logits=clip_logits)
         return predictions
@@ -282,20 +286,12 @@ class Odise(SegmentationNetwork):
                 predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)
                 for one, valid, size in zip(maps, valid_sizes, output_sizes, strict=True)
             ]
-        logits, void = self.classify(output, images, valid_sizes, classes)
+        scores = self.classify(output, images, valid_sizes, classes).float()
         return [
-            predict(
-                logits[i].float(),
-                output.mask_logits[i].float(),
-                classes.isthing,
-                self.inference,
-                canvas,
-                valid,
-                size,
-                classes.seen,
-                None if void is None else void[i],
+            predict(own, masks.float(), classes.isthing, self.inference, canvas, valid, size, classes.seen)
+            for own, masks, valid, size in zip(
+                scores, output.mask_logits, valid_sizes, output_sizes, strict=True
             )
-            for i, (valid, size) in enumerate(zip(valid_sizes, output_sizes, strict=True))
         ]
 
     def classify_cells(self, output: DecoderOutput, text: TextClasses) -> Tensor:
@@ -308,33 +304,33 @@ class Odise(SegmentationNetwork):
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
-    ) -> Classification:
-        """Scores of the masks, fused as the settings say."""
+    ) -> Tensor:
+        """Scores [B, Q, K + 1] of the masks, fused as the settings say; no object is last."""
         if self.nameless:
             self._check_mode()  # a copy may have other settings
             clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
             certain = torch.zeros_like(clip_logits[..., :1])
-            return Classification(with_no_object(clip_logits.softmax(-1), certain))
+            return with_no_object(clip_logits.softmax(-1), certain)
         logits = self._mask_class_logits(output, classes.mask_text)
         if self.class_agnostic:
             no_object = torch.zeros_like(logits[..., :1])
+            none = torch.full_like(no_object, -torch.inf)
         elif output.object_logits is None:
-            no_object, logits = logits.softmax(-1)[..., -1:], logits[..., :-1]
+            no_object = logits.softmax(-1)[..., -1:]
+            none, logits = logits[..., -1:], logits[..., :-1]
         else:
             no_object = output.object_logits.softmax(-1)[..., -1:]
+            odds = output.object_logits[..., 1:] - output.object_logits[..., :1]
+            none = logits.logsumexp(-1, keepdim=True) + odds
         settings, share, rule = self.classifier, classes.clip_share, self.classifier.rule
         if settings.mode == "diffusion":
-            return Classification(with_no_object(logits.softmax(-1), no_object))
+            return with_no_object(logits.softmax(-1), no_object)
         if settings.mode == "discriminative":
             share = torch.ones_like(share)
             rule = "normalised" if rule == "flat_seen" else rule  # it leaves seen classes to the head
         clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
         no_object = adjust_no_object(no_object, clip_logits, settings.objectness_share)
-        fused = RULES[rule](Scores(logits, no_object, clip_logits, share, classes.seen))
-        if rule == "normalised":
-            return Classification(fused)
-        # what such scores lack to 1 is no probability of no object
-        return Classification(fused, no_object[..., 0] > fused[..., :-1].exp().amax(-1))
+        return RULES[rule](Scores(logits, none, no_object, clip_logits, share, classes.seen))
 
     def _clip_class_logits(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], text: TextClasses

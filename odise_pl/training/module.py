@@ -134,7 +134,8 @@ class OdiseModule(lightning.LightningModule):
 
         Losses that are not finite are returned as they are: other ranks wait for their gradients.
         """
-        outputs = self.model(batch.images, self.training_classes(), batch.generated_captions)
+        words = self.training_classes(), batch.generated_captions
+        outputs = self.model(batch.images, *words, batch.valid_sizes)
         targets, ids = batch.targets, batch.image_ids
         if not self.model.learns_classes:  # but objects
             targets = tuple(Targets(torch.zeros_like(t.labels), t.masks) for t in targets)

@@ -171,15 +171,13 @@ def test_words_become_constants(tmp_path: Path) -> None:
 def test_example_merges_as_pytorch(script: ModuleType, size: tuple[int, int], overlap: float) -> None:
     generator = torch.Generator().manual_seed(1)
     isthing = [True, False, True, False]
-    logits = 3 * torch.randn(20, 5, generator=generator)
+    scores = (3 * torch.randn(20, 5, generator=generator)).softmax(-1)
     coarse = 6 * torch.randn(20, 1, 4, 6, generator=generator)
     masks = nn.functional.interpolate(coarse, (16, 24), mode="bicubic")[:, 0]
     settings = InferenceSettings(object_threshold=0.4, overlap_threshold=overlap)
     full = resize_masks(masks, (64, 96), (64, 96), size)
-    expected = torch_panoptic(logits, full, isthing, settings)
-    ids, segments = script.panoptic(
-        logits.softmax(-1).numpy(), masks.numpy(), isthing, (64, 96), size, 0.4, overlap
-    )
+    expected = torch_panoptic(scores, full, isthing, settings)
+    ids, segments = script.panoptic(scores.numpy(), masks.numpy(), isthing, (64, 96), size, 0.4, overlap)
     # pixels between two masks may round to the other one
     assert np.mean(ids != expected.ids.numpy()) < 1e-3
     assert [label for _, label, _ in segments] == [s.category for s in expected.segments]

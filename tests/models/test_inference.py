@@ -28,7 +28,7 @@ from tests.parity.results import semantic_scores
 
 @dataclass(frozen=True)
 class Case:
-    class_logits: Tensor
+    class_scores: Tensor
     mask_logits: Tensor
     isthing: tuple[bool, ...]
     settings: InferenceSettings
@@ -41,7 +41,7 @@ def cases(draw: st.DrawFn) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 100_000)))
     sharpness = draw(st.sampled_from([0.3, 3.0]))
     return Case(
-        sharpness * torch.randn(queries, classes + 1, generator=generator, dtype=torch.float64),
+        (sharpness * torch.randn(queries, classes + 1, generator=generator, dtype=torch.float64)).softmax(-1),
         4 * torch.randn(queries, height, width, generator=generator, dtype=torch.float64)
         + draw(st.sampled_from([-4.0, 0.0, 3.0])),
         tuple(draw(st.lists(st.booleans(), min_size=classes, max_size=classes))),
@@ -55,7 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def literal_panoptic(case: Case) -> tuple[Tensor, list[tuple[int, int, bool, float]]]:
     """Mask2Former's post-processing of whole masks: ids, and (id, class, isthing, score) of the segments."""
-    masks, (scores, labels) = case.mask_logits.sigmoid(), case.class_logits.softmax(-1).max(-1)
+    masks, (scores, labels) = case.mask_logits.sigmoid(), case.class_scores.max(-1)
     ids = torch.zeros(masks.shape[1:], dtype=torch.int32)
     kept = [q for q, label in enumerate(labels.tolist()) if label != len(case.isthing)]
     kept = [q for q in kept if scores[q] > case.settings.object_threshold]
@@ -78,7 +78,7 @@ def literal_panoptic(case: Case) -> tuple[Tensor, list[tuple[int, int, bool, flo
 
 @given(cases())
 def test_panoptic_equals_loop_over_queries(case: Case) -> None:
-    result = panoptic(case.class_logits, case.mask_logits, case.isthing, case.settings)
+    result = panoptic(case.class_scores, case.mask_logits, case.isthing, case.settings)
     ids, segments = literal_panoptic(case)
     assert result.ids.dtype == torch.int32
     assert torch.equal(result.ids, ids)
@@ -89,8 +89,8 @@ def test_panoptic_equals_loop_over_queries(case: Case) -> None:
 
 @given(cases())
 def test_instances_equal_loop(case: Case) -> None:
-    result = instances(case.class_logits, case.mask_logits, case.isthing, case.settings)
-    probabilities = case.class_logits.softmax(-1)[:, :-1].tolist()
+    result = instances(case.class_scores, case.mask_logits, case.isthing, case.settings)
+    probabilities = case.class_scores[:, :-1].tolist()
     pairs = sorted(
         ((p, q, k) for q, row in enumerate(probabilities) for k, p in enumerate(row)), reverse=True
     )
@@ -108,8 +108,8 @@ def test_instances_equal_loop(case: Case) -> None:
 
 @given(cases())
 def test_semantic_map_is_argmax_of_scores(case: Case) -> None:
-    scores = semantic_scores(case.class_logits, case.mask_logits)
-    best = semantic_map(case.class_logits, case.mask_logits)
+    scores = semantic_scores(case.class_scores, case.mask_logits)
+    best = semantic_map(case.class_scores, case.mask_logits)
     assert best.dtype == torch.int64
     winning = scores.gather(0, best[None])[0]
     # rounding may decide ties either way
@@ -119,29 +119,29 @@ def test_semantic_map_is_argmax_of_scores(case: Case) -> None:
 @given(cases(), st.sampled_from([0.0, 0.05, 0.4, 3.0]))
 def test_penalised_semantic_map_is_argmax_of_lowered_scores(case: Case, penalty: float) -> None:
     seen = torch.tensor(case.isthing)
-    scores = semantic_scores(case.class_logits, case.mask_logits)
+    scores = semantic_scores(case.class_scores, case.mask_logits)
     for k, flag in enumerate(seen.tolist()):
         scores[k] -= penalty * flag
-    best = semantic_map(case.class_logits, case.mask_logits, penalty * seen.double())
+    best = semantic_map(case.class_scores, case.mask_logits, penalty * seen.double())
     torch.testing.assert_close(scores.gather(0, best[None])[0], scores.max(0).values)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.02, 0.3, 2.0])
 def test_equal_penalties_change_nothing(penalty: float) -> None:
     """Faint masks: lowered scores are negative and nearly equal, but the best may not be skipped."""
-    logits, masks, _ = large_case(300, 12)
+    scores, masks, _ = large_case(300, 12)
     faint = masks[:, :8, :8].double() / 100 - 12
-    plain = semantic_map(logits.double(), faint)
-    found = semantic_map(logits.double(), faint, torch.full((300,), penalty, dtype=torch.float64))
+    plain = semantic_map(scores.double(), faint)
+    found = semantic_map(scores.double(), faint, torch.full((300,), penalty, dtype=torch.float64))
     assert torch.equal(found, plain)
 
 
 def test_seen_classes_lose_only_in_the_semantic_map() -> None:
-    logits = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]).log()
+    scores = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7]])
     masks, sizes = 9 * torch.ones(2, 8, 8), ((32, 32), (32, 32), (9, 9))
     seen = torch.tensor([True, False])
     results = [
-        predict(logits, masks, [True, True], InferenceSettings(seen_penalty=gamma), *sizes, flags)
+        predict(scores, masks, [True, True], InferenceSettings(seen_penalty=gamma), *sizes, flags)
         for gamma, flags in ((0.0, seen), (0.3, None), (0.3, seen))
     ]
     assert [int(result.semantic.unique()) for result in results] == [0, 0, 1]
@@ -155,7 +155,7 @@ def test_first_class_wins_ties() -> None:
 
 
 def test_no_object_gives_void_and_no_instances() -> None:
-    sure_of_nothing = torch.tensor([[0.0, 0.0, 9.0]]).repeat(4, 1)
+    sure_of_nothing = torch.tensor([[0.0, 0.0, 1.0]]).repeat(4, 1)
     sizes = ((32, 32), (20, 30), (40, 60))
     result = predict(sure_of_nothing, torch.randn(4, 8, 8), (False, False), InferenceSettings(), *sizes)
     assert result.panoptic.segments == ()
@@ -186,12 +186,12 @@ def test_invalid_settings_are_named(setting: str, value: float) -> None:
 
 
 def large_case(classes: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, list[bool]]:
-    """Class logits, masks of a canvas of 128 x 192 with regions of several cells, and which are things."""
+    """Class scores, masks of a canvas of 128 x 192 with regions of several cells, and which are things."""
     generator = torch.Generator().manual_seed(seed)
     coarse = 8 * torch.randn(1, queries, 8, 12, generator=generator)
     masks = F.interpolate(coarse, (32, 48), mode="bicubic")[0]
-    logits = 3 * torch.randn(queries, classes + 1, generator=generator)
-    return logits, masks, [bool(k % 2) for k in range(classes)]
+    scores = (3 * torch.randn(queries, classes + 1, generator=generator)).softmax(-1)
+    return scores, masks, [bool(k % 2) for k in range(classes)]
 
 
 @pytest.mark.parametrize(("classes", "output"), [(9, (400, 520)), (300, (97, 131))])
@@ -200,12 +200,12 @@ def test_bands_equal_whole_masks(
 ) -> None:
     sizes = ((128, 192), (120, 171), output)
     for seed, thresholds in enumerate([(0.0, 0.0), (0.3, 0.5)]):
-        logits, masks, isthing = large_case(classes, 12, seed)
+        class_scores, masks, isthing = large_case(classes, 12, seed)
         found = []
         for small, pixels in ((0, 1 << 13), (1 << 40, 1 << 13), (1 << 40, 1 << 40)):
             monkeypatch.setattr("odise_pl.models.inference._SMALL", small)
             monkeypatch.setitem(bands._PIXELS, "cpu", pixels)
-            result = predict(logits, masks, isthing, InferenceSettings(*thresholds, 40), *sizes)
+            result = predict(class_scores, masks, isthing, InferenceSettings(*thresholds, 40), *sizes)
             found.append(Prediction(result.panoptic, result.instances, result.semantic))
         *banded, whole = found
         for one in banded:
@@ -214,7 +214,7 @@ def test_bands_equal_whole_masks(
             assert torch.equal(one.semantic, whole.semantic)
             assert torch.equal(one.instances.masks, whole.instances.masks)
             torch.testing.assert_close(one.instances.scores, whole.instances.scores)
-        scores = semantic_scores(logits, resize_masks(masks, *sizes))
+        scores = semantic_scores(class_scores, resize_masks(masks, *sizes))
         torch.testing.assert_close(scores.gather(0, whole.semantic[None])[0], scores.amax(0))
 
 
@@ -233,35 +233,32 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize(("measure", "bytes_of_a_pixel"), [("panoptic", 4), ("semantic", 8)])
 def test_memory_per_pixel_of_large_image(measure: str, bytes_of_a_pixel: int) -> None:
     """Whole masks would take 100 bytes per pixel, scores of 847 classes 3,388."""
-    logits, masks, isthing = large_case(847, 25)
+    scores, masks, isthing = large_case(847, 25)
     height, width = 1500, 2000
     sizes = ((128, 192), (128, 171), (height, width))
     with LargestTensor() as largest:
-        getattr(predict(logits, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes), measure)
+        getattr(predict(scores, masks, isthing, InferenceSettings(overlap_threshold=0.0), *sizes), measure)
     assert largest.nbytes <= height * width * bytes_of_a_pixel
 
 
 def test_best_query_without_a_segment() -> None:
-    logits = torch.tensor([[0.2, 0.05, 0.75], [0.1, 0.3, 0.6]]).log()
+    scores = torch.tensor([[0.2, 0.05, 0.75], [0.1, 0.3, 0.6]])
     sizes = ((32, 32), (32, 32), (9, 9))
-    found = predict(logits, -torch.ones(2, 8, 8), [True, True], InferenceSettings(), *sizes)
+    found = predict(scores, -torch.ones(2, 8, 8), [True, True], InferenceSettings(), *sizes)
     assert not found.panoptic.segments
     assert found.best == (1, pytest.approx(0.3))
 
 
-def test_queries_without_an_object_are_those_that_are_named() -> None:
-    """Where no object does not compete with the classes."""
-    logits = torch.tensor([[0.2, 0.1, 0.7], [0.2, 0.1, 0.7], [0.6, 0.3, 0.1]]).log()
+def test_scores_need_not_be_probabilities() -> None:
+    """Several classes may be sure; a query is void only where no object scores more than the best of them."""
+    scores = torch.tensor([[0.2, 0.1, 0.3], [0.6, 0.6, 0.5], [0.3, 0.7, 0.2]])
     masks = torch.full((3, 3, 3), -9.0)
     for query, mask in enumerate(masks):
         mask[query] = 9
-    sizes = ((12, 12),) * 3
-    found = {
-        void: predict(logits, masks, [True, True], InferenceSettings(), *sizes, void=flags).panoptic.segments
-        for void, flags in (("own", None), ("given", torch.tensor([True, False, False])))
-    }
-    assert [round(s.score, 2) for s in found["own"]] == [0.6]
-    assert [round(s.score, 2) for s in found["given"]] == [0.2, 0.6]
+    found = predict(scores, masks, [True, True], InferenceSettings(), *((12, 12),) * 3)
+    assert [round(s.score, 2) for s in found.panoptic.segments] == [0.6, 0.7]
+    assert sorted(found.instances.scores.tolist())[-3:] == pytest.approx([0.6, 0.6, 0.7], abs=0.04)
+    assert found.semantic[-1].eq(1).all()
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.4])

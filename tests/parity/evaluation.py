@@ -42,12 +42,12 @@ def _end_to_end_checks(run: Evaluation) -> list[Check]:
     levels = zip(pyramid, _recorded_pyramid(run), strict=True)
     features = model.pixel_decoder(pyramid)
     outputs = model.mask_decoder(features)
-    logits = model.classify(outputs[-1], images, sizes, run.classes).logits
+    scores = model.classify(outputs[-1], images, sizes, run.classes)
     return [
         *worst(f"{stage}: pyramid", [(f"s{i + 2}", own, held) for i, (own, held) in enumerate(levels)]),
         *_pixel_checks(run, features, stage),
         *prediction_checks(stage, outputs, run.case.tensors, FLIPPED),
-        *result_checks(run, stage, logits, outputs[-1].mask_logits, FLIPPED_RESULTS),
+        *result_checks(run, stage, scores, outputs[-1].mask_logits, FLIPPED_RESULTS),
     ]
 
 

@@ -28,50 +28,51 @@ def check_postprocess(case: Case) -> list[Check]:
         part = case.under(f"cases/{i}/")
         things = part.fact("things")
         isthing = [k in things for k in range(logits.shape[1] - 1)]
-        checks += _image_checks(f"cases/{i}", logits, part.tensor("mask_pred"), isthing, part, part, STAGE)
+        scores = logits.softmax(-1)
+        checks += _image_checks(f"cases/{i}", scores, part.tensor("mask_pred"), isthing, part, part, STAGE)
     return checks
 
 
 def result_checks(
-    run: Evaluation, stage: str, class_logits: Tensor, mask_logits: Tensor, tolerance: Tolerance
+    run: Evaluation, stage: str, class_scores: Tensor, mask_logits: Tensor, tolerance: Tolerance
 ) -> list[Check]:
-    """Results of every image from logits of the canvas."""
+    """Results of every image from class scores, and mask logits of the canvas."""
     images, sizes = run.canvas
     canvas = (images.shape[2], images.shape[3])
     checks: list[Check] = []
     for i, valid in enumerate(sizes):
         masks = resize_masks(mask_logits[i], canvas, valid, run.output_size(i))
         name, part = f"image {i} ({stage})", run.case.under(f"out/{i}/")
-        checks += _image_checks(name, class_logits[i], masks, run.classes.isthing, run.case, part, tolerance)
+        checks += _image_checks(name, class_scores[i], masks, run.classes.isthing, run.case, part, tolerance)
     return checks
 
 
 def _image_checks(
     stage: str,
-    class_logits: Tensor,
+    class_scores: Tensor,
     mask_logits: Tensor,
     isthing: Sequence[bool],
     settings: Case,
     recorded: Case,
     tolerance: Tolerance,
 ) -> list[Check]:
-    """All results of one image: class logits [Q, K + 1], resized mask logits [Q, H, W]."""
+    """All results of one image: class scores [Q, K + 1], resized mask logits [Q, H, W]."""
     held, thresholds = recorded.tensors, _thresholds(settings)
-    scores = semantic_scores(class_logits, mask_logits)
-    whole = panoptic(class_logits, mask_logits, isthing, thresholds)
+    scores = semantic_scores(class_scores, mask_logits)
+    whole = panoptic(class_scores, mask_logits, isthing, thresholds)
     segments = [(s.id, s.category, s.isthing) for s in whole.segments]
     checks = compare(f"{stage}: semantic scores", scores, held.get("sem_seg"), tolerance)
     if "sem_seg" in held and not tolerance.share:  # a flip may decide near ties
         checks += compare_maps(
             f"{stage}: semantic map",
-            semantic_map(class_logits, mask_logits),
+            semantic_map(class_scores, mask_logits),
             held["sem_seg"].argmax(0),
             tolerance,
         )
     checks += compare_maps(f"{stage}: panoptic map", whole.ids, held.get("panoptic_seg"), tolerance)
     checks += _segment_checks(f"{stage}: segments", segments, recorded)
     if "inst_masks" in held:
-        found = instances(class_logits, mask_logits, isthing, thresholds)
+        found = instances(class_scores, mask_logits, isthing, thresholds)
         checks += _instance_checks(stage, found, recorded, tolerance)
     return checks
 
@@ -127,6 +128,6 @@ def _pairs(own: Instances, recorded: Instances) -> Tensor:
     return pairs[same[pairs[:, 0], pairs[:, 1]]]
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Sum over queries of class probability times mask probability: [K, H, W]."""
-    return torch.einsum("qk,qhw->khw", class_logits.softmax(-1)[:, :-1], mask_logits.sigmoid())
+def semantic_scores(class_scores: Tensor, mask_logits: Tensor) -> Tensor:
+    """Sum over queries of class score times mask probability: [K, H, W]."""
+    return torch.einsum("qk,qhw->khw", class_scores[:, :-1], mask_logits.sigmoid())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,29 +75,19 @@ class Scores:
 
     Attributes:
         head: logits [..., K] of the trained head.
-        no_object: [..., 1], its probability of no object.
+        head_none: [..., 1], its logit of no object.
+        no_object: [..., 1], the probability of no object.
         clip: logits [..., K] of CLIP.
         clip_share: [K], exponent of CLIP's probabilities.
         seen: bool [K], whether a class shares a name with a training class.
     """
 
     head: Tensor
+    head_none: Tensor
     no_object: Tensor
     clip: Tensor
     clip_share: Tensor
     seen: Tensor | None = None
-
-
-class Classification(NamedTuple):
-    """Class scores of masks.
-
-    Attributes:
-        logits: ``log(p + 1e-8)`` [B, Q, K + 1] with no object last.
-        void: bool [B, Q], masks without an object; None: those for which no object scores best.
-    """
-
-    logits: Tensor
-    void: Tensor | None = None
 
 
 def fuse(mask_logits: Tensor, clip_logits: Tensor, clip_share: Tensor) -> Tensor:
@@ -126,8 +115,7 @@ def fuse_product(scores: Scores) -> Tensor:
 
     The head's probabilities are among its classes and no object, CLIP's among the classes.
     """
-    head = scores.head.softmax(-1) * (1 - scores.no_object)
-    return _with_rest(head ** (1 - scores.clip_share) * scores.clip.softmax(-1) ** scores.clip_share)
+    return _not_normalised(scores, scores.clip.softmax(-1))
 
 
 def fuse_flat_seen(scores: Scores) -> Tensor:
@@ -137,15 +125,18 @@ def fuse_flat_seen(scores: Scores) -> Tensor:
     among CLIP's.
     """
     assert scores.seen is not None
-    none = scores.head.logsumexp(-1, keepdim=True) + scores.no_object.logit(eps=1e-6)
-    head = scores.head.softmax(-1) * (1 - scores.no_object)
-    clip = torch.cat([scores.clip, none], dim=-1).softmax(-1)[..., :-1]
+    clip = torch.cat([scores.clip, scores.head_none], dim=-1).softmax(-1)[..., :-1]
     flat = (clip * scores.seen).sum(-1, keepdim=True) / scores.seen.sum().clamp(min=1)
-    clip = torch.where(scores.seen, flat, clip)
-    return _with_rest(head ** (1 - scores.clip_share) * clip**scores.clip_share)
+    return _not_normalised(scores, torch.where(scores.seen, flat, clip))
 
 
-# each returns log(p + 1e-8) [..., K + 1] with no object last
+def _not_normalised(scores: Scores, clip: Tensor) -> Tensor:
+    head = scores.head.softmax(-1) * (1 - scores.no_object)
+    joint = head ** (1 - scores.clip_share) * clip**scores.clip_share
+    return torch.cat([joint, scores.no_object], dim=-1)
+
+
+# each returns scores [..., K + 1] with no object last; a mask is one if nothing scores more
 RULES: dict[str, Callable[[Scores], Tensor]] = {
     "normalised": fuse_normalised,
     "product": fuse_product,
@@ -165,7 +156,7 @@ def adjust_no_object(no_object: Tensor, clip_logits: Tensor, share: float) -> Te
 
 
 def with_no_object(probabilities: Tensor, no_object: Tensor) -> Tensor:
-    """Joint logits ``log(p + 1e-8)`` of classes and no object.
+    """Probabilities of classes and no object.
 
     Args:
         probabilities: [..., K] conditional on an object.
@@ -174,13 +165,5 @@ def with_no_object(probabilities: Tensor, no_object: Tensor) -> Tensor:
     Returns:
         [..., K + 1], no object last.
     """
-    return _joint_logits(probabilities * (1 - no_object), no_object)
-
-
-def _with_rest(joint: Tensor) -> Tensor:
-    """Joint logits of classes, whose probabilities [..., K] need not sum to 1, and no object, the rest."""
-    return _joint_logits(joint, (1 - joint.sum(-1, keepdim=True)).clamp(min=0))
-
-
-def _joint_logits(joint: Tensor, no_object: Tensor) -> Tensor:
-    return (torch.cat([joint, no_object], dim=-1) + 1e-8).log()
+    joint = torch.cat([probabilities * (1 - no_object), no_object], dim=-1)
+    return (joint + 1e-8).log().softmax(-1)  # rounds as the published network, whose logits these are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,12 +24,12 @@ SEEN = (True, False, True, False, False)
 SHARES = [0.3 if seen else 0.6 for seen in SEEN]
 
 
-def scores(masks: int = 7) -> tuple[Scores, Tensor]:
+def scores(masks: int = 7, size: float = 3.0) -> tuple[Scores, Tensor]:
     """Random scores, and the head's logits with no object last."""
     generator = torch.Generator().manual_seed(0)
-    own, clip = (3 * torch.randn(masks, n, generator=generator) for n in (len(SEEN) + 1, len(SEEN)))
-    no_object = own.softmax(-1)[:, -1:]
-    return Scores(own[:, :-1], no_object, clip, torch.tensor(SHARES), torch.tensor(SEEN)), own
+    own, clip = (size * torch.randn(masks, n, generator=generator) for n in (len(SEEN) + 1, len(SEEN)))
+    none, no_object = own[:, -1:], own.softmax(-1)[:, -1:]
+    return Scores(own[:, :-1], none, no_object, clip, torch.tensor(SHARES), torch.tensor(SEEN)), own
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -54,28 +55,30 @@ def zegformer(own: list[float], clip: list[float]) -> list[float]:
 @pytest.mark.parametrize(
     ("rule", "slow"), [(fuse_product, simbaseline), (fuse_flat_seen, zegformer)], ids=["product", "flat_seen"]
 )
-def test_rule_equals_loop(rule: Callable[[Scores], Tensor], slow: Callable[..., list[float]]) -> None:
-    given, own = scores()
-    found = rule(given).exp()
-    for row, head, clip in zip(found, own.tolist(), given.clip.tolist(), strict=True):
-        expected = slow(head, clip)
-        torch.testing.assert_close(row[:-1], torch.tensor(expected), rtol=1e-4, atol=1e-6)
-        assert row[-1] == pytest.approx(max(0, 1 - sum(expected)), abs=1e-6)
+@pytest.mark.parametrize("size", [0.3, 3.0, 30.0])  # the last as of a fixed scale of 100
+def test_rule_equals_loop(
+    rule: Callable[[Scores], Tensor], slow: Callable[..., list[float]], size: float
+) -> None:
+    given, own = scores(size=size)
+    for row, head, clip in zip(rule(given), own.tolist(), given.clip.tolist(), strict=True):
+        torch.testing.assert_close(row[:-1], torch.tensor(slow(head, clip)), rtol=1e-4, atol=1e-6)
+        assert float(row[-1]) == pytest.approx(softmax(head)[-1], abs=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_only_normalised_scores_keep_the_probability_of_no_object(rule: str) -> None:
+def test_rules_keep_the_probability_of_no_object(rule: str) -> None:
     given, _ = scores()
-    assert torch.allclose(RULES[rule](given).exp()[:, -1:], given.no_object, atol=1e-6) is (
-        rule == "normalised"
-    )
+    found = RULES[rule](given)
+    torch.testing.assert_close(found[:, -1:], given.no_object, rtol=0, atol=1e-6)
+    assert torch.allclose(found.sum(-1), torch.ones(7)) is (rule == "normalised")
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_certain_queries_are_finite(rule: str) -> None:
     """No object leads by so much that float32 rounds its probability to 1, or to 0."""
     given, _ = scores(2)
-    sure = Scores(given.head, torch.tensor([[1.0], [0.0]]), given.clip, given.clip_share, given.seen)
+    none, certain = torch.tensor([[90.0], [-torch.inf]]), torch.tensor([[1.0], [0.0]])
+    sure = replace(given, head_none=none, no_object=certain)
     assert RULES[rule](sure).isfinite().all()
 
 
@@ -89,7 +92,7 @@ def test_clip_does_not_rank_seen_classes_of_flat_seen() -> None:
     given, _ = scores()
     swapped = given.clip.clone()
     swapped[:, [0, 2]] = given.clip[:, [2, 0]]
-    again = Scores(given.head, given.no_object, swapped, given.clip_share, given.seen)
+    again = replace(given, clip=swapped)
     torch.testing.assert_close(fuse_flat_seen(again), fuse_flat_seen(given))
     assert not torch.allclose(fuse_product(again), fuse_product(given))
 
