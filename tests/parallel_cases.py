@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from torch import Tensor
 
 from odise_pl.distributed.sharding import keep_in_step
 from odise_pl.distributed.strategy import ShardedStrategy
+from odise_pl.losses.contrast import ContrastCriterion
 from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.grounding import GroundingCriterion
 from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.models.build import heuristic_captioner
+from odise_pl.losses.pixels import FeatureCriterion, PixelCriterion
+from odise_pl.models.build import GeneratorSettings, RefinementSettings, heuristic_captioner
+from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.ops.points import Uniform
 from odise_pl.structures import Batch, Targets
+from odise_pl.training.contrast import ContrastModule
 from odise_pl.training.module import OdiseModule
 from odise_pl.training.optimization import OptimizerSettings
 
@@ -30,27 +35,40 @@ from odise_pl.training.optimization import OptimizerSettings
 DOG, BALL = ("dog", "green grass", "dog"), ("red ball", "sky", "blue box")
 WORDS = (DOG, (), BALL, DOG)
 LABELLED = ((True, True, False, True), (True, True, False, False), (False,) * 4)
-# Steps, height of the images, and settings of the network.
-CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "caption": (3, 64, {}),
+# Steps, height of the images, and the network.
+CASES: dict[str, tuple[int, int, Callable[[], Any]]] = {
+    "caption": (3, 64, partial(tiny_models.odise, "caption")),
     # The second rank's images are twice as high and have twice as many windows, which run one by one and
     # again in the backward pass; gradients of two batches are accumulated; each rank has its own sentences.
-    "uneven": (2, 64, {"checkpoint_activations": True, "window_batch": 1,
-                       "captioner": heuristic_captioner(["dog", "grass", "sky", "ball"], top=2)}),
+    "uneven": (2, 64, partial(
+        tiny_models.odise, checkpoint_activations=True, window_batch=1,
+        captioner=heuristic_captioner(["dog", "grass", "sky", "ball"], top=2))),
     # Without a captioner, and windows run without gradients; tables of positions lie within blocks.
-    "timm": (2, 64, {"family": "swin"}),
+    "timm": (2, 64, partial(tiny_models.odise, family="swin")),
     # One convolutional CLIP is backbone and classifier: its blocks are sharded once.
-    "shared CLIP": (2, 64, {}),
-    "class-conditional": (2, 64, {"architecture": tiny_models.LDM}),
-    "pooled text": (2, 64, {"architecture": tiny_models.XL,
-                             "captioner": heuristic_captioner(["dog", "grass"], top=1)}),
+    "shared CLIP": (2, 64, tiny_models.fc_clip),
+    "class-conditional": (2, 64, partial(tiny_models.odise, architecture=tiny_models.LDM)),
+    "pooled text": (2, 64, partial(
+        tiny_models.odise, architecture=tiny_models.XL,
+        captioner=heuristic_captioner(["dog", "grass"], top=1))),
+    # Other methods: the ranks have crops of different numbers of images, ...
+    "crops": (1, 64, partial(
+        tiny_models.odise, classifier=ClassifierSettings(regions="cropped"), family="resnet", trained=True)),
+    # ... a refinement reads CLIP's weights, ...
+    "refined": (1, 64, partial(
+        tiny_models.odise, "mask", ClassifierSettings("discriminative"), family="swin",
+        refinement=RefinementSettings((1,)))),
+    # ... and others have no masks.
+    "dense": (1, 64, tiny_models.dense),
+    "generated": (1, 64, partial(tiny_models.dense, generator=GeneratorSettings(16, 8, 4))),
+    "GroupViT": (1, 64, tiny_models.grouping),
 }  # fmt: skip
 
 
 def same_points(*size: int) -> Tensor:
     """The same points for every mask, so that it does not matter in which batch an image is."""
-    generator = torch.Generator().manual_seed(size[-2])
-    return torch.rand(1, *size[1:], generator=generator).expand(size)
+    one = (1, *size[1:]) if size[1:] else size  # of a single mask
+    return torch.rand(one, generator=torch.Generator().manual_seed(sum(one))).expand(size)
 
 
 class Module(OdiseModule):
@@ -58,12 +76,17 @@ class Module(OdiseModule):
         return same_points
 
 
+class TextModule(ContrastModule):
+    def uniform(self, batch_idx: int) -> Uniform:
+        return same_points
+
+
 def module(case: str) -> OdiseModule:
-    caption = case == "caption"
-    if case == "shared CLIP":
-        network = tiny_models.fc_clip()
-    else:
-        network = tiny_models.odise("caption" if caption else "label", **CASES[case][2])
+    network = CASES[case][2]()
+    vocabulary = tiny_models.vocabulary(("dog",), ("grass",), ("sky",))
+    optimizer = OptimizerSettings(lr=1e-4, reference_batch=4, warmup_steps=2)
+    if case == "GroupViT":
+        return TextModule(network, ContrastCriterion(), optimizer, vocabulary, {}, 4, words=3).double()
     # a norm of a single pixel gives its bias, and at zero a ReLU would be decided by rounding
     parts = (network.backbone.pyramid, network.backbone.captioner, network.mask_decoder)
     for part in (part for part in parts if part is not None):
@@ -71,19 +94,13 @@ def module(case: str) -> OdiseModule:
             if parameter.requires_grad:
                 generator = torch.Generator().manual_seed(parameter.numel())
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return Module(
-        network,
-        SetCriterion(
-            HungarianMatcher(num_points=32), LossWeights(), num_points=32, oversample=1, importance=0
-        ),
-        OptimizerSettings(lr=1e-4, reference_batch=4, warmup_steps=2),
-        tiny_models.vocabulary(("dog",), ("grass",), ("sky",)),
-        {},
-        4,
-        grounding=GroundingCriterion() if caption else None,
-        words=3 if caption else 0,
-        # so small a network multiplies rounding errors, which depend on the batch, by thousands
-    ).double()
+    criterion = {"dense": PixelCriterion, "generated": FeatureCriterion}.get(case, SetCriterion)
+    losses = criterion(
+        HungarianMatcher(num_points=32), LossWeights(), num_points=32, oversample=1, importance=0
+    )
+    grounded = {"grounding": GroundingCriterion(), "words": 3} if case == "caption" else {}
+    # so small a network multiplies rounding errors, which depend on the batch, by thousands
+    return Module(network, losses, optimizer, vocabulary, {}, 4, **grounded).double()
 
 
 def batch(step: int = 0, height: int = 64, images: slice = slice(None), **changes: Any) -> Batch:
@@ -98,7 +115,7 @@ def batch(step: int = 0, height: int = 64, images: slice = slice(None), **change
         ),
         "image_ids": tuple(range(4)),
         "keys": tuple("0123"),
-        "captions": ((),) * 4,
+        "captions": (("a dog on green grass",), (), ("a red ball", "sky"), ("a dog",)),
         "original_sizes": ((height, 64),) * 4,
         "truths": (None,) * 4,
         "words": WORDS,
@@ -177,7 +194,9 @@ def run_rank(rank: int, port: int, out: Path) -> None:
     """One rank of two, started as torchrun does."""
     os.environ |= torchrun(0, rank, 1, 2) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    for name, strategy in (("ddp", DDPStrategy), ("fsdp", ShardedStrategy)):
+    # as in conf/trainer: second stages do not train the first one's weights
+    ddp = partial(DDPStrategy, find_unused_parameters=True)
+    for name, strategy in (("ddp", ddp), ("fsdp", ShardedStrategy)):
         for case in CASES:
             found = fit(case, rank, 2, strategy=strategy(), devices=2)
             torch.save(found, out / f"{name} {case} {rank}.pt")

@@ -26,13 +26,16 @@ from odise_pl.models.build import (
     DenseSettings,
     GeneratorSettings,
     GroupViTArchitecture,
+    GroupViTSettings,
     HeadSettings,
     RefinementSettings,
     TimmSettings,
+    build_groupvit,
     build_odise,
     implicit_captioner,
 )
 from odise_pl.models.classifiers.fusion import ClassifierSettings
+from odise_pl.models.grouping import GroupingNetwork, GroupingSettings
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.odise import Odise
 from odise_pl.vocabulary import Category, Vocabulary
@@ -204,6 +207,14 @@ GROUPVIT = GroupViTArchitecture(
     embed_dim=16,
     projection_width=32,
 )
+
+
+def grouping() -> GroupingNetwork:
+    """A new GroupViT."""
+    torch.manual_seed(3)
+    settings = GroupingSettings(window=64, best_classes=3, background_threshold=0.3)
+    own = GroupViTSettings(architecture=GROUPVIT)
+    return build_groupvit(own, ClassifierSettings(mode="discriminative"), settings)
 
 
 def dense(kind: str = "fpn", generator: GeneratorSettings | None = None, **head: Any) -> Odise:

@@ -22,6 +22,7 @@ from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.text import (
     InferenceClasses,
     TextClasses,
+    at_least_float32,
     cosine_logits,
     embed_classes,
     max_over_synonyms,
@@ -67,12 +68,12 @@ def multiply_assignments(stages: Sequence[Tensor]) -> Tensor:
         stages: [N, groups, patches], then [N, fewer groups, groups]; each sums to 1 over its first groups.
 
     Returns:
-        [N, G, patches], float32.
+        [N, G, patches], float32 or better.
     """
-    product = stages[0].float()
+    product = at_least_float32(stages[0])
     with torch.autocast(product.device.type, enabled=False):  # bfloat16 would cause ties
         for stage in stages[1:]:
-            product = stage.float() @ product
+            product = at_least_float32(stage) @ product
     return product
 
 

@@ -25,20 +25,17 @@ from odise_pl.errors import SettingError
 from odise_pl.export.graph import NetworkGraph, text_inputs
 from odise_pl.export.onnx import export, export_embeddings, export_network
 from odise_pl.models.backbones.captioners import TextCaptioner
-from odise_pl.models.backbones.groupvit import GroupViTSettings
 from odise_pl.models.build import (
     BackboneSettings,
     ClipSettings,
     DenseSettings,
     TimmSettings,
-    build_groupvit,
     build_odise,
     implicit_captioner,
 )
 from odise_pl.models.classifiers.fusion import ClassifierSettings
 from odise_pl.models.classifiers.generator import GeneratorSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
-from odise_pl.models.grouping import GroupingSettings
 from odise_pl.models.inference import InferenceSettings, resize_masks
 from odise_pl.models.inference import panoptic as torch_panoptic
 from odise_pl.models.network import SegmentationNetwork
@@ -256,13 +253,6 @@ def calibrated() -> Odise:
     return model
 
 
-def grouping() -> SegmentationNetwork:
-    torch.manual_seed(3)
-    settings = GroupingSettings(window=64, best_classes=3, background_threshold=0.3)
-    own = GroupViTSettings(architecture=tiny_models.GROUPVIT)
-    return build_groupvit(own, ClassifierSettings(mode="discriminative"), settings)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "constant"),
@@ -270,7 +260,7 @@ def grouping() -> SegmentationNetwork:
         (calibrated, False),
         (partial(tiny_models.dense, "aspp", logit_scale=5.0), True),
         (partial(tiny_models.dense, "deeplab", GeneratorSettings(16, 8, 4)), False),
-        (grouping, True),
+        (tiny_models.grouping, True),
     ],
     ids=["calibrated", "dense", "generated", "groupvit"],
 )
@@ -378,7 +368,7 @@ def test_rules_that_compare_words_need_them() -> None:
         NetworkGraph(model, (64, 64), None, head_only=False)
     NetworkGraph(model, (64, 64), None, head_only=True)
     with pytest.raises(SettingError, match=r"GroupViT.*--words"):
-        NetworkGraph(grouping(), None, None, head_only=False)
+        NetworkGraph(tiny_models.grouping(), None, None, head_only=False)
     nameless = tiny_models.odise("mask", classifier=ClassifierSettings("discriminative"))
     with pytest.raises(SettingError, match=r"--head-only.*CLIP"):
         NetworkGraph(nameless, (64, 64), None, head_only=True)

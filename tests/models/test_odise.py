@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.classifiers.fusion import ClassifierSettings, fuse
-from odise_pl.models.classifiers.text import max_over_synonyms
+from odise_pl.models.classifiers.text import cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import InferenceSettings
 from odise_pl.models.odise import Odise, pad_images
@@ -159,6 +160,18 @@ def test_published_quirks_only_matter_with_padding() -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     one, other = (network.classify(output, images, [(40, 70)], classes) for network in (published, ours))
     assert wide(one - other) > 1e-3
+
+
+@torch.no_grad()
+def test_learned_prompts_do_not_see_padding() -> None:
+    network, (images, sizes) = with_settings(model()), pad_images([image(40, 70)])
+    network.clip = FrozenCLIP(network.clip.model, prompt_tokens=2)
+    classes = network.encode_classes([("dog",), ("sky",)])
+    (found,) = network(images, classes, None, sizes)[-1:]
+    regions = network.embed_regions(found.mask_logits, images, sizes)
+    expected = cosine_logits(regions, classes.embeddings, network.clip.logit_scale)
+    torch.testing.assert_close(found.clip_logits, expected)
+    assert wide(network(images, classes)[-1].clip_logits - expected) > 1e-3
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP, embed_patches
 from odise_pl.models.classifiers.regions import visible_patches
+from odise_pl.models.classifiers.text import at_least_float32
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 
 _QUERIES = 25  # masks at once: each takes several tensors of P x C
@@ -96,7 +97,8 @@ class MaskRefinement(nn.Module):
         """
         size = (clip.image_size, clip.image_size)
         pixels = F.interpolate(images, size, mode="bicubic", align_corners=False)
-        masks = F.interpolate(proposals.mask_logits.float(), size, mode="bilinear", align_corners=False)
+        logits = at_least_float32(proposals.mask_logits)
+        masks = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         embeddings, refined = self.attend(clip, clip.normalize(pixels), masks)
         own = {"mask_embed": embeddings, "pooled": embeddings, "logit_scale": clip.logit_scale}
         return [replace(proposals, mask_logits=one, **own) for one in refined]
