@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ _LIBRARY_ERRORS = ("MisconfigurationException", "MissingMandatoryValue")
 
 _REFUSED_STATUS = (401, 403)
 
+_UNKNOWN = re.compile(r"'(\S+)'.*unexpected keyword argument '(\w+)'.*full_key: (\S+)", re.DOTALL)
 _OF_SETTINGS = (
     "unexpected keyword argument",
     "lightning.pytorch.trainer.trainer.Trainer",
@@ -84,7 +86,19 @@ def report_user_errors() -> Iterator[None]:
             known = error  # its message names the file
         if known is None:
             raise
-        raise SystemExit(f"error: {known}") from error
+        raise SystemExit(f"error: {_message(known)}") from error
+
+
+def _message(error: BaseException) -> str:
+    """Its text; a setting that a part does not have, in the words of the command line."""
+    found = _UNKNOWN.search(str(error))
+    if found is None:
+        return str(error)
+    target, name, place = found.groups()
+    key = f"{re.sub(r'^model[.](?=backbone|clip|captioner)', '', place)}.{name}"
+    return (
+        f"{key}: {target.rpartition('.')[2]} has no such setting; remove it (~{key}), or choose another part"
+    )
 
 
 @contextmanager

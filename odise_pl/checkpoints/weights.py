@@ -21,8 +21,8 @@ from odise_pl.models.weights import WeightsError, list_first, mismatches, requir
 NO_OBJECT_WEIGHT = 0.1
 _OWN = (f"{PREFIX}pixel_decoder.", f"{PREFIX}backbone.model.vision_model.")  # of ODISE, of GroupViT
 _WAY_OUT = (
-    "use the settings it was trained with (method, model=odise_label or odise_caption, backbone, captioner, "
-    "backbone.timesteps), or download the file again if it is incomplete"
+    "use the settings it was trained with (method, model=odise_label or odise_caption, model.head, backbone, "
+    "captioner, backbone.timesteps, fusion.word_vectors), or download the file again if it is incomplete"
 )
 
 

@@ -82,6 +82,9 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     path = checkpoint_path(config.ckpt, config.run_dir)
     described = describe(path)
     step, network = described.step, _network(config, described, overrides, str(path))
+    known = described.vocabulary
+    if known is not None and config.data.get("unseen") is not None:
+        raise SettingError("data.unseen: this checkpoint knows its training classes; remove the split")
     check_network(network, config.paths, config)
     sides, mode = dict(zip(SIDES, network.sides, strict=True)), network.model["classifier"]["mode"]
     description = OmegaConf.to_container(network.resolved(config.paths), resolve=True)
@@ -98,13 +101,17 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     trainer, data = _trainer(config), instantiate(config.data, **sides)
     model = network.build(config.paths, mapped=True)
     load_weights(model, path)
-    training = described.vocabulary or load_vocabulary(config.vocabulary.train or "coco_panoptic")
     benchmarks = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
+        training = known or (
+            load_vocabulary(config.vocabulary.train or "coco_panoptic")
+            if data.unseen is None
+            else data.seen_vocabulary(name)
+        )
         predictor = NetworkPredictor(model, classes, training)
         measures = measured(model, data.measures(name), name)
-        seen = training if model.learns_labels else described.vocabulary
+        seen = training if model.learns_labels or data.unseen is not None else known
         benchmarks.append(Benchmark(name, data, classes, predictor, measures, seen))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
     settled = extract_ablation_settings(network.model)
@@ -160,7 +167,12 @@ def _network(
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
     # a choice of classifier keeps the checkpoint's fusion and prompts
     named = ["classifier.mode" if name == "classifier" else name for name in named]
-    if {"model", "method"} & {*named}:
+    if "method" in named:
+        raise SettingError(
+            f"method={composed.model.get('method')}: {source} says of which method it is; remove it, and set "
+            "what is to differ, such as fusion.unseen_share=0.8"
+        )
+    if "model" in named:
         return composed
     named += ["fusion.mask_prompt", "fusion.clip_prompt"] if "prompts" in named else []
     changes = {

@@ -113,6 +113,10 @@ class Odise(SegmentationNetwork):
                 f"classifier.mode={self.classifier.mode}: only CLIP names masks of model.supervision=mask; "
                 "choose classifier=discriminative"
             )
+        if self.nameless and self.classifier.objectness_share:
+            raise SettingError(
+                "fusion.objectness_share: no mask of model.supervision=mask is no object; set it to 0"
+            )
         if self.dense and self.classifier.mode != "diffusion":
             raise SettingError(
                 f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "

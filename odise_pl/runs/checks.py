@@ -24,7 +24,7 @@ from odise_pl.errors import SettingError, UserError, check_number
 from odise_pl.files import is_path
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
-from odise_pl.runs.resume import checkpoint_path
+from odise_pl.runs.resume import checkpoint_path, last_checkpoint
 from odise_pl.vocabulary import VocabularyError, load_vocabulary, seen_classes
 
 _LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
@@ -37,7 +37,7 @@ _SHARED = re.compile(r"\+*backbone\.(first|second)(?=\.(window|window_batch|chan
 
 
 def check_training(config: DictConfig) -> None:
-    """Check the settings of a training and that its files exist, independent of its run folder.
+    """Check the settings of a training, and that its files exist.
 
     Raises:
         SettingError: lists all problems, each with a way out.
@@ -51,7 +51,8 @@ def check_training(config: DictConfig) -> None:
         *_missing_shards(config, "train", "val"),
         *missing_captions(config, ("train", "val")),
     ]
-    if config.init_from is not None and not checkpoint_path(config.init_from, config.run_dir).is_file():
+    starts = config.init_from is not None and config.ckpt is None and last_checkpoint(config.run_dir) is None
+    if starts and not checkpoint_path(config.init_from, config.run_dir).is_file():
         problems.append(f"init_from={config.init_from} is neither a checkpoint nor a run with checkpoints")
     raise_problems(problems)
 
@@ -64,8 +65,10 @@ def check_evaluation(config: DictConfig) -> None:
     """
     problems = [*_bad_vocabularies(config), *_missing_shards(config, "val")]
     problems += _bad_split(config, *parse_eval_sets(config.data.val).values())
-    if config.ckpt is not None and config.data.get("unseen") is not None:
-        problems.append("data.unseen: a checkpoint knows its training classes; remove the split")
+    if config.vocabulary.train is not None and config.data.get("unseen") is not None:
+        problems.append(
+            "vocabulary.train and data.unseen both say which classes are seen: remove one of them"
+        )
     if (config.ckpt is None) == (config.predictions is None):
         problems.append("give ckpt=PATH, or predictions=DIR to score predictions of any model")
     elif config.predictions is not None and not Path(config.predictions).is_dir():
@@ -208,7 +211,10 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
         return
     for file in vectors:
         if not os.path.isfile(file):  # noqa: PTH113 (any text)
-            yield f"fusion.word_vectors: {file} is no file; give text files, or [] for CLIP's texts"
+            yield (
+                f"fusion.word_vectors: {file} is no file; give text files, or add _clip_text to the name of "
+                "the method for CLIP's texts"
+            )
 
 
 def _download_command(key: str, weights: str, paths: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,12 @@ SCORES = {
     "miou_novel": "novel mIoU",
     "miou_harmonic": "hIoU",
 }
+_PAPER = {
+    "coco": "paper: COCO PQ",
+    "ade20k": "paper: ADE20K PQ",
+    "coco_miou": "paper: COCO mIoU",
+    "ade20k_miou": "paper: ADE20K mIoU",
+}
 _DECIDED = "decided"
 _NOT_DECIDED = "not decided"
 _LEVEL = 0.95
@@ -109,20 +115,23 @@ def score_table(title: str, rows: Sequence[Row], more: Mapping[str, Sequence[str
         more: cells of further columns, by their names.
     """
     columns, more = columns_of(rows), more or {}
-    paper = ("paper: COCO PQ", "paper: ADE20K PQ") if any(row.paper for row in rows) else ()
-    header = (title, *more, *paper, *map(column_title, columns), "seeds")
+    paper = [field for field in _PAPER if any(row.paper and getattr(row.paper, field) for row in rows)]
+    header = (title, *more, *(_PAPER[field] for field in paper), *map(column_title, columns), "seeds")
     cells = []
     for i, row in enumerate(rows):
-        known = (row.paper.coco, row.paper.ade20k) if row.paper else (None, None)
-        published = [NONE if x is None else f"{x:.1f}" for x in known] if paper else []
+        known = [row.paper and getattr(row.paper, field) for field in paper]
+        published = [NONE if x is None else f"{x:.1f}" for x in known]
         scores = [e.text() if (e := row.estimate(column)) else NONE for column in columns]
         cells.append((row.name, *(more[key][i] for key in more), *published, *scores, str(len(row.seeds))))
     return Table(title, header, tuple(cells), tuple(_orders(rows, columns)))
 
 
-def difference_table(title: str, rows: Sequence[Row]) -> Table:
-    """Differences in PQ to the reference of each row, with their intervals, and whether they are decided."""
-    columns = [column for column in columns_of(rows) if column.rpartition(".")[2].startswith("pq")]
+def difference_table(title: str, rows: Sequence[Row], kind: str = "pq") -> Table:
+    """Differences to the reference of each row, with their intervals, and whether they are decided.
+
+    ``kind`` is what the names of the compared :data:`SCORES` start with; rows without any are left out.
+    """
+    columns = [column for column in columns_of(rows) if column.rpartition(".")[2].startswith(kind)]
     titles = map(column_title, columns)
     header = (title, "minus", *(name for one in titles for name in (one, f"{one} {_DECIDED}")))
     by_name = {row.name: row for row in rows}
@@ -130,6 +139,8 @@ def difference_table(title: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         if row.reference in by_name and row.reference != row.name:
             found = [row.minus(by_name[row.reference], column) for column in columns]
+            if not any(found):
+                continue
             scores = [cell for d in found for cell in ((d.text("+"), d.decision()) if d else (NONE, NONE))]
             cells.append((row.name, row.reference, *scores))
     return Table(f"{title}, differences", header, tuple(cells))

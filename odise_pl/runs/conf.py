@@ -16,12 +16,15 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "conf"
 CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "conf"
 
-# In conf/, ${package:NAME} is the path of a file of this package, and ${choice:GROUP} the choice of a group,
-# or "several" as for data=[coco,ade150].
+# In conf/, ${package:NAME} is the path of a file of this package, and ${choice:GROUP,...} the choice of the
+# first of these groups that has one, or "several" as for data=[coco,ade150].
 OmegaConf.register_new_resolver("package", lambda name: str(_PACKAGE / name), replace=True)
-OmegaConf.register_new_resolver(
-    "choice", lambda group: HydraConfig.get().runtime.choices.get(group, "several"), replace=True
-)
+OmegaConf.register_new_resolver("choice", lambda *groups: _choice(groups), replace=True)
+
+
+def _choice(groups: Sequence[str]) -> str:
+    choices = HydraConfig.get().runtime.choices
+    return next((choices[group] for group in groups if choices.get(group)), "several")
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

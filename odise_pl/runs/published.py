@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """PQ in percent, trained on COCO; None if unknown."""
+    """PQ and mIoU in percent, trained on COCO; None if unknown."""
 
-    ade20k: float
+    ade20k: float | None = None
     coco: float | None = None
+    ade20k_miou: float | None = None
+    coco_miou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ METHODS: dict[str, dict[str, dict[str, float]]] = {
     },
     "ovrcoat": {"coco": {"pq": 54.6}, "ade150": {"pq": 28.6}},
     "maskclip": {
-        "ade150": {"pq": 15.1, "miou": 23.7},
+        "ade150": {"pq": 15.1, "map": 6.0, "miou": 23.7},
         "ade847": {"miou": 8.2},
         "pc459": {"miou": 10.0},
         "pc59": {"miou": 45.9},
@@ -77,6 +79,7 @@ METHODS: dict[str, dict[str, dict[str, float]]] = {
         "ade847": {"miou": 4.0},
         "pc459": {"miou": 6.5},
         "pc59": {"miou": 36.9},
+        "pas20": {"miou": 60.0},
     },
     "lseg_plus": {  # with ResNet-101, as here, from OVSeg's paper
         "ade150": {"miou": 13.0},
@@ -205,9 +208,10 @@ ABLATIONS = (
         "method",
         "method",
         {
-            name: Published(sets["ade150"]["pq"], sets.get("coco", {}).get("pq"))
+            name: Published(
+                *(sets.get(one, {}).get(score) for score in ("pq", "miou") for one in ("ade150", "coco"))
+            )
             for name, sets in METHODS.items()
-            if "pq" in sets["ade150"]
         },
         PROTOCOLS,
     ),

@@ -32,6 +32,11 @@ _FOLLOWING = (
     "model.method",
     "model.supervision",
 )
+# what makes a run one of a method, beside its parts
+_OF_METHOD = (
+    "model.supervision",
+    *(f"classifier.{name}" for name in ("mode", "regions", "rule", "objectness_share")),
+)
 _OF_BACKBONE = re.compile(r"backbone\.(?!.*(weights|unet|timesteps)$)")
 _NOTES = """\
 * Scores are in percent: the mean over seeds ± half the width of its 95 % interval (Student's t).
@@ -41,8 +46,9 @@ _NOTES = """\
 * The paper's numbers are of models trained at full scale on COCO; timesteps, captioners, classifiers and
   backbones are those of its caption model.
 * Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
-* The numbers of methods other than ODISE are their authors', or of papers that measured them; several methods
-  have none for PQ. `docs/methods.md` says in what the presets differ.
+* The numbers of methods other than ODISE are their authors', of papers that measured them, or from memory of
+  these; several methods have none for PQ. `docs/methods.md` says in what the presets differ.
+* They stand beside the row that has the preset's supervision, COAT and way of naming masks.
 * Backbones are named by their weights. Of the paper's, some were not published: `conf/backbone` says which
   network stands in for them. For Swin and ConvNeXt two may, which share the paper's number.
 """
@@ -108,7 +114,8 @@ def ablation_rows(ablation: Ablation, runs: Sequence[FinishedRun]) -> list[tuple
     pairs: list[tuple[Row, Group | None]] = []
     for value, some in by_value.items():
         known = ablation.rows.get(value)
-        plain = _most_similar(_main(references, groups) or some[0], some) if some else None
+        alike = [group for group in some if ablation.field != "method" or _is_preset(group)]
+        plain = _most_similar(_main(references, groups) or some[0], alike) if alike else None
         for group in some:
             pairs.append((replace(rows[id(group)], paper=known if group is plain else None), group))
         if not some:
@@ -180,6 +187,21 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
             standard = main.conditions.get(key, own)
         words += [f"{key}={own}"] if own != standard else []
     return ", ".join(words)
+
+
+def _is_preset(group: Group) -> bool:
+    """Whether a run of a method is what the method's numbers are of; unknown methods and settings may be."""
+    name = group.settings.method
+    if name.startswith("odise_") or not (CONF / "method" / f"{name}.yaml").is_file():
+        return True
+    own = _preset(name)
+    return all(group.conditions.get(key, own[key]) == own[key] for key in _OF_METHOD)
+
+
+@cache
+def _preset(name: str) -> dict[str, str]:
+    config = compose_config("train", ["run=report", "run_dir=.", f"method={name}"])
+    return {key: str(OmegaConf.select(config, key)) for key in _OF_METHOD}
 
 
 @cache

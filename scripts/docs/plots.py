@@ -145,7 +145,7 @@ def _label(plot: Axes, points: Mapping[str, tuple[float, float]], theme: Theme) 
 
 
 def _in_order_of_the_paper(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -row.paper.ade20k if row.paper else 0)
+    return sorted(rows, key=lambda row: -(row.paper.ade20k or 0) if row.paper else 0)
 
 
 def _save(figure: Figure, folder: Path, name: str, theme: Theme) -> Path:

@@ -78,7 +78,6 @@ BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", 
 _RESNET = "backbone=toy_supervised_conv"
 _PROMPT = "prompts=single"  # the small CLIPs have not read those of the presets
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole", _PROMPT)
-_TEXTS = "fusion.word_vectors=[]"
 # rates of AdamW, which all have, in place of those of SGD
 _DENSE = (
     "optimizer=adamw",
@@ -99,9 +98,9 @@ METHODS = {
     "mask2former": ("experiment=toy", _RESNET),
     "lseg": ("experiment=toy", "backbone=toy_clip", "clip=toy", *_DENSE),
     "lseg_plus": ("experiment=toy", _RESNET, _PROMPT, *_DENSE),
-    "spnet_clip_text": ("experiment=toy", _RESNET, *_DENSE, _TEXTS, "model.method=spnet_clip_text"),
-    "zs3net_seen": ("experiment=toy", _RESNET, *_DENSE, _TEXTS),
-    "zs3net": ("experiment=toy", _RESNET, _TEXTS),
+    "spnet_clip_text": ("experiment=toy", _RESNET, *_DENSE),
+    "zs3net_seen_clip_text": ("experiment=toy", _RESNET, *_DENSE),
+    "zs3net_clip_text": ("experiment=toy", _RESNET),
     "best": (
         "experiment=toy",
         "backbone@backbone.first=toy",
@@ -111,7 +110,7 @@ METHODS = {
     ),
     "groupvit": ("backbone=toy_groupvit", "data=toy", "trainer=cpu", "model.inference.window=128"),
 }
-_FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net": "zs3net_seen"}
+_FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net_clip_text": "zs3net_seen_clip_text"}
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either;
 # classifiers are evaluated on caption.
 TABLES = {
@@ -143,8 +142,7 @@ def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]
             if folders & {name, name.partition("/")[0]}:
                 yield [*_train(name, seed), *settings]
         for name, settings in METHODS.items() if "method" in tables else ():
-            preset = name.removesuffix("_caption").removesuffix("_clip_text")
-            own = [] if name.startswith("odise") else [f"method={preset}"]
+            own = [] if name.startswith("odise") else [f"method={name.removesuffix('_caption')}"]
             if name in _FIRST_STAGES:
                 own += [f"init_from={_folder(f'method/{_FIRST_STAGES[name]}', seed)}"]
             own += [] if name == "groupvit" else _HEAD  # it has no such head

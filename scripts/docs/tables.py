@@ -49,9 +49,9 @@ def scores(files: Files, name: str) -> Table:
     return score_table(name, rows, more if name == "method" else None)
 
 
-def differences(files: Files, name: str) -> Table:
+def differences(files: Files, name: str, kind: str = "pq") -> Table:
     """The differences in a table of the small world, and which are decided."""
-    return difference_table(name, _rows(files, name))
+    return difference_table(name, _rows(files, name), kind)
 
 
 def _rows(files: Files, name: str) -> list[Row]:
@@ -310,4 +310,5 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
+    "method_miou_differences": partial(differences, name="method", kind="miou"),
 }

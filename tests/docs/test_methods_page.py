@@ -12,12 +12,14 @@ from omegaconf import OmegaConf
 
 from odise_pl.runs.conf import CONF, compose_config
 
+PRESETS = sorted({path.stem.removesuffix("_clip_text") for path in CONF.glob("method/*.yaml")})
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def test_every_preset_is_a_row() -> None:
     presets = re.findall(r"^\| `(\w+)` \| \[", PAGE, re.MULTILINE)
-    assert set(presets) == {path.stem for path in CONF.glob("method/*.yaml")}
+    assert sorted(presets) == PRESETS
+    assert all(f"`{path.stem}`" in PAGE for path in CONF.glob("method/*_clip_text.yaml"))
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONF.glob("method/*.yaml")])
@@ -58,7 +60,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CONF.glob("method/*.yaml")])
+@pytest.mark.parametrize("name", PRESETS)
 def test_preset_has_the_published_numbers(name: str) -> None:
     config = compose_config("train", ["run_dir=.", f"method={name}"])
     assert {key: OmegaConf.select(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]

@@ -40,6 +40,14 @@ def test_pictures_exist_and_each_is_used() -> None:
     assert [path.name for path in IMAGES.iterdir() if path.name not in text] == []
 
 
+def test_contributors_are_led_to_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:odise_pl|tests|conf|docs|scripts)/[\w/.]+)`", text)
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests] == []
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(name: str) -> None:
     broken = []

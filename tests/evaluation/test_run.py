@@ -20,6 +20,7 @@ from ranks import free_port, torchrun
 from small_runs import composed
 from torch import multiprocessing
 
+from odise_pl.errors import SettingError
 from odise_pl.evaluation.progress import Progress
 from odise_pl.evaluation.run import _trainer, evaluate, main, score_predictions
 from odise_pl.runs.finished import find_runs
@@ -205,6 +206,17 @@ def test_saved_predictions_have_the_same_scores(whole: Path, benchmark_shards: P
     for name, result in results(whole).items():
         expected = {k: v for k, v in result["scores"].items() if not k.endswith(base_and_novel)}
         assert scores[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"), [("+data.unseen=[cat]", r"data\.unseen"), ("method=fc_clip", "method=")]
+)
+def test_checkpoint_knows_its_classes_and_method(
+    checkpoint: Path, benchmark_shards: Path, setting: str, named: str, tmp_path: Path
+) -> None:
+    overrides = options(checkpoint, benchmark_shards, "data=pas20", setting)
+    with pytest.raises(SettingError, match=named):
+        evaluate(composed("evaluate", tmp_path, overrides), overrides)
 
 
 def test_own_sets_may_have_any_name_and_other_class_names(

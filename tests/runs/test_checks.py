@@ -58,6 +58,10 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         assert word in text
     assert "official.pth" in text
     assert "data.train" in problems(config("data.train=null"))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"  # of the run, which has the first stage's weights
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    check_training(config(f"run_dir={tmp_path}", f"init_from={tmp_path}/official.pth"))
 
 
 @pytest.mark.parametrize(
@@ -146,15 +150,12 @@ def test_evaluation_needs_either_checkpoint_or_predictions(config, tmp_path: Pat
             check_evaluation(config(*bad, name="evaluate"))
 
 
-def test_split_of_an_evaluation_is_for_predictions(config, tmp_path: Path) -> None:
-    (tmp_path / "a.ckpt").touch()
-    check_evaluation(config(f"predictions={tmp_path}", "+data.unseen=[ball]", name="evaluate"))
-    for bad in (
-        (f"ckpt={tmp_path}/a.ckpt", "+data.unseen=[ball]"),
-        (f"predictions={tmp_path}", "split=voc15"),
-    ):
+def test_split_of_an_evaluation_fits_its_data(config, tmp_path: Path) -> None:
+    predictions = f"predictions={tmp_path}"
+    check_evaluation(config(predictions, "+data.unseen=[ball]", name="evaluate"))
+    for bad in (["split=voc15"], ["+data.unseen=[ball]", "vocabulary.train=coco_panoptic"]):
         with pytest.raises(SettingError, match=r"data\.unseen"):
-            check_evaluation(config(*bad, name="evaluate"))
+            check_evaluation(config(predictions, *bad, name="evaluate"))
 
 
 def test_wrapped_user_error_is_reported() -> None:
@@ -173,6 +174,13 @@ def test_wrapped_user_error_is_reported() -> None:
     assert find_user_error(other) is None
     wrapped = InstantiationException("unexpected keyword argument")
     assert find_user_error(wrapped) is wrapped
+    text = "Error in call to target 'a.b.BackboneSettings':\nTypeError(\"BackboneSettings.__init__() got an "
+    text += "unexpected keyword argument 'trained'\")\nfull_key: model.backbone"
+    with (
+        pytest.raises(SystemExit, match=r"error: backbone\.trained: .*~backbone\.trained"),
+        report_user_errors(),
+    ):
+        raise InstantiationException(text)
     wrapped.__cause__ = RuntimeError()
     wrapped.__cause__.__cause__ = cause = SettingError("there is no such thing")
     assert find_user_error(wrapped) is cause

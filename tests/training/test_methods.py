@@ -40,7 +40,7 @@ PARTS = {
     "zegformer": [*RESNET, "clip=tiny"],
     "lseg": [*VIT, "clip=tiny", *DENSE],
     "lseg_plus": [*RESNET, *DENSE],
-    "spnet": [*RESNET, *DENSE, "fusion.word_vectors=[]"],
+    "spnet_clip_text": [*RESNET, *DENSE],
     "best": ["backbone@backbone.first=tiny", "backbone.second.weights=random"],
 }
 PARTS["best"] += ["+backbone.second.options.layers=[1,1,1,1]", "backbone.input_size=64"]
@@ -56,7 +56,8 @@ ALSO_TRAINED = {
 
 def test_every_preset_is_tested() -> None:
     others = {"maskclip", "zs3net", "zs3net_seen", "groupvit"}
-    assert {path.stem for path in CONF.glob("method/*.yaml")} == {*PARTS, *others}
+    names = {path.stem.removesuffix("_clip_text") for path in CONF.glob("method/*.yaml")}
+    assert names == {name.removesuffix("_clip_text") for name in PARTS} | others
 
 
 SLOW = (
@@ -67,7 +68,7 @@ SLOW = (
     "zegformer",
     "lseg",
     "lseg_plus",
-    "spnet",
+    "spnet_clip_text",
     "best",
 )  # whose parts other presets have, too
 
@@ -126,6 +127,9 @@ def test_groupvit_of_transformers_is_a_checkpoint(name: str, scene_shards: Path,
         ]
         scores = evaluate(composed("evaluate", tmp_path / "evaluated", evaluation), evaluation)
         assert scores["val"].keys() & {"pq", "map", "miou", "miou_base"} == {"miou"}  # learned no labels
+        evaluation += ["+data.unseen=[sky]"]
+        scores = evaluate(composed("evaluate", tmp_path / "split", evaluation), evaluation)
+        assert {"miou_base", "miou_novel"} <= scores["val"].keys()
 
 
 def test_groupvit_refuses_parts_of_other_networks(tmp_path: Path) -> None:
@@ -171,7 +175,7 @@ def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path:
     numbers = np.random.default_rng(0).normal(size=(len(words), 6))
     lines = [f"{word} {' '.join(map(str, row))}\n" for word, row in zip(words, numbers, strict=True)]
     (tmp_path / "words.vec").write_text("".join(lines))
-    vectors = ["method=spnet", *PARTS["spnet"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
+    vectors = ["method=spnet", *PARTS["spnet_clip_text"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
     run_through(vectors, scene_shards, tmp_path)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["model.mask_decoder.embedding.weight"].shape == (6, 64, 1, 1)
@@ -195,17 +199,16 @@ def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Pat
 
 
 def test_second_stage_of_zs3net_keeps_the_network_of_the_first(scene_shards: Path, tmp_path: Path) -> None:
-    first, small = tmp_path / "first", [*PARTS["spnet"], "model.head.channels=32"]
+    first, small = tmp_path / "first", [*PARTS["spnet_clip_text"], "model.head.channels=32"]
     sets = [f"data.train={scene_shards}", f"data.val={scene_shards}"]
-    train(
-        composed("train", first, ["method=zs3net_seen", *SMALL, *QUICK, *small, *sets, "trainer.max_steps=1"])
-    )
+    quick = [*SMALL, *QUICK, *small, *sets]
+    train(composed("train", first, ["method=zs3net_seen_clip_text", *quick, "trainer.max_steps=1"]))
     with pytest.raises(SettingError, match="method=zs3net_seen"):
-        check_training(composed("train", tmp_path / "x", ["method=zs3net", *SMALL, *small, *sets]))
-    other = ["method=zs3net", *SMALL, *QUICK, *small, *sets, f"init_from={first}", "+data.unseen=[sky]"]
+        check_training(composed("train", tmp_path / "x", ["method=zs3net_clip_text", *SMALL, *small, *sets]))
+    other = ["method=zs3net_clip_text", *quick, f"init_from={first}", "+data.unseen=[sky]"]
     with pytest.raises(SettingError, match="repeat its data"):
         train(composed("train", tmp_path / "y", other))
-    run_through(["method=zs3net", *small, f"init_from={first}"], scene_shards, tmp_path)
+    run_through(["method=zs3net_clip_text", *small, f"init_from={first}"], scene_shards, tmp_path)
     old, new = (
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
         for folder in (first, tmp_path / "run")

@@ -64,6 +64,11 @@ class ClassifierSettings:
             listed = isinstance(prompts, Sequence) and len(prompts) > 0
             if not listed or not all(isinstance(one, str) and "{}" in one for one in prompts):
                 raise SettingError(f"fusion.{name}={value!r} needs {{}} for the class name, or a list of it")
+        if self.objectness_share and self.mode == "diffusion":
+            raise SettingError(
+                f"fusion.objectness_share={self.objectness_share} needs CLIP's scores: choose "
+                "classifier=both, or set it to 0"
+            )
         check_flag("fusion.mean_of_names", self.mean_of_names)
         if isinstance(self.word_vectors, str):
             raise SettingError(f"fusion.word_vectors={self.word_vectors}: give a list, [{self.word_vectors}]")

@@ -105,6 +105,11 @@ def test_confident_clip_lowers_the_probability_of_no_object() -> None:
     assert torch.equal(adjust_no_object(given.no_object, given.clip, 0.0), given.no_object)
 
 
+def test_objectness_needs_scores_of_clip() -> None:
+    with pytest.raises(ValueError, match=r"fusion\.objectness_share=0\.5"):
+        ClassifierSettings(mode="diffusion", objectness_share=0.5)
+
+
 @pytest.mark.parametrize("setting", ["rule", "regions"])
 def test_unknown_choices_are_named(setting: str) -> None:
     with pytest.raises(ValueError, match=rf"fusion\.{setting}=other"):
