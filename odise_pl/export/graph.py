@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
 from odise_pl.models.classifiers.text import InferenceClasses, TextClasses
+from odise_pl.models.dense import DenseNetwork
 from odise_pl.models.grouping import GroupingNetwork
 from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.odise import CANVAS_MULTIPLE, Odise
@@ -48,7 +49,8 @@ class NetworkGraph(nn.Module):
         _check_size(self.size)
         if isinstance(model, Odise):
             _check(model, classes, head_only)
-            self.output_names = ["pixel_logits"] if model.dense else ["class_scores", "mask_logits"]
+            dense = isinstance(model, DenseNetwork)
+            self.output_names = ["pixel_logits"] if dense else ["class_scores", "mask_logits"]
         else:
             _check_grouping(classes, head_only)
             self.output_names = ["pixel_scores"]
@@ -74,7 +76,7 @@ class NetworkGraph(nn.Module):
             else self.model.decode(inputs[0])
         )
         output = decoded[-1]
-        if self.model.dense:
+        if isinstance(self.model, DenseNetwork):
             return (self.model.classify_cells(output, classes.mask_text)[0],)
         scores = self.model.classify(output, inputs[0], [self.size], classes)
         return scores[0].float(), output.mask_logits[0].float()

@@ -28,6 +28,7 @@ from odise_pl.models.classifiers.generator import GeneratorSettings
 from odise_pl.models.classifiers.refinement import RefinementSettings
 from odise_pl.models.classifiers.text import TextProjection
 from odise_pl.models.classifiers.word_vectors import WordVectors
+from odise_pl.models.dense import DenseNetwork
 from odise_pl.models.grouping import GroupingNetwork, GroupingSettings
 from odise_pl.models.heads.settings import DenseSettings, HeadSettings, MaskFormerSettings
 from odise_pl.models.inference import InferenceSettings
@@ -141,7 +142,7 @@ def build_odise(
     _check_regions(frozen_clip, classifier)
     features = backbone.build(frozen_clip, captioner, mapped)
     text_dim = frozen_clip.embed_dim if words is None else sum(words.widths)
-    network = Odise(
+    parts = (
         features,
         head.pixel_decoder(features.pyramid.channels),
         head.mask_decoder(None if nameless else text_dim, object_head=caption),
@@ -152,11 +153,12 @@ def build_odise(
         classifier,
         inference,
         published_quirks,
-        nameless or supervision == "words",
-        refine,
-        words,
-        None if generator is None else generator.build(text_dim, head.channels),
     )
+    if dense:
+        make = None if generator is None else generator.build(text_dim, head.channels)
+        network: Odise = DenseNetwork(*parts, words=words, generator=make)
+    else:
+        network = Odise(*parts, nameless or supervision == "words", refine)
     network.mapped = mapped
     return network
 

@@ -21,7 +21,6 @@ from odise_pl.models.classifiers.fusion import (
     adjust_no_object,
     with_no_object,
 )
-from odise_pl.models.classifiers.generator import FeatureGenerator, classify_features, fit_classifier
 from odise_pl.models.classifiers.refinement import MaskRefinement
 from odise_pl.models.classifiers.regions import REGIONS, Regions
 from odise_pl.models.classifiers.text import (
@@ -31,18 +30,10 @@ from odise_pl.models.classifiers.text import (
     cosine_logits,
     embed_classes,
     max_over_synonyms,
-    mean_of_names,
 )
-from odise_pl.models.classifiers.word_vectors import WordVectors
-from odise_pl.models.heads.dense import PixelEmbedding
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.heads.settings import AnyMaskDecoder, AnyPixelDecoder
-from odise_pl.models.inference import (
-    InferenceSettings,
-    NetworkPrediction,
-    predict,
-    predict_pixels,
-)
+from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
 from odise_pl.models.network import SegmentationNetwork
 from odise_pl.structures import MaskPredictions, Size
 from odise_pl.vocabulary import MEASURES, Vocabulary
@@ -66,17 +57,13 @@ class Odise(SegmentationNetwork):
         class_agnostic: masks learn no classes, and none is "no object". If the mask decoder has no embedding,
             only CLIP names them.
         refinement: of class-agnostic masks, which then stay as they are in training (MaskCLIP).
-        words: embed names for the head in place of CLIP.
-        generator: makes features of names, to which the classifier of a vocabulary is fitted; a dense network
-            then stays as it is in training (ZS3Net).
 
     Attributes:
-        dense: whether every pixel is named by itself, without masks.
+        words: None; see :class:`~odise_pl.models.dense.DenseNetwork`.
         mapped: whether frozen weights are still in mapped files, see ``build_odise``.
 
     Raises:
-        SettingError: masks are class-agnostic, but the classifier is not CLIP alone; or a dense network's is
-            not the head alone.
+        SettingError: masks are class-agnostic, but the classifier is not CLIP alone.
     """
 
     def __init__(
@@ -91,8 +78,6 @@ class Odise(SegmentationNetwork):
         published_quirks: bool = False,
         class_agnostic: bool = False,
         refinement: MaskRefinement | None = None,
-        words: WordVectors | None = None,
-        generator: FeatureGenerator | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.pixel_decoder, self.mask_decoder = backbone, pixel_decoder, mask_decoder
@@ -101,10 +86,9 @@ class Odise(SegmentationNetwork):
         self.published_quirks = published_quirks
         self.class_agnostic, self.refinement = class_agnostic, refinement
         self.nameless = mask_decoder.embedding is None
-        self.dense, self.words = isinstance(mask_decoder, PixelEmbedding), words
-        self.generator = generator
-        self._check_mode()
+        self.words = None
         self.mapped = False
+        self._check_mode()
         self._texts = TextCache(self._encode_words)
 
     def _check_mode(self) -> None:
@@ -117,11 +101,6 @@ class Odise(SegmentationNetwork):
             raise SettingError(
                 "fusion.objectness_share: no mask of model.supervision=mask is no object; set it to 0"
             )
-        if self.dense and self.classifier.mode != "diffusion":
-            raise SettingError(
-                f"classifier.mode={self.classifier.mode}: only the head names pixels; choose "
-                "classifier=diffusion"
-            )
 
     @property
     def device(self) -> torch.device:
@@ -130,13 +109,11 @@ class Odise(SegmentationNetwork):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What evaluations measure: dense methods cannot tell things of a class apart."""
-        return ("semantic",) if self.dense else MEASURES
+        return MEASURES
 
     @property
     def learns_names(self) -> bool:
-        """Whether training changes how a vocabulary is prepared."""
-        return self.clip.prompt is not None or self.generator is not None
+        return self.clip.prompt is not None
 
     @property
     def learns_classes(self) -> bool:
@@ -179,8 +156,6 @@ class Odise(SegmentationNetwork):
             classes: the training classes; the caption model ignores them.
             valid_sizes: of the images without padding; default: without any.
         """
-        if self.generator is not None:
-            return [self._features_of_cells(self.generator, images, captions, classes)]
         outputs = self.decode(images, captions)
         # a learned prompt learns from CLIP's scores only
         names = replace(classes, embeddings=classes.embeddings.detach())
@@ -191,27 +166,16 @@ class Odise(SegmentationNetwork):
             predictions[-1] = replace(predictions[-1], clip_logits=clip_logits)
         return predictions
 
-    def _features_of_cells(
-        self, generator: FeatureGenerator, images: Tensor, captions: Captions, classes: TextClasses
-    ) -> MaskPredictions:
-        """Features of cells, and generated ones of each class, to be alike."""
-        self.pixel_decoder.eval()  # without dropout, as in evaluation
-        with torch.no_grad():
-            (output,) = self.decode(images, captions)
-        nothing = output.pooled[:, :, :1]
-        made = generator.of_classes(classes)
-        masks = (output.mask_logits, output.pooled, output.logit_scale)
-        return MaskPredictions(nothing, *masks, generated=made)
-
     def _training_prediction(self, output: DecoderOutput, classes: TextClasses) -> MaskPredictions:
         logits = output.object_logits
         if self.class_agnostic and self.refinement is None:
             logits = output.mask_embed.new_zeros(*output.mask_embed.shape[:2], 2)
         elif logits is None:
-            logits = self._mask_class_logits(output, classes)
+            logits = self.mask_class_logits(output, classes)
         return MaskPredictions(logits, output.mask_logits, output.mask_embed, output.logit_scale)
 
-    def _mask_class_logits(self, output: DecoderOutput, classes: TextClasses) -> Tensor:
+    def mask_class_logits(self, output: DecoderOutput, classes: TextClasses) -> Tensor:
+        """Class logits of the trained head."""
         return self.text_projection(output.mask_embed, classes.embeddings, classes.counts, output.logit_scale)
 
     def encode_classes(
@@ -223,10 +187,6 @@ class Odise(SegmentationNetwork):
     def encode_names(self, vocabulary: Vocabulary) -> TextClasses:
         """Embed the names of a vocabulary as the trained head reads them."""
         settings = self.classifier
-        if self.words is not None:
-            vectors, counts = self.words(vocabulary.labels)
-            classes = TextClasses(vectors.to(self.device), counts)
-            return mean_of_names(classes) if settings.mean_of_names else classes
         return self.encode_classes(vocabulary.labels, settings.mask_prompt, settings.mean_of_names)
 
     def _encode_words(self, words: Sequence[str]) -> Tensor:
@@ -257,9 +217,6 @@ class Odise(SegmentationNetwork):
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
         seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
         settings, mask_text = self.classifier, self.encode_names(vocabulary)
-        if self.generator is not None:
-            fitted = fit_classifier(self.generator, mask_text)
-            mask_text = TextClasses(fitted, (1,) * len(vocabulary))
         same = settings.clip_prompt == settings.mask_prompt
         share = torch.where(seen, settings.seen_share, settings.unseen_share)
         return InferenceClasses(
@@ -280,16 +237,9 @@ class Odise(SegmentationNetwork):
         output_sizes: Sequence[Size],
         classes: InferenceClasses,
         captions: Captions = None,
-    ) -> list[NetworkPrediction]:
+    ) -> Sequence[NetworkPrediction]:
         output = self.decode(images, captions)[-1]
         canvas = (images.shape[2], images.shape[3])
-        if self.dense:
-            self._check_mode()  # a copy may have other settings
-            maps = self.classify_cells(output, classes.mask_text)
-            return [
-                predict_pixels(one, classes.isthing, self.inference, canvas, valid, size, classes.seen)
-                for one, valid, size in zip(maps, valid_sizes, output_sizes, strict=True)
-            ]
         scores = self.classify(output, images, valid_sizes, classes).float()
         return [
             predict(own, masks.float(), classes.isthing, self.inference, canvas, valid, size, classes.seen)
@@ -297,14 +247,6 @@ class Odise(SegmentationNetwork):
                 scores, output.mask_logits, valid_sizes, output_sizes, strict=True
             )
         ]
-
-    def classify_cells(self, output: DecoderOutput, text: TextClasses) -> Tensor:
-        """Class logits [B, K, h, w] of the cells of a dense network."""
-        if self.generator is None:
-            logits = self._mask_class_logits(output, text)
-        else:
-            logits = classify_features(output.pooled, text.embeddings)
-        return logits.float().mT.unflatten(2, output.mask_logits.shape[-2:])
 
     def classify(
         self, output: DecoderOutput, images: Tensor, valid_sizes: Sequence[Size], classes: InferenceClasses
@@ -315,7 +257,7 @@ class Odise(SegmentationNetwork):
             clip_logits = self._clip_class_logits(output, images, valid_sizes, classes.clip_text)
             certain = torch.zeros_like(clip_logits[..., :1])
             return with_no_object(clip_logits.softmax(-1), certain)
-        logits = self._mask_class_logits(output, classes.mask_text)
+        logits = self.mask_class_logits(output, classes.mask_text)
         if self.class_agnostic:
             no_object = torch.zeros_like(logits[..., :1])
             none = torch.full_like(no_object, -torch.inf)
