@@ -129,7 +129,7 @@ def score_table(title: str, rows: Sequence[Row], more: Mapping[str, Sequence[str
 def difference_table(title: str, rows: Sequence[Row], kind: str = "pq") -> Table:
     """Differences to the reference of each row, with their intervals, and whether they are decided.
 
-    ``kind`` is what the names of the compared :data:`SCORES` start with; rows without any are left out.
+    ``kind`` is what the names of the compared :data:`SCORES` start with; rows without any are skipped.
     """
     columns = [column for column in columns_of(rows) if column.rpartition(".")[2].startswith(kind)]
     titles = map(column_title, columns)
