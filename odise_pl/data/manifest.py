@@ -23,7 +23,7 @@ _TIMEOUT = 20  # seconds to wait for a remote dataset.json
 _MAX_SAMPLES = 10**8  # samples of a set: their order is held in memory
 _MAX_BYTES = 1 << 50
 _SHARD_NAME = re.compile(r"\w[\w.-]{0,199}")
-_MAKE = "make it with odise prepare (coco and others, see --help; the small world: odise toyworld make)"
+_MAKE = "make it with odise prepare coco, or another source (--help; the small world: odise toyworld make)"
 _Record = TypeVar("_Record")
 
 

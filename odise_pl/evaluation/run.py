@@ -101,14 +101,11 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
     trainer, data = _trainer(config), instantiate(config.data, **sides)
     model = network.build(config.paths, mapped=True)
     load_weights(model, path)
+    usual = known or load_vocabulary(config.vocabulary.train or "coco_panoptic")
     benchmarks = []
     for name in data.eval_names:
         classes = data.eval_vocabulary(name, config.vocabulary.eval)
-        training = known or (
-            load_vocabulary(config.vocabulary.train or "coco_panoptic")
-            if data.unseen is None
-            else data.seen_vocabulary(name)
-        )
+        training = usual if data.unseen is None else data.seen_vocabulary(name)
         predictor = NetworkPredictor(model, classes, training)
         measures = measured(model, data.measures(name), name)
         seen = training if model.learns_labels or data.unseen is not None else known

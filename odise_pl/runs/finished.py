@@ -96,8 +96,9 @@ def _conditions(own: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str
         if own.get("step") not in (None, flat.get("trainer.max_steps")):
             flat["step"] = own["step"]  # of a checkpoint that is not the last
     known = {key: str(value) for key, value in flat.items() if not _NO_CONDITIONS.match(key)}
-    first = read_settings(Path(known.get("init_from", "None")))
-    if first is not None:  # seeds of a second stage have first stages of their own
+    start = flat.get("init_from")
+    # seeds of a second stage have first stages of their own
+    if start is not None and (first := read_settings(Path(start))) is not None:
         del known["init_from"]
         known |= {
             f"init_from.{key}": value

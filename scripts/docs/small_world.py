@@ -220,7 +220,7 @@ def _by_folder(
 
 def _finished(folder: Path) -> list[FinishedRun]:
     """The finished runs below a folder, possibly none."""
-    return list(find_runs(folder)) if any(folder.rglob(FINISHED)) else []
+    return find_runs(folder) if any(folder.rglob(FINISHED)) else []
 
 
 def _rows(table: str, runs: Path) -> list[tuple[Row, Group]]:

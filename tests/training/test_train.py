@@ -64,7 +64,7 @@ def test_without_anything_it_says_what_is_missing_before_torch_loads(tmp_path: P
     command = [sys.executable, "-c", code, f"paths.weights={tmp_path}/w", f"paths.shards={tmp_path}/s"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    for hint in ("odise weights fetch sd-v1-3", "clip", "odise prepare", "data.val", "torch: False"):
+    for hint in ("odise weights fetch sd-v1-3", "clip", "odise prepare coco", "data.val", "torch: False"):
         assert hint in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run").iterdir())
