@@ -112,12 +112,14 @@ def evaluate(config: DictConfig, overrides: Sequence[str] = ()) -> Scores:
         benchmarks.append(Benchmark(name, data, classes, predictor, measures, seen))
     about = {"checkpoint": str(path), "step": step, "classifier": mode}
     settled = extract_ablation_settings(network.model)
-    published = METHODS.get(settled.method)
+    trained_with = _training(path, described)
+    split = config.data.get("unseen") or trained_with.get("data", {}).get("unseen")
+    published = METHODS.get(settled.method) if split is None else None
     kept = None if config.save_predictions is None else Path(config.save_predictions)
     output = Output(folder, settings, about, published, kept)
     scores = evaluate_all(benchmarks, trainer, output)
     if trainer.is_global_zero:
-        mark_finished(folder, settled, scores, _training(path, described))
+        mark_finished(folder, settled, scores, trained_with)
     return scores
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +57,13 @@ class DenseNetwork(Odise):
                 "classifier=diffusion"
             )
 
+    def train(self, mode: bool = True) -> Self:
+        """What a generator imitates has no dropout in training either."""
+        super().train(mode)
+        if self.generator is not None:
+            self.pixel_decoder.eval()
+        return self
+
     @property
     def learns_names(self) -> bool:
         return super().learns_names or self.generator is not None
@@ -87,7 +94,6 @@ class DenseNetwork(Odise):
         """As of :class:`Odise`; with a generator, features of cells, and generated ones of each class."""
         if self.generator is None:
             return super().forward(images, classes, captions, valid_sizes)
-        self.pixel_decoder.eval()  # without dropout, as in evaluation
         with torch.no_grad():
             (output,) = self.decode(images, captions)
         nothing = output.pooled[:, :, :1]

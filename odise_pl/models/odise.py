@@ -97,9 +97,11 @@ class Odise(SegmentationNetwork):
                 f"classifier.mode={self.classifier.mode}: only CLIP names masks of model.supervision=mask; "
                 "choose classifier=discriminative"
             )
-        if self.nameless and self.classifier.objectness_share:
+        if self.class_agnostic and self.classifier.objectness_share:
+            supervision = "mask" if self.nameless else "words"
             raise SettingError(
-                "fusion.objectness_share: no mask of model.supervision=mask is no object; set it to 0"
+                f"fusion.objectness_share: no mask of model.supervision={supervision} is no object; set "
+                "it to 0"
             )
 
     @property
@@ -217,7 +219,7 @@ class Odise(SegmentationNetwork):
     def prepare(self, vocabulary: Vocabulary, training: Vocabulary | None) -> InferenceClasses:
         seen = torch.tensor(vocabulary.overlap(training) if training else (False,) * len(vocabulary))
         settings, mask_text = self.classifier, self.encode_names(vocabulary)
-        same = settings.clip_prompt == settings.mask_prompt
+        same = settings.mode == "diffusion" or settings.clip_prompt == settings.mask_prompt
         share = torch.where(seen, settings.seen_share, settings.unseen_share)
         return InferenceClasses(
             mask_text,

@@ -153,13 +153,12 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     if grounded != (config.grounding is not None):
         way_out = "choose model=odise_caption" if grounded else "set grounding=null"
         yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
-    wanted = "PixelCriterion" if dense else None
-    wanted = "FeatureCriterion" if config.model.get("generator") else wanted
-    wanted = "ContrastCriterion" if supervision == "text" else wanted
+    own = {"FeatureCriterion": config.model.get("generator"), "PixelCriterion": dense}
+    own["ContrastCriterion"] = supervision == "text"
+    wanted = next((name for name, fits in own.items() if fits), "SetCriterion")
     given = config.criterion._target_.rpartition(".")[2]
-    if given != wanted and {given, wanted} & {"FeatureCriterion", "PixelCriterion", "ContrastCriterion"}:
-        fitting = wanted or "SetCriterion"
-        yield f"criterion._target_={given}: {fitting} fits model.supervision, model.head and model.generator"
+    if given != wanted and {given, wanted} & own.keys():
+        yield f"criterion._target_={given}: {wanted} fits model.supervision, model.head and model.generator"
     if supervision == "text" and config.data.words < 1:
         yield f"data.words={config.data.words}: GroupViT learns words of captions; its paper has 3"
     if config.criterion._target_.endswith(".BestMaskCriterion") and supervision not in ("words", "mask"):

@@ -19,6 +19,8 @@ SCORES = {
     "pq_base": "base PQ",
     "pq_novel": "novel PQ",
     "map": "mAP",
+    "map_base": "base mAP",
+    "map_novel": "novel mAP",
     "miou": "mIoU",
     "miou_base": "base mIoU",
     "miou_novel": "novel mIoU",
@@ -100,25 +102,39 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return [f"{name}.{score}" for name in sets for score in SCORES if f"{name}.{score}" in measured]
 
 
+def _of_kind(columns: Sequence[str], kind: str) -> list[str]:
+    return [column for column in columns if column.rpartition(".")[2].startswith(kind)]
+
+
 def column_title(column: str) -> str:
     """``toy_open.pq_base`` as ``toy_open base PQ``."""
     name, _, score = column.rpartition(".")
     return f"{name} {SCORES[score]}"
 
 
-def score_table(title: str, rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None) -> Table:
+def score_table(
+    title: str, rows: Sequence[Row], more: Mapping[str, Sequence[str]] | None = None, kind: str = ""
+) -> Table:
     """Means with their intervals beside the paper's numbers, and notes on the order of the rows.
 
     Args:
         title: of the table.
         rows: of the table.
         more: cells of further columns, by their names.
+        kind: what the names of the shown :data:`SCORES` start with: ``pq``, ``map`` or ``miou``; rows without
+            any are skipped. Empty: all scores, all rows.
     """
-    columns, more = columns_of(rows), more or {}
-    paper = [field for field in _PAPER if any(row.paper and getattr(row.paper, field) for row in rows)]
+    columns, more = _of_kind(columns_of(rows), kind), more or {}
+    paper = [
+        field
+        for field, name in _PAPER.items()
+        if name.lower().endswith(kind) and any(row.paper and getattr(row.paper, field) for row in rows)
+    ]
     header = (title, *more, *(_PAPER[field] for field in paper), *map(column_title, columns), "seeds")
     cells = []
     for i, row in enumerate(rows):
+        if kind and not any(column in row.scores for column in columns):
+            continue
         known = [row.paper and getattr(row.paper, field) for field in paper]
         published = [NONE if x is None else f"{x:.1f}" for x in known]
         scores = [e.text() if (e := row.estimate(column)) else NONE for column in columns]
@@ -131,7 +147,7 @@ def difference_table(title: str, rows: Sequence[Row], kind: str = "pq") -> Table
 
     ``kind`` is what the names of the compared :data:`SCORES` start with; rows without any are skipped.
     """
-    columns = [column for column in columns_of(rows) if column.rpartition(".")[2].startswith(kind)]
+    columns = _of_kind(columns_of(rows), kind)
     titles = map(column_title, columns)
     header = (title, "minus", *(name for one in titles for name in (one, f"{one} {_DECIDED}")))
     by_name = {row.name: row for row in rows}

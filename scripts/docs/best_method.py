@@ -77,6 +77,8 @@ ROUNDS = {
             )
         }
     ),
+    "timesteps": Round({"three, fused by a learned projection": ("backbone.first.timesteps=[0,100,200]",)}),
+    "CLIP": Round({"convolutional, its features in the masks": ("clip=toy_conv", "fusion.regions=pooled")}),
     "names": Round({"CLIP on crops": ("fusion.regions=cropped",)}, trains=False),
     "objectness": Round(
         {f"COAT, {share}": (f"fusion.objectness_share={share}",) for share in (0.25, 0.5, 0.75)}, trains=False

@@ -38,7 +38,7 @@ _BENCHMARKS = {
 }
 
 
-def scores(files: Files, name: str) -> Table:
+def scores(files: Files, name: str, kind: str = "") -> Table:
     """A table of the paper beside the small world's, with both orders."""
     rows = _rows(files, name)
     costs = [files["small_world"].get("costs", {}).get(row.name) for row in rows]
@@ -46,7 +46,7 @@ def scores(files: Files, name: str) -> Table:
         title: [NONE if cost is None else f"{cost[key]:.{digits}f}" for cost in costs]
         for title, key, digits in _COSTS
     }
-    return score_table(name, rows, more if name == "method" else None)
+    return score_table(name, rows, more if name == "method" and kind != "map" else None, kind)
 
 
 def differences(files: Files, name: str, kind: str = "pq") -> Table:
@@ -310,5 +310,8 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
+    "method": partial(scores, name="method", kind="pq"),
+    "method_map": partial(scores, name="method", kind="map"),
+    "method_miou": partial(scores, name="method", kind="miou"),
     "method_miou_differences": partial(differences, name="method", kind="miou"),
 }

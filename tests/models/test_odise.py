@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.classifiers.fusion import ClassifierSettings, fuse
+from odise_pl.models.classifiers.fusion import RULES, ClassifierSettings, fuse
 from odise_pl.models.classifiers.text import cosine_logits, max_over_synonyms
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import InferenceSettings
@@ -37,6 +38,7 @@ def with_settings(network: Odise, **settings: Any) -> Odise:
         network.backbone, network.pixel_decoder, network.mask_decoder, network.text_projection, network.clip,
         replace(network.classifier, **{k: v for k, v in settings.items() if k != "published_quirks"}),
         InferenceSettings(overlap_threshold=0.1), settings.get("published_quirks", False),
+        network.class_agnostic,
     )  # fmt: skip
     return other.eval()
 
@@ -101,27 +103,32 @@ def test_prepare_embeds_names_and_weighs_seen_classes() -> None:
     torch.testing.assert_close(network.prepare(VOCABULARY, None).clip_share, torch.tensor([0.9, 0.9, 0.9]))
 
 
-def expected_probabilities(network: Odise, output: DecoderOutput, images: Tensor, share: Tensor) -> Tensor:
-    """Section 3.5 of the paper, for images without padding."""
+def expected_logits(network: Odise, output: DecoderOutput, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the head, with no object last, its probability, and CLIP's, for images without padding."""
     classes = network.prepare(VOCABULARY, TRAINING)
     text = network.text_projection.proj(classes.mask_text.embeddings)
     cosine = F.cosine_similarity(output.mask_embed[:, :, None], text[None, None], dim=-1)
     mask_logits = max_over_synonyms(output.logit_scale * cosine, classes.mask_text.counts)
-    if output.object_logits is None:
+    if network.class_agnostic:
+        no_object = torch.zeros_like(mask_logits[..., :1])
+        mask_logits = torch.cat([mask_logits, torch.full_like(no_object, -1e4)], dim=-1)
+    elif output.object_logits is None:
         assert network.text_projection.null_embed is not None
         null = network.text_projection.proj(network.text_projection.null_embed)
         nothing = output.logit_scale * F.cosine_similarity(output.mask_embed, null[None], dim=-1)[..., None]
-        no_object = torch.cat([mask_logits, nothing], dim=-1).softmax(-1)[..., -1:]
+        mask_logits = torch.cat([mask_logits, nothing], dim=-1)
+        no_object = mask_logits.softmax(-1)[..., -1:]
     else:
         no_object = output.object_logits.softmax(-1)[..., 1:]
+        nothing = (mask_logits.exp().sum(-1, keepdim=True) * no_object / (1 - no_object)).log()
+        mask_logits = torch.cat([mask_logits, nothing], dim=-1)
     clip, side = network.clip, network.clip.image_size
     resized = [F.interpolate(x, (side, side), mode="bilinear") for x in (images, output.mask_logits)]
     shown = F.max_pool2d(resized[1], clip.patch_size).flatten(2) >= 0
     embeddings = clip.encode_masks(clip.normalize(resized[0]), shown)
     cosine = F.cosine_similarity(embeddings[:, :, None], classes.clip_text.embeddings[None, None], dim=-1)
     scale = min(float(clip.model.logit_scale.exp()), 100)
-    clip_logits = max_over_synonyms(scale * cosine, classes.clip_text.counts)
-    return torch.cat([fuse(mask_logits, clip_logits, share) * (1 - no_object), no_object], dim=-1)
+    return mask_logits, no_object, max_over_synonyms(scale * cosine, classes.clip_text.counts)
 
 
 @pytest.mark.parametrize("supervision", ["label", "caption"])
@@ -133,9 +140,54 @@ def test_scores_equal_formulas_of_the_paper(supervision: str, mode: str, share: 
     images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
     output = decoded(network, images)
     scores = network.classify(output, images, sizes, network.prepare(VOCABULARY, TRAINING))
-    expected = expected_probabilities(network, output, images, torch.tensor(share))
+    head, no_object, clip = expected_logits(network, output, images)
+    joint = fuse(head[..., :-1], clip, torch.tensor(share)) * (1 - no_object)
+    expected = torch.cat([joint, no_object], dim=-1)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(scores.sum(-1), torch.ones(2, 10), rtol=1e-4, atol=1e-4)
+
+
+def slow_scores(rule: str, coat: float, head: list[float], nothing: float, clip: list[float]) -> list[float]:
+    """Classes and no object of one mask, by the equations of the methods; the second class is unseen."""
+    p, q = softmax(head)[:-1], softmax(clip)
+    nothing *= 1 - coat * max(q)
+    if rule == "flat_seen":
+        q = softmax([*clip, head[-1]])[:-1]
+        q[0] = q[2] = (q[0] + q[2]) / 2
+    if rule == "normalised":
+        p = softmax(head[:-1])
+    else:  # p of classes and no object, where COAT lowers that of no object
+        p = [value * (1 - nothing) for value in softmax(head[:-1])]
+    joint = [p[k] ** (1 - share) * q[k] ** share for k, share in enumerate((0.3, 0.7, 0.3))]
+    if rule == "normalised":
+        joint = [value / sum(joint) * (1 - nothing) for value in joint]
+    return [*joint, nothing]
+
+
+def softmax(values: list[float]) -> list[float]:
+    weights = [math.exp(value - max(values)) for value in values]
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("supervision", "coat"), [("label", 0.5), ("label", 0.0), ("caption", 0.5), ("words", 0.0)]
+)
+@torch.no_grad()
+def test_network_fuses_by_the_equations_of_methods(rule: str, supervision: str, coat: float) -> None:
+    network = with_settings(model(supervision), rule=rule, objectness_share=coat)
+    images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
+    output = decoded(network, images)
+    scores = network.classify(output, images, sizes, network.prepare(VOCABULARY, TRAINING))
+    masks = zip(*(x.flatten(0, 1).tolist() for x in expected_logits(network, output, images)), strict=True)
+    expected = [slow_scores(rule, coat, head, nothing, clip) for head, (nothing,), clip in masks]
+    torch.testing.assert_close(scores.flatten(0, 1), torch.tensor(expected), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_coat_needs_masks_that_may_be_no_object() -> None:
+    with pytest.raises(ValueError, match=r"fusion\.objectness_share.*words"):
+        with_settings(model("words"), objectness_share=0.5)
 
 
 @torch.no_grad()

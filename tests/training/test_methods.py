@@ -167,16 +167,20 @@ def test_learned_prompts_train_in_any_method(scene_shards: Path, tmp_path: Path)
     assert {name for name in state if name.startswith("model.clip.")} == {"model.clip.prompt"}
 
 
-@pytest.mark.slow
-def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path: Path) -> None:
-    words = sorted(
-        {word for name in load_vocabulary(scene_shards / "dataset.json").names for word in name.split()}
-    )
+@pytest.fixture
+def vectors(scene_shards: Path, tmp_path: Path) -> str:
+    """The setting of a file with vectors of the words in the classes' names."""
+    names = load_vocabulary(scene_shards / "dataset.json").names
+    words = sorted({word for name in names for word in name.split()})
     numbers = np.random.default_rng(0).normal(size=(len(words), 6))
     lines = [f"{word} {' '.join(map(str, row))}\n" for word, row in zip(words, numbers, strict=True)]
     (tmp_path / "words.vec").write_text("".join(lines))
-    vectors = ["method=spnet", *PARTS["spnet_clip_text"], f"fusion.word_vectors=[{tmp_path}/words.vec]"]
-    run_through(vectors, scene_shards, tmp_path)
+    return f"fusion.word_vectors=[{tmp_path}/words.vec]"
+
+
+@pytest.mark.slow
+def test_pixels_are_compared_with_vectors_of_words(scene_shards: Path, tmp_path: Path, vectors: str) -> None:
+    run_through(["method=spnet", *PARTS["spnet_clip_text"], vectors], scene_shards, tmp_path)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["model.mask_decoder.embedding.weight"].shape == (6, 64, 1, 1)
 
@@ -198,17 +202,19 @@ def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Pat
     assert not [n for n in old if n.startswith(("model.text_projection", "model.mask_decoder.embedding"))]
 
 
-def test_second_stage_of_zs3net_keeps_the_network_of_the_first(scene_shards: Path, tmp_path: Path) -> None:
-    first, small = tmp_path / "first", [*PARTS["spnet_clip_text"], "model.head.channels=32"]
+def test_second_stage_of_zs3net_keeps_the_network_of_the_first(
+    scene_shards: Path, tmp_path: Path, vectors: str
+) -> None:
+    first, small = tmp_path / "first", [*PARTS["spnet_clip_text"], "model.head.channels=32", vectors]
     sets = [f"data.train={scene_shards}", f"data.val={scene_shards}"]
     quick = [*SMALL, *QUICK, *small, *sets]
-    train(composed("train", first, ["method=zs3net_seen_clip_text", *quick, "trainer.max_steps=1"]))
+    train(composed("train", first, ["method=zs3net_seen", *quick, "trainer.max_steps=1"]))
     with pytest.raises(SettingError, match="method=zs3net_seen"):
-        check_training(composed("train", tmp_path / "x", ["method=zs3net_clip_text", *SMALL, *small, *sets]))
-    other = ["method=zs3net_clip_text", *quick, f"init_from={first}", "+data.unseen=[sky]"]
+        check_training(composed("train", tmp_path / "x", ["method=zs3net", *SMALL, *small, *sets]))
+    other = ["method=zs3net", *quick, f"init_from={first}", "+data.unseen=[sky]"]
     with pytest.raises(SettingError, match="repeat its data"):
         train(composed("train", tmp_path / "y", other))
-    run_through(["method=zs3net_clip_text", *small, f"init_from={first}"], scene_shards, tmp_path)
+    run_through(["method=zs3net", *small, f"init_from={first}"], scene_shards, tmp_path)
     old, new = (
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
         for folder in (first, tmp_path / "run")

@@ -17,7 +17,7 @@ UNSEEN = "+data.unseen=[ball,sky]"
 
 
 def result(folder: Path) -> dict[str, Any]:
-    (path,) = folder.glob("evaluation/*/val/results.json")
+    (path,) = folder.glob("evaluation/*/coco/results.json")
     content: dict[str, Any] = json.loads(path.read_text())
     content.pop("about")
     return content
@@ -33,7 +33,7 @@ def test_split_is_recorded_and_measured(scene_shards: Path, tmp_path: Path) -> N
     assert names == ["box", "field"]
     assert "val/miou_harmonic" in scores
 
-    few = ["data=shards", f"data.val={scene_shards}", "data.limit_samples=2", "data.num_workers=0"]
+    few = ["data=shards", f"data.val={{coco: {scene_shards}}}", "data.limit_samples=2", "data.num_workers=0"]
     few += ["trainer=cpu", "trainer.enable_progress_bar=false"]
     overrides = [*few, f"ckpt={last}", f"save_predictions={kept}"]
     evaluate(composed("evaluate", tmp_path / "a", overrides), overrides)
@@ -42,8 +42,11 @@ def test_split_is_recorded_and_measured(scene_shards: Path, tmp_path: Path) -> N
         "ball": False, "box": True, "sky": False, "field": True,
     }  # fmt: skip
     assert list(found["groups"]) == ["base", "novel", "harmonic"]
-    (score,) = (one.scores["val"] for one in find_runs(tmp_path / "a"))
+    (score,) = (one.scores["coco"] for one in find_runs(tmp_path / "a"))
     assert score["miou_harmonic"] == found["groups"]["harmonic"]["miou"]
+
+    (table,) = tmp_path.glob("a/evaluation/*/results.csv")
+    assert "paper" not in table.read_text(), "published numbers are of networks that saw all classes"
 
     score_predictions(composed("evaluate", tmp_path / "b", [*few, f"predictions={kept}", UNSEEN]))
     assert result(tmp_path / "b") == found

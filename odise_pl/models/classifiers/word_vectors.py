@@ -69,7 +69,7 @@ class WordVectors:
             for written, numbers in _lines(file):
                 word = written.lower()
                 if word in new and (word == written or word not in known):
-                    known[word] = _vector(numbers, width, written, file)
+                    known[word] = _parse(numbers, width, written, file)
         self._asked |= new
 
 
@@ -90,7 +90,7 @@ def _width(file: Path) -> int:
     return counts[-1]
 
 
-def _vector(numbers: str, width: int, word: str, file: Path) -> Tensor:
+def _parse(numbers: str, width: int, word: str, file: Path) -> Tensor:
     try:
         vector = torch.tensor([float(number) for number in numbers.split()])
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Heads that embed every cell of a map, which are named without masks.
 
-The first four map the pyramid s2..s5 to one map [B, channels, h, w]. They have group norms in place of the
-published batch norms, whose statistics would depend on how many images a device sees.
+The modules of :data:`DENSE` map the pyramid s2..s5 to one map [B, channels, h, w]. Group norms stand in for
+the published batch norms, whose statistics would depend on how many images a device sees.
 """
 
 from __future__ import annotations
