@@ -26,6 +26,7 @@ MEASURES = ("panoptic", "instances", "semantic")
 # "12:dog,puppy:stuff": the id is OpenSeg's notation, the kind is ours
 _ENTRY = re.compile(r"(?:(?P<id>\d+)\s*:)?(?P<names>[^:]*)(?::\s*(?P<kind>thing|stuff))?", re.I)
 _UNUSED_ID = "invalid_class_id"  # in OpenSeg's lists, for ids that the data set does not use
+_SHOWN = 12  # names in a message
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # surrogates: bytes on the command line that are not UTF-8
 _LOOKS_LIKE_FILE = re.compile(r"[^,]*/[^,]*|.*\.(txt|json)|[^,]*\.\w+", re.I)
 _JSON_DEFAULTS = {"synonyms": [], "isthing": True, "official": ""}
@@ -374,7 +375,10 @@ def seen_classes(vocabulary: Vocabulary, unseen: Any) -> tuple[int, ...]:
     removed = load_vocabulary(unseen, one_word=True)
     found = zip(removed.names, removed.overlap(vocabulary), strict=True)
     if unknown := [name for name, known in found if not known]:
-        raise VocabularyError(f"vocabulary '{vocabulary.name}' has no class {', '.join(unknown)}")
+        some = ", ".join(vocabulary.names[:_SHOWN]) + (", ..." if len(vocabulary) > _SHOWN else "")
+        raise VocabularyError(
+            f"vocabulary '{vocabulary.name}' has no class {', '.join(unknown)}; it has {some}"
+        )
     kept = tuple(i for i, flag in enumerate(vocabulary.overlap(removed)) if not flag)
     if not kept:
         raise VocabularyError(f"vocabulary '{vocabulary.name}' has no other classes")

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from figures import write_figures
-from full_size_step import build, random_targets
+from full_size_step import build, peak_gib, random_targets
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +90,7 @@ class Meter:
         cost, now = self.costs.setdefault(self._open[-1], Cost()), self._now()
         cost.seconds += now[0] - self._since[0]
         cost.gflop += now[1] - self._since[1]
-        cost.peak_gib = max(cost.peak_gib, _peak_gib())
+        cost.peak_gib = max(cost.peak_gib, peak_gib())
         _reset_peak()
         self._since = self._now()
 
@@ -114,11 +114,6 @@ class Meter:
                 return inner(*args, **kwargs)
 
         object.__setattr__(owner, method, timed)
-
-
-def _peak_gib() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def _reset_peak() -> None:

@@ -100,8 +100,8 @@ class Odise(SegmentationNetwork):
         if self.class_agnostic and self.classifier.objectness_share:
             supervision = "mask" if self.nameless else "words"
             raise SettingError(
-                f"fusion.objectness_share: no mask of model.supervision={supervision} is no object; set "
-                "it to 0"
+                "fusion.objectness_share lowers the class 'no object', which "
+                f"model.supervision={supervision} does not have: set it to 0"
             )
 
     @property

@@ -75,7 +75,8 @@ def predict(
                 found = segmenter([picture.image for picture in group], vocabulary, other=background)
                 for picture, result in zip(group, found, strict=True):
                     result.save((out / picture.result).parent, picture.result.name)
-                    print(f"{picture.path}: {_describe(result)}", flush=True)
+                    threshold = segmenter.model.inference.overlap_threshold
+                    print(f"{picture.path}: {_describe(result, threshold)}", flush=True)
                     if page:
                         page.add(picture.path, picture.result, result.segments)
         if page and len(unread) < len(images):
@@ -109,8 +110,8 @@ def _read(images: Mapping[Path, Path], unread: list[str]) -> Generator[_Picture,
             unread.append(str(error))
 
 
-def _describe(result: Segmentation) -> str:
-    """The segments in words."""
+def _describe(result: Segmentation, threshold: float) -> str:
+    """The segments in words; without any, how to lower the threshold of overlaps."""
     if result.segments:
         return ", ".join(f"{segment.name} ({segment.score:.2f})" for segment in result.segments)
     label, score = result.prediction.best
@@ -118,5 +119,5 @@ def _describe(result: Segmentation) -> str:
         return f"no segment (words of --other have the best score, {score:.2f})"
     return (
         f"no segment (best score {score:.2f}: {result.vocabulary.names[label]}); see more with a lower "
-        "threshold: --set model.inference.overlap_threshold=0.5"
+        f"threshold: --set model.inference.overlap_threshold={threshold / 2:.2g}"
     )

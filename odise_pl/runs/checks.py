@@ -124,6 +124,7 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     yield from _bad_supervision(config)
     for part, first in SECOND_STAGES.items():
         if config.model.get(part) and config.init_from is None and config.ckpt is None:
+            first += "_clip_text" if str(config.model.get("method")).endswith("_clip_text") else ""
             yield f"model.{part} needs a trained network: add init_from=RUN, a run of method={first}"
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
@@ -133,10 +134,12 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
     """Losses that do not train what the network needs."""
     supervision, weight = config.model.supervision, OmegaConf.select(config, "criterion.weights.regions") or 0
     learns = [
-        f"clip.{name}={config.clip[name]}" for name in ("trained", "prompt_tokens") if config.clip[name]
+        f"clip.{name}={config.clip[name]}{preset}"
+        for name, preset in {"trained": "", "prompt_tokens": " (prompts=learned)"}.items()
+        if config.clip[name]
     ]
     if learns and (supervision != "label" or not weight):
-        yield f"{learns[0]} needs model.supervision=label and criterion.weights.regions=0.1, or another"
+        yield f"{learns[0]} needs model.supervision=label and criterion.weights.regions above 0, such as 0.1"
     dense = str(OmegaConf.select(config, "model.head._target_")).endswith(".DenseSettings")
     if learns and dense:
         yield f"{learns[0]}: DenseSettings of model.head have no masks that train it; leave it out"
@@ -151,14 +154,17 @@ def _bad_supervision(config: DictConfig) -> Iterator[str]:
         )
     grounded = supervision in ("caption", "words")
     if grounded != (config.grounding is not None):
-        way_out = "choose model=odise_caption" if grounded else "set grounding=null"
+        way_out = "add model=odise_caption" if grounded else "set grounding=null"
         yield f"model.supervision={supervision} trains {'with' if grounded else 'without'} words: {way_out}"
-    own = {"FeatureCriterion": config.model.get("generator"), "PixelCriterion": dense}
-    own["ContrastCriterion"] = supervision == "text"
-    wanted = next((name for name, fits in own.items() if fits), "SetCriterion")
-    given = config.criterion._target_.rpartition(".")[2]
+    own = {"pixels.FeatureCriterion": config.model.get("generator"), "pixels.PixelCriterion": dense}
+    own["contrast.ContrastCriterion"] = supervision == "text"
+    wanted = next((name for name, fits in own.items() if fits), "criterion.SetCriterion")
+    given = config.criterion._target_.removeprefix("odise_pl.losses.")
     if given != wanted and {given, wanted} & own.keys():
-        yield f"criterion._target_={given}: {wanted} fits model.supervision, model.head and model.generator"
+        yield (
+            f"criterion._target_={config.criterion._target_} does not fit model.supervision, model.head and "
+            f"model.generator: set it to odise_pl.losses.{wanted}"
+        )
     if supervision == "text" and config.data.words < 1:
         yield f"data.words={config.data.words}: GroupViT learns words of captions; its paper has 3"
     if config.criterion._target_.endswith(".BestMaskCriterion") and supervision not in ("words", "mask"):
@@ -211,8 +217,8 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
     for file in vectors:
         if not os.path.isfile(file):  # noqa: PTH113 (any text)
             yield (
-                f"fusion.word_vectors: {file} is no file; give text files, or add _clip_text to the name of "
-                "the method for CLIP's texts"
+                f"fusion.word_vectors: {file} is no file; give text files, or [] for CLIP's texts (presets: "
+                "add _clip_text to their name)"
             )
 
 

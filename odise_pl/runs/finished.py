@@ -22,8 +22,8 @@ from odise_pl.runs.record import (
 )
 
 # Settings that differ between the runs of a row, have a column, or repeat another section.
-_NO_CONDITIONS = re.compile(r"((data\.)?seed|validate_every)$|data\.val(\.|$)|fusion\.")
-_MEASURING = ("eval_short_side", "eval_long_side", "eval_batch_size", "limit_samples")  # of data
+_NO_CONDITIONS = re.compile(r"((data\.)?seed|validate_every)$|data\.(val(\.|$)|eval_batch_size)|fusion\.")
+_MEASURING = ("eval_short_side", "eval_long_side", "limit_samples")  # of data
 _ALL_BATCHES = 1.0  # Lightning's default
 
 

@@ -32,11 +32,14 @@ _FOLLOWING = (
     "model.method",
     "model.supervision",
 )
+_SPLIT = "data.unseen"  # of labels, which no published number of the tables is of
+_OF_FUSION = re.compile(r"^classifier\.(?!mode$)")
 # what makes a run one of a method, beside its parts
 _OF_METHOD = (
     "model.supervision",
     *(f"classifier.{name}" for name in ("mode", "regions", "rule", "objectness_share")),
 )
+_SET_BY_METHOD = tuple(f"backbone.{name}" for name in ("trained", "window", "channels"))
 _OF_BACKBONE = re.compile(r"backbone\.(?!.*(weights|unet|timesteps)$)")
 _NOTES = """\
 * Scores are in percent: the mean over seeds ± half the width of its 95 % interval (Student's t).
@@ -48,7 +51,7 @@ _NOTES = """\
 * Step 0, the implicit captioner and both classifiers are fixed where they do not vary.
 * The numbers of methods other than ODISE are their authors', of papers that measured them, or from memory of
   these; several methods have none for PQ. `docs/methods.md` says in what the presets differ.
-* They stand beside the row that has the preset's supervision, COAT and way of naming masks.
+* They stand beside the row that has the preset's supervision, COAT and way of naming masks, and no split.
 * Backbones are named by their weights. Of the paper's, some were not published: `conf/backbone` says which
   network stands in for them. For Swin and ConvNeXt two may, which share the paper's number.
 """
@@ -178,30 +181,36 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     # a backbone beside others differs from its file in conf/backbone
     compared = field == "backbone" or (main is not None and group.settings.backbone != main.settings.backbone)
     plain = _standard(group.settings.backbone) if compared else {}
+    preset = _preset(group.settings.method)
     for key, own in sorted(group.conditions.items()):
-        if plain and _OF_BACKBONE.match(key):
+        if key == _SPLIT:
+            standard = None
+        elif key in _SET_BY_METHOD and preset.get(key) == own:
+            standard = own
+        elif plain and _OF_BACKBONE.match(key):
             standard = own if main is not None and main.conditions.get(key) == own else plain.get(key)
         elif main is None or field == "method" or key.startswith(_FOLLOWING):
             standard = first.get(key)
         else:
             standard = main.conditions.get(key, own)
-        words += [f"{key}={own}"] if own != standard else []
+        words += [f"{_OF_FUSION.sub('fusion.', key)}={own}"] if own != standard else []
     return ", ".join(words)
 
 
 def _is_preset(group: Group) -> bool:
     """Whether a run of a method is what the method's numbers are of; unknown methods and settings may be."""
-    name = group.settings.method
-    if name.startswith("odise_") or not (CONF / "method" / f"{name}.yaml").is_file():
-        return True
-    own = _preset(name)
-    return all(group.conditions.get(key, own[key]) == own[key] for key in _OF_METHOD)
+    own = _preset(group.settings.method)
+    same = all(group.conditions.get(key, own[key]) == own[key] for key in _OF_METHOD if own)
+    return same and _SPLIT not in group.conditions
 
 
 @cache
 def _preset(name: str) -> dict[str, str]:
+    """What a preset sets; nothing of ODISE and of names that are no preset."""
+    if name.startswith("odise_") or not (CONF / "method" / f"{name}.yaml").is_file():
+        return {}
     config = compose_config("train", ["run=report", "run_dir=.", f"method={name}"])
-    return {key: str(OmegaConf.select(config, key)) for key in _OF_METHOD}
+    return {key: str(OmegaConf.select(config, key)) for key in (*_OF_METHOD, *_SET_BY_METHOD)}
 
 
 @cache

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from odise_pl.cli import app
 from odise_pl.data.label_maps import decode_ids
 from odise_pl.errors import UserError
+from odise_pl.models.inference import InferenceSettings
 from odise_pl.prediction import predict as predict_module
 from odise_pl.prediction.predict import predict
 from odise_pl.prediction.segmentation import Segmentation
@@ -92,6 +93,7 @@ class Fake:
 
     def __init__(self, score: float = 0.75) -> None:
         self.score, self.calls = score, list[list[int]]()
+        self.model = SimpleNamespace(inference=InferenceSettings())
 
     def __call__(
         self, images: list[Image.Image], vocabulary: Vocabulary, other: Vocabulary | None
@@ -277,7 +279,9 @@ def test_best_score_is_shown_without_segments(
     pictures(tmp_path, "photo.jpg")
     fake.score = 0.034
     assert predicted(tmp_path / "out", tmp_path / "photo.jpg") == []
-    assert "photo.jpg: no segment (best score 0.03: ball); " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "photo.jpg: no segment (best score 0.03: ball); " in printed
+    assert "overlap_threshold=0.4" in printed, "half of that in use"
     assert results(tmp_path / "out") == {"photo"}
     assert predicted(tmp_path / "out", tmp_path / "photo.jpg", other="cat") == []
     assert "photo.jpg: no segment (words of --other " in capsys.readouterr().out

@@ -358,6 +358,22 @@ def test_published_numbers_stand_beside_the_preset(tmp_path: Path) -> None:
     assert papers("captions") == [None]
 
 
+def test_splits_of_a_method_are_named_and_have_no_published_numbers(tmp_path: Path) -> None:
+    """What the preset sets, and how many images a step evaluates, are not in the names."""
+    own = AblationSettings("label", "none", False, "none", "both", "other", "fc_clip")
+    for threshold, added in {0.3: {"eval_batch_size": 8}, 0.5: {"unseen": ["cup"]}}.items():
+        changed: dict[str, Any] = {"data": {"train": "t", "val": "v", **added}}
+        changed["backbone"] = {"channels": None, "window": "whole"}
+        changed["classifier"] = {"crop_threshold": threshold}
+        train(tmp_path / str(threshold), 0, 50, own, **changed)
+    train(tmp_path / "odise", 0, 60, settings(model="label"))
+    methods = next(ablation for ablation in ABLATIONS if ablation.name == "method")
+    rows, _ = ablation_tables(methods, find_runs(tmp_path))
+    papers = {row.name: row.paper and row.paper.ade20k for row in rows if row.scores}
+    split = "fc_clip, fusion.crop_threshold=0.5, data.unseen=['cup']"
+    assert papers == {"odise_label": 22.6, "fc_clip": 26.8, split: None}
+
+
 def test_report_says_of_which_protocol_published_numbers_are(tmp_path: Path) -> None:
     train(tmp_path / "odise", 0, 60, settings(model="label"))
     report([tmp_path])

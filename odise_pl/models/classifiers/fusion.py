@@ -66,8 +66,8 @@ class ClassifierSettings:
                 raise SettingError(f"fusion.{name}={value!r} needs {{}} for the class name, or a list of it")
         if self.objectness_share and self.mode == "diffusion":
             raise SettingError(
-                f"fusion.objectness_share={self.objectness_share} needs CLIP's scores: choose "
-                "classifier=both, or set it to 0"
+                f"fusion.objectness_share={self.objectness_share} needs CLIP's scores of masks: set it to 0, "
+                "or choose classifier=both if the head has masks"
             )
         check_flag("fusion.mean_of_names", self.mean_of_names)
         if isinstance(self.word_vectors, str):
