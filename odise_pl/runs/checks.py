@@ -30,7 +30,7 @@ from odise_pl.vocabulary import VocabularyError, load_vocabulary, seen_classes
 _LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # Lightning's, with the packages that they need
 
 # parts of the network that learn beside what a first stage has learned, and the preset of that
-SECOND_STAGES = {"refinement": "maskclip_proposals", "generator": "zs3net_seen"}
+_FIRST_STAGES = {"refinement": "maskclip_proposals", "generator": "zs3net_seen"}
 
 # settings of one of two backbones that are not read
 _SHARED = re.compile(r"\+*backbone\.(first|second)(?=\.(window|window_batch|channels)=)")
@@ -92,6 +92,13 @@ def check_network(
     raise_problems([*missing_weights(network, paths), *captions])
 
 
+def first_stage(config: DictConfig) -> tuple[str, str] | None:
+    """The part of the network that is trained in a second stage, and the ``method`` of the first."""
+    text = "_clip_text" if str(config.model.get("method")).endswith("_clip_text") else ""
+    found = ((part, method + text) for part, method in _FIRST_STAGES.items() if config.model.get(part))
+    return next(found, None)
+
+
 def raise_problems(problems: Sequence[str]) -> None:
     """Raise SettingError with all problems, if there are any."""
     if problems:
@@ -122,10 +129,8 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"
     yield from _bad_supervision(config)
-    for part, first in SECOND_STAGES.items():
-        if config.model.get(part) and config.init_from is None and config.ckpt is None:
-            first += "_clip_text" if str(config.model.get("method")).endswith("_clip_text") else ""
-            yield f"model.{part} needs a trained network: add init_from=RUN, a run of method={first}"
+    if (first := first_stage(config)) and config.init_from is None and config.ckpt is None:
+        yield f"model.{first[0]} needs a trained network: add init_from=RUN, a run of method={first[1]}"
     if config.grounding is not None and config.data.words < 1:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.processes import sole_run, watch_first_process
 from odise_pl.errors import SettingError
-from odise_pl.runs.checks import SECOND_STAGES, check_training
+from odise_pl.runs.checks import check_training, first_stage
 from odise_pl.runs.conf import CONF
 from odise_pl.runs.console import quiet_lightning
 from odise_pl.runs.finished import read_objective
@@ -131,6 +131,7 @@ def _module(
     from odise_pl.checkpoints.weights import load_weights
     from odise_pl.evaluation.predictors import measured
     from odise_pl.losses.contrast import ContrastCriterion
+    from odise_pl.models.weights import WeightsError
     from odise_pl.training.contrast import ContrastModule
     from odise_pl.training.module import OdiseModule
 
@@ -141,11 +142,19 @@ def _module(
         _log.info("%d classes have training labels; unseen are: %s", len(classes), ", ".join(unseen))
     if config.init_from is not None and not resume:
         # a second stage learns what the first does not have
-        new = next((part for part in SECOND_STAGES if config.model.get(part)), None)
+        new, method = first_stage(config) or (None, "")
         first = checkpoint_path(config.init_from, config.run_dir)
         if new == "generator":
             _check_same_classes(describe(first).vocabulary, classes, config.init_from)
-        load_weights(model, first, new)
+        try:
+            load_weights(model, first, new)
+        except WeightsError as error:
+            if new is None:
+                raise
+            raise WeightsError(
+                f"init_from={config.init_from}: model.{new} starts from a run of method={method} with the "
+                f"same backbone, CLIP and head, which this is not; {error}"
+            ) from error
     criterion = instantiate(config.criterion)
     kind = ContrastModule if isinstance(criterion, ContrastCriterion) else OdiseModule
     return kind(

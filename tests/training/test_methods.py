@@ -16,7 +16,7 @@ from odise_pl.errors import SettingError
 from odise_pl.evaluation.run import evaluate
 from odise_pl.export.onnx import export
 from odise_pl.models.grouping import GroupingNetwork
-from odise_pl.models.weights import read_checkpoint
+from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.prediction.predict import predict
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.runs.checks import check_training
@@ -191,6 +191,9 @@ def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Pat
     train(composed("train", first, ["method=maskclip_proposals", *small, "trainer.max_steps=1"]))
     with pytest.raises(SettingError, match="init_from"):
         check_training(composed("train", tmp_path / "x", ["method=maskclip", *small]))
+    other = ["method=maskclip", *small, "model.head.queries=3", f"init_from={first}"]
+    with pytest.raises(WeightsError, match=r"method=maskclip_proposals with the same .* head"):
+        train(composed("train", tmp_path / "y", other))
     run_through(["method=maskclip", *RESNET, f"init_from={first}"], scene_shards, tmp_path)
     old, new = (
         read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
