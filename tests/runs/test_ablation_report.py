@@ -339,6 +339,15 @@ def test_methods_are_compared_with_odise_and_stay_out_of_its_ablations(tmp_path:
             assert not any("fc_clip" in row.name for row in ablation_tables(ablation, runs)[0])
 
 
+def test_all_runs_are_compared_with_odise(tmp_path: Path) -> None:
+    other = AblationSettings("caption", "none", False, "none", "both", "clip", "fc_clip")
+    train(tmp_path / "odise", 0, 60, settings(model="label"))
+    train(tmp_path / "other", 0, 50, other)
+    _, (_, differences) = all_runs_tables(find_runs(tmp_path))
+    ((name, reference, *_),) = differences.rows
+    assert (name, reference) == ("caption", "label")
+
+
 def test_published_numbers_stand_beside_the_preset(tmp_path: Path) -> None:
     """Not beside other supervision, nor the method with a piece of another one."""
     own = AblationSettings("label", "none", False, "none", "both", "clip", "fc_clip")
