@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.files import write_text
 from odise_pl.metrics.tables import NONE, Table
@@ -39,7 +39,6 @@ _OF_METHOD = (
     "model.supervision",
     *(f"classifier.{name}" for name in ("mode", "regions", "rule", "objectness_share")),
 )
-_SET_BY_METHOD = tuple(f"backbone.{name}" for name in ("trained", "window", "channels"))
 _OF_BACKBONE = re.compile(r"backbone\.(?!.*(weights|unet|timesteps)$)")
 _NOTES = """\
 * Scores are in percent: the mean over seeds ± half the width of its 95 % interval (Student's t).
@@ -181,11 +180,13 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
     # a backbone beside others differs from its file in conf/backbone
     compared = field == "backbone" or (main is not None and group.settings.backbone != main.settings.backbone)
     plain = _standard(group.settings.backbone) if compared else {}
-    preset = _preset(group.settings.method)
+    alike = [other for other in groups if other.settings.method == group.settings.method]
     for key, own in sorted(group.conditions.items()):
         if key == _SPLIT:
             standard = None
-        elif key in _SET_BY_METHOD and preset.get(key) == own:
+        elif _set_by_preset(group.settings.method, key) == own and all(
+            other.conditions.get(key) == own for other in alike
+        ):
             standard = own
         elif plain and _OF_BACKBONE.match(key):
             standard = own if main is not None and main.conditions.get(key) == own else plain.get(key)
@@ -199,18 +200,28 @@ def _name(group: Group, field: str, groups: Sequence[Group], main: Group | None)
 
 def _is_preset(group: Group) -> bool:
     """Whether a run of a method is what the method's numbers are of; unknown methods and settings may be."""
-    own = _preset(group.settings.method)
-    same = all(group.conditions.get(key, own[key]) == own[key] for key in _OF_METHOD if own)
+    config = _preset(group.settings.method)
+    wanted = {} if config is None else {key: str(OmegaConf.select(config, key)) for key in _OF_METHOD}
+    same = all(group.conditions.get(key, value) == value for key, value in wanted.items())
     return same and _SPLIT not in group.conditions
 
 
+def _set_by_preset(name: str, key: str) -> str | None:
+    """The value that a preset gives to a setting; None if it keeps the default."""
+    preset, default = _preset(name), _preset(None)
+    if preset is None:
+        return None
+    value = str(OmegaConf.select(preset, key))
+    return None if value == str(OmegaConf.select(default, key)) else value
+
+
 @cache
-def _preset(name: str) -> dict[str, str]:
-    """What a preset sets; nothing of ODISE and of names that are no preset."""
-    if name.startswith("odise_") or not (CONF / "method" / f"{name}.yaml").is_file():
-        return {}
-    config = compose_config("train", ["run=report", "run_dir=.", f"method={name}"])
-    return {key: str(OmegaConf.select(config, key)) for key in (*_OF_METHOD, *_SET_BY_METHOD)}
+def _preset(name: str | None) -> DictConfig | None:
+    """The settings of a training by a preset, or without one; None for names that are no preset."""
+    if name is not None and not (CONF / "method" / f"{name}.yaml").is_file():
+        return None
+    chosen = [] if name is None else [f"method={name}"]
+    return compose_config("train", ["run=report", "run_dir=.", *chosen])
 
 
 @cache

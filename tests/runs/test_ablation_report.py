@@ -348,6 +348,17 @@ def test_all_runs_are_compared_with_odise(tmp_path: Path) -> None:
     assert (name, reference) == ("caption", "label")
 
 
+def test_what_a_preset_sets_is_not_in_names(tmp_path: Path) -> None:
+    """What it leaves at its default is, if ODISE was trained otherwise."""
+    other = AblationSettings("label", "none", False, "none", "both", "clip", "fc_clip")
+    usual, own = ({"head": {"queries": queries}} for queries in (100, 250))
+    train(tmp_path / "odise", 0, 60, settings(model="label"), model=usual, optimizer={"weight_decay": 0.1})
+    train(tmp_path / "other", 0, 50, other, model=own, optimizer={"weight_decay": 0.05})
+    (name,) = [row["all runs"] for row in all_runs(tmp_path) if row["method"] == "fc_clip"]
+    assert "queries" not in name
+    assert "optimizer.weight_decay=0.05" in name
+
+
 def test_published_numbers_stand_beside_the_preset(tmp_path: Path) -> None:
     """Not beside other supervision, nor the method with a piece of another one."""
     own = AblationSettings("label", "none", False, "none", "both", "clip", "fc_clip")
