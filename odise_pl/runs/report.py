@@ -208,19 +208,20 @@ def _is_preset(group: Group) -> bool:
 
 def _set_by_preset(name: str, key: str) -> str | None:
     """The value that a preset gives to a setting; None if it keeps the default."""
-    preset, default = _preset(name), _preset(None)
+    preset = _preset(name)
     if preset is None:
         return None
     value = str(OmegaConf.select(preset, key))
-    return None if value == str(OmegaConf.select(default, key)) else value
+    return None if value == str(OmegaConf.select(_composed(), key)) else value
+
+
+def _preset(name: str) -> DictConfig | None:
+    """The settings of a training by a preset; None for names that are no preset."""
+    return _composed(f"method={name}") if (CONF / "method" / f"{name}.yaml").is_file() else None
 
 
 @cache
-def _preset(name: str | None) -> DictConfig | None:
-    """The settings of a training by a preset, or without one; None for names that are no preset."""
-    if name is not None and not (CONF / "method" / f"{name}.yaml").is_file():
-        return None
-    chosen = [] if name is None else [f"method={name}"]
+def _composed(*chosen: str) -> DictConfig:
     return compose_config("train", ["run=report", "run_dir=.", *chosen])
 
 
@@ -232,7 +233,7 @@ def _standard(backbone: str) -> dict[str, str]:
         return {}
     parts = ["backbone=two", *map("backbone@backbone.{}={}".format, ("first", "second"), names)]
     chosen = parts if len(names) == 2 else [f"backbone={backbone}"]
-    config = compose_config("train", ["run=report", "run_dir=.", *chosen])
+    config = _composed(*chosen)
     known = relevant_settings(resolve_settings(OmegaConf.masked_copy(config, ["backbone", "paths"])))
     return {key: str(value) for key, value in known.items() if _OF_BACKBONE.match(key)}
 
