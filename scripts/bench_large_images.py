@@ -8,7 +8,6 @@ class map of an evaluation.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from full_size_step import peak_gib
 from PIL import Image
 
 from odise_pl.data.images import read_image
@@ -67,7 +67,7 @@ def measure(case: Case, way: str) -> str:
         photo = Path(folder, "photo.jpg")
         noise = np.random.default_rng(0).integers(0, 255, (75, 100, 3), dtype=np.uint8)
         Image.fromarray(noise).resize(case.output[::-1]).save(photo)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_gib()
         start = time.process_time()
         image = read_image(photo)
         found = predict(*logits, vocabulary.isthing, settings, case.canvas, case.valid, case.output)
@@ -76,8 +76,7 @@ def measure(case: Case, way: str) -> str:
         else:
             Segmentation(image, vocabulary, found).save(folder, photo.stem)
         seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{seconds:7.1f} s, peak {peak / 2**20:.2f} GiB, {before / 2**20:.2f} before"
+    return f"{seconds:7.1f} s, peak {peak_gib():.2f} GiB, {before:.2f} before"
 
 
 def main() -> None:

@@ -153,7 +153,7 @@ def _module(
                 raise
             raise WeightsError(
                 f"init_from={config.init_from}: model.{new} starts from a run of method={method} with the "
-                f"same backbone, CLIP and head, which this is not; {error}"
+                f"same backbone, CLIP and head; {error}"
             ) from error
     criterion = instantiate(config.criterion)
     kind = ContrastModule if isinstance(criterion, ContrastCriterion) else OdiseModule
