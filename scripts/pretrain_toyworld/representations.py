@@ -227,9 +227,9 @@ class Training:
 
 TRAININGS = {
     "supervised_conv": Training(Labels, in_two_sizes(labels_batch)),
-    "supervised_vit": Training(Labels, labels_batch),
+    "supervised_vit": Training(Labels, in_two_sizes(labels_batch)),
     "mae": Training(MaskedPixels, masked_batch),
-    "dino": Training(SelfDistillation, views_batch, lr=5e-4, passes=_LARGE),
+    "dino": Training(SelfDistillation, in_two_sizes(views_batch), lr=5e-4, passes=_LARGE),
 }
 
 

@@ -102,16 +102,16 @@ def train(
 
 
 def in_two_sizes(make_batch: Callable[..., Batch]) -> Callable[..., Batch]:
-    """Batches whose ``images`` have half the side, except each fourth: that takes less than half the time.
+    """Batches whose images have half the side, except each fourth: that takes less than half the time.
 
-    It is for convolutional networks, which take any size. Small images show larger things in their receptive
-    field, and full size is what the network is used at.
+    It is for networks that take any size. Small images show larger things in their receptive field, and full
+    size is what the network is used at.
     """
 
     def batch(*args: Any) -> Batch:
         made, number = make_batch(*args), args[-1]
         is_full = number % _FULL_SIZE_EVERY == _FULL_SIZE_EVERY - 1
-        return made if is_full else made | {"images": F.avg_pool2d(made["images"], 2)}
+        return made if is_full else {n: F.avg_pool2d(v, 2) if v.ndim == 4 else v for n, v in made.items()}
 
     return batch
 
