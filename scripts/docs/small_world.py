@@ -62,11 +62,13 @@ REPRESENTATIONS = {
     "DINO": ("toy_dino", "dino_b"),
     "masked autoencoder": ("toy_mae", "mae_h"),
     "CLIP": ("toy_clip", "clip_l"),
+    "text-conditional diffusion": ("toy", "stable_diffusion_v1"),
 }
-_SHIPPED = "toy_clip"
 _OURS = "text-conditional diffusion"
+_SHIPPED = ("toy_clip", "toy")
+_SHORT = "trainer.max_steps=400"
 TRAININGS |= {
-    f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}")
+    f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}", _SHORT)
     for backbone, _ in REPRESENTATIONS.values()
 }
 # Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
@@ -74,7 +76,7 @@ _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yam
 _SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
 _HEAD = [v for k, v in _SETTINGS.items() if k.startswith("model.head.") and k != "model.head.embed_dim"]
 BUDGET = [v for k, v in _SETTINGS.items() if k.startswith(("optimizer.", "data."))]
-BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", "trainer.max_steps=400"]
+BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", _SHORT]
 _RESNET = "backbone=toy_supervised_conv"
 _PROMPT = "prompts=single"  # the small CLIPs have not read those of the presets
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole", _PROMPT)
@@ -118,11 +120,11 @@ TABLES = {
     "timestep": ("timestep", "caption"),
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
-    "representation": ("representation", "label"),
+    "representation": ("representation",),
     "method": ("method",),
 }
 _TRAINED_ON = {
-    "representation": [n.removeprefix("toy_") for n, _ in REPRESENTATIONS.values() if n != _SHIPPED],
+    "representation": [n.removeprefix("toy_") for n, _ in REPRESENTATIONS.values() if n not in _SHIPPED],
     "method": ["supervised_conv", "clip_conv"],
 }
 _RANDOM = "label, random", "label, random diffusion weights"
@@ -198,10 +200,7 @@ _FOLDERS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "representation": (
         "backbone",
         _OURS,
-        {
-            **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
-            _OURS: ("label", "stable_diffusion_v1"),
-        },
+        {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
     ),
     "method": ("method", "odise_label", {name: (f"method/{name}", name) for name in METHODS}),
 }

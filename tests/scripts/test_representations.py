@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from scripts.pretrain_toyworld.representations import (
     recipe_of,
     views_batch,
 )
+from scripts.pretrain_toyworld.training import Batch
 
 
 @pytest.fixture
@@ -59,11 +61,20 @@ def test_labels_are_of_the_captioned_pictures() -> None:
             assert any(name in caption.lower() for name in names)
 
 
-def test_convolutional_networks_learn_from_two_sizes(painted: list[Labelled]) -> None:
-    full, sides = labels_batch(painted, 2, np.random.default_rng(3), 3), []
+@pytest.mark.parametrize(
+    ("kind", "make_batch"),
+    [("supervised_conv", labels_batch), ("supervised_vit", labels_batch), ("dino", views_batch)],
+)
+def test_networks_of_any_size_learn_from_two(
+    painted: list[Labelled], kind: str, make_batch: Callable[..., Batch]
+) -> None:
+    sides = []
     for number in range(8):
-        batch = TRAININGS["supervised_conv"].batch(painted, 2, np.random.default_rng(number), number)
-        sides.append(batch["images"].shape[3])
+        batch = TRAININGS[kind].batch(painted, 2, np.random.default_rng(number), number)
+        full = make_batch(painted, 2, np.random.default_rng(number), number)
+        ratios = {full[name].shape[3] / batch[name].shape[3] for name in batch if batch[name].ndim == 4}
+        assert len(ratios) == 1, "views and their parts"
+        sides.append(full["images"].shape[3] / ratios.pop())
         if number == 3:
             torch.testing.assert_close(batch, full)
     assert sides == [64, 64, 64, 128] * 2
