@@ -40,12 +40,13 @@ from scripts.figures import write_figures
 RUNS, WEIGHTS = Path("runs"), Path("odise_pl/toyworld/weights")
 _PICTURE = Path("docs/images/example.png")
 _NAME = "small_world"
-_CAPTION = ("experiment=toy_caption",)
+_STEPS_OF_ALL = "trainer.max_steps=400"
+_LABEL, _CAPTION = (("experiment=toy", _STEPS_OF_ALL), ("experiment=toy_caption", _STEPS_OF_ALL))
 _FIXED_TIME = (*_CAPTION, "captioner.learnable_time=false")
 _STEPS = {"0": "[0]", "100": "[100]", "200": "[200]", "500": "[500]", "several": "[0,100,200]"}
 TRAININGS = {
-    "label": ("experiment=toy",),
-    "random": ("experiment=toy", "backbone.weights=random"),
+    "label": _LABEL,
+    "random": (*_LABEL, "backbone.weights=random"),
     "caption": _CAPTION,
     **{f"timestep/{name}": (*_FIXED_TIME, f"backbone.timesteps={steps}") for name, steps in _STEPS.items()},
     "captioner/empty": (*_FIXED_TIME, "captioner=empty"),
@@ -62,13 +63,11 @@ REPRESENTATIONS = {
     "DINO": ("toy_dino", "dino_b"),
     "masked autoencoder": ("toy_mae", "mae_h"),
     "CLIP": ("toy_clip", "clip_l"),
-    "text-conditional diffusion": ("toy", "stable_diffusion_v1"),
 }
+_SHIPPED = "toy_clip"
 _OURS = "text-conditional diffusion"
-_SHIPPED = ("toy_clip", "toy")
-_SHORT = "trainer.max_steps=400"
 TRAININGS |= {
-    f"representation/{backbone}": ("experiment=toy", f"backbone={backbone}", _SHORT)
+    f"representation/{backbone}": (*_LABEL, f"backbone={backbone}")
     for backbone, _ in REPRESENTATIONS.values()
 }
 # Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
@@ -76,7 +75,7 @@ _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yam
 _SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
 _HEAD = [v for k, v in _SETTINGS.items() if k.startswith("model.head.") and k != "model.head.embed_dim"]
 BUDGET = [v for k, v in _SETTINGS.items() if k.startswith(("optimizer.", "data."))]
-BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", _SHORT]
+BUDGET += ["data.image_size=128", "data.eval_short_side=128", "global_batch=8", _STEPS_OF_ALL]
 _RESNET = "backbone=toy_supervised_conv"
 _PROMPT = "prompts=single"  # the small CLIPs have not read those of the presets
 _CONV_CLIP = ("clip=toy_conv", "backbone.window=whole", _PROMPT)
@@ -87,8 +86,6 @@ _DENSE = (
     "++optimizer.lr_scale={backbone.features: 0.1, pixel_decoder: 1, mask_decoder: 1}",
 )
 METHODS = {
-    "odise_label": ("experiment=toy",),
-    "odise_caption": ("experiment=toy_caption",),
     "fc_clip": ("experiment=toy", *_CONV_CLIP),
     "fc_clip_caption": ("experiment=toy_caption", "model=odise_caption", *_CONV_CLIP),
     "ovrcoat": ("experiment=toy", *_CONV_CLIP),
@@ -112,6 +109,7 @@ METHODS = {
     ),
     "groupvit": ("backbone=toy_groupvit", "data=toy", "trainer=cpu", "model.inference.window=128"),
 }
+METHOD_FOLDERS = {"odise_label": "label", "odise_caption": "caption"} | {n: f"method/{n}" for n in METHODS}
 _FIRST_STAGES = {"maskclip": "maskclip_proposals", "zs3net_clip_text": "zs3net_seen_clip_text"}
 # The folders of each table. Captioners are compared with timestep/0, which does not learn the time either;
 # classifiers are evaluated on caption.
@@ -120,11 +118,11 @@ TABLES = {
     "timestep": ("timestep", "caption"),
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
-    "representation": ("representation",),
-    "method": ("method",),
+    "representation": ("representation", "label"),
+    "method": ("method", "label", "caption"),
 }
 _TRAINED_ON = {
-    "representation": [n.removeprefix("toy_") for n, _ in REPRESENTATIONS.values() if n not in _SHIPPED],
+    "representation": [n.removeprefix("toy_") for n, _ in REPRESENTATIONS.values() if n != _SHIPPED],
     "method": ["supervised_conv", "clip_conv"],
 }
 _RANDOM = "label, random", "label, random diffusion weights"
@@ -144,7 +142,7 @@ def commands(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]
             if folders & {name, name.partition("/")[0]}:
                 yield [*_train(name, seed), *settings]
         for name, settings in METHODS.items() if "method" in tables else ():
-            own = [] if name.startswith("odise") else [f"method={name.removesuffix('_caption')}"]
+            own = [f"method={name.removesuffix('_caption')}"]
             if name in _FIRST_STAGES:
                 own += [f"init_from={_folder(f'method/{_FIRST_STAGES[name]}', seed)}"]
             own += [] if name == "groupvit" else _HEAD  # it has no such head
@@ -200,9 +198,12 @@ _FOLDERS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "representation": (
         "backbone",
         _OURS,
-        {name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
+        {
+            **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
+            _OURS: ("label", "stable_diffusion_v1"),
+        },
     ),
-    "method": ("method", "odise_label", {name: (f"method/{name}", name) for name in METHODS}),
+    "method": ("method", "odise_label", {name: (folder, name) for name, folder in METHOD_FOLDERS.items()}),
 }
 
 
@@ -256,8 +257,8 @@ def costs_of_methods(runs: Path) -> dict[str, dict[str, float]]:
     costs = {}
     with Image.open(_PICTURE) as image:
         picture = image.convert("RGB")
-    for name in METHODS:
-        found = _finished(runs / _NAME / "method" / name)
+    for name, folder in METHOD_FOLDERS.items():
+        found = _finished(runs / _NAME / folder)
         if not found:
             continue
         segmenter, seconds = Segmenter.from_pretrained(found[0].folder), []

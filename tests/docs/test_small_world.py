@@ -70,7 +70,7 @@ def test_tables_are_made_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
     methods = list(small_world.commands(["method"], [3]))
     trained = [word for words in methods for word in words if word.startswith("run=")]
-    assert trained == [f"run=small_world/method/{name}/seed_3" for name in small_world.METHODS]
+    assert trained == [f"run=small_world/{name}/seed_3" for name in small_world.METHOD_FOLDERS.values()]
     assert [words[4] for words in methods if words[0] == "python"] == ["supervised_conv", "clip_conv"]
     classifiers = list(small_world.commands(["classifier"], [3]))
     assert [words[1] for words in classifiers] == ["toyworld", "train", "evaluate"]
@@ -94,7 +94,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
         "classifier": [(name, "both", every) for name in CLASSIFIERS],
         "representation": [
             (name, "text-conditional diffusion", every)
-            for name in small_world.REPRESENTATIONS
+            for name in (*small_world.REPRESENTATIONS, "text-conditional diffusion")
             if name != "DINO"
         ],
     }
@@ -106,7 +106,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
 def test_rows_of_methods_are_named_by_their_folders(tmp_path: Path) -> None:
     settings = AblationSettings("label", "0", True, "implicit", "both", method="fc_clip")
     for name, seed in (("fc_clip", 0), ("fc_clip", 1), ("odise_label", 1), ("fc_clip_caption", 0)):
-        folder = tmp_path / "small_world" / "method" / name / f"seed_{seed}"
+        folder = tmp_path / "small_world" / small_world.METHOD_FOLDERS[name] / f"seed_{seed}"
         finish(folder, seed, settings, len(name), weights=f"of seed {seed}")
     rows = small_world.collect(tmp_path, ["method"])["method"]
     assert [(row.name, row.reference, row.seeds) for row in rows] == [
@@ -155,7 +155,7 @@ def test_costs_of_methods_are_measured(
 ) -> None:
     settings = AblationSettings("label", "0", True, "implicit", "both", method="odise_label")
     run = FinishedRun(checkpoint, settings, {})
-    finish(tmp_path / "small_world" / "method" / "odise_label" / "seed_0", 0, settings, 1)
+    finish(tmp_path / "small_world" / "label" / "seed_0", 0, settings, 1)
     monkeypatch.setattr(small_world, "find_runs", lambda folder: [run])
     cost = small_world.costs_of_methods(tmp_path)["odise_label"]
     assert 0 < cost["trained_million"] < cost["parameters_million"] < 13
@@ -168,7 +168,7 @@ def test_costs_of_methods_are_measured(
 def test_commands_are_listed_without_running() -> None:
     command = [sys.executable, "-m", "scripts.docs.small_world", "--list", "--seeds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "odise train run=small_world/label/seed_3 seed=3 experiment=toy\n" in done.stdout
+    assert "odise train run=small_world/label/seed_3 seed=3 experiment=toy trainer.max_steps=400\n" in done.stdout
 
 
 def test_failure_of_a_command_is_noticed() -> None:
