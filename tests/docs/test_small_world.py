@@ -59,7 +59,7 @@ def runs(tmp_path: Path) -> Path:
 def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
     commands = list(small_world.commands([*small_world.TABLES], SEEDS))
-    for words in commands:
+    for words in small_world.commands([*small_world.TABLES], SEEDS[:1]):
         check(words)
     trained = len(SEEDS) * (len(small_world.TRAININGS) + len(small_world.METHODS) + 1)
     assert len({tuple(words) for words in commands}) == 1 + len(Kind) + trained
@@ -168,7 +168,10 @@ def test_costs_of_methods_are_measured(
 def test_commands_are_listed_without_running() -> None:
     command = [sys.executable, "-m", "scripts.docs.small_world", "--list", "--seeds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "odise train run=small_world/label/seed_3 seed=3 experiment=toy trainer.max_steps=400\n" in done.stdout
+    assert (
+        "odise train run=small_world/label/seed_3 seed=3 experiment=toy trainer.max_steps=400\n"
+        in done.stdout
+    )
 
 
 def test_failure_of_a_command_is_noticed() -> None:

@@ -72,7 +72,12 @@ def test_evaluation_and_new_runs_take_it_and_resuming_does_not(
     load_weights(Segmenter.from_pretrained(checkpoint).model, path)
     with pytest.raises(WeightsError, match="init_from="):
         check_resumable(path)
-    options = [f"data.val={scene_shards}", "data.num_workers=0", "trainer.enable_progress_bar=false"]
+    options = [
+        f"data.val={scene_shards}",
+        "data.num_workers=0",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+    ]
     scores = [
         evaluate(composed("evaluate", tmp_path / str(i), [f"ckpt={place}", *options]))
         for i, place in enumerate((published, checkpoint))
@@ -84,7 +89,7 @@ def test_card_has_scores_of_this_network_only(run: Path, scene_shards: Path, tmp
     copy = tmp_path / "run"
     (copy / "checkpoints").mkdir(parents=True)
     (copy / "checkpoints" / "last.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    ckpt = [f"ckpt={copy}", "data.num_workers=0", "trainer.enable_progress_bar=false"]
+    ckpt = [f"ckpt={copy}", "data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
     for name, overrides in (("kept", []), ("other", ["classifier.mode=diffusion"])):
         options = [*ckpt, "data=shards", f"data.val={{{name}: {scene_shards}}}", *overrides]
         evaluate(composed("evaluate", copy, options), overrides)

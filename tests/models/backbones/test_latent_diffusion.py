@@ -162,7 +162,7 @@ def test_gradients_reach_only_the_conditioning() -> None:
 def test_features_under_autocast(architecture: DiffusionArchitecture) -> None:
     """Codes of a quantised VAE are looked up in full precision."""
     models = tiny_models.diffusion(architecture)
-    images, context = example(models)
+    images, context = example(models, size=64)
     backbone = LatentDiffusionFeatures(models, (0,))
     lookups = [models.vae.quantize] if models.classes is not None else []
     with torch.no_grad(), inputs_of(lookups) as latents, torch.autocast("cpu", torch.bfloat16):
