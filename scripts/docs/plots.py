@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from matplotlib.ticker import LogFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odise_pl.errors import UserError
-from odise_pl.runs.comparison import Row, from_json
+from odise_pl.runs.comparison import Row, column_title, from_json
 from odise_pl.runs.plot import draw
 from scripts.docs.style import THEMES, Theme, plotting
 
@@ -38,6 +39,7 @@ _PLOTS = {
     "ablations": {"timestep": "Timestep", "captioner": "Captioner", "classifier": "Classifier"},
     "representations": {"representation": "Representation"},
 }
+_EFFECTS = ("toy_val.pq", "toy_open.pq_base", "toy_open.pq_novel")
 _NOVEL = {"toy_open.pq_novel": "PQ of novel classes", "toy_open.miou_novel": "mIoU of novel classes"}
 
 
@@ -97,6 +99,8 @@ def draw_tables(figures: Path, folder: Path) -> list[Path]:
         if "method" in tables:
             costs = {name: cost["ms"] for name, cost in content["costs"].items()}
             paths.append(_save(_methods(from_json(tables["method"]), costs, theme), folder, "methods", theme))
+        if "effort" in tables:
+            paths.append(_save(_efforts(from_json(tables["effort"]), theme), folder, "effort", theme))
         for name, titles in _PLOTS.items():
             if not titles.keys() <= tables.keys():
                 continue
@@ -122,6 +126,35 @@ def _methods(rows: Sequence[Row], costs: Mapping[str, float], theme: Theme) -> F
             plot.set_ylim(bottom=-1)
             plot.margins(x=0.08)
             _label(plot, points, theme)
+    return figure
+
+
+def _efforts(rows: Sequence[Row], theme: Theme) -> Figure:
+    """What is reached over each setting: of the seeds, and their mean.
+
+    Rows are named ``VALUE SETTING``, the start of all after all values.
+    """
+    values = [dict(part.split(" ", 1)[::-1] for part in row.name.split(", ")) for row in rows]
+    start = next(one for one in values if len(one) > 1)
+    columns = [column for column in _EFFECTS if any(row.scores.get(column) for row in rows)]
+    with plotting(theme):
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+        plots = figure.subplots(
+            1, len(start), sharey=True, width_ratios=[len(start), *[2] * (len(start) - 1)]
+        )
+        for plot, name in zip(plots, start, strict=True):
+            pairs = zip(values, rows, strict=True)
+            found = sorted(((float(x[name]), row) for x, row in pairs if name in x), key=lambda pair: pair[0])
+            for column, colour in zip(columns, theme.series, strict=False):
+                seeds = [(x, y) for x, row in found for y in row.scores.get(column, {}).values()]
+                plot.plot(*zip(*seeds, strict=True), "_", color=colour, alpha=0.7)
+                means = [(x, one.mean) for x, row in found if (one := row.estimate(column))]
+                plot.plot(*zip(*means, strict=True), ".-", color=colour, label=column_title(column))
+            plot.set(xscale="log", xlabel="\n".join(wrap(name, 20)))
+            plot.set_xticks([x for x, _ in found], [f"{x:g}" for x, _ in found], fontsize=8)
+            plot.minorticks_off()
+        plots[0].set_ylabel("PQ in percent")
+        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
 

@@ -70,6 +70,21 @@ TRAININGS |= {
     f"representation/{backbone}": (*_LABEL, f"backbone={backbone}")
     for backbone, _ in REPRESENTATIONS.values()
 }
+# What one setting at a time gives: its name, the value of all tables, how it is set, and other values.
+_LEARNS = "optimizer.lr_scale={{backbone: {}}}"  # trained there: captioner and projections
+EFFORT: tuple[tuple[str, float, str, tuple[float, ...]], ...] = (
+    ("steps", 400, "trainer.max_steps={}", (100, 200, 800, 1600, 4000)),
+    ("queries", 16, "model.head.queries={}", (8, 32, 64)),
+    ("learning rate", 1e-3, "optimizer.lr={}", (3e-4, 3e-3)),
+    ("times that rate for captioner and projections", 1, _LEARNS, (0.1, 0.3, 3)),
+    ("pixels of input", 128, "backbone.input_size={}", (256,)),
+)
+_START = ", ".join(f"{value:g} {name}" for name, value, _, _ in EFFORT)
+_EFFORTS = {
+    f"{value:g} {name}": setting.format(value) for name, _, setting, values in EFFORT for value in values
+}
+_EFFORT_FOLDERS = {name: f"effort/{name.replace(' ', '_')}" for name in _EFFORTS}
+TRAININGS |= {_EFFORT_FOLDERS[name]: (*_LABEL, setting) for name, setting in _EFFORTS.items()}
 # Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
 _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
 _SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
@@ -119,6 +134,7 @@ TABLES = {
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
     "representation": ("representation", "label"),
+    "effort": ("effort", "label"),
     "method": ("method", "label", "caption"),
 }
 _TRAINED_ON = {
@@ -193,29 +209,34 @@ def collect(runs: Path, tables: Iterable[str] = TABLES) -> dict[str, list[Row]]:
     }
 
 
-# Tables whose rows are folders: the published rows, that of comparison, and folder and paper's row of each.
-_FOLDERS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
+# Tables whose rows are folders: the row of comparison, and folder and paper's row of each.
+_FOLDERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
     "representation": (
-        "backbone",
         _OURS,
         {
             **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
             _OURS: ("label", "stable_diffusion_v1"),
         },
     ),
-    "method": ("method", "odise_label", {name: (folder, name) for name, folder in METHOD_FOLDERS.items()}),
+    "effort": (
+        _START,
+        {_START: ("label", None), **{name: (folder, None) for name, folder in _EFFORT_FOLDERS.items()}},
+    ),
+    "method": ("odise_label", {name: (folder, name) for name, folder in METHOD_FOLDERS.items()}),
 }
 
 
-def _by_folder(
-    runs: Path, ablation: str, reference: str, folders: Mapping[str, tuple[str, str]]
-) -> Iterator[Row]:
+_PUBLISHED = {
+    name: row for one in ABLATIONS if one.name in ("backbone", "method") for name, row in one.rows.items()
+}
+
+
+def _by_folder(runs: Path, reference: str, folders: Mapping[str, tuple[str, str | None]]) -> Iterator[Row]:
     """The rows that have runs: some take hours, and the others need not wait for them."""
-    published = next(one.rows for one in ABLATIONS if one.name == ablation)
     for name, (folder, paper) in folders.items():
         if found := _finished(runs / folder):
             group = Group(found[0].settings, found[0].conditions, tuple(found))
-            yield Row(name, reference, published.get(paper), group.scores())
+            yield Row(name, reference, _PUBLISHED.get(paper or ""), group.scores())
 
 
 def _finished(folder: Path) -> list[FinishedRun]:

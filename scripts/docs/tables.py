@@ -22,7 +22,7 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, diffusion model of random weights",
 }
-_SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "method")
+_SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "effort", "method")
 _COSTS = (
     ("parameters, 10^6", "parameters_million", 1),
     ("trained", "trained_million", 1),

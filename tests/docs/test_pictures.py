@@ -43,13 +43,16 @@ def test_tables_give_the_same_file_each_time(tmp_path: Path) -> None:
     methods = [row | {"runs": novel} for row in rows]
     dense = {"name": "c", "paper": None, **row, "runs": {"toy_open.miou_novel": [9, 10]}}
     tables["method"] = {"rows": [*methods, dense]}
+    efforts = ("400 steps, 16 queries", "100 steps", "1600 steps", "8 queries")
+    tables["effort"] = {"rows": [row | {"name": name, "paper": None} for name in efforts]}
     costs = {name: {"ms": 50.0} for name in "abc"}
     (tmp_path / "figures.json").write_text(json.dumps({"tables": tables, "costs": costs}))
     first, again = (
         [path.read_text() for path in draw_tables(tmp_path / "figures.json", tmp_path)] for _ in range(2)
     )
     assert first == again
-    assert {path.name for path in tmp_path.glob("*.svg")} >= {"methods.svg", "methods-dark.svg"}
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn >= {f"{name}{end}.svg" for name in ("methods", "effort") for end in ("", "-dark")}
 
 
 def test_missing_run_names_the_command_that_makes_it(tmp_path: Path) -> None:

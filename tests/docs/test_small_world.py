@@ -20,6 +20,11 @@ from tests.docs.commands import check
 
 SEEDS = (0, 1, 2)
 OTHERS = [name for name in small_world.TABLES if name != "method"]
+START = (
+    "400 steps, 16 queries, 0.001 learning rate, 1 times that rate for captioner and projections, "
+    "128 pixels of input"
+)
+EFFORTS = [f"{value:g} {name}" for name, _, _, values in small_world.EFFORT for value in values][1:]
 CLASSIFIERS = {"discriminative": 39, "diffusion": 12, "both": 35}
 
 
@@ -35,7 +40,7 @@ def runs(tmp_path: Path) -> Path:
         for name, words in small_world.TRAININGS.items():
             if (name, seed) == ("random", 1) or name == "representation/toy_dino":
                 continue
-            if name.startswith("representation"):
+            if name.startswith(("representation", "effort")):
                 plain = AblationSettings("label", "none", False, "none", "both")
                 finish(tmp_path / "small_world" / name / f"seed_{seed}", seed, plain, len(name), name)
                 continue
@@ -97,6 +102,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
             for name in (*small_world.REPRESENTATIONS, "text-conditional diffusion")
             if name != "DINO"
         ],
+        "effort": [(name, START, every) for name in (START, "100 steps", *EFFORTS)],
     }
     assert tables["timestep"][-1].scores["toy_open.pq"][2] == pytest.approx(len("caption") + 2)
     assert {row.name for row in tables["supervision"] if row.paper} == {"label", "caption"}
