@@ -125,6 +125,8 @@ def hub_errors(repository: str) -> Iterator[None]:
             status = error.response.status_code
             reason = f"the Hub answered {status} ({_first_line(error)})"
             way_out = "run: hf auth login" if status in _REFUSED_STATUS else way_out
+            if isinstance(error, errors.EntryNotFoundError):
+                way_out = "choose another repository, or download the file that you need and give its path"
         elif isinstance(error, OSError) and error.errno is not None:  # of the disk
             reason = str(error)
         elif os.environ.get("HF_HUB_OFFLINE", "0") != "0":

@@ -26,6 +26,7 @@ from odise_pl.prediction.drawing import Picture, side_by_side
 from odise_pl.runs.checks import missing_weights, raise_problems
 from odise_pl.runs.conf import CONF, compose_config
 
+_NO_FEATURES = r"Joint|ClipFeature|(?i:groupvit)"  # two networks, and parts of a network that segments
 _SHOWN_STRIDE = 16  # of the map that is clustered by default
 
 
@@ -106,7 +107,7 @@ def draw_clusters(
         WeightsError: weights are missing or damaged.
     """
     files = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
-    _check_choice("--backbone", backbone, sorted(n for n in files if "JointSettings" not in files[n]))
+    _check_choice("--backbone", backbone, sorted(n for n in files if not re.search(_NO_FEATURES, files[n])))
     pictures = [read_image(path) for path in images]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
     if len(set(targets)) < len(targets):
@@ -129,7 +130,8 @@ def draw_clusters(
         features.check_size(size, "--size")
     prompt = None if condition is None else Conditioning(condition.uncond)
     names = tap_names(features)
-    tap = tap or next(n for n, t in zip(names, features.taps, strict=True) if t.stride == _SHOWN_STRIDE)
+    of_stride = [n for n, t in zip(names, features.taps, strict=True) if t.stride == _SHOWN_STRIDE]
+    tap = tap or (of_stride or names)[0]
     _check_choice("--tap", tap, names)
     for image, target in zip(pictures, targets, strict=True):
         shown = image.resize((settings.input_size,) * 2) if features.fixed_size else image

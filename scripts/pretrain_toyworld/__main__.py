@@ -66,7 +66,9 @@ def representation(
     kind: Kind,
     out: Out,
     work: Work = WORK,
-    passes: Annotated[int, typer.Option(min=1, help="images of full size that the network sees")] = PASSES,
+    passes: Annotated[
+        int, typer.Option(min=1, help="images that the network sees, at least a quarter of them at full size")
+    ] = PASSES,
     device: Device = "cpu",
 ) -> None:
     """Train another network on the same pictures.

@@ -35,12 +35,12 @@ PASSES = 160_000
 _PICTURES = 24_000
 _SHOWN = (0.2, 1.0)  # share of a picture that a masked view shows
 _GLOBAL, _LOCAL = (0.4, 1.0), (0.05, 0.4)  # the same of DINO's large and small views
-_LARGE, _SMALL = 2, 4  # of them per picture; the small ones have half the side
+_GLOBAL_VIEWS, _LOCAL_VIEWS = 2, 4  # per picture; the local ones have half the side
 _GAIN = (0.6, 1.4)  # of each colour in a view of DINO
 _DECODER = 64  # width of the decoder of masked patches
 _PROTOTYPES, _BOTTLENECK, _HIDDEN = 256, 64, 256
 _MOMENTUM, _CENTRE = 0.99, 0.9  # of DINO's teacher and of the mean of its scores
-_SHARP, _SOFT = 0.04, 0.1  # temperatures of teacher and student
+_TAU_TEACHER, _TAU_STUDENT = 0.04, 0.1  # temperatures
 
 Pictures = Sequence[Labelled]
 
@@ -74,8 +74,8 @@ def views_batch(pictures: Pictures, size: int, random: np.random.Generator, numb
     number of the batch is ignored.
     """
     chosen = [pick(pictures, random).image for _ in range(size)]
-    large = [_view(image, _GLOBAL, random) for _ in range(_LARGE) for image in chosen]
-    small = [_view(image, _LOCAL, random) for _ in range(_SMALL) for image in chosen]
+    large = [_view(image, _GLOBAL, random) for _ in range(_GLOBAL_VIEWS) for image in chosen]
+    small = [_view(image, _LOCAL, random) for _ in range(_LOCAL_VIEWS) for image in chosen]
     halves = [np.asarray(Image.fromarray(view).reduce(2)) for view in small]
     return {"images": _tinted(pixels(large), random), "parts": _tinted(pixels(halves), random)}
 
@@ -131,7 +131,7 @@ class Labels(nn.Module):
 class MaskedPixels(nn.Module):
     """Masked autoencoding (arXiv 2111.06377): squared error of the pixels of the hidden patches.
 
-    The target is not normalised per patch: the grain of flat regions would become the target.
+    The target is not normalised per patch: noise in flat regions would dominate it.
     """
 
     def __init__(self, network: Any) -> None:
@@ -178,7 +178,7 @@ class Projected(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """DINO (arXiv 2104.14294): a view's prototype, as a moving average of the network sees it.
+    """DINO (arXiv 2104.14294): predict the prototypes that a teacher, the weights' moving average, sees.
 
     The teacher sees only large views. Its scores are centred and sharpened, so that neither one prototype nor
     all of them win everywhere.
@@ -196,14 +196,14 @@ class SelfDistillation(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a :func:`views_batch`: cross-entropy of all pairs of different views."""
-        size = len(batch["images"]) // _LARGE
+        size = len(batch["images"]) // _GLOBAL_VIEWS
         self.teacher.update_parameters(self.student)
         with torch.no_grad():
             scores = self.teacher(batch["images"])
-            wanted = ((scores - self.centre) / _SHARP).softmax(1).unflatten(0, (_LARGE, size))
+            wanted = ((scores - self.centre) / _TAU_TEACHER).softmax(1).unflatten(0, (_GLOBAL_VIEWS, size))
             self.centre.lerp_(scores.mean(0), 1 - _CENTRE)
         seen = torch.cat([self.student(batch["images"]), self.student(batch["parts"])])
-        found = (seen / _SOFT).log_softmax(1).unflatten(0, (_LARGE + _SMALL, size))
+        found = (seen / _TAU_STUDENT).log_softmax(1).unflatten(0, (_GLOBAL_VIEWS + _LOCAL_VIEWS, size))
         losses = -torch.einsum("ank,bnk->ab", wanted, found) / size
         return losses[~torch.eye(*losses.shape, dtype=torch.bool, device=losses.device)].mean()
 
@@ -216,7 +216,7 @@ class Training:
         task: from the network to the module whose result is the loss.
         batch: makes a batch of a number of pictures.
         lr: highest learning rate.
-        passes: through the network per picture, of views of full size.
+        passes: through the network per picture, not counting small views.
     """
 
     task: Callable[[Any], Any]
@@ -229,12 +229,12 @@ TRAININGS = {
     "supervised_conv": Training(Labels, in_two_sizes(labels_batch)),
     "supervised_vit": Training(Labels, in_two_sizes(labels_batch)),
     "mae": Training(MaskedPixels, masked_batch),
-    "dino": Training(SelfDistillation, in_two_sizes(views_batch), lr=5e-4, passes=_LARGE),
+    "dino": Training(SelfDistillation, in_two_sizes(views_batch), lr=5e-4, passes=_GLOBAL_VIEWS),
 }
 
 
 def recipe_of(passes: int, per_picture: int = 1, **settings: Any) -> Recipe:
-    """A recipe of a number of passes of full-size images, by default in batches of 32 pictures."""
+    """A recipe of a number of passes of images, by default in batches of 32 pictures."""
     recipe = replace(Recipe(_PICTURES, steps=0, batch=32, lr=1e-3), **settings)
     return replace(recipe, steps=max(1, passes // (recipe.batch * per_picture)))
 

@@ -172,7 +172,7 @@ def test_wrong_checksum_of_hub_is_refused(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "way_out"),
     [(403, "GatedRepo", "accept its licence"), (401, "", "auth login"), (404, "RepoNotFound", "auth login"),
-     (400, "", "400"), (None, "", "no file")],
+     (404, "EntryNotFound", "give its path"), (400, "", "400"), (None, "", "no file")],
 )  # fmt: skip
 def test_refusal_of_hub_is_one_message(
     hub: Hub, tmp_path: Path, status: int | None, code: str, way_out: str

@@ -76,6 +76,7 @@ def test_picture_is_written(photo: Path, tmp_path: Path) -> None:
         ("tap", "unet.up.9", "unet.up.9"),
         ("backbone", "other", "--backbone other: .*tiny"),
         ("backbone", "two", r"--backbone two: (?!.*\btwo\b)"),
+        ("backbone", "toy_groupvit", r"--backbone toy_groupvit: (?!.*groupvit)"),
         ("backbone", "mae_h", "odise weights fetch mae_h(.|\n)*--weights"),
         ("weights", "nowhere.ckpt", "nowhere.ckpt"),
     ],

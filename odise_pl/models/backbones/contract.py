@@ -25,7 +25,8 @@ class Tap:
     Attributes:
         name: of the map.
         channels: its width.
-        stride: pixels of the network's input that a cell of the pyramid's level stands for.
+        stride: pixels of the window, before it is resized for the network, that a cell of the pyramid's level
+            stands for.
         pooled: where the map shrinks, average its cells; else take the nearest, as published.
     """
 
@@ -94,7 +95,10 @@ class Features(Frozen, ABC):
     @property
     @abstractmethod
     def taps(self) -> list[Tap]:
-        """The maps of :meth:`forward` in order; their strides cover 4, 8, 16 and 32 (clamped)."""
+        """The maps of :meth:`forward` in order.
+
+        The default pyramid needs strides that cover 4, 8, 16 and 32 (clamped).
+        """
 
     @property
     @abstractmethod
@@ -118,9 +122,9 @@ class Features(Frozen, ABC):
             images: [N, 3, S, S] in 0..1, or [N, 3, H, W] unless :attr:`fixed_size`; the network's own
                 normalisation is done here.
             conditioning: of a network that has a :class:`Condition`; gradients flow to it. Others get None
-                and run without gradients.
+                and run without gradients, unless they are trained.
 
         Returns:
-            one map per tap, [N, tap.channels, h, w]; the pyramid resizes maps whose side is not
-            S / tap.stride.
+            one map per tap, [N, tap.channels, h, w]; the pyramid resizes those whose side is not that of the
+            window, before it was resized, by tap.stride.
         """

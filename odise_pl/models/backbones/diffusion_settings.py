@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from odise_pl.errors import check_flag
 from odise_pl.models.backbones.contract import Condition, Features
 from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
@@ -37,6 +38,11 @@ class BackboneSettings(FeatureSettings):
     checkpoint_activations: bool = False
     unet: str | None = None
     noise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("backbone.noise", self.noise)
+        check_flag("backbone.checkpoint_activations", self.checkpoint_activations)
 
     @property
     def conditioned(self) -> bool:

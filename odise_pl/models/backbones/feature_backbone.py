@@ -18,6 +18,7 @@ from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows,
 from odise_pl.structures import Size
 
 WHOLE = "whole"
+_AUTO = "auto"  # window_batch of checkpoints of earlier versions: 0
 EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
 
 
@@ -27,14 +28,14 @@ class FeatureBackbone(nn.Module):
     Args:
         features: the frozen network.
         captioner: maps windows [N, 3, S, S] and their images' captions to the conditioning; None for a
-            network without conditioning, which runs without gradients.
+            network without conditioning, which runs without gradients unless it is trained.
         pyramid: the trainable projections.
         input_size: side in pixels to which windows are resized for the network.
         window: largest window side; None: the shorter image side; ``whole``: images as they are.
         window_batch: windows per forward pass; 0: all in training, at most ``EVAL_WINDOWS`` at inference.
 
     Raises:
-        SettingError: sizes do not fit the strides, or the window batch is negative.
+        SettingError: sizes do not fit the strides, or the window batch is no number of windows.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class FeatureSettings(ABC):
         input_size: side in pixels to which windows are resized for the network.
         window: largest side of a window; None: the shorter side of the image; ``whole``: no windows, for
             convolutional networks.
-        window_batch: see :class:`FeatureBackbone`; earlier versions wrote ``auto`` into checkpoints.
+        window_batch: see :class:`FeatureBackbone`.
         channels: width of the feature pyramid; None: the network's own widths, without projections.
         source: download command of the weights, for messages.
     """
@@ -137,6 +138,8 @@ class FeatureSettings(ABC):
 
     def __post_init__(self) -> None:
         check_number("backbone.input_size", self.input_size, 1)
+        if isinstance(self.window_batch, str) and self.window_batch != _AUTO:
+            check_number("backbone.window_batch", self.window_batch)
         if self.channels is not None:
             check_number("backbone.channels", self.channels, 1)
 

@@ -77,6 +77,9 @@ class JointSettings(FeatureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, own in (("first", self.first), ("second", self.second)):
+            if not isinstance(own, FeatureSettings):
+                raise SettingError(f"backbone.{name}: a {type(own).__name__} has no features; choose another")
         if self.channels is None:
             raise SettingError(
                 "backbone.channels=null: the maps of two networks are summed; give a width, 512"

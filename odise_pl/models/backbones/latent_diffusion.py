@@ -209,7 +209,7 @@ class LatentDiffusionFeatures(Features):
         """SDXL's share of the time embedding, of the pooled text and sizes; and the context without it."""
         config = self.unet.config
         channels = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        # sizes of the original image, corner of the crop, size of the crop: a window is a whole image
+        # sizes of the original image, corner of the crop, size of the crop: an input is a whole image
         sizes = embedding.new_tensor([height, width, 0, 0, height, width]).repeat(len(context), 1)
         added = {"text_embeds": context[:, -1, :channels], "time_ids": sizes}
         words = context[:, :-1]

@@ -31,8 +31,8 @@ class TimmFeatures(Features):
 
     Args:
         model: a classifier of timm, built for ``S x S`` pixels; its head and unused blocks are removed.
-        blocks: indices of a plain transformer's blocks; None: the ends of its four quarters.
-        last_only: one map, of the last of the blocks.
+        blocks: indices of a plain transformer's blocks; None: the ends of its four quarters, or the last.
+        last_only: one map, of one block.
         final_norm: apply a plain transformer's final norm to each map.
         trained: train the network, at the learning rate of ``optimizer.lr_scale``.
 
@@ -57,14 +57,15 @@ class TimmFeatures(Features):
         if not hasattr(model, "forward_intermediates"):
             raise SettingError(f"backbone.model: timm's {type(model).__name__} returns no intermediate maps")
         infos = list(self.model.feature_info)
+        if not infos:
+            raise SettingError("backbone.options: this network has no blocks")
         self._reductions = [info["reduction"] for info in infos]
         self._plain = len(set(self._reductions)) == 1
         self._final_norm = final_norm and self._plain
         self.fixed_size = bool(self.model.pretrained_cfg.get("fixed_input_size"))
         if last_only and not self._plain:
             raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
-        last = last_only and blocks is None
-        self._indices = [len(infos) - 1] if last else self._choose(blocks)[-1 if last_only else 0 :]
+        self._indices = self._choose(blocks, 1 if last_only else len(STRIDES))
         self._channels = [infos[i]["num_chs"] for i in self._indices]
         self.model.prune_intermediate_layers(self._indices, prune_norm=not self._final_norm)
         for name in ("mean", "std"):
@@ -73,17 +74,21 @@ class TimmFeatures(Features):
         self.freeze()
         self.requires_grad_(trained)
 
-    def _choose(self, blocks: Sequence[int] | None) -> list[int]:
+    def _choose(self, blocks: Sequence[int] | None, wanted: int) -> list[int]:
         count = len(self._reductions)
         if not self._plain:
             if blocks is not None:
                 raise SettingError(f"backbone.taps={list(blocks)}: the network has stages; set it to null")
             return [i for i, stride in enumerate(self._reductions) if STRIDES[0] <= stride <= STRIDES[-1]]
-        if count < len(STRIDES):
+        if count < wanted:
             raise SettingError(f"the network has {count} blocks; backbone.pyramid=depths needs four")
-        chosen = [-(-i * count // 4) - 1 for i in range(1, 5)] if blocks is None else sorted(blocks)
-        if len(set(chosen)) != len(STRIDES) or not all(0 <= i < count for i in chosen):
-            raise SettingError(f"backbone.taps={chosen}: give four different blocks in 0..{count - 1}")
+        ends = [-(-i * count // wanted) - 1 for i in range(1, wanted + 1)]
+        chosen = ends if blocks is None else sorted(blocks)
+        if not len(set(chosen)) == len(chosen) == wanted or not all(0 <= i < count for i in chosen):
+            limits = f"in 0..{count - 1}"
+            if wanted == 1:
+                raise SettingError(f"backbone.taps={chosen}: give one block {limits}")
+            raise SettingError(f"backbone.taps={chosen}: give four different blocks {limits}")
         return chosen
 
     @property
@@ -106,7 +111,7 @@ class TimmFeatures(Features):
         return inner_blocks(self.model)
 
     def forward(self, images: Tensor, conditioning: Conditioning | None = None) -> list[Tensor]:
-        """Maps of all taps for images [N, 3, S, S] in 0..1; S is the size that the network was built for."""
+        """Maps of all taps for images [N, 3, H, W] in 0..1: squares of one size if it is fixed."""
         maps: list[Tensor] = self.model.forward_intermediates(
             (images - self.mean) / self.std,
             indices=self._indices,
@@ -125,11 +130,12 @@ class TimmSettings(FeatureSettings):
     Attributes:
         model: timm's name, with the tag that says how it was trained and normalises its input.
         weights: a file in timm's or the official format, a hub id with timm's names, or ``random``.
-        taps: four blocks of a plain transformer, from 0; None: the ends of its four quarters.
+        taps: four blocks of a plain transformer, from 0; None: the ends of its four quarters. With the
+            simple pyramid one block; None: the last.
         final_norm: apply a plain transformer's final norm to each map.
         pyramid: of a plain transformer: ``depths`` resizes the maps of four blocks; ``simple`` trains
-            ViTDet's pyramid (arXiv 2203.16527) on the last of them.
-        trained: train the network too; ``optimizer.lr_scale={backbone.features: 0.1}`` slows it down.
+            ViTDet's pyramid (arXiv 2203.16527) on one.
+        trained: train the network too; ``optimizer.lr_scale={backbone.features: 0.1}`` lowers its rate.
         options: numbers that replace arguments of the network's constructor, such as its ``depth``.
     """
 
@@ -144,11 +150,14 @@ class TimmSettings(FeatureSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("backbone.trained", self.trained)
+        check_flag("backbone.final_norm", self.final_norm)
+        if not isinstance(self.model, str):
+            raise SettingError(f"backbone.model={self.model}: give a name of timm.list_models()")
         if not isinstance(self.weights, str):
             raise SettingError(f"backbone.weights={self.weights}: give a file, a hub id, or random")
         taps = [] if self.taps is None else _listed(self.taps)
         if not all(type(i) is int for i in taps) or isinstance(self.taps, int):
-            raise SettingError(f"backbone.taps={self.taps}: give four different blocks, or null")
+            raise SettingError(f"backbone.taps={self.taps}: give four blocks, as [5,11,17,23], or null")
         if not isinstance(self.options, Mapping):
             raise SettingError(f"backbone.options={self.options}: give names and numbers, as {{depth: 4}}")
         if self.pyramid not in PYRAMIDS:
@@ -277,11 +286,13 @@ def read_weights(weights: str) -> dict[str, Tensor]:
 def _unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """The network of a self-supervised training, and whether it was one.
 
-    MoCo-v3 trains ``module.base_encoder.*`` beside a momentum encoder, SimMIM ``encoder.*`` beside a decoder.
+    MoCo-v3 trains ``module.base_encoder.*`` beside a momentum encoder, SimMIM ``encoder.*`` beside a decoder,
+    and calls Swin's ``cpb_mlp`` ``rpe_mlp``.
     """
     found = [name.removesuffix(_PATCHES) for name in tensors if name.endswith(_PATCHES)]
     wrapped = [prefix for prefix in found if prefix and "momentum" not in prefix]
     if len(wrapped) != 1 or "" in found:
         return dict(tensors), False
     own = {n.removeprefix(wrapped[0]): t for n, t in tensors.items() if n.startswith(wrapped[0])}
-    return {n: t for n, t in own.items() if not n.startswith(("head.", "mask_token"))}, True
+    kept = {n.replace(".rpe_mlp.", ".cpb_mlp."): t for n, t in own.items()}
+    return {n: t for n, t in kept.items() if not n.startswith(("head.", "mask_token"))}, True

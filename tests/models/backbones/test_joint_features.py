@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.contract import Conditioning
-from odise_pl.models.build import BackboneSettings, JointSettings, TimmSettings, implicit_captioner
+from odise_pl.models.build import (
+    BackboneSettings,
+    GroupViTSettings,
+    JointSettings,
+    TimmSettings,
+    implicit_captioner,
+)
 
 DIFFUSION = BackboneSettings(architecture=tiny_models.SD1, input_size=64)
 OTHER = TimmSettings("vit_tiny_patch16_224.augreg_in21k", options=tiny_timm.VIT, input_size=96)
@@ -80,3 +86,8 @@ def test_settings_that_do_not_fit_are_named() -> None:
     with pytest.raises(SettingError, match=r"captioner=none"):
         both.build(tiny_models.clip(), implicit_captioner())
     assert len(both.build(tiny_models.clip(), None)(torch.rand(1, 3, 64, 64))) == 4
+
+
+def test_networks_without_features_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"backbone\.second: a GroupViTSettings .* choose another"):
+        replace(TWO, second=GroupViTSettings())

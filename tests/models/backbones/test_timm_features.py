@@ -148,6 +148,8 @@ def test_blocks_of_depth() -> None:
         found = features(replace(small(), options=options))
         assert [tap.name for tap in found.taps] == [f"block.{i}" for i in blocks]
         assert [tap.stride for tap in found.taps] == list(STRIDES)
+    one = features(small(pyramid="simple", taps=[1]))
+    assert [tap.name for tap in one.taps] == ["block.1"]
     shallow = features(replace(small(pyramid="simple"), options={**tiny_timm.VIT, "depth": 2}))
     assert [tap.name for tap in shallow.taps] == ["block.1"]
     taken = features(replace(small(), options={**tiny_timm.VIT, "depth": 8}, taps=[1, 0, 3, 2]))
@@ -213,8 +215,12 @@ def moco(own: dict[str, Tensor]) -> dict[str, Any]:
 
 def simmim(own: dict[str, Tensor]) -> dict[str, Any]:
     """As SimMIM saves: an encoder with a token for masks, and a decoder; a stage begins a layer later."""
-    moved = {re.sub(r"layers\.(\d)\.down", lambda at: f"layers.{int(at[1]) - 1}.down", n): t
-             for n, t in own.items()}  # fmt: skip
+    moved = {
+        re.sub(r"layers\.(\d)\.down", lambda at: f"layers.{int(at[1]) - 1}.down", n).replace(
+            "cpb_", "rpe_"
+        ): t
+        for n, t in own.items()
+    }
     extra = {"encoder.mask_token": torch.ones(1), "decoder.0.weight": torch.ones(1)}
     return {"model": {**{f"encoder.{n}": t for n, t in moved.items()}, **extra}, "epoch": 1}
 
@@ -251,6 +257,12 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"taps": [0, 1, 2, 4]}, r"backbone\.taps=\[0, 1, 2, 4\].*0\.\.3"),
     ({"taps": [0, 1, 2, "a"]}, r"backbone\.taps=\[0, 1, 2, 'a'\]"),
     ({"taps": [0.5, 1, 2, 3]}, r"backbone\.taps=\[0\.5, 1, 2, 3\]"),
+    ({"taps": [0, 1, 2, 3, 3]}, r"backbone\.taps=\[0, 1, 2, 3, 3\]: give four"),
+    ({"pyramid": "simple", "taps": [0, 1]}, r"backbone\.taps=\[0, 1\]: give one block in 0\.\.3"),
+    ({"final_norm": "no"}, r"backbone\.final_norm=no: choose true or false"),
+    ({"model": None}, r"backbone\.model=None"),
+    ({"window_batch": "eight"}, r"backbone\.window_batch=eight must be an integer"),
+    ({"options": {**tiny_timm.VIT, "depth": 0}}, r"backbone\.options: .* no blocks"),
     ({"taps": 5}, r"backbone\.taps=5"),
     ({"taps": "abc"}, r"backbone\.taps=abc"),
     ({"options": 4}, r"backbone\.options=4"),
