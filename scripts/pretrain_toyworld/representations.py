@@ -6,8 +6,8 @@ of ``conf/backbone/toy_*.yaml``; heads and decoders are dropped at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,19 +217,24 @@ class Training:
         batch: makes a batch of a number of pictures.
         lr: highest learning rate.
         passes: through the network per picture, not counting small views.
+        options: of timm's constructor, for training alone.
     """
 
     task: Callable[[Any], Any]
     batch: Callable[[Pictures, int, np.random.Generator, int], Batch]
     lr: float = 1e-3
     passes: int = 1
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
+_TWO_SIZES = {"dynamic_img_size": True}  # of a transformer
 TRAININGS = {
     "supervised_conv": Training(Labels, in_two_sizes(labels_batch)),
-    "supervised_vit": Training(Labels, in_two_sizes(labels_batch)),
+    "supervised_vit": Training(Labels, in_two_sizes(labels_batch), options=_TWO_SIZES),
     "mae": Training(MaskedPixels, masked_batch),
-    "dino": Training(SelfDistillation, in_two_sizes(views_batch), lr=5e-4, passes=_GLOBAL_VIEWS),
+    "dino": Training(
+        SelfDistillation, in_two_sizes(views_batch), lr=5e-4, passes=_GLOBAL_VIEWS, options=_TWO_SIZES
+    ),
 }
 
 
@@ -239,12 +244,18 @@ def recipe_of(passes: int, per_picture: int = 1, **settings: Any) -> Recipe:
     return replace(recipe, steps=max(1, passes // (recipe.batch * per_picture)))
 
 
+def create(kind: str) -> Any:
+    """The network of a member of :data:`TRAININGS` with random weights, as it is trained."""
+    settings = backbone(f"toy_{kind}")
+    assert isinstance(settings, TimmSettings)
+    return replace(settings, options={**settings.options, **TRAININGS[kind].options}).create()
+
+
 def pretrain(kind: str, recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:
     """Train a member of :data:`TRAININGS` and write it, with timm's names and no head, to ``out``."""
-    training, settings = TRAININGS[kind], backbone(f"toy_{kind}")
-    assert isinstance(settings, TimmSettings)
+    training = TRAININGS[kind]
     torch.manual_seed(0)
-    task = training.task(settings.create())
+    task = training.task(create(kind))
     batches = partial(training.batch, paint_labelled(recipe.pictures), recipe.batch)
     network = train(task, batches, recipe, work / f"{kind}.pt", device).member.network
     tensors = {name: t.half().contiguous() for name, t in network.state_dict().items()}

@@ -28,6 +28,7 @@ from scripts.pretrain_toyworld.representations import (
     TRAININGS,
     MaskedPixels,
     SelfDistillation,
+    create,
     labels_batch,
     masked_batch,
     pretrain,
@@ -47,7 +48,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[Labelled]:
 
 def network(kind: str) -> Any:
     torch.manual_seed(0)
-    return backbone(f"toy_{kind}").create()
+    return create(kind)
 
 
 def test_labels_are_of_the_captioned_pictures() -> None:
