@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import torch
 from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -34,7 +35,7 @@ from scripts.pretrain_toyworld.corpus import (
     paint_labelled,
 )
 from scripts.pretrain_toyworld.networks import CLASSES_FOLDER, CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
-from scripts.pretrain_toyworld.training import Batch, Recipe, pixels, train
+from scripts.pretrain_toyworld.training import Batch, Recipe, is_full_size, pixels, train
 
 RECIPE = Recipe(pictures=12_000, steps=7_500, batch=64, lr=1e-3, decay=0.998)
 _NO_CAPTION = 0.1  # share of empty texts, for classifier-free guidance
@@ -68,8 +69,8 @@ def pretrain_on_classes(recipe: Recipe, out: Path, work: Path, device: str = "cp
     """Train a class-conditional UNet and write it to ``out``.
 
     Each picture is conditioned on one of the categories in it, or on none. In place of the text encoder is
-    one without layers: embeddings of names, trained with the UNet; it knows no language. The VAE has to be in
-    ``out``.
+    one without layers: embeddings of names, trained with the UNet; it knows no language. Most pictures have
+    half the side, see :func:`is_full_size`. The VAE has to be in ``out``.
 
     Raises:
         WeightsError: it is missing.
@@ -77,11 +78,17 @@ def pretrain_on_classes(recipe: Recipe, out: Path, work: Path, device: str = "cp
     vae = load_network("vae", str(out / DIFFUSION_FOLDER))
     pictures = paint_labelled(recipe.pictures)
     names = [[KINDS[kind].name for kind in picture.kinds] for picture in pictures]
-    latents = encode(vae, [picture.image for picture in pictures])
+    images = [picture.image for picture in pictures]
+    halves = encode(vae, [np.asarray(Image.fromarray(image).reduce(2)) for image in images])
+    latents = encode(vae, images)
+
+    def batches(random: np.random.Generator, number: int) -> Batch:
+        chosen = latents if is_full_size(number) else halves
+        return diffusion_batch(chosen, names, recipe.batch, random, number)
+
     torch.manual_seed(0)
     models = build_diffusion(replace(DIFFUSION, text_layers=0))
     task = Denoiser(models.unet, models.text_encoder)
-    batches = partial(diffusion_batch, latents, names, recipe.batch)
     trained = train(task, batches, recipe, work / f"{CLASSES_FOLDER.name}.pt", device)
     for name, network in {"unet": trained.unet, "text_encoder": trained.text_encoder, "vae": vae}.items():
         network.half().save_pretrained(out / CLASSES_FOLDER / name)
