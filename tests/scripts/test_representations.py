@@ -143,9 +143,16 @@ def test_written_member_is_a_backbone(kind: str, painted: list[Labelled], tmp_pa
     assert all(torch.equal(own[name], tensors[name].float()) for name in own)
 
 
-def test_class_conditional_diffusion_is_a_backbone(painted: list[Labelled], tmp_path: Path) -> None:
+def test_class_conditional_diffusion_is_a_backbone(
+    painted: list[Labelled], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shutil.copytree(WEIGHTS / DIFFUSION_FOLDER / "vae", tmp_path / DIFFUSION_FOLDER / "vae")
-    diffusion.pretrain_on_classes(recipe_of(4, pictures=3, batch=2), tmp_path, tmp_path)
+    sides, make_batch = [], diffusion.diffusion_batch
+    monkeypatch.setattr(
+        diffusion, "diffusion_batch", lambda *args: (sides.append(args[0].shape[-1]), make_batch(*args))[1]
+    )
+    diffusion.pretrain_on_classes(recipe_of(8, pictures=3, batch=2), tmp_path, tmp_path)
+    assert sides == [8, 8, 8, 16]
     features, condition = backbone("toy_class_conditional_diffusion", tmp_path).load()
     assert condition is not None
     assert condition.encode is not None
