@@ -65,14 +65,13 @@ def results(files: Files) -> Table:
         "toy_open PQ, base classes": "toy_open.pq_base",
         "toy_open PQ, novel classes": "toy_open.pq_novel",
     }
-    rows = files["small_world"]["tables"]["supervision"]["rows"]
     cells = tuple(
         (
-            _TITLES[row["name"]],
-            *_paper(_MODELS.get(row["name"])),
-            *(_spread(row[key]) for key in columns.values()),
+            _TITLES[row.name],
+            *_paper(_MODELS.get(row.name)),
+            *(one.text() if (one := row.estimate(column)) else NONE for column in columns.values()),
         )
-        for row in rows
+        for row in _rows(files, "supervision")
     )
     return Table("results", ("model", *_PAPER, *columns), cells)
 
@@ -282,10 +281,6 @@ def _one(value: float | None) -> str:
 
 def _paper(numbers: Published | None) -> tuple[str, str]:
     return (_one(numbers.coco), _one(numbers.ade20k)) if numbers else (NONE, NONE)
-
-
-def _spread(pair: list[float]) -> str:
-    return f"{pair[0]:.1f} ± {pair[1]:.1f}"
 
 
 TABLES: dict[str, Callable[[Files], Table]] = {
