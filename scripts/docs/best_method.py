@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from odise_pl.runs.finished import find_runs
-from scripts.docs.small_world import BUDGET, RUNS, execute
+from scripts.docs.comparisons import BUDGET, RUNS
+from scripts.docs.small_world import execute
 from scripts.figures import write_figures
 
 FIGURES = Path("docs/figures/best_method.json")

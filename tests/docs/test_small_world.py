@@ -13,18 +13,18 @@ from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, from_json
 from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
-from scripts.docs import small_world
+from scripts.docs import comparisons, small_world
 from scripts.docs.tables import scores
 from scripts.pretrain_toyworld.__main__ import Kind
 from tests.docs.commands import check
 
 SEEDS = (0, 1, 2)
-OTHERS = [name for name in small_world.TABLES if name != "method"]
+OTHERS = [name for name in comparisons.TABLES if name != "method"]
 START = (
     "400 steps, 16 queries, 0.001 learning rate, 1 times that rate for captioner and projections, "
     "128 pixels of input"
 )
-EFFORTS = [f"{value:g} {name}" for name, _, _, values in small_world.EFFORT for value in values][1:]
+EFFORTS = [f"{value:g} {name}" for name, _, _, values in comparisons.EFFORT for value in values][1:]
 CLASSIFIERS = {"discriminative": 39, "diffusion": 12, "both": 35}
 
 
@@ -37,7 +37,7 @@ def finish(folder: Path, seed: int, settings: AblationSettings, pq: float, weigh
 def runs(tmp_path: Path) -> Path:
     """The runs of all tables but seed 1 of the random weights."""
     for seed in SEEDS:
-        for name, words in small_world.TRAININGS.items():
+        for name, words in comparisons.TRAININGS.items():
             if (name, seed) == ("random", 1) or name == "representation/toy_dino":
                 continue
             if name.startswith(("representation", "effort")):
@@ -62,22 +62,22 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_commands_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
-    commands = list(small_world.commands([*small_world.TABLES], SEEDS))
-    for words in small_world.commands([*small_world.TABLES], SEEDS[:1]):
+    monkeypatch.setattr(comparisons, "WEIGHTS", tmp_path)
+    commands = list(comparisons.commands([*comparisons.TABLES], SEEDS))
+    for words in comparisons.commands([*comparisons.TABLES], SEEDS[:1]):
         check(words)
-    trained = len(SEEDS) * (len(small_world.TRAININGS) + len(small_world.METHODS) + 1)
+    trained = len(SEEDS) * (len(comparisons.TRAININGS) + len(comparisons.METHODS) + 1)
     assert len({tuple(words) for words in commands}) == 1 + len(Kind) + trained
     assert {words[4] for words in commands if words[0] == "python"} == set(Kind)
 
 
 def test_tables_are_made_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(small_world, "WEIGHTS", tmp_path)
-    methods = list(small_world.commands(["method"], [3]))
+    monkeypatch.setattr(comparisons, "WEIGHTS", tmp_path)
+    methods = list(comparisons.commands(["method"], [3]))
     trained = [word for words in methods for word in words if word.startswith("run=")]
-    assert trained == [f"run=small_world/{name}/seed_3" for name in small_world.METHOD_FOLDERS.values()]
+    assert trained == [f"run=small_world/{name}/seed_3" for name in comparisons.METHOD_FOLDERS.values()]
     assert [words[4] for words in methods if words[0] == "python"] == ["supervised_conv", "clip_conv"]
-    classifiers = list(small_world.commands(["classifier"], [3]))
+    classifiers = list(comparisons.commands(["classifier"], [3]))
     assert [words[1] for words in classifiers] == ["toyworld", "train", "evaluate"]
 
 
@@ -99,7 +99,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
         "classifier": [(name, "both", every) for name in CLASSIFIERS],
         "representation": [
             (name, "text-conditional diffusion", every)
-            for name in (*small_world.REPRESENTATIONS, "text-conditional diffusion")
+            for name in (*comparisons.REPRESENTATIONS, "text-conditional diffusion")
             if name != "DINO"
         ],
         "effort": [(name, START, every) for name in (START, "100 steps", *EFFORTS)],
@@ -112,7 +112,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
 def test_rows_of_methods_are_named_by_their_folders(tmp_path: Path) -> None:
     settings = AblationSettings("label", "0", True, "implicit", "both", method="fc_clip")
     for name, seed in (("fc_clip", 0), ("fc_clip", 1), ("odise_label", 1), ("fc_clip_caption", 0)):
-        folder = tmp_path / "small_world" / small_world.METHOD_FOLDERS[name] / f"seed_{seed}"
+        folder = tmp_path / "small_world" / comparisons.METHOD_FOLDERS[name] / f"seed_{seed}"
         finish(folder, seed, settings, len(name), weights=f"of seed {seed}")
     rows = small_world.collect(tmp_path, ["method"])["method"]
     assert [(row.name, row.reference, row.seeds) for row in rows] == [
