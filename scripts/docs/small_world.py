@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from odise_pl import Segmenter
+from odise_pl import Segmenter, __version__
 from odise_pl.checkpoints.weights import trainable_parameters
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, difference_table, from_json, score_table
@@ -153,10 +153,11 @@ def write(
         }
     what = (
         "The paper's comparisons on the small world, in percent: mean and sample standard deviation over "
-        "seeds, and in runs the values of the seeds. paper is PQ of models trained on COCO."
+        "seeds, and in runs the values of the seeds. paper is PQ of models trained on COCO. version is the "
+        "project's."
     )
     values = {name: value for name, value in kept.items() if name != "about"}
-    values["tables"] = known | as_json(tables)
+    values["tables"] = known | {n: {"version": __version__, **t} for n, t in as_json(tables).items()}
     values["costs"] = {**kept.get("costs", {}), **(costs or {})}
     write_figures(file, what, "python -m scripts.docs.small_world", values)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from odise_pl import __version__
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, from_json
 from odise_pl.runs.finished import FinishedRun
@@ -129,6 +130,7 @@ def test_figures_give_the_tables(runs: Path, tmp_path: Path) -> None:
     small_world.write(small_world.collect(runs, OTHERS), file)
     written = json.loads(file.read_text())
     assert written["repeated"] == {"first": 1}
+    assert {table["version"] for table in written["tables"].values()} == {__version__}
     table = scores({"small_world": written}, "classifier")
     assert [row[-2:] for row in table.rows] == [("40.0 ± 2.5", "3"), ("13.0 ± 2.5", "3"), ("36.0 ± 2.5", "3")]
     table = scores({"small_world": written}, "representation")
