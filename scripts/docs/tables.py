@@ -305,6 +305,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
+    "representation": partial(scores, name="representation", kind="pq"),
     "method": partial(scores, name="method", kind="pq"),
     "method_map": partial(scores, name="method", kind="map"),
     "method_miou": partial(scores, name="method", kind="miou"),
