@@ -115,6 +115,11 @@ def _part(mask: NDArray[np.bool_], random: np.random.Generator) -> Box | None:
     return max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
 
 
+def halve(image: Pixels) -> Pixels:
+    """A picture of half the side."""
+    return np.asarray(Image.fromarray(image).reduce(2))
+
+
 def enlarge(image: Pixels, box: tuple[float, ...]) -> Pixels:
     """A box of a picture, resized to [SIDE, SIDE, 3]."""
     cut = Image.fromarray(image).crop(tuple(round(side) for side in box))  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import numpy as np
 import open_clip
 import torch
 from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -31,6 +30,7 @@ from scripts.pretrain_toyworld.corpus import (
     Corpus,
     Pixels,
     enlarge,
+    halve,
     paint_corpus,
     paint_labelled,
 )
@@ -79,7 +79,7 @@ def pretrain_on_classes(recipe: Recipe, out: Path, work: Path, device: str = "cp
     pictures = paint_labelled(recipe.pictures)
     names = [[KINDS[kind].name for kind in picture.kinds] for picture in pictures]
     images = [picture.image for picture in pictures]
-    halves = encode(vae, [np.asarray(Image.fromarray(image).reduce(2)) for image in images])
+    halves = encode(vae, [halve(image) for image in images])
     latents = encode(vae, images)
 
     def batches(random: np.random.Generator, number: int) -> Batch:

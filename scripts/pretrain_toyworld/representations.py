@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.scene import pick
 from scripts.pretrain_toyworld.clip import ChosenPatches
 from scripts.pretrain_toyworld.clip_batches import PATCHES, WHOLE, patches_of
-from scripts.pretrain_toyworld.corpus import SIDE, Labelled, Pixels, enlarge, paint_labelled
+from scripts.pretrain_toyworld.corpus import SIDE, Labelled, Pixels, enlarge, halve, paint_labelled
 from scripts.pretrain_toyworld.networks import MEMBERS, backbone
 from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, pixels, train
 
@@ -76,7 +75,7 @@ def views_batch(pictures: Pictures, size: int, random: np.random.Generator, numb
     chosen = [pick(pictures, random).image for _ in range(size)]
     large = [_view(image, _GLOBAL, random) for _ in range(_GLOBAL_VIEWS) for image in chosen]
     small = [_view(image, _LOCAL, random) for _ in range(_LOCAL_VIEWS) for image in chosen]
-    halves = [np.asarray(Image.fromarray(view).reduce(2)) for view in small]
+    halves = [halve(view) for view in small]
     return {"images": _tinted(pixels(large), random), "parts": _tinted(pixels(halves), random)}
 
 

@@ -115,11 +115,9 @@ def in_two_sizes(make_batch: Callable[..., Batch]) -> Callable[..., Batch]:
 
     def batch(*args: Any) -> Batch:
         made, number = make_batch(*args), args[-1]
-        return (
-            made
-            if is_full_size(number)
-            else {n: F.avg_pool2d(v, 2) if v.ndim == 4 else v for n, v in made.items()}
-        )
+        if is_full_size(number):
+            return made
+        return {n: F.avg_pool2d(v, 2) if v.ndim == 4 else v for n, v in made.items()}
 
     return batch
 

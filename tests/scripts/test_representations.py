@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from odise_pl.models.backbones.clip import load_clip
@@ -21,6 +22,7 @@ from odise_pl.toyworld.things import THINGS
 from scripts.pretrain_toyworld import diffusion, representations
 from scripts.pretrain_toyworld.__main__ import Kind, app
 from scripts.pretrain_toyworld.corpus import Labelled, paint_corpus, paint_labelled
+from scripts.pretrain_toyworld.diffusion import diffusion_batch
 from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, DIFFUSION_FOLDER, MEMBERS, WEIGHTS, backbone
 from scripts.pretrain_toyworld.probe import probe
 from scripts.pretrain_toyworld.representations import (
@@ -147,10 +149,13 @@ def test_class_conditional_diffusion_is_a_backbone(
     painted: list[Labelled], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.copytree(WEIGHTS / DIFFUSION_FOLDER / "vae", tmp_path / DIFFUSION_FOLDER / "vae")
-    sides, make_batch = [], diffusion.diffusion_batch
-    monkeypatch.setattr(
-        diffusion, "diffusion_batch", lambda *args: (sides.append(args[0].shape[-1]), make_batch(*args))[1]
-    )
+    sides = []
+
+    def recorded(latents: Tensor, *args: Any) -> Batch:
+        sides.append(latents.shape[-1])
+        return diffusion_batch(latents, *args)
+
+    monkeypatch.setattr(diffusion, "diffusion_batch", recorded)
     diffusion.pretrain_on_classes(recipe_of(8, pictures=3, batch=2), tmp_path, tmp_path)
     assert sides == [8, 8, 8, 16]
     features, condition = backbone("toy_class_conditional_diffusion", tmp_path).load()
