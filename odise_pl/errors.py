@@ -115,6 +115,8 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise DownloadError(
             f"{repository} asks you to accept its licence: open {page}, accept it, and run: hf auth login"
         ) from error
+    except errors.HFValidationError as error:
+        raise DownloadError(f"{repository} is not the name of a repository: give OWNER/NAME") from error
     except errors.RepositoryNotFoundError as error:
         raise DownloadError(
             f"{repository} is not on the Hub, or private: check the name, or run: hf auth login"

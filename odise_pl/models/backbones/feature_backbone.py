@@ -51,7 +51,7 @@ class FeatureBackbone(nn.Module):
         if window == WHOLE and features.fixed_size:
             raise SettingError(
                 f"backbone.window={WHOLE}: this network takes squares of one size; "
-                f"set backbone.window={input_size}"
+                "set backbone.window=512, or null for squares of the shorter side"
             )
         if window != WHOLE:
             features.check_size(input_size, "backbone.input_size")

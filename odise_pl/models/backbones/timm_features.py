@@ -62,7 +62,8 @@ class TimmFeatures(Features):
         self._reductions = [info["reduction"] for info in infos]
         self._plain = len(set(self._reductions)) == 1
         self._final_norm = final_norm and self._plain
-        self.fixed_size = bool(self.model.pretrained_cfg.get("fixed_input_size"))
+        fixed = self.model.pretrained_cfg.get("fixed_input_size")
+        self.fixed_size = bool(fixed) and not getattr(model, "dynamic_img_size", False)
         if last_only and not self._plain:
             raise SettingError("backbone.pyramid=simple is for plain transformers; this network has stages")
         self._indices = self._choose(blocks, 1 if last_only else len(STRIDES))

@@ -140,6 +140,16 @@ def test_whole_images_of_any_size_need_no_windows() -> None:
     assert not any(m.training for m in backbone.train().features.modules())
 
 
+def test_whole_images_for_a_transformer_of_any_size() -> None:
+    name, options = tiny_timm.FAMILIES["eva"]  # DINOv3: rotary positions
+    own = TimmSettings(name, options=options, window="whole", channels=128, input_size=64)
+    backbone = own.build(tiny_models.clip(), None)
+    images = torch.rand(2, 3, 64, 128)
+    levels = backbone(images)
+    assert [level.shape[2:] for level in levels] == [(64 // s, 128 // s) for s in (4, 8, 16, 32)]
+    assert not torch.equal(backbone(images.flip(3))[2], levels[2])
+
+
 def test_whole_images_need_a_network_of_any_size() -> None:
     name, options = tiny_timm.FAMILIES["vit"]
     own = TimmSettings(name, options=options, window="whole", input_size=64)

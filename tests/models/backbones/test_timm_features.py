@@ -244,6 +244,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
 @pytest.mark.parametrize(("changes", "message"), [
     ({"model": "vit_of_nobody"}, r"backbone\.model=vit_of_nobody.*pip install"),
     ({"model": "hf-hub:someone/vit_tiny_patch16_224"}, r"backbone\.model=hf-hub:someone"),
+    ({"weights": "hf-hub:timm/vit_tiny_patch16_224"}, "hf-hub:timm/vit.*OWNER/NAME"),
     ({"model": "vit_tiny_patch16_224.nobody"}, r"backbone\.model=.*nobody"),
     ({"model": "vit_tiny_patch16_224", "options": {"depht": 2}}, "depht"),
     ({"options": {"checkpoint_path": "x.pth"}}, r"backbone\.options\.checkpoint_path=x\.pth"),
