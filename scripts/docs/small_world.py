@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -154,12 +155,20 @@ def write(
     what = (
         "The paper's comparisons on the small world, in percent: mean and sample standard deviation over "
         "seeds, and in runs the values of the seeds. paper is PQ of models trained on COCO. version is the "
-        "project's."
+        "project's, or several."
     )
     values = {name: value for name, value in kept.items() if name != "about"}
-    values["tables"] = known | {n: {"version": __version__, **t} for n, t in as_json(tables).items()}
+    values["tables"] = known | {
+        name: {"version": _versions(known.get(name, {}) if add else {}), **table}
+        for name, table in as_json(tables).items()
+    }
     values["costs"] = {**kept.get("costs", {}), **(costs or {})}
     write_figures(file, what, "python -m scripts.docs.small_world", values)
+
+
+def _versions(kept: Mapping[str, Any]) -> str:
+    """Those that measured a table: this one, and that of the scores that are kept."""
+    return ", ".join(sorted({*filter(None, kept.get("version", "").split(", ")), __version__}))
 
 
 def _seeds(text: str) -> list[int]:

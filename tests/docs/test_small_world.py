@@ -146,10 +146,13 @@ def test_missing_runs_are_named(runs: Path) -> None:
 def test_seeds_of_other_machines_are_added(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "small_world.json"
     known = [Row("both", "both", None, {"toy_open.pq": {0: 1.0, 7: 50.0}}), Row("old", "both", None, {})]
-    file.write_text(json.dumps({"tables": {"classifier": as_json({"classifier": known})["classifier"]}}))
+    earlier = {"version": "0.0.1", **as_json({"classifier": known})["classifier"]}
+    file.write_text(json.dumps({"tables": {"classifier": earlier}}))
     found = small_world.collect(runs, ["classifier"])
     small_world.write(found, file, add=True)
-    rows = {row.name: row for row in from_json(json.loads(file.read_text())["tables"]["classifier"])}
+    table = json.loads(file.read_text())["tables"]["classifier"]
+    assert table["version"] == f"0.0.1, {__version__}"
+    rows = {row.name: row for row in from_json(table)}
     assert rows["both"].scores["toy_open.pq"] == pytest.approx({0: 35.0, 7: 50.0, 1: 36.0, 2: 37.0})
     assert set(rows) == {*CLASSIFIERS, "old"}
     small_world.write(found, file)
