@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from odise_pl.checkpoints.files import LAST, saved_checkpoints
@@ -60,15 +59,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.error = str(error)
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(Checkpoint):
     """Saves all that resuming needs as ``step_N.ckpt``, and stops the run with a checkpoint after a signal.
 
     A checkpoint is always of the end of an optimiser step: while gradients accumulate, weights and optimiser
     do not change, so a signal takes effect at once, and a resumed run computes the unfinished step again. If
     one cannot be written, training continues and the next one is tried.
 
-    Lightning's ``ModelCheckpoint`` saves at the end of a batch, before that batch is logged and validated, on
-    a schedule of its own. This class calls its hook instead, one batch later and also on demand.
+    Lightning's ``ModelCheckpoint`` saves at the end of a batch, before that batch is logged and validated.
+    This class saves one batch later, and also on demand.
 
     Args:
         dirpath: the folder.
@@ -79,14 +78,6 @@ class Checkpoints(ModelCheckpoint):
     def __init__(self, dirpath: str, every_n_train_steps: int = 500, keep: int = 2) -> None:
         check_number("callbacks.checkpoint.every_n_train_steps", every_n_train_steps, 1)
         check_number("callbacks.checkpoint.keep", keep, 1)
-        super().__init__(
-            dirpath,
-            "step_{step}",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-            save_top_k=-1,
-            train_time_interval=timedelta(0),  # at every call of the hook
-        )
         self.folder, self.every = Path(dirpath), every_n_train_steps
         self._io, self._stop = AtomicCheckpointIO(keep), StopRequest()
         self._step = self._saved = self._tried = self._validated = 0
@@ -95,17 +86,11 @@ class Checkpoints(ModelCheckpoint):
 
     # Lightning's hooks
 
-    @property
-    def state_key(self) -> str:
-        """The name of the callback in checkpoints, whatever its arguments."""
-        return "Checkpoints"
-
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = self._io
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Listen to signals, and run the validation that the resumed run was stopped in."""
-        super().on_train_start(trainer, pl_module)
         self._stop.listen(trainer)
         self._step = self._saved = self._tried = trainer.global_step
         if trainer.strategy.broadcast(self._step) != self._step:
@@ -126,25 +111,21 @@ class Checkpoints(ModelCheckpoint):
             self._step, self._position = trainer.global_step, _position(trainer)
             self._validates = _validates_now(trainer)
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Save the step before this batch when it is time, or when a signal stops the run."""
         if self._tried != self._step and self._step % self.every == 0:
-            self.save(trainer, pl_module)
-        self._stop_if_asked(trainer, pl_module)
+            self.save(trainer)
+        self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save before validation takes its time; outside of training, only listen to signals."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._stop.listen(trainer)
         elif self._tried != self._step:
-            self.save(trainer, pl_module)
+            self.save(trainer)
 
-    def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
-    ) -> None:
-        self._stop_if_asked(trainer, pl_module)
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -152,7 +133,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the last step, or raise SavingError."""
-        if self._saved != self._step and (failure := self.save(trainer, pl_module)):
+        if self._saved != self._step and (failure := self.save(trainer)):
             raise SavingError(f"{failure}; free some space, and start the run again")
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,12 +157,12 @@ class Checkpoints(ModelCheckpoint):
 
     # Saving and stopping
 
-    def save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> str:
+    def save(self, trainer: lightning.Trainer) -> str:
         """Write the checkpoint of the last step; why it failed, on all ranks, or nothing if it did not."""
         self._tried = self._step
         for logger in trainer.loggers:
             logger.save()  # a run that is killed would lose what it logged before this step
-        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+        trainer.save_checkpoint(self.folder / f"step_{self._step}.ckpt")
         error = trainer.strategy.broadcast(self._io.error)
         if not error:
             self._saved = self._step
@@ -192,12 +173,12 @@ class Checkpoints(ModelCheckpoint):
             _log.error("%s; training continues", failure)
         return failure
 
-    def _stop_if_asked(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _stop_if_asked(self, trainer: lightning.Trainer) -> None:
         """Raise Preempted on all ranks, with all saved, if a signal arrived on any of them."""
         if not trainer.strategy.reduce_boolean_decision(self._stop.number is not None, all=False):
             return
         unsaved = trainer.state.fn == TrainerFn.FITTING and self._saved != self._step
-        if unsaved and (failure := self.save(trainer, pl_module)):
+        if unsaved and (failure := self.save(trainer)):
             raise SavingError(failure)
         if trainer.is_global_zero:
             _log.info("stopped at step %d; run the command again to resume", self._step)
