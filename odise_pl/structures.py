@@ -234,7 +234,7 @@ class Instances(TensorStruct):
 
 
 @dataclass(frozen=True)
-class Prediction(TensorStruct):
+class Prediction:
     """Results for one image at its original size.
 
     Attributes:

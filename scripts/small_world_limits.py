@@ -76,7 +76,7 @@ def _variants(
         """With the predicted masks, or those of 0 and 1 that are given."""
         if masks is None:
             return predict(scores, one.mask_logits[0], isthing, model.inference, *sizes)
-        return MaskedPrediction(scores, Masks(_SURE * (2 * masks - 1)), isthing, model.inference, "cpu")
+        return MaskedPrediction(scores, Masks(_SURE * (2 * masks - 1)), isthing, model.inference)
 
     yield "predicted masks, predicted names", result(model.classify(one, pixels, [valid], classes)[0])
 

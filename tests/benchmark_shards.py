@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mini_benchmarks as mini
 
-from odise_pl.data.prepare.benchmarks import read_benchmark
+from odise_pl.data.prepare.benchmarks import BENCHMARKS
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
 from odise_pl.data.prepare.source import Source
@@ -23,7 +23,7 @@ MAKE: dict[str, Callable[[Path], mini.Mini]] = {
 # Name in evaluate.py -> how its layout is made and read, and the folder of its shards.
 BENCHMARKS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Source], str]] = {
     "coco": (mini.coco, partial(read_coco, split="val2017"), "coco_val2017"),
-    **{name: (make, partial(read_benchmark, name), f"{name}_val") for name, make in MAKE.items()},
+    **{name: (make, BENCHMARKS[name].read, f"{name}_val") for name, make in MAKE.items()},
 }
 
 

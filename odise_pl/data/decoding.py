@@ -16,7 +16,7 @@ from odise_pl.data.images import decode_rgb
 from odise_pl.data.instances import Objects, read_objects
 from odise_pl.data.label_maps import decode_ids, decode_semantic, unique_ids
 from odise_pl.data.manifest import FILE_NAME
-from odise_pl.data.reading import Damage, Item, RawSample
+from odise_pl.data.reading import Item, RawSample
 from odise_pl.data.records import INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError, prefix_errors
 from odise_pl.structures import SampleInfo, Segment, Size
 
@@ -47,14 +47,12 @@ class DecodedSample(SampleInfo):
         return self.image.height, self.image.width
 
 
-def try_decode(item: Item, isthing: Sequence[bool] | None) -> DecodedSample | Damage:
+def try_decode(item: Item, isthing: Sequence[bool] | None) -> DecodedSample | DataError:
     """:func:`decode` that returns damage instead of raising it."""
-    if isinstance(item, Damage):
-        return item
     try:
-        return decode(item, isthing)
+        return item if isinstance(item, DataError) else decode(item, isthing)
     except DataError as error:
-        return Damage(str(error))
+        return error
 
 
 def decode(raw: RawSample, isthing: Sequence[bool] | None = None) -> DecodedSample:

@@ -143,9 +143,9 @@ class EvalLoader:
 
     def __init__(self, stream: EvalStream, source: BatchSource) -> None:
         self._stream, self._source = stream, source
-        plan, workers = stream.plan, source.workers
-        self._batches = plan.batches(stream.rank, workers)
-        self._length = max(1, *(plan.batches(rank, workers) for rank in range(plan.world_size)))
+        plan = stream.plan
+        self._batches = plan.batches(stream.rank)
+        self._length = max(1, *(plan.batches(rank) for rank in range(plan.world_size)))
 
     def __len__(self) -> int:
         return self._length

@@ -11,7 +11,7 @@ import numpy as np
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from odise_pl.data.records import IMAGES, INSTANCES, PANOPTIC, RECORD, SEMANTIC
+from odise_pl.data.records import IMAGES, INSTANCES, PANOPTIC, RECORD, SEMANTIC, DataError
 from odise_pl.data.sample_order import Piece
 from odise_pl.files import is_plain_name
 
@@ -39,14 +39,7 @@ class RawSample:
         return _image_of(self.members)
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A sample that cannot be read: name of the damaged shard or sample, and the cause."""
-
-    text: str
-
-
-Item = RawSample | Damage
+Item = RawSample | DataError  # which names the damaged shard or sample, and the cause
 
 
 def read_piece(urls: tuple[str, ...], piece: Piece, first: int = 0) -> Iterator[Item]:
@@ -85,7 +78,7 @@ def read_shard(url: str, indices: list[int]) -> Iterator[Item]:
             if not waiting:
                 return
     cause = _reason(errors[-1]) if errors else f"it ends before sample {waiting[-1]}"
-    yield from [Damage(f"{url}: damaged or unreadable shard ({cause})")] * len(waiting)
+    yield from [DataError(f"{url}: damaged or unreadable shard ({cause})")] * len(waiting)
 
 
 def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], None, None]:
@@ -115,13 +108,13 @@ def _samples(url: str, errors: list[Exception]) -> Generator[dict[str, Any], Non
 def _check_members(sample: dict[str, Any], url: str, errors: list[Exception]) -> Item:
     key = sample["__key__"]
     if not is_plain_name(key):  # predictions are written to files of this name
-        return Damage(f"{url}: the key {key!a} is not a plain file name")
+        return DataError(f"{url}: the key {key!a} is not a plain file name")
     needed = (_image_of(sample), PANOPTIC, RECORD)
     absent = [suffix for suffix in needed if suffix not in sample]
     # An image may have no labels, unless the shard is truncated here.
     if absent and (absent != [PANOPTIC] or errors):
         cause = f" ({_reason(errors[-1])})" if errors else ""
-        return Damage(f"{url}/{key}: member {absent[0]} is missing{cause}")
+        return DataError(f"{url}/{key}: member {absent[0]} is missing{cause}")
     return RawSample(key, f"{url}/{key}", {s: sample[s] for s in (*needed, *_OPTIONAL) if s in sample})
 
 

@@ -156,9 +156,9 @@ class EvalPlan:
         """Samples of batch ``number``."""
         return min(self.batch_size, sum(self.sizes) - number * self.batch_size)
 
-    def batches(self, rank: int, workers: int) -> int:
-        """Batches of a rank."""
-        return sum(len(self.numbers(rank, worker, workers)) for worker in range(workers))
+    def batches(self, rank: int) -> int:
+        """Batches of a rank; its workers share them."""
+        return len(self.numbers(rank, 0, 1))
 
     def numbers(self, rank: int, worker: int, workers: int) -> tuple[int, ...]:
         """Numbers of the batches that ``worker`` of ``rank`` makes."""

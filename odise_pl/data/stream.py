@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from odise_pl.data.collate import collate
 from odise_pl.data.decoding import DecodedSample, decode, try_decode
 from odise_pl.data.noun_phrases import draw_words
-from odise_pl.data.reading import Damage, RawSample, read_piece, read_shard
+from odise_pl.data.reading import RawSample, read_piece, read_shard
 from odise_pl.data.records import DataError
 from odise_pl.data.sample_order import EvalPlan, TrainPlan
 from odise_pl.data.transforms import EvalResize, Transform, keep_classes, make_targets, number_segments
@@ -72,8 +72,8 @@ class TrainStream(IterableDataset[Batch]):
             samples, skipped = [], []
             for place, item in enumerate(itertools.islice(items, size)):
                 decoded = try_decode(item, self.isthing)
-                if isinstance(decoded, Damage):
-                    skipped.append(decoded.text)
+                if isinstance(decoded, DataError):
+                    skipped.append(str(decoded))
                     reserve = reserve or self._reserve(worker)
                     chosen = self._random(_SUBSTITUTE, index, place).integers(len(reserve))
                     decoded = decode(reserve[chosen])
@@ -92,8 +92,8 @@ class TrainStream(IterableDataset[Batch]):
             good = []
             for item in read_shard(self.urls[shard], chosen.tolist()):
                 decoded = try_decode(item, self.isthing)
-                if isinstance(decoded, Damage):
-                    cause = decoded.text
+                if isinstance(decoded, DataError):
+                    cause = str(decoded)
                 elif isinstance(item, RawSample):
                     good.append(item)
             if good:
@@ -134,8 +134,8 @@ class EvalStream(IterableDataset[Batch]):
             samples, skipped = [], []
             for item in itertools.islice(items, self.plan.length(number)):
                 decoded = try_decode(item, self.isthing)
-                if isinstance(decoded, Damage):
-                    skipped.append(decoded.text)
+                if isinstance(decoded, DataError):
+                    skipped.append(str(decoded))
                 elif not decoded.labelled:
                     skipped.append(f"{decoded.key}: has no labels to compare with")
                 else:

@@ -19,9 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from odise_pl.models.backbones.captioners import Captions
+from odise_pl.models.backbones.captioners import Captions, TextCaptioner
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
-from odise_pl.models.backbones.sentences import PromptEncoder
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.network import SegmentationNetwork
@@ -132,7 +131,7 @@ def _image_networks(model: Odise) -> list[nn.Module]:
 
 def _frozen_networks(model: Odise) -> list[nn.Module]:
     """All but a captioning model."""
-    encoders = [module for module in model.modules() if isinstance(module, PromptEncoder)]
+    encoders = [module.encode for module in model.modules() if isinstance(module, TextCaptioner)]
     return [*_image_networks(model), model.clip.model, *encoders]
 
 

@@ -130,7 +130,7 @@ class FolderPredictor(nn.Module):
                 self._read_panoptic(image_id, size),
                 self._read_instances(image_id, size),
                 self._read_semantic(key, size),
-            ).to(batch.pixels.device)
+            )
             for key, image_id, size in images
         ]
 

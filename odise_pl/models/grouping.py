@@ -127,19 +127,11 @@ class GroupPrediction(PixelPrediction):
         masks: [G, H, W] of groups, whose scores each pixel has in these shares.
         scores: [G, K].
         isthing: one flag per class.
-        device: of the results; they are computed on the device of the masks.
     """
 
-    def __init__(
-        self, masks: Masks, scores: Tensor, isthing: Sequence[bool], device: torch.device | str
-    ) -> None:
-        super().__init__(masks, isthing, device)
+    def __init__(self, masks: Masks, scores: Tensor, isthing: Sequence[bool]) -> None:
+        super().__init__(masks, isthing)
         self._scores = scores
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupPrediction:
-        """A copy with results on ``device``."""
-        masks, isthing = self._from
-        return GroupPrediction(masks, self._scores, isthing, device)
 
     @cached_property
     def _best(self) -> tuple[Tensor, Tensor]:
@@ -154,7 +146,7 @@ class GroupPrediction(PixelPrediction):
             with torch.autocast(inside.device.type, enabled=False):
                 best[rows], number = torch.einsum("kg,ghw->khw", scores, inside).max(0)
             labels[rows] = possible[number]
-        return labels.to(self._device), best.to(self._device)
+        return labels.cpu(), best.cpu()
 
 
 @dataclass(frozen=True)
@@ -284,7 +276,7 @@ class GroupingNetwork(SegmentationNetwork):
         masks, scores = self.find_groups(image, classes.clip_text)
         size = (image.shape[2], image.shape[3])
         resized = Masks(masks) if size == output else ResizedMasks(masks, size, size, output)
-        return GroupPrediction(resized, scores, classes.isthing, image.device)
+        return GroupPrediction(resized, scores, classes.isthing)
 
     def find_groups(self, image: Tensor, text: TextClasses) -> tuple[Tensor, Tensor]:
         """Groups of an image [1, 3, H, W] in windows; where these overlap, a pixel has one group of each.

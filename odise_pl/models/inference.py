@@ -237,7 +237,10 @@ def pixel_map(class_logits: Masks, penalty: Tensor | None = None) -> tuple[Tenso
 
 
 class NetworkPrediction(Prediction):
-    """Prediction of a network for one image; each result is computed on first use."""
+    """Prediction of a network for one image.
+
+    Each result is computed on first use, on the device of the network, and lies on the CPU.
+    """
 
     @property
     @abstractmethod
@@ -254,27 +257,16 @@ class PixelPrediction(NetworkPrediction):
     Args:
         class_logits: [K, H, W].
         isthing: one flag per class.
-        device: of the results; they are computed on the device of the logits.
         penalty: [K], see :func:`pixel_map`.
     """
 
-    def __init__(
-        self,
-        class_logits: Masks,
-        isthing: Sequence[bool],
-        device: torch.device | str,
-        penalty: Tensor | None = None,
-    ) -> None:
-        self._from, self._device, self._penalty = (class_logits, isthing), device, penalty
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PixelPrediction:
-        """A copy with results on ``device``."""
-        return PixelPrediction(*self._from, device, self._penalty)
+    def __init__(self, class_logits: Masks, isthing: Sequence[bool], penalty: Tensor | None = None) -> None:
+        self._from, self._penalty = (class_logits, isthing), penalty
 
     @cached_property
     def _best(self) -> tuple[Tensor, Tensor]:
         labels, scores = pixel_map(self._from[0], self._penalty)
-        return labels.to(self._device), scores.to(self._device)
+        return labels.cpu(), scores.cpu()
 
     @property
     def semantic(self) -> Tensor:
@@ -317,7 +309,6 @@ class MaskedPrediction(NetworkPrediction):
         masks: [Q, H, W].
         isthing: one flag per class.
         settings: thresholds.
-        device: of the results; they are computed on the device of the logits.
         penalty: [K], see :func:`semantic_map`.
     """
 
@@ -327,29 +318,24 @@ class MaskedPrediction(NetworkPrediction):
         masks: Masks,
         isthing: Sequence[bool],
         settings: InferenceSettings,
-        device: torch.device | str,
         penalty: Tensor | None = None,
     ) -> None:
-        self._from, self._device, self._penalty = (class_scores, masks, isthing, settings), device, penalty
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedPrediction:
-        """A copy with results on ``device``."""
-        return MaskedPrediction(*self._from, device, self._penalty)
+        self._from, self._penalty = (class_scores, masks, isthing, settings), penalty
 
     @cached_property
     def panoptic(self) -> PanopticSegmentation:
         """See :func:`panoptic`."""
-        return panoptic(*self._from).to(self._device)
+        return panoptic(*self._from).to("cpu")
 
     @cached_property
     def instances(self) -> Instances:
         """See :func:`instances`."""
-        return instances(*self._from).to(self._device)
+        return instances(*self._from).to("cpu")
 
     @cached_property
     def semantic(self) -> Tensor:
         """See :func:`semantic_map`."""
-        return semantic_map(*self._from[:2], self._penalty).to(self._device)
+        return semantic_map(*self._from[:2], self._penalty).cpu()
 
     @property
     def best(self) -> tuple[int, float]:
@@ -373,7 +359,7 @@ def predict(
     ``seen``, bool [K], are the classes that ``settings.seen_penalty`` is for.
     """
     masks = _resized(mask_logits, canvas, valid, output)
-    return MaskedPrediction(class_scores, masks, isthing, settings, masks.device, _penalty(settings, seen))
+    return MaskedPrediction(class_scores, masks, isthing, settings, _penalty(settings, seen))
 
 
 def predict_pixels(
@@ -387,7 +373,7 @@ def predict_pixels(
 ) -> PixelPrediction:
     """All results of one image from class logits [K, h, w] of its cells; arguments as of :func:`predict`."""
     logits = _resized(class_logits, canvas, valid, output)
-    return PixelPrediction(logits, isthing, logits.device, _penalty(settings, seen))
+    return PixelPrediction(logits, isthing, _penalty(settings, seen))
 
 
 def _resized(logits: Tensor, canvas: Size, valid: Size, output: Size) -> Masks:

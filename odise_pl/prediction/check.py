@@ -16,7 +16,8 @@ from odise_pl.data.decoding import DecodedSample, try_decode
 from odise_pl.data.images import resize_image
 from odise_pl.data.label_maps import resize_ids
 from odise_pl.data.manifest import Manifest, ShardSet
-from odise_pl.data.reading import Damage, Item, read_shard
+from odise_pl.data.reading import Item, read_shard
+from odise_pl.data.records import DataError
 from odise_pl.metrics.tables import Table
 from odise_pl.prediction.drawing import load_font, paint
 from odise_pl.structures import PanopticSegmentation, Segment
@@ -109,8 +110,8 @@ def check_set(shard_set: ShardSet, count: int) -> tuple[SetSummary, Image.Image]
     chosen = {round(place) for place in np.linspace(0, manifest.counts.samples - 1, count)}
     for number, item in enumerate(_items(shard_set)):
         sample = try_decode(item, manifest.vocabulary.isthing)
-        if isinstance(sample, Damage):
-            summary.damage.append(sample.text)
+        if isinstance(sample, DataError):
+            summary.damage.append(str(sample))
             continue
         summary.add(sample)
         if number in chosen:

@@ -161,7 +161,7 @@ class Segmenter:
         classes = self._embed(model, everything)
         predictions = self._predict(model, pictures, classes)
         found = [
-            Segmentation(picture, vocabulary, prediction.to("cpu"))
+            Segmentation(picture, vocabulary, prediction)
             for picture, prediction in zip(pictures, predictions, strict=True)
         ]
         return found if isinstance(image, list) else found[0]

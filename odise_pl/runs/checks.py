@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.data.manifest import open_shard_set, parse_eval_sets
 from odise_pl.data.records import DataError
-from odise_pl.errors import SettingError, UserError, check_number
+from odise_pl.errors import SettingError, UserError, check_flag, check_number
 from odise_pl.files import is_path
 from odise_pl.models.backbones.timesteps import check_timesteps
 from odise_pl.runs.conf import CONF
@@ -113,18 +113,16 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
     for key in filter(_SHARED.match, HydraConfig.get().overrides.task if HydraConfig.initialized() else ()):
         yield f"{key}: two backbones share their windows and width; set {_SHARED.sub('backbone', key)}"
     if "timesteps" in config.backbone:  # of a diffusion model
-        checks.append(lambda: check_timesteps(config.backbone.timesteps))
+        checks.append(partial(check_timesteps, config.backbone.timesteps))
     for name, least in (("global_batch", 1), ("validate_every", 1), ("trainer.max_steps", 1), ("seed", 0)):
         checks.append(partial(check_number, name, OmegaConf.select(config, name), least))
+    for name in ("learnable_time", "on_the_fly"):
+        checks.append(partial(check_flag, f"captioner.{name}", config.captioner.get(name, False)))
     for check in checks:
         try:
             check()
         except SettingError as error:
             yield str(error)
-    for name in ("learnable_time", "on_the_fly"):  # any other value would count as true
-        value = config.captioner.get(name, False)
-        if not isinstance(value, bool):
-            yield f"captioner.{name}={value}: choose true or false"
     strategy = OmegaConf.select(config, "trainer.strategy._target_")
     if "ShardedStrategy" in str(strategy) and config.trainer.precision not in ("32-true", "bf16-mixed"):
         yield f"trainer.precision={config.trainer.precision}: choose bf16-mixed or 32-true with trainer=fsdp"

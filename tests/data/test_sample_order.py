@@ -83,7 +83,7 @@ def test_evaluation_covers_every_sample_once(
     assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
     assert [number for some in numbers for number in some] == list(range(plan.total))
     assert [sum(map(plan.length, some)) for some in numbers] == list(map(len, pieces))
-    assert sum(plan.batches(rank, workers) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
+    assert sum(plan.batches(rank) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
 
 
 @given(SIZES, SMALL, SMALL, st.sets(st.integers(0, 30)))

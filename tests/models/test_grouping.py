@@ -191,13 +191,11 @@ def test_background_alone_is_a_name(network: GroupingNetwork) -> None:
     assert found.best == (0, pytest.approx(1))
 
 
-def test_results_move_to_a_device() -> None:
+def test_pixels_have_the_best_class_of_their_groups() -> None:
     masks = F.one_hot(torch.tensor([[0, 0], [1, 1]])).permute(2, 0, 1).float()
-    found = GroupPrediction(Masks(masks), torch.tensor([[0.0, 0.2, 0.1], [0.4, 0.1, 0]]), [True] * 3, "meta")
-    assert found.semantic.is_meta
-    here = found.to("cpu")
-    assert here.semantic.tolist() == [[1, 1], [0, 0]]
-    assert here.best == (0, pytest.approx(0.4))
+    found = GroupPrediction(Masks(masks), torch.tensor([[0.0, 0.2, 0.1], [0.4, 0.1, 0]]), [True] * 3)
+    assert found.semantic.tolist() == [[1, 1], [0, 0]]
+    assert found.best == (0, pytest.approx(0.4))
 
 
 def test_settings_out_of_range_are_named() -> None:

@@ -145,7 +145,6 @@ def test_seen_classes_lose_only_in_the_semantic_map() -> None:
         for gamma, flags in ((0.0, seen), (0.3, None), (0.3, seen))
     ]
     assert [int(result.semantic.unique()) for result in results] == [0, 0, 1]
-    assert int(results[-1].to("cpu").semantic.unique()) == 1
     assert [result.panoptic.segments[0].category for result in results] == [0, 0, 0]
     assert len({tuple(result.instances.labels.tolist()) for result in results}) == 1
 

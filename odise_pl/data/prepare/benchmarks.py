@@ -51,8 +51,3 @@ BENCHMARKS = {
         "Cityscapes, 19 classes with objects: leftImg8bit and gtFine.", "cityscapes:read_cityscapes"
     ),
 }
-
-
-def read_benchmark(name: str, root: Path | Sequence[Path], split: str | None = None) -> Source:
-    """:meth:`Benchmark.read` of the benchmark of this name."""
-    return BENCHMARKS[name].read(root, split)

@@ -25,7 +25,7 @@ from odise_pl.data.manifest import FILE_NAME, Captioning, Manifest, Shard, Shard
 from odise_pl.data.prepare.packing import read_finished
 from odise_pl.data.prepare.shards import Packed, ShardPlan, output_folder, write_manifest, write_shards
 from odise_pl.data.prepare.source import to_json
-from odise_pl.data.reading import Damage, RawSample, read_shard
+from odise_pl.data.reading import RawSample, read_shard
 from odise_pl.data.records import RECORD, DataError
 from odise_pl.data.transforms import image_tensor, pixel_tensor
 from odise_pl.errors import SettingError
@@ -143,8 +143,8 @@ def _check_sum(url: str, shard: Shard) -> None:
 
 def _read_samples(url: str, shard: Shard) -> Iterator[RawSample]:
     for item in read_shard(url, list(range(shard.samples))):
-        if isinstance(item, Damage):
-            raise DataError(f"{item.text}; prepare the set again")
+        if isinstance(item, DataError):
+            raise DataError(f"{item}; prepare the set again")
         yield item
 
 

@@ -11,7 +11,7 @@ from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import Describe, EmptyCaptioner, ImplicitCaptioner, TextCaptioner
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.contract import Condition
-from odise_pl.models.backbones.sentences import NameRanking, PromptEncoder
+from odise_pl.models.backbones.sentences import NameRanking
 from odise_pl.models.blip import load_blip
 from odise_pl.vocabulary import load_vocabulary
 
@@ -48,7 +48,7 @@ def heuristic_captioner(
     Args:
         vocabulary: see :func:`load_vocabulary`; only main names are ranked.
         top, template, prompt: see :class:`NameRanking`.
-        remember: number of cached sentences, see :class:`PromptEncoder`.
+        remember: number of cached sentences; 0.24 MB each for SD 1.x.
         learnable_time: as in :func:`implicit_captioner`.
     """
 
@@ -73,7 +73,7 @@ def blip_captioner(
         on_the_fly: False uses the caption of the whole image that ``odise captions`` wrote into the
             shards, for all windows. True loads BLIP and captions every window.
         weights, max_tokens: see :func:`load_blip`; used on the fly only.
-        remember: number of cached sentences, see :class:`PromptEncoder`.
+        remember: number of cached sentences; 0.24 MB each for SD 1.x.
         learnable_time: as in :func:`implicit_captioner`.
         source: download command of the weights, for messages.
     """
@@ -92,5 +92,5 @@ def _text_captioner(
         raise SettingError(
             "captioner: the backbone reads no text; choose captioner=implicit or captioner=empty"
         )
-    encode = PromptEncoder(condition.encode, remember)
-    return TextCaptioner(clip, describe, encode, condition.time(learnable_time), condition.steps)
+    time_dim = condition.time(learnable_time)
+    return TextCaptioner(clip, describe, condition.encode, time_dim, condition.steps, remember)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from odise_pl.errors import SettingError
+from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.contract import Conditioning
+from odise_pl.models.backbones.text_cache import TextCache
 
 # One caption per image, None if it has none.
 Captions = Sequence[str | None] | None
@@ -120,20 +121,23 @@ class TextCaptioner(Captioner):
     Args:
         clip: the shared frozen CLIP.
         describe: generates a sentence for each image; None uses precomputed captions.
-        encode: maps N sentences to [N, tokens, context_dim].
+        encode: the frozen text encoder, see :class:`~odise_pl.models.backbones.contract.Condition`.
         time_dim, steps: see :meth:`Captioner.learn_time`.
+        remember: number of cached sentences; 0.24 MB each for SD 1.x.
     """
 
     def __init__(
         self,
         clip: FrozenCLIP,
         describe: Describe | None,
-        encode: Callable[[Sequence[str]], Tensor],
+        encode: nn.Module,
         time_dim: int | None = None,
         steps: int = 1,
+        remember: int = 256,
     ) -> None:
         super().__init__(clip)
-        self.describe, self.encode = describe, encode
+        check_number("captioner.remember", remember, 1)
+        self.describe, self.encode, self._contexts = describe, encode, TextCache(encode, remember)
         self.learn_time(time_dim, steps)
 
     def forward(self, images: Tensor, captions: Captions = None) -> Conditioning:
@@ -149,4 +153,4 @@ class TextCaptioner(Captioner):
                 f"{len(images) - len(known)} of {len(images)} images have no precomputed caption: write them "
                 "into the shards with odise captions, or set captioner.on_the_fly=true"
             )
-        return Conditioning(self.encode(known), self.time(images))
+        return Conditioning(self._contexts(known, images.device), self.time(images))

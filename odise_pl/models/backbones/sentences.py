@@ -1,37 +1,16 @@
-"""Sentences about images and their encoding, for text captioners."""
+"""Sentences about images, for text captioners."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.frozen import Frozen
-
-
-class PromptEncoder(Frozen):
-    """The diffusion model's text encoder, with a cache of sentences.
-
-    Args:
-        encode: the frozen encoder, see :class:`~odise_pl.models.backbones.contract.Condition`.
-        capacity: number of cached sentences; 0.24 MB each for SD 1.x.
-    """
-
-    def __init__(self, encode: nn.Module, capacity: int = 256) -> None:
-        super().__init__()
-        check_number("captioner.remember", capacity, 1)
-        self.encode = encode
-        self.cache = TextCache(encode, capacity)
-        self.freeze()
-
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Context [len(texts), 77, context_dim] on the encoder's device."""
-        return self.cache(texts, next(self.encode.parameters()).device)
 
 
 class NameRanking(Frozen):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from odise_pl.models.heads.layers import MLP, ConvNorm, ScaledEmbedding
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.heads.pixel_decoder import PixelFeatures
-from odise_pl.models.ops.pooling import soft_mean
+from odise_pl.models.ops.pooling import masked_mean
 from odise_pl.models.ops.position import sine_positions
 
 
@@ -182,5 +182,5 @@ class MaskFormerDecoder(nn.Module):
             return DecoderOutput.nameless(mask_logits, x)
         objects = None if self.object_head is None else self.object_head(x)
         if features.region_features is not None:
-            x = soft_mean(features.region_features, mask_logits)
+            x = masked_mean(features.region_features, mask_logits.float().sigmoid())
         return DecoderOutput(mask_logits, self.embedding(x), x, self.embedding.scale, objects)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from odise_pl.data.decoding import DecodedSample
 from odise_pl.data.manifest import Manifest, open_shard_set
-from odise_pl.data.prepare.benchmarks import read_benchmark
+from odise_pl.data.prepare.benchmarks import BENCHMARKS
 from odise_pl.data.prepare.listing import image_ids
 from odise_pl.data.prepare.packing import PROBLEMS, prepare
 from odise_pl.data.prepare.pascal import CONTEXT_59
@@ -37,7 +37,7 @@ MAKE = {**MAKE, "pas20": mini.voc}
 
 
 def pack(name: str, root: Path, out: Path, **options: Any) -> Manifest:
-    return prepare(read_benchmark(name, root), out, **options)
+    return prepare(BENCHMARKS[name].read(root), out, **options)
 
 
 def classes_of(sample: DecodedSample) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_missing_part_is_named_with_its_archive(name: str, part: str, archive: s
     MAKE[name](tmp_path / "root")
     shutil.rmtree(tmp_path / "root" / part)
     with pytest.raises(DataError, match=rf"{archive}.*docs/data\.md"):
-        read_benchmark(name, tmp_path / "root")
+        BENCHMARKS[name].read(tmp_path / "root")
 
 
 def wrong_size(path: Path) -> None:
@@ -183,7 +183,7 @@ def test_problems_are_listed(
 def test_label_file_without_image_is_a_problem(tmp_path: Path) -> None:
     mini.ade150(tmp_path / "root")
     (tmp_path / "root/ADEChallengeData2016/images/validation/ADE_val_00000003.jpg").unlink()
-    problems = read_benchmark("ade150", tmp_path / "root").problems
+    problems = BENCHMARKS["ade150"].read(tmp_path / "root").problems
     assert ["has no image of this name" in problem.cause for problem in problems] == [True, True]
 
 
@@ -200,7 +200,7 @@ def test_invalid_file_name_is_rejected(tmp_path: Path, name: bytes) -> None:
     folder = tmp_path / "root/ADEChallengeData2016/images/validation"
     (folder / "ADE_val_00000002.jpg").rename(folder / os.fsdecode(name))
     with pytest.raises(DataError, match=f"{folder}: an image name is not a path"):
-        read_benchmark("ade150", tmp_path / "root")
+        BENCHMARKS["ade150"].read(tmp_path / "root")
 
 
 def test_duplicate_image_names_are_listed(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_duplicate_image_names_are_listed(tmp_path: Path) -> None:
         other.parent.mkdir(exist_ok=True)
         other.write_bytes(path.read_bytes())
     with pytest.raises(DataError) as error:
-        read_benchmark("ade847", tmp_path / "root")
+        BENCHMARKS["ade847"].read(tmp_path / "root")
     assert f"{jpeg.parent.name}/{jpeg.name}" in str(error.value)
     assert f"other/{jpeg.name}" in str(error.value)
 
@@ -221,16 +221,16 @@ def test_image_list_of_windows_editor_and_unsafe_entry(tmp_path: Path) -> None:
     (path,) = (tmp_path / "root").rglob("val.txt")
     text = path.read_text()
     path.write_text(text, encoding="utf-8-sig", newline="\r\n")
-    assert len(read_benchmark("pas21", tmp_path / "root").samples) == 3
+    assert len(BENCHMARKS["pas21"].read(tmp_path / "root").samples) == 3
     path.write_text(f"{text}../JPEGImages/2009_000001\n")
     with pytest.raises(DataError, match=str(path)):
-        read_benchmark("pas21", tmp_path / "root")
+        BENCHMARKS["pas21"].read(tmp_path / "root")
 
 
 def test_unknown_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Segmentation/test\.txt is missing"):
-        read_benchmark("pas21", tmp_path, "test")
+        BENCHMARKS["pas21"].read(tmp_path, "test")
     mini.voc(tmp_path / "root", "train")
-    source = read_benchmark("pas21", [tmp_path / "root"], "train")
+    source = BENCHMARKS["pas21"].read([tmp_path / "root"], "train")
     assert prepare(source, tmp_path / "out") == prepare(source, tmp_path / "out")
     assert open_shard_set(tmp_path / "out").manifest.name == "pas21_train"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
-from odise_pl.models.backbones.sentences import NameRanking, PromptEncoder
+from odise_pl.models.backbones.sentences import NameRanking
 from odise_pl.models.backbones.text_encoders import TextEncoder, encode_prompts
 from odise_pl.models.blip import load_blip
 from odise_pl.models.weights import WeightsError
@@ -73,7 +73,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def test_text_captioner_with_blip(blip: Path) -> None:
-    encode = PromptEncoder(TextEncoder(tiny_models.diffusion().text_encoder))
+    encode = TextEncoder(tiny_models.diffusion().text_encoder)
     describe = load_blip(str(blip), max_tokens=4)
     captioner = TextCaptioner(tiny_models.clip(), describe, encode, time_dim=16, steps=2).train()
     condition = captioner(images())
@@ -88,9 +88,8 @@ def test_text_captioner_with_blip(blip: Path) -> None:
 
 @pytest.mark.parametrize("captions", [None, ("a dog", None, "a cat")], ids=str)
 def test_missing_captions_are_refused(captions: tuple[str | None, ...] | None) -> None:
-    captioner = TextCaptioner(
-        tiny_models.clip(), None, PromptEncoder(TextEncoder(tiny_models.diffusion().text_encoder))
-    )
+    encode = TextEncoder(tiny_models.diffusion().text_encoder)
+    captioner = TextCaptioner(tiny_models.clip(), None, encode)
     expected = encode_prompts(tiny_models.diffusion().text_encoder, ["a dog", "", "a dog"])
     torch.testing.assert_close(captioner(images(), ["a dog", "", "a dog"]).context, expected)
     with pytest.raises(SettingError, match=r"captioner\.on_the_fly=true"):

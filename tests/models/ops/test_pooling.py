@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odise_pl.models.ops.pooling import masked_mean, soft_mean
+from odise_pl.models.ops.pooling import masked_mean
 
 
 def test_masked_mean_equals_loop() -> None:
@@ -30,11 +30,11 @@ def test_large_mask_pools_exactly_in_low_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(pooled.float(), torch.ones(1, 1, 2), rtol=1e-3, atol=0)
 
 
-def test_soft_mean_equals_loop() -> None:
+def test_mean_under_weights_equals_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 3, 4, 5, generator=generator)
     logits = torch.randn(2, 6, 4, 5, generator=generator)
-    means = soft_mean(features, logits)
+    means = masked_mean(features, logits.float().sigmoid())
     for feature, rows, found in zip(features, logits.sigmoid(), means, strict=True):
         for weight, mean in zip(rows, found, strict=True):
             cells = [(y, x) for y in range(4) for x in range(5)]
@@ -43,6 +43,6 @@ def test_soft_mean_equals_loop() -> None:
             torch.testing.assert_close(mean, expected)
 
 
-def test_soft_mean_of_an_empty_mask_is_finite() -> None:
+def test_mean_under_tiny_weights_is_finite() -> None:
     features, logits = torch.randn(1, 3, 4, 4).half(), torch.full((1, 1, 4, 4), -200.0).half()
-    assert torch.equal(soft_mean(features, logits), torch.zeros(1, 1, 3).half())
+    assert torch.equal(masked_mean(features, logits.float().sigmoid()), torch.zeros(1, 1, 3).half())
