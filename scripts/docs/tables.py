@@ -78,7 +78,7 @@ def results(files: Files) -> Table:
 
 def demo(files: Files) -> Table:
     """Minutes and scores of ``make demo`` by machine."""
-    runs = [*files["demo"]["machines"], files["demo"]]
+    runs = [*files["demo"].get("machines", ()), files["demo"]]
     cells = tuple(
         (
             run["name"],
