@@ -38,8 +38,9 @@ _GLOBAL_VIEWS, _LOCAL_VIEWS = 2, 4  # per picture; the local ones have half the 
 _GAIN = (0.6, 1.4)  # of each colour in a view of DINO
 _DECODER = 64  # width of the decoder of masked patches
 _PROTOTYPES, _BOTTLENECK, _HIDDEN = 256, 64, 256
-_MOMENTUM, _CENTRE = 0.99, 0.9  # of DINO's teacher and of the mean of its scores
+_MOMENTUM = 0.99  # of DINO's teacher
 _TAU_TEACHER, _TAU_STUDENT = 0.04, 0.1  # temperatures
+_BALANCING = 3  # iterations
 
 Pictures = Sequence[Labelled]
 
@@ -179,11 +180,9 @@ class Projected(nn.Module):
 class SelfDistillation(nn.Module):
     """DINO (arXiv 2104.14294): predict the prototypes that a teacher, the weights' moving average, sees.
 
-    The teacher sees only large views. Its scores are centred and sharpened, so that neither one prototype nor
-    all of them win everywhere.
+    The teacher sees only large views. Its scores are balanced as in DINOv2 (arXiv 2304.07193): with the
+    running mean of DINO, few prototypes win in batches as small as these.
     """
-
-    centre: Tensor
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -191,20 +190,28 @@ class SelfDistillation(nn.Module):
         self.member = self.student.member
         self.teacher = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(_MOMENTUM))
         self.teacher.requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(_PROTOTYPES))
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a :func:`views_batch`: cross-entropy of all pairs of different views."""
         size = len(batch["images"]) // _GLOBAL_VIEWS
         self.teacher.update_parameters(self.student)
         with torch.no_grad():
-            scores = self.teacher(batch["images"])
-            wanted = ((scores - self.centre) / _TAU_TEACHER).softmax(1).unflatten(0, (_GLOBAL_VIEWS, size))
-            self.centre.lerp_(scores.mean(0), 1 - _CENTRE)
+            wanted = balance(self.teacher(batch["images"])).unflatten(0, (_GLOBAL_VIEWS, size))
         seen = torch.cat([self.student(batch["images"]), self.student(batch["parts"])])
         found = (seen / _TAU_STUDENT).log_softmax(1).unflatten(0, (_GLOBAL_VIEWS + _LOCAL_VIEWS, size))
         losses = -torch.einsum("ank,bnk->ab", wanted, found) / size
         return losses[~torch.eye(*losses.shape, dtype=torch.bool, device=losses.device)].mean()
+
+
+def balance(scores: Tensor) -> Tensor:
+    """Shares of the prototypes in each image from cosines [N, prototypes]: all win about as often.
+
+    Sinkhorn-Knopp (arXiv 2006.09882, section 3.1).
+    """
+    logits = scores / _TAU_TEACHER
+    for _ in range(_BALANCING):
+        logits = (logits - logits.logsumexp(0)).log_softmax(1)
+    return logits.exp()
 
 
 @dataclass(frozen=True)
