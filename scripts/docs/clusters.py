@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,6 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from odise_pl.models.backbones.contract import Conditioning
-from odise_pl.models.backbones.diffusion_weights import load_diffusion
-from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
-from odise_pl.models.backbones.text_encoders import encode_prompts
 from odise_pl.models.build import BackboneSettings
 from odise_pl.prediction.drawing import load_font
 from odise_pl.prediction.kmeans import cluster, resize_to_cells, tap_names
@@ -35,12 +33,12 @@ def cluster_taps(image: Image.Image) -> dict[tuple[int, str], NDArray[np.int32]]
     config = compose_config("train", ["run=pictures", "run_dir=.", "backbone=toy"]).backbone
     settings: BackboneSettings = instantiate(config)
     torch.manual_seed(0)
-    models = load_diffusion(settings.weights, settings.architecture)
-    prompt = Conditioning(encode_prompts(models.text_encoder.eval(), [""], settings.architecture.text_pad))
     labels: dict[tuple[int, str], NDArray[np.int32]] = {}
     for timestep in _TIMESTEPS:
-        features = LatentDiffusionFeatures(models, (timestep,))
-        found = features(resize_to_cells(image, settings.input_size, features.input_multiple), prompt)
+        features, condition = replace(settings, timesteps=(timestep,)).load()
+        assert condition is not None
+        cells = resize_to_cells(image, settings.input_size, features.input_multiple)
+        found = features(cells, Conditioning(condition.uncond))
         maps = dict(zip(tap_names(features), found, strict=True))
         labels |= {(timestep, tap): cluster(maps[tap][0], _CLUSTERS) for tap in _TAPS}
     return labels
