@@ -33,6 +33,7 @@ OPTIONS = [
     "model.head.mask_channels=32",
     "model.head.embed_dim=32",
     "trainer.log_every_n_steps=1",
+    "+trainer.limit_val_batches=2",
     "callbacks.checkpoint.every_n_train_steps=1",
     "callbacks.pictures.count=1",
     # epochs of 7 batches, steps of 2: the fourth step of an epoch is of a single batch

@@ -30,7 +30,7 @@ SMALL = [
 # Two images, two steps: for run_through.
 QUICK = ["validate_every=100", "~callbacks.report", "~callbacks.pictures", "criterion.num_points=64"]
 QUICK += ["data.batch_size=2", "global_batch=2", "data.image_size=64", "backbone.window=64"]
-QUICK += ["data.limit_samples=2"]
+QUICK += ["data.limit_samples=2", "+trainer.limit_val_batches=1"]
 # The same for GroupViT, which has other parts.
 SMALL_GROUPVIT = ["data=shards", "trainer=cpu", "optimizer.reference_batch=2"]
 SMALL_GROUPVIT += [
@@ -54,7 +54,8 @@ def run_through(
     """Train a step, resume for two more, evaluate; returns the names of the weights in the checkpoint."""
     run, last = folder / "run", folder / "run" / "checkpoints" / "last.ckpt"
     settings = [*small, *settings, f"data.train={shards}", f"data.val={shards}"]
-    train(composed("train", run, [*settings, "trainer.max_steps=1"]))
+    config = composed("train", run, [*settings, "trainer.max_steps=1"])
+    train(config)
     first = read_checkpoint(last)
     # the first of two steps has the rate that the run ended with, which is 0 after a polynomial decay
     train(composed("train", run, [*settings, "trainer.max_steps=3", "ckpt=last"]))
@@ -62,12 +63,12 @@ def run_through(
     assert (first["global_step"], second["global_step"]) == (1, 3)
     names = set(second["state_dict"])
     assert any(not torch.equal(second["state_dict"][name], first["state_dict"][name]) for name in names)
-    trained = "trained: true" in OmegaConf.to_yaml(composed("train", run, settings).backbone)
+    trained = "trained: true" in OmegaConf.to_yaml(config.backbone)
     assert any(".features." in name for name in names) == trained
     evaluation = [f"ckpt={last}", "data=shards", f"data.val={shards}", "data.limit_samples=1"]
     evaluation += ["data.num_workers=0", "trainer=cpu"]
     result = evaluate(composed("evaluate", folder / "evaluated", evaluation), evaluation)["val"]
-    head = composed("train", run, settings).model.get("head", {})
+    head = config.model.get("head", {})
     dense = not head or head["_target_"].endswith(".DenseSettings")
     assert set(result) >= ({"miou"} if dense else {"pq", "map", "miou"})
     assert ("pq" in result) != dense

@@ -38,6 +38,7 @@ def test_package_and_vocabularies_import_no_torch(code: str) -> None:
     assert not {"torch", "numpy", "PIL"} & modules_after(code)
 
 
+@pytest.mark.slow
 def test_predict_imports_neither_lightning_nor_metrics() -> None:
     code = """
 import os

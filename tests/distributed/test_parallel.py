@@ -76,7 +76,7 @@ def test_rounded_weights_change_no_result(family: str) -> None:
     """Of a diffusion model, and of every family of timm's networks."""
     model = tiny_models.odise(family=family)
     tiny_models.stir(model)
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     words = model.encode_classes([("dog",), ("grass",)])
     classes = model.prepare(tiny_models.vocabulary(("dog",), ("grass",)), None)
 
@@ -85,7 +85,7 @@ def test_rounded_weights_change_no_result(family: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = model(images, words)
             outputs[-1].mask_logits.square().mean().backward()
-            predicted = model.predict(images, [(64, 64)] * 2, [(64, 64)] * 2, classes)
+            predicted = model.predict(images, [(64, 64)], [(64, 64)], classes)
         gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
         assert len(gradients) > 10
         segments = [one.panoptic.ids for one in predicted]

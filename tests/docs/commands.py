@@ -167,6 +167,7 @@ def _is_placeholder(word: str) -> bool:
     return bool(PLACEHOLDER.fullmatch(word)) and (key.isupper() or "=" not in word or _is_group(word))
 
 
+@cache
 def _first_value(word: str) -> str:
     """An override with the first value of a sweep; all choices of a group have to exist."""
     try:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from odise_pl.runs.conf import CONF, compose_config
 
 PRESETS = sorted({path.stem.removesuffix("_clip_text") for path in CONF.glob("method/*.yaml")})
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@cache
+def composed(name: str) -> DictConfig:
+    return compose_config("train", ["run_dir=.", f"method={name}"])
 
 
 def test_every_preset_is_a_row() -> None:
@@ -24,7 +30,7 @@ def test_every_preset_is_a_row() -> None:
 
 @pytest.mark.parametrize("name", [path.stem for path in CONF.glob("method/*.yaml")])
 def test_preset_has_its_own_name_in_reports(name: str) -> None:
-    assert compose_config("train", ["run_dir=.", f"method={name}"]).model.method == name
+    assert composed(name).model.method == name
 
 
 # what makes a preset the method of its paper
@@ -62,8 +68,8 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_has_the_published_numbers(name: str) -> None:
-    config = compose_config("train", ["run_dir=.", f"method={name}"])
-    assert {key: OmegaConf.select(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+    found = {key: OmegaConf.select(composed(name), key) for key in PUBLISHED[name]}
+    assert found == PUBLISHED[name]
 
 
 def test_example_is_a_method_in_one_file(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -176,13 +175,14 @@ def test_costs_of_methods_are_measured(
     assert scores({"small_world": written}, "method").rows[0][3] == f"{cost['ms']:.0f}"
 
 
-def test_commands_are_listed_without_running() -> None:
-    command = [sys.executable, "-m", "scripts.docs.small_world", "--list", "--seeds", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (
-        "odise train run=small_world/label/seed_3 seed=3 experiment=toy trainer.max_steps=400\n"
-        in done.stdout
-    )
+def test_commands_are_listed_without_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["small_world", "--list", "--seeds", "3"])
+    monkeypatch.setattr(small_world, "execute", lambda command: pytest.fail(f"{command} ran"))
+    assert small_world.main() == 0
+    label = "odise train run=small_world/label/seed_3 seed=3 experiment=toy trainer.max_steps=400"
+    assert label in capsys.readouterr().out.splitlines()
 
 
 def test_failure_of_a_command_is_noticed() -> None:

@@ -131,6 +131,7 @@ def test_example_runs_without_torch(network: Path, tmp_path: Path) -> None:
     assert "--embeddings" in done.stderr
 
 
+@pytest.mark.slow
 def test_head_equals_pytorch(tmp_path: Path) -> None:
     segmenter, out = tiny_segmenter(), tmp_path / "head.onnx"
     export_network(segmenter, out, (64, 128), head_only=True)

@@ -77,6 +77,7 @@ def test_evaluation_and_new_runs_take_it_and_resuming_does_not(
         "data.num_workers=0",
         "trainer=cpu",
         "trainer.enable_progress_bar=false",
+        "data.limit_samples=2",
     ]
     scores = [
         evaluate(composed("evaluate", tmp_path / str(i), [f"ckpt={place}", *options]))
@@ -90,6 +91,7 @@ def test_card_has_scores_of_this_network_only(run: Path, scene_shards: Path, tmp
     (copy / "checkpoints").mkdir(parents=True)
     (copy / "checkpoints" / "last.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     ckpt = [f"ckpt={copy}", "data.num_workers=0", "trainer=cpu", "trainer.enable_progress_bar=false"]
+    ckpt += ["data.limit_samples=2"]
     for name, overrides in (("kept", []), ("other", ["classifier.mode=diffusion"])):
         options = [*ckpt, "data=shards", f"data.val={{{name}: {scene_shards}}}", *overrides]
         evaluate(composed("evaluate", copy, options), overrides)

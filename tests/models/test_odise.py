@@ -56,6 +56,13 @@ def decoded(network: Odise, images: Tensor) -> DecoderOutput:
     return network.decode(images)[-1]
 
 
+@cache
+def decoded_scene(supervision: str) -> tuple[Tensor, list[tuple[int, int]], DecoderOutput]:
+    """Two images, their sizes, and what the network makes of them; not to be changed."""
+    images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
+    return images, sizes, decoded(model(supervision), images)
+
+
 def check_prediction(prediction: Prediction, size: tuple[int, int], classes: int) -> None:
     assert tuple(prediction.panoptic.ids.shape) == tuple(prediction.semantic.shape) == size
     assert prediction.instances.masks.shape[1:] == size
@@ -137,8 +144,7 @@ def expected_logits(network: Odise, output: DecoderOutput, images: Tensor) -> tu
 @torch.no_grad()
 def test_scores_equal_formulas_of_the_paper(supervision: str, mode: str, share: list[float]) -> None:
     network = with_settings(model(supervision), mode=mode)
-    images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
-    output = decoded(network, images)
+    images, sizes, output = decoded_scene(supervision)
     scores = network.classify(output, images, sizes, network.prepare(VOCABULARY, TRAINING))
     head, no_object, clip = expected_logits(network, output, images)
     joint = fuse(head[..., :-1], clip, torch.tensor(share)) * (1 - no_object)
@@ -176,8 +182,7 @@ def softmax(values: list[float]) -> list[float]:
 @torch.no_grad()
 def test_network_fuses_by_the_equations_of_methods(rule: str, supervision: str, coat: float) -> None:
     network = with_settings(model(supervision), rule=rule, objectness_share=coat)
-    images, sizes = pad_images([image(64, 128), image(64, 128, 1)])
-    output = decoded(network, images)
+    images, sizes, output = decoded_scene(supervision)
     scores = network.classify(output, images, sizes, network.prepare(VOCABULARY, TRAINING))
     masks = zip(*(x.flatten(0, 1).tolist() for x in expected_logits(network, output, images)), strict=True)
     expected = [slow_scores(rule, coat, head, nothing, clip) for head, (nothing,), clip in masks]

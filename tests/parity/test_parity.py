@@ -24,12 +24,12 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 REFERENCE = Path(os.environ.get("ODISE_REFERENCE", Path(__file__).parents[2] / ".." / "shared" / "reference"))
 SMALL = REFERENCE / "small"
 CASES = [
-    *["isolated_text", "eval_label_steps_0_100_200", "eval_label_windows", "eval_caption_windows"],
-    *["train_caption_T1", "adamw_steps_label"],
+    *["isolated_text", "eval_label_steps_0_100_200", "eval_caption_windows", "train_caption_T1"],
     *(
         pytest.param(case, marks=pytest.mark.slow)
-        for case in ("eval_caption_A", "eval_label_C_padded", "adamw_steps_caption")
+        for case in ("eval_caption_A", "eval_label_windows", "eval_label_C_padded")
     ),
+    *(pytest.param(f"adamw_steps_{model}", marks=pytest.mark.slow) for model in ("label", "caption")),
 ]
 recorded = pytest.mark.skipif(
     not SMALL.is_dir(), reason=f"no recorded cases in {SMALL}: set ODISE_REFERENCE to their folder"

@@ -13,11 +13,12 @@ from odise_pl.errors import UserError
 from odise_pl.toyworld import demo
 from odise_pl.toyworld.demo import run_demo
 
-TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=2", "data.num_workers=0"]
+TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=1", "data.num_workers=0"]
+TINY += ["global_batch=2", "data.batch_size=2", "criterion.num_points=64"]
 
 
 def tiny_demo(folder: Path, *settings: str) -> None:
-    run_demo("label", folder / "run", folder / "shards", [*TINY, *settings], counts=(8, 1, 2), rows=2)
+    run_demo("label", folder / "run", folder / "shards", [*TINY, *settings], counts=(2, 1, 2), rows=2)
 
 
 def test_demo_reuses_its_run(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ TWO += ["backbone.first.input_size=64", "backbone.second.input_size=96"]
 TWO += ["+backbone.second.options={depth: 4, embed_dim: 32, num_heads: 2}"]
 
 
-@pytest.mark.parametrize("family", tiny_timm.FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["swin", *(pytest.param(f, marks=pytest.mark.slow) for f in tiny_timm.FAMILIES if f != "swin")]
+)
 def test_networks_of_timm_train_resume_and_evaluate(family: str, scene_shards: Path, tmp_path: Path) -> None:
     settings = ["backbone=timm", *tiny_timm.overrides(family), "backbone.input_size=96"]
     names = run_through(settings, scene_shards, tmp_path)

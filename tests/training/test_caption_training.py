@@ -30,6 +30,9 @@ FIT = [
     "optimizer.reference_batch=2",
     "trainer.log_every_n_steps=1",
     f"trainer.max_steps={STEPS}",
+    "+trainer.limit_val_batches=1",
+    "~callbacks.report",
+    "~callbacks.pictures",
 ]
 PROJECTION = "model.text_projection.proj.weight"
 

@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from safetensors.torch import save_file
 from small_runs import SMALL, composed, run_through
 
+from odise_pl.checkpoints.description import NetworkSettings, read_record
+from odise_pl.checkpoints.weights import trainable_parameters
 from odise_pl.models.backbones.stable_diffusion import build_unet
 
 _VAE = "+vae_channels=[32,32,32,64]"
@@ -50,6 +52,18 @@ def overrides(choice: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("choice", FAMILIES)
+def test_only_projections_and_captioner_are_trained(choice: str, tmp_path: Path) -> None:
+    config = composed("train", tmp_path, [*SMALL, *overrides(choice, tmp_path)])
+    kept = NetworkSettings.of_config(config).record()
+    names = trainable_parameters(read_record(kept, "here").build({"weights": ".", "toyworld": "."}))
+    assert not [name for name in names if ".encode." in name]
+    assert ("backbone.captioner.alpha_cond" in names) == (choice == "ldm_in1k")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["cleandift_sd15", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ldm_in1k", "sdxl"))],
+)
 def test_trains_resumes_and_evaluates(choice: str, scene_shards: Path, tmp_path: Path) -> None:
     names = run_through(overrides(choice, tmp_path), scene_shards, tmp_path)
     assert not [name for name in names if ".encode." in name]

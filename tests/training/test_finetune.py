@@ -20,8 +20,8 @@ def test_finetune_on_labelme_folder(checkpoint: Path, tmp_path: Path) -> None:
     small = [item for item in SMALL if not item.startswith("experiment=")]
     settings = ["experiment=[laptop,finetune]", "data=shards", *small, f"init_from={checkpoint}"]
     settings += [f"data.{part}={tmp_path / 'shards'}" for part in ("train", "val")]
-    settings += ["data.batch_size=1", "global_batch=2", "trainer.max_steps=4", "validate_every=100"]
-    settings += ["optimizer.lr_scale={backbone.captioner: 0}", "callbacks.checkpoint.every_n_train_steps=2"]
+    settings += ["data.batch_size=1", "global_batch=2", "trainer.max_steps=2", "validate_every=100"]
+    settings += ["optimizer.lr_scale={backbone.captioner: 0}", "callbacks.checkpoint.every_n_train_steps=1"]
     config = composed("train", tmp_path / "run", settings)
     assert config.optimizer.reference_batch == 2
     assert train(config)["val/map"] >= 0
@@ -37,11 +37,11 @@ def test_finetune_on_labelme_folder(checkpoint: Path, tmp_path: Path) -> None:
         after["model.mask_decoder.query_feat.weight"], before["model.mask_decoder.query_feat.weight"]
     )
     assert [c["name"] for c in saved["odise"]["vocabulary"]["categories"]] == ["cat", "dog"]
-    # stopped after two steps and repeated, it ends with the same weights
+    # stopped after a step and repeated, it ends with the same weights
     config = composed("train", tmp_path / "again", settings)
-    middle = tmp_path / "again" / "checkpoints" / "step_2.ckpt"
+    middle = tmp_path / "again" / "checkpoints" / "step_1.ckpt"
     middle.parent.mkdir(parents=True)
-    middle.write_bytes((folder / "step_2.ckpt").read_bytes())
+    middle.write_bytes((folder / "step_1.ckpt").read_bytes())
     (middle.parent / "last.ckpt").symlink_to(middle.name)
     train(config)
     resumed = read_checkpoint(middle.parent / "last.ckpt")["state_dict"]

@@ -176,7 +176,9 @@ def test_each_refinement_has_its_own_masks_and_gradients() -> None:
 
 
 def test_initial_weights() -> None:
-    module = RefinementSettings().build(clip_of(CLIPArchitecture(vision_layers=4)))
+    module = RefinementSettings().build(
+        clip_of(replace(tiny_models.CLIP, vision_width=1024, vision_head_width=64, vision_layers=4))
+    )
     one = module.blocks["4"]
     for layer in (one.embed, one.change, one.key):
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.in_features), rel=0.02)
