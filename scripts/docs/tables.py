@@ -163,11 +163,11 @@ def backbones(files: Files) -> Table:
     """Cost of every frozen network."""
     cells = tuple(
         (
-            f"`{row['name']}`" + ("" if row["dtype"] == "float32" else f", {row['dtype']}"),
+            f"`{row['name']}`",
             f"{row['parameters_million']:.1f}",
             f"{row['window']} → {row['input_size']}",
             str(row["windows"]),
-            f"{row['features_s']:.1f} s",
+            (f"{row['features_s']:.2g}" if row["features_s"] < 100 else f"{row['features_s']:.0f}") + " s",
             f"{row['peak_gib']:.1f} GiB",
         )
         for row in files["backbones"]["rows"]
