@@ -21,7 +21,7 @@ MAKE: dict[str, Callable[[Path], mini.Mini]] = {
     "pas21": mini.voc,
 }
 # Name in evaluate.py -> how its layout is made and read, and the folder of its shards.
-BENCHMARKS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Source], str]] = {
+LAYOUTS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Source], str]] = {
     "coco": (mini.coco, partial(read_coco, split="val2017"), "coco_val2017"),
     **{name: (make, BENCHMARKS[name].read, f"{name}_val") for name, make in MAKE.items()},
 }
@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Source], 
 
 def prepare_benchmarks(folder: Path) -> Path:
     """Shard sets of all of them where ``paths.shards`` expects them; returns that folder."""
-    for name, (make, read, out) in BENCHMARKS.items():
+    for name, (make, read, out) in LAYOUTS.items():
         make(folder / "downloads" / name)
         prepare(read(folder / "downloads" / name), folder / "shards" / out)
     return folder / "shards"

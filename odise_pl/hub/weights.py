@@ -50,7 +50,7 @@ def fetch(name: str, folder: Path) -> Path:
     """Download weights unless they are there; an interrupted download resumes.
 
     Args:
-        name: in :data:`WEIGHTS`; underscores are read as hyphens, so that names of ``conf/backbone`` do, too.
+        name: in :data:`WEIGHTS`, perhaps with underscores for hyphens, as in ``conf/backbone``.
         folder: of weights; made if it is missing.
 
     Returns:
@@ -61,11 +61,10 @@ def fetch(name: str, folder: Path) -> Path:
             the final name then.
         SettingError: the name is unknown, or the folder cannot be written.
     """
-    if name not in WEIGHTS:
-        name = name.replace("_", "-")
-    if name not in WEIGHTS:
+    known = next((one for one in (name, name.replace("_", "-")) if one in WEIGHTS), None)
+    if known is None:
         raise SettingError(f"{name}: no such weights; choose {', '.join(WEIGHTS)}")
-    weights, target = WEIGHTS[name], folder / WEIGHTS[name].target
+    weights, target = WEIGHTS[known], folder / WEIGHTS[known].target
     is_address = weights.source.startswith("http")
     print(f"{name}: {weights.source if is_address else 'huggingface.co/' + weights.source}")
     print(f"licence: {weights.licence}. By using the weights you accept it.")
@@ -92,7 +91,7 @@ def describe_weights(folder: Path) -> str:
     for name, weights in WEIGHTS.items():
         path = folder / weights.target
         size = _size(path) or f"about {weights.size} GB, missing"
-        lines += [f"{name:18} {size:24} {weights.licence}", f"{'':18} {path} (for {weights.purpose})"]
+        lines += [f"{name:20} {size:24} {weights.licence}", f"{'':20} {path} (for {weights.purpose})"]
     return "\n".join([*lines, "fetch what is missing with: odise weights fetch NAME"])
 
 

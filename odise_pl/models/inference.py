@@ -239,7 +239,7 @@ def pixel_map(class_logits: Masks, penalty: Tensor | None = None) -> tuple[Tenso
 class NetworkPrediction(Prediction):
     """Prediction of a network for one image.
 
-    Each result is computed on first use, on the device of the network, and lies on the CPU.
+    Each result is computed on first use, and lies on the CPU.
     """
 
     @property

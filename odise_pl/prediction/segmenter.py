@@ -20,10 +20,11 @@ from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.distributed.sharding import place
 from odise_pl.errors import SettingError
 from odise_pl.hub.networks import resolve
+from odise_pl.models.backbones.feature_backbone import CANVAS_MULTIPLE
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.network import SegmentationNetwork
-from odise_pl.models.odise import CANVAS_MULTIPLE, pad_images
+from odise_pl.models.odise import pad_images
 from odise_pl.prediction.inputs import ImageSource, Words, load_image, load_words
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.runs.checks import check_network

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.docs.numbers import ROOT
+from scripts.docs.tables import demo_runs
 from scripts.figures import write_figures
 
 FIGURES = ROOT / "docs" / "figures" / "demo.json"
@@ -46,12 +47,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the clone and its home; must not exist")
     parser.add_argument("--name", default="measured", help="of the machine, in the table")
     options = parser.parse_args()
-    clone, home = options.folder / "clone", options.folder / "home"
+    folder = options.folder.resolve()
+    clone, home = folder / "clone", folder / "home"
     home.mkdir(parents=True)
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     load, start = os.getloadavg()[0], time.monotonic()
     subprocess.run(["make", "demo"], cwd=clone, env={**os.environ, "HOME": str(home)}, check=True)
+    known = demo_runs(json.loads(FIGURES.read_text(encoding="utf-8")))
     values = {
+        "machines": [run for run in known if run["name"] != options.name],
         "name": options.name,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "load": {"before": load, "after": os.getloadavg()[0]},

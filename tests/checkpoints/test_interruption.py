@@ -12,6 +12,8 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from interruptions import (
 
 from odise_pl.checkpoints.files import saved_checkpoints
 from odise_pl.checkpoints.metadata import check_resumable
+from odise_pl.checkpoints.saving import Checkpoints
 from odise_pl.distributed.shutdown import Preempted
 from odise_pl.models.weights import WeightsError, read_checkpoint
 from odise_pl.structures import Batch
@@ -130,6 +133,12 @@ def test_run_that_dies_and_is_stopped_resumes_and_ends_as_undisturbed(
     skipped = list(counters["data/skipped"].values())
     assert skipped == sorted(skipped)
     assert 0 < skipped[STOPPED] < skipped[-1]
+
+
+def test_trial_run_writes_no_checkpoint(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(fast_dev_run=1)
+    assert Checkpoints(str(tmp_path / "checkpoints")).save(trainer) == ""
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

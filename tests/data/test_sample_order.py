@@ -83,6 +83,8 @@ def test_evaluation_covers_every_sample_once(
     assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
     assert [number for some in numbers for number in some] == list(range(plan.total))
     assert [sum(map(plan.length, some)) for some in numbers] == list(map(len, pieces))
+    for rank in range(ranks):
+        assert plan.batches(rank) == sum(map(len, numbers[rank * workers : (rank + 1) * workers]))
     assert sum(plan.batches(rank) for rank in range(ranks)) == plan.total == -(-sum(sizes) // batch)
 
 

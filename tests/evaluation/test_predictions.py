@@ -15,7 +15,7 @@ from typing import Any
 import mini_benchmarks as mini
 import numpy as np
 import pytest
-from benchmark_shards import BENCHMARKS
+from benchmark_shards import LAYOUTS
 from hotcoco.panoptic import PanopticEval
 from panoptic_maps import perfect
 from PIL import Image
@@ -67,7 +67,7 @@ def score(shards: Path, predictions: Path, run_dir: Path, *overrides: str) -> di
 def written(benchmark_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Perfect predictions of every benchmark; not to be changed."""
     folder = tmp_path_factory.mktemp("written") / "predictions"
-    for name, (_, _, out) in BENCHMARKS.items():
+    for name, (_, _, out) in LAYOUTS.items():
         write(benchmark_shards / out, name, folder / name)
     return folder
 
@@ -91,8 +91,8 @@ def vocabulary() -> Vocabulary:
 def test_perfect_predictions_score_one_on_every_benchmark(
     written: Path, benchmark_shards: Path, tmp_path: Path
 ) -> None:
-    found = score(benchmark_shards, written, tmp_path, f"data=[{','.join(BENCHMARKS)}]")
-    assert found.keys() == BENCHMARKS.keys()
+    found = score(benchmark_shards, written, tmp_path, f"data=[{','.join(LAYOUTS)}]")
+    assert found.keys() == LAYOUTS.keys()
     assert {value for scores in found.values() for value in scores.values()} == {1.0}
     assert set(found["pas21"]) == {"miou"}
     assert {"pq", "map", "miou"} <= set(found["ade150"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_shards import BENCHMARKS
+from benchmark_shards import LAYOUTS
 from interruptions import run, started, wait_for
 from omegaconf import DictConfig, OmegaConf
 from ranks import free_port, torchrun
@@ -47,7 +47,7 @@ def results(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-SIX = f"data=[{','.join(BENCHMARKS)}]"
+SIX = f"data=[{','.join(LAYOUTS)}]"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def whole(checkpoint: Path, benchmark_shards: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("whole")
     overrides = options(checkpoint, benchmark_shards, SIX, f"save_predictions={folder / 'predictions'}")
     scores = evaluate(composed("evaluate", folder, overrides), overrides)
-    assert list(scores) == list(BENCHMARKS)
+    assert list(scores) == list(LAYOUTS)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_table_has_published_numbers(whole: Path) -> None:
     assert folder.name == "coco+ade150+ade847+pc59+pc459+pas21-both-step_4"
     with (folder / "results.csv").open() as file:
         rows = {row["data"]: row for row in csv.DictReader(file)}
-    assert [name for name in rows if "," not in name] == list(BENCHMARKS)
+    assert [name for name in rows if "," not in name] == list(LAYOUTS)
     coco = rows["coco"]
     assert (coco["PQ paper"], coco["mAP paper"], coco["mIoU paper"]) == ("55.4", "46.0", "65.2")
     voc = rows["pas21"]
@@ -88,7 +88,7 @@ def test_table_has_published_numbers(whole: Path) -> None:
     written = json.loads((folder / "results.json").read_text())
     assert written["published_percent"]["ade847"] == {"miou": 11.1}
     found = results(whole)
-    assert written["scores"] == {name: found[name]["scores"] for name in BENCHMARKS}
+    assert written["scores"] == {name: found[name]["scores"] for name in LAYOUTS}
     assert "| ade847 |" in (folder / "results.md").read_text()
     assert not (folder / ".progress").exists()
     assert json.loads((folder / "finished.json").read_text())["scores"] == written["scores"]

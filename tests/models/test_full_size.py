@@ -1,32 +1,18 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "full_size_step.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("full_size_step", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts.full_size_step import TrainingStep, build, peak_gib
 
 
 @pytest.mark.slow
 def test_full_size_training_step() -> None:
     torch.manual_seed(0)
-    script = load_script()
-    model = script.build()
+    model = build()
     frozen = {n: p.detach().double().sum().item() for n, p in model.named_parameters() if not p.requires_grad}
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    losses, gradient_norm = script.TrainingStep(model, 512)()
+    losses, gradient_norm = TrainingStep(model, 512)()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert len(losses) == 30
     assert losses.isfinite().all()
@@ -36,4 +22,4 @@ def test_full_size_training_step() -> None:
     unmoved = [name for name, before in trained.items() if torch.equal(model.get_parameter(name), before)]
     assert unmoved == [f"backbone.captioner.{name}.linear.bias" for name in closed]
     assert {n: p.double().sum().item() for n, p in model.named_parameters() if n in frozen} == frozen
-    assert script.peak_gib() < 16
+    assert peak_gib() < 16

@@ -17,6 +17,7 @@ from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, PlainPyra
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 from odise_pl.structures import Size
 
+CANVAS_MULTIPLE = 64  # divisor of the sides of padded images
 WHOLE = "whole"
 _AUTO = "auto"  # window_batch of checkpoints of earlier versions: 0
 EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
@@ -52,6 +53,11 @@ class FeatureBackbone(nn.Module):
             raise SettingError(
                 f"backbone.window={WHOLE}: this network takes squares of one size; "
                 "set backbone.window=512, or null for squares of the shorter side"
+            )
+        if window == WHOLE and CANVAS_MULTIPLE % features.input_multiple:
+            raise SettingError(
+                f"backbone.window={WHOLE}: images are padded to multiples of {CANVAS_MULTIPLE} pixels, which "
+                f"do not divide into patches of {features.input_multiple}; set backbone.window=512"
             )
         if window != WHOLE:
             features.check_size(input_size, "backbone.input_size")
@@ -124,7 +130,7 @@ class FeatureSettings(ABC):
     Attributes:
         input_size: side in pixels to which windows are resized for the network.
         window: largest side of a window; None: the shorter side of the image; ``whole``: no windows, for
-            convolutional networks.
+            networks that take any size.
         window_batch: see :class:`FeatureBackbone`.
         channels: width of the feature pyramid; None: the network's own widths, without projections.
         source: download command of the weights, for messages.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import tiny_timm
 import torch
 from torch import Tensor
 
+from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import ImplicitCaptioner
 from odise_pl.models.backbones.contract import Conditioning
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
@@ -140,18 +142,34 @@ def test_whole_images_of_any_size_need_no_windows() -> None:
     assert not any(m.training for m in backbone.train().features.modules())
 
 
-def test_whole_images_for_a_transformer_of_any_size() -> None:
-    name, options = tiny_timm.FAMILIES["eva"]  # DINOv3: rotary positions
-    own = TimmSettings(name, options=options, window="whole", channels=128, input_size=64)
-    backbone = own.build(tiny_models.clip(), None)
-    images = torch.rand(2, 3, 64, 128)
-    levels = backbone(images)
+@pytest.mark.parametrize(
+    ("family", "more"), [("eva", {}), ("vit", {"dynamic_img_size": True})], ids=["rotary", "absolute"]
+)
+def test_whole_images_for_a_transformer_of_any_size(family: str, more: dict[str, bool]) -> None:
+    """On a square, the maps are those of windows of this size."""
+    name, options = tiny_timm.FAMILIES[family]
+    own = TimmSettings(name, options=options, window=64, channels=128, input_size=64)
+    whole = replace(own, window="whole", options={**options, **more})
+    torch.manual_seed(0)
+    windows = own.build(tiny_models.clip(), None)
+    backbone = whole.build(tiny_models.clip(), None)
+    backbone.load_state_dict(windows.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    for one, other in zip(backbone(image), windows(image), strict=True):
+        torch.testing.assert_close(one, other)
+    levels = backbone(torch.rand(2, 3, 64, 128))
     assert [level.shape[2:] for level in levels] == [(64 // s, 128 // s) for s in (4, 8, 16, 32)]
-    assert not torch.equal(backbone(images.flip(3))[2], levels[2])
 
 
-def test_whole_images_need_a_network_of_any_size() -> None:
-    name, options = tiny_timm.FAMILIES["vit"]
-    own = TimmSettings(name, options=options, window="whole", input_size=64)
-    with pytest.raises(ValueError, match=r"backbone\.window=whole"):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", {}),
+        ("vit_small_patch14_dinov2.lvd142m", {"dynamic_img_size": True}),
+    ],
+    ids=["fixed size", "patches of 14"],
+)
+def test_whole_images_need_a_network_of_any_size(name: str, more: dict[str, bool]) -> None:
+    own = TimmSettings(name, options={**tiny_timm.VIT, **more}, window="whole", input_size=112)
+    with pytest.raises(SettingError, match=r"backbone\.window=whole.*backbone\.window=512"):
         own.build(tiny_models.clip(), None)
