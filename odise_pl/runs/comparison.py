@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import sqrt
@@ -35,6 +35,7 @@ _PAPER = {
 _DECIDED = "decided"
 _NOT_DECIDED = "not decided"
 _LEVEL = 0.95
+_DECIMALS = 4  # of written values
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _ranking(values: Mapping[str, float]) -> str:
 
 
 def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Plain values of tables: ``runs`` has the values of ``seeds``, each column its mean and deviation."""
+    """Plain values of tables: ``runs`` has the values of ``seeds``, each column their mean and deviation."""
     return {
         title: {
             "rows": [
@@ -207,7 +208,7 @@ def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
                     "reference": row.reference,
                     "paper": row.paper and row.paper._asdict(),
                     "seeds": row.seeds,
-                    **{column: _spread([*by.values()]) for column, by in row.scores.items()},
+                    **{column: _spread(by.values()) for column, by in row.scores.items()},
                     "runs": {
                         column: [_rounded(by.get(seed)) for seed in row.seeds]
                         for column, by in row.scores.items()
@@ -220,12 +221,13 @@ def as_json(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float]) -> list[float | None]:
-    return [_rounded(fmean(values)), _rounded(stdev(values) if len(values) > 1 else None)]
+def _spread(values: Iterable[float]) -> list[float | None]:
+    written = [round(value, _DECIMALS) for value in values]
+    return [_rounded(fmean(written)), _rounded(stdev(written) if len(written) > 1 else None)]
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None else round(value, _DECIMALS)
 
 
 def from_json(table: Mapping[str, Any]) -> list[Row]:
