@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
+# Divisor of the sides of padded images: the coarsest features have stride 32 of an image encoded at stride 2.
+CANVAS_MULTIPLE = 64
 _T = TypeVar("_T")
 
 

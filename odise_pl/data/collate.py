@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import pad
 
-from odise_pl.structures import Batch, Sample, Size, Targets
-
-_MULTIPLE = 64  # the coarsest features have stride 32 of an image that is encoded at stride 2
+from odise_pl.structures import CANVAS_MULTIPLE, Batch, Sample, Size, Targets
 
 
 def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int = -1) -> Batch:
@@ -47,7 +45,7 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = (), number: int 
 def _canvas_size(sizes: Sequence[Size]) -> Size:
     """The smallest size that holds all of these, in positive multiples of 64."""
     height, width = (max((size[axis] for size in sizes), default=1) for axis in (0, 1))
-    return -(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE
+    return -(-height // CANVAS_MULTIPLE) * CANVAS_MULTIPLE, -(-width // CANVAS_MULTIPLE) * CANVAS_MULTIPLE
 
 
 def _pad(tensor: torch.Tensor, canvas: Size) -> torch.Tensor:

@@ -20,11 +20,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from odise_pl.models.backbones.captioners import Captions, TextCaptioner
-from odise_pl.models.backbones.feature_backbone import CANVAS_MULTIPLE, FeatureBackbone
+from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.frozen import copy_to_memory
 from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.odise import Odise
+from odise_pl.structures import CANVAS_MULTIPLE
 
 # Layers whose weights autocast rounds at every use.
 ROUNDED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)

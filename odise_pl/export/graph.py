@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import TextCaptioner
-from odise_pl.models.backbones.feature_backbone import CANVAS_MULTIPLE
 from odise_pl.models.classifiers.text import InferenceClasses, TextClasses
 from odise_pl.models.dense import DenseNetwork
 from odise_pl.models.grouping import GroupingNetwork
 from odise_pl.models.network import SegmentationNetwork
 from odise_pl.models.odise import Odise
-from odise_pl.structures import Size
+from odise_pl.structures import CANVAS_MULTIPLE, Size
 
 TEXT_INPUTS = ("mask_text", "clip_text", "counts", "clip_share")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.feature_backbone import CANVAS_MULTIPLE, FeatureBackbone
+from odise_pl.models.backbones.feature_backbone import FeatureBackbone
 from odise_pl.models.backbones.text_cache import TextCache
 from odise_pl.models.classifiers.fusion import (
     RULES,
@@ -35,7 +35,7 @@ from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.heads.settings import AnyMaskDecoder, AnyPixelDecoder
 from odise_pl.models.inference import InferenceSettings, NetworkPrediction, predict
 from odise_pl.models.network import SegmentationNetwork
-from odise_pl.structures import MaskPredictions, Size
+from odise_pl.structures import CANVAS_MULTIPLE, MaskPredictions, Size
 from odise_pl.vocabulary import MEASURES, Vocabulary
 
 

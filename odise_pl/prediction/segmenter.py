@@ -20,7 +20,6 @@ from odise_pl.data.transforms import EvalResize, image_tensor
 from odise_pl.distributed.sharding import place
 from odise_pl.errors import SettingError
 from odise_pl.hub.networks import resolve
-from odise_pl.models.backbones.feature_backbone import CANVAS_MULTIPLE
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.network import SegmentationNetwork
@@ -30,7 +29,7 @@ from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.runs.checks import check_network
 from odise_pl.runs.conf import CONF, compose_config
 from odise_pl.runs.console import no_progress_bars
-from odise_pl.structures import Size
+from odise_pl.structures import CANVAS_MULTIPLE, Size
 from odise_pl.vocabulary import Vocabulary, load_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

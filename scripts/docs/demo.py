@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from odise_pl.runs.finished import read_run
 from scripts.docs.numbers import ROOT
 from scripts.docs.tables import demo_runs
 from scripts.figures import write_figures
@@ -25,8 +26,7 @@ _CLASSES = ("base", "novel")
 
 def scores_of(run: Path) -> dict[str, Any]:
     """The scores in percent by evaluation set; those of base and novel classes below it."""
-    finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))
-    return {name: _nested(scores) for name, scores in finished["scores"].items()}
+    return {name: _nested(scores) for name, scores in read_run(run).scores.items()}
 
 
 def _nested(scores: Mapping[str, float]) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from odise_pl.models.backbones.clip import FrozenCLIP
 from odise_pl.models.backbones.contract import Condition, Features
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, PlainPyramid, Pyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
-from odise_pl.structures import Size
+from odise_pl.structures import CANVAS_MULTIPLE, Size
 
-CANVAS_MULTIPLE = 64  # divisor of the sides of padded images
 WHOLE = "whole"
 _AUTO = "auto"  # window_batch of checkpoints of earlier versions: 0
 EVAL_WINDOWS = 8  # per forward pass; images of the paper have 4 (1024 x 1024) to 10 (1024 x 2560)
