@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,13 +190,13 @@ def predict(model: OdiseModule, rank: int, height: int) -> list[Tensor]:
     return [result for p in predictions for result in (p.semantic, p.instances.scores)]
 
 
-def run_rank(rank: int, port: int, out: Path) -> None:
+def run_rank(rank: int, port: int, out: Path, cases: Sequence[str]) -> None:
     """One rank of two, started as torchrun does."""
     os.environ |= torchrun(0, rank, 1, 2) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     # as in conf/trainer: second stages do not train the first one's weights
     ddp = partial(DDPStrategy, find_unused_parameters=True)
     for name, strategy in (("ddp", ddp), ("fsdp", ShardedStrategy)):
-        for case in CASES:
+        for case in cases:
             found = fit(case, rank, 2, strategy=strategy(), devices=2)
             torch.save(found, out / f"{name} {case} {rank}.pt")

@@ -16,13 +16,18 @@ from torch import multiprocessing
 from odise_pl.distributed.sharding import place
 from odise_pl.models.backbones.stable_diffusion import build_diffusion
 
+OFTEN = ("caption", "uneven", "timm", "shared CLIP")  # the other cases are slow
+CASES = [pytest.param(c, marks=[] if c in OFTEN else pytest.mark.slow) for c in parallel_cases.CASES]
+FAMILIES = ["vit", "eva", "beit", "swin", "swinv2", "convnext", "mvit"]
+
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """The results of two processes, with either strategy."""
     folder = tmp_path_factory.mktemp("two")
+    cases = tuple(parallel_cases.CASES) if pytestconfig.getoption("--slow") else OFTEN
     # forked, because importing torch and lightning again is slow
-    arguments = (ranks.free_port(), folder)
+    arguments = (ranks.free_port(), folder, cases)
     multiprocessing.start_processes(parallel_cases.run_rank, arguments, nprocs=2, start_method="fork")
     return folder
 
@@ -46,7 +51,7 @@ def test_both_strategies_equal_one_device_with_the_joined_batch(two: Path) -> No
             torch.testing.assert_close(first["weights"][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("case", parallel_cases.CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_sharded_equals_replicated(two: Path, case: str) -> None:
     """In training, and in predictions of one rank while the other has no image."""
     for replicated, sharded in zip(load(two, "ddp", case), load(two, "fsdp", case), strict=True):
@@ -71,7 +76,7 @@ def test_image_networks_are_sharded(two: Path) -> None:
         assert any(".features.model.layers.3.blocks.0.mlp.fc1.weight" in name for name in names) == kept
 
 
-@pytest.mark.parametrize("family", ["", "vit", "eva", "beit", "swin", "swinv2", "convnext", "mvit"])
+@pytest.mark.parametrize("family", [pytest.param("", marks=pytest.mark.slow), *FAMILIES])
 def test_rounded_weights_change_no_result(family: str) -> None:
     """Of a diffusion model, and of every family of timm's networks."""
     model = tiny_models.odise(family=family)

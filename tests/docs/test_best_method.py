@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from scripts.docs import best_method
 from scripts.docs.best_method import DECIDES, ROUNDS, search
 from tests.docs.commands import check
@@ -13,6 +15,7 @@ GOOD = {"backbone=two": 3.0, "model.head.queries=32": 1.0, "fusion.objectness_sh
 GOOD |= {"backbone=toy_supervised_conv": 2.0, "fusion.objectness_share=0.25": 1.0}
 
 
+@pytest.mark.slow
 def test_rounds_keep_what_improves_novel_classes() -> None:
     commands: dict[Path, list[str]] = {}
     known: dict[Path, float] = {}

@@ -35,6 +35,7 @@ def test_the_architecture_is_up_to_date(tmp_path: Path) -> None:
         assert path.read_text() == (IMAGES / path.name).read_text(), "make pictures"
 
 
+@pytest.mark.slow
 def test_tables_give_the_same_file_each_time(tmp_path: Path) -> None:
     row = {"reference": "a", "seeds": [0, 1], "runs": {"toy_open.pq": [30, 31], "toy_open.pq_base": [40, 42]}}
     rows = [{"name": "a", "paper": {"coco": 40, "ade20k": 20}, **row}, {"name": "b", "paper": None, **row}]

@@ -126,6 +126,7 @@ def one_rank(rank: int, port: int, checkpoint: Path, shards: Path, run_dir: Path
     evaluate(composed("evaluate", run_dir, overrides), overrides)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(
     whole: Path,
     checkpoint: Path,

@@ -24,10 +24,15 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 REFERENCE = Path(os.environ.get("ODISE_REFERENCE", Path(__file__).parents[2] / ".." / "shared" / "reference"))
 SMALL = REFERENCE / "small"
 CASES = [
-    *["isolated_text", "eval_label_steps_0_100_200", "eval_caption_windows", "train_caption_T1"],
+    *["isolated_text", "eval_caption_windows", "train_caption_T1"],
     *(
         pytest.param(case, marks=pytest.mark.slow)
-        for case in ("eval_caption_A", "eval_label_windows", "eval_label_C_padded")
+        for case in (
+            "eval_caption_A",
+            "eval_label_windows",
+            "eval_label_C_padded",
+            "eval_label_steps_0_100_200",
+        )
     ),
     *(pytest.param(f"adamw_steps_{model}", marks=pytest.mark.slow) for model in ("label", "caption")),
 ]
@@ -125,6 +130,7 @@ def test_wrong_isolated_records_fail(case: str, tmp_path: Path, capsys: pytest.C
     assert failed(capsys.readouterr().out) == expected
 
 
+@pytest.mark.slow
 @recorded
 def test_wrong_evaluation_record_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the changed stages and those that read them fail."""
@@ -153,6 +159,7 @@ def test_wrong_evaluation_record_fails(tmp_path: Path, capsys: pytest.CaptureFix
     assert failed(capsys.readouterr().out) == {"places of windows"}.union(*stages.values())
 
 
+@pytest.mark.slow
 @recorded
 def test_wrong_training_record_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the changed stages and those that read them fail."""

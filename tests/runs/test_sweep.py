@@ -115,6 +115,7 @@ def test_every_combination_finishes(swept: Path) -> None:
     assert all(0 <= run.scores["val"]["pq"] <= 1 for run in runs)
 
 
+@pytest.mark.slow
 def test_other_captioner_trains_and_evaluates(shards: Path, tmp_path: Path) -> None:
     model = ["captioner=blip", "captioner.on_the_fly=true", f"captioner.weights={shards.parent / 'blip'}"]
     settings = ["experiment=laptop", *TINY, "backbone.timesteps=[0,100]", *model]
@@ -138,6 +139,7 @@ def test_finished_runs_are_skipped_and_others_resume(swept: Path, shards: Path, 
     assert "finished run with other settings (optimizer.lr 0.001 -> 0.5)" in shown
 
 
+@pytest.mark.slow
 def test_sweep_evaluates_one_checkpoint_with_every_classifier(
     swept: Path, shards: Path, tmp_path: Path, programs: Programs
 ) -> None:
@@ -179,6 +181,7 @@ def test_search_maximises_the_score(shards: Path, tmp_path: Path, programs: Prog
     assert shown.count("is finished: skipped") == 2
 
 
+@pytest.mark.slow
 def test_failed_runs_do_not_stop_the_others(shards: Path, tmp_path: Path, programs: Programs) -> None:
     """One fails in the checks, one when its network is built."""
     swept = ["captioner=heuristic", "captioner.top=500,3", "backbone.timesteps=[1000],[0]", "seed=5"]

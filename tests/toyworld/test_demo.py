@@ -21,6 +21,7 @@ def tiny_demo(folder: Path, *settings: str) -> None:
     run_demo("label", folder / "run", folder / "shards", [*TINY, *settings], counts=(2, 1, 2), rows=2)
 
 
+@pytest.mark.slow
 def test_demo_reuses_its_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     tiny_demo(tmp_path)

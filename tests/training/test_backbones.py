@@ -36,6 +36,7 @@ def test_networks_of_timm_train_resume_and_evaluate(family: str, scene_shards: P
     assert (done.timesteps, done.captioner) == ("none", "none")
 
 
+@pytest.mark.slow
 def test_simple_pyramid_trains_and_predicts(scene_shards: Path, tmp_path: Path) -> None:
     settings = ["backbone=timm", *tiny_timm.overrides("vit"), "backbone.input_size=96"]
     settings += ["backbone.pyramid=simple", "model=odise_caption"]

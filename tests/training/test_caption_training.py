@@ -88,6 +88,7 @@ def test_without_labels_only_words_teach(model: OdiseModule) -> None:
     assert gradients(model, losses)[PROJECTION].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_losses_decrease(tmp_path: Path) -> None:
     """On scenes of which two have no caption, one caption has no noun, and one image has no labels."""
     from odise_pl.training.run import train

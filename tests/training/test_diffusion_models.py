@@ -60,10 +60,8 @@ def test_only_projections_and_captioner_are_trained(choice: str, tmp_path: Path)
     assert ("backbone.captioner.alpha_cond" in names) == (choice == "ldm_in1k")
 
 
-@pytest.mark.parametrize(
-    "choice",
-    ["cleandift_sd15", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ldm_in1k", "sdxl"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", FAMILIES)
 def test_trains_resumes_and_evaluates(choice: str, scene_shards: Path, tmp_path: Path) -> None:
     names = run_through(overrides(choice, tmp_path), scene_shards, tmp_path)
     assert not [name for name in names if ".encode." in name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mini_formats as mini
+import pytest
 import torch
 from small_runs import SMALL, composed
 
@@ -14,6 +15,7 @@ from odise_pl.models.weights import read_checkpoint
 from odise_pl.training.run import train
 
 
+@pytest.mark.slow
 def test_finetune_on_labelme_folder(checkpoint: Path, tmp_path: Path) -> None:
     mini.labelme(tmp_path / "root")
     prepare(read_labelme(tmp_path / "root"), tmp_path / "shards")

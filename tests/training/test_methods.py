@@ -60,22 +60,8 @@ def test_every_preset_is_tested() -> None:
     assert names == {name.removesuffix("_clip_text") for name in PARTS} | others
 
 
-SLOW = (
-    "fc_clip",
-    "mask2former",
-    "maskclip_proposals",
-    "openseg",
-    "zegformer",
-    "lseg",
-    "lseg_plus",
-    "spnet_clip_text",
-    "best",
-)  # whose parts other presets have, too
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PARTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", PARTS)
 def test_method_trains_resumes_evaluates_and_predicts(
     method: str, scene_shards: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +191,7 @@ def test_second_stage_of_maskclip_keeps_the_masks_of_the_first(scene_shards: Pat
     assert not [n for n in old if n.startswith(("model.text_projection", "model.mask_decoder.embedding"))]
 
 
+@pytest.mark.slow
 def test_second_stage_of_zs3net_keeps_the_network_of_the_first(
     scene_shards: Path, tmp_path: Path, vectors: str
 ) -> None:

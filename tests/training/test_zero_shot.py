@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from small_runs import QUICK, SMALL, composed
 
 from odise_pl.evaluation.run import evaluate, score_predictions
@@ -23,6 +24,7 @@ def result(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_split_is_recorded_and_measured(scene_shards: Path, tmp_path: Path) -> None:
     """The checkpoint records the seen classes; for predictions, the split tells them."""
     run, kept = tmp_path / "run", tmp_path / "kept"

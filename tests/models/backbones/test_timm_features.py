@@ -75,7 +75,12 @@ def test_every_choice_of_timm_has_a_known_size() -> None:
     assert named == SIZES.keys()
 
 
-@pytest.mark.parametrize("name", SIZES)
+OFTEN = ("timm", "dinov3_l", "swin_h", "convnext_l_clip", "resnet50")  # the others are slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in SIZES]
+)
 def test_choice_builds_at_full_size(name: str) -> None:
     """On the meta device: shapes without memory."""
     config, own = chosen(name), settings(name)
