@@ -43,4 +43,7 @@ def outermost(modules: Iterable[nn.Module], kinds: tuple[type[nn.Module], ...]) 
 def inner_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The residual blocks of a network of timm, which keeps them in lists of this name; ResNets have none."""
     for name, child in module.named_children():
-        yield from child.children() if name == "blocks" else inner_blocks(child)
+        if name != "blocks":
+            yield from inner_blocks(child)
+        for block in child.children() if name == "blocks" else ():
+            yield from block if isinstance(block, nn.ModuleList) else (block,)

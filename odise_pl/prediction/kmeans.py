@@ -106,7 +106,8 @@ def draw_clusters(
         SettingError: an option has no such choice.
         WeightsError: weights are missing or damaged.
     """
-    files = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in CONF.glob("backbone/*.yaml")}
+    files = {name: re.sub("#.*", "", text) for name, text in texts.items()}
     _check_choice("--backbone", backbone, sorted(n for n in files if not re.search(_NO_FEATURES, files[n])))
     pictures = [read_image(path) for path in images]
     targets = [(out or path.parent) / f"{path.stem}_kmeans.png" for path in images]
@@ -126,8 +127,8 @@ def draw_clusters(
     settings = replace(settings, input_size=size or settings.input_size, **changes)
     torch.manual_seed(seed)
     features, condition = settings.load()
-    if features.fixed_size and size:  # it takes that size only, so it cannot be rounded
-        features.check_size(size, "--size")
+    if features.fixed_size:  # it takes that size only, so it cannot be rounded
+        features.check_size(settings.input_size, "--size" if size else "backbone.input_size")
     prompt = None if condition is None else Conditioning(condition.uncond)
     names = tap_names(features)
     of_stride = [n for n, t in zip(names, features.taps, strict=True) if t.stride == _SHOWN_STRIDE]

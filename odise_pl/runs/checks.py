@@ -42,6 +42,7 @@ def check_training(config: DictConfig) -> None:
     Raises:
         SettingError: lists all problems, each with a way out.
     """
+    raise_problems([*_unfit_captioner(config)])  # before its files are asked for
     problems = [
         *_bad_settings(config),
         *_missing_logger(config),
@@ -133,6 +134,16 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
         yield f"data.words={config.data.words}: caption supervision needs words of captions; the paper uses 8"
 
 
+def _unfit_captioner(config: DictConfig) -> Iterator[str]:
+    name = config.captioner._target_.rpartition(".")[2].removesuffix("_captioner")
+    parts = [config.backbone, config.backbone.get("first"), config.backbone.get("second")]
+    takes = any(part is not None and part._target_.endswith(".BackboneSettings") for part in parts)
+    if takes and name == "none":
+        yield "captioner=none: this backbone is a diffusion model, which needs one: choose captioner=empty"
+    if not takes and name != "none":
+        yield f"captioner={name}: this backbone takes no text: choose captioner=none"
+
+
 def _bad_supervision(config: DictConfig) -> Iterator[str]:
     """Losses that do not train what the network needs."""
     supervision, weight = config.model.supervision, OmegaConf.select(config, "criterion.weights.regions") or 0
@@ -206,7 +217,11 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
     model = network.resolved(paths)
     for key, name in network.weights().items():
         path = OmegaConf.select(model, key)
-        if is_path(name) and not os.path.exists(path):  # noqa: PTH110 (any text)
+        if not isinstance(name, str):
+            yield f"{key}={name}: give a file, a Hub id OWNER/NAME, or random"
+            continue
+        is_file = is_path(name) or (name != "random" and not {"/", ":"} & {*name})
+        if is_file and not os.path.exists(path):  # noqa: PTH110 (any text)
             command = _download_command(key, name, paths)
             download = f"get it with: {command}\n    or " if command else ""
             other = f"set {key} to another file"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from odise_pl.models.backbones.contract import Condition, Conditioning, Features
+from odise_pl.models.backbones.contract import Conditioning, ConditioningSpec, Features
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.scene import Scene
@@ -46,7 +46,9 @@ def probe(settings: FeatureSettings, count: int) -> tuple[float, float]:
     return fmean(things), fmean(stuff)  # things come first in KINDS
 
 
-def _patches(features: Features, condition: Condition | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _patches(
+    features: Features, condition: ConditioningSpec | None, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Features [N, channels of all taps] and categories [N] of the patches that mostly show one."""
     conditioning = None if condition is None else Conditioning(condition.uncond)
     found: list[tuple[Tensor, Tensor]] = []

@@ -11,7 +11,9 @@ from PIL import Image
 
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
+from odise_pl.prediction import kmeans
 from odise_pl.prediction.kmeans import cluster, draw_beside, draw_clusters, resize_to_cells, tap_names
+from odise_pl.runs.conf import compose_config
 
 SMALL: dict[str, Any] = {"backbone": "tiny", "size": 64}
 
@@ -94,7 +96,9 @@ def test_invalid_images_are_named(photo: Path) -> None:
             draw_clusters([photo, path], **SMALL)
 
 
-def test_networks_of_timm_have_pictures_too(photo: Path, tmp_path: Path) -> None:
+def test_networks_of_timm_have_pictures_too(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options: dict[str, Any] = {"backbone": "timm", "size": 96, "clusters": 2}
     (path,) = draw_clusters([photo], tmp_path / "out", **options)
     assert np.asarray(Image.open(path)).shape == (60, 130 * 2 + 8, 3)
@@ -104,3 +108,7 @@ def test_networks_of_timm_have_pictures_too(photo: Path, tmp_path: Path) -> None
         draw_clusters([photo], **options, timestep=5)
     with pytest.raises(SettingError, match=r"--size=100 must be a multiple of 16"):
         draw_clusters([photo], **{**options, "size": 100})
+    size = ["backbone.input_size=100"]
+    monkeypatch.setattr(kmeans, "compose_config", lambda name, given: compose_config(name, [*given, *size]))
+    with pytest.raises(SettingError, match=r"backbone\.input_size=100 must be a multiple of 16"):
+        draw_clusters([photo], backbone="timm")

@@ -95,6 +95,10 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision"),
         (["captioner=blip"], "has no generated captions"),
         (["captioner=blip", "captioner.on_the_fly=true"], "captioner.weights=weights/blip"),
+        (["backbone=timm", "captioner=blip"], "captioner=blip: this backbone takes no text"),
+        (["captioner=none"], "captioner=none: this backbone is a diffusion model"),
+        (["backbone=timm", "backbone.weights=5"], "backbone.weights=5: give a file"),
+        (["backbone=timm", "backbone.weights=nope"], "backbone.weights=nope does not exist"),
     ],
 )
 def test_invalid_settings_are_named(config, overrides: list[str], word: str) -> None:

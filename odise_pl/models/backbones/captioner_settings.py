@@ -10,14 +10,14 @@ from torch import nn
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.captioners import Describe, EmptyCaptioner, ImplicitCaptioner, TextCaptioner
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.contract import Condition
+from odise_pl.models.backbones.contract import ConditioningSpec
 from odise_pl.models.backbones.sentences import NameRanking
 from odise_pl.models.blip import load_blip
 from odise_pl.vocabulary import load_vocabulary
 
 # Makes a captioner from the shared CLIP and the conditioning that the backbone's network takes; None where it
 # takes none.
-MakeCaptioner = Callable[[FrozenCLIP, Condition], nn.Module] | None
+MakeCaptioner = Callable[[FrozenCLIP, ConditioningSpec], nn.Module] | None
 
 
 def none_captioner() -> MakeCaptioner:
@@ -27,12 +27,12 @@ def none_captioner() -> MakeCaptioner:
 
 def implicit_captioner(learnable_time: bool = True) -> MakeCaptioner:
     """The published captioner (section 3.3); ``learnable_time`` also learns a time embedding."""
-    return lambda clip, to: ImplicitCaptioner(clip, to.uncond, to.time(learnable_time), to.steps)
+    return lambda clip, to: ImplicitCaptioner(clip, to.uncond, to.time_width(learnable_time), to.steps)
 
 
 def empty_captioner(learnable_time: bool = False) -> MakeCaptioner:
     """The empty text for every image; ``learnable_time`` as in :func:`implicit_captioner`."""
-    return lambda clip, to: EmptyCaptioner(clip, to.uncond, to.time(learnable_time), to.steps)
+    return lambda clip, to: EmptyCaptioner(clip, to.uncond, to.time_width(learnable_time), to.steps)
 
 
 def heuristic_captioner(
@@ -52,7 +52,7 @@ def heuristic_captioner(
         learnable_time: as in :func:`implicit_captioner`.
     """
 
-    def make(clip: FrozenCLIP, condition: Condition) -> nn.Module:
+    def make(clip: FrozenCLIP, condition: ConditioningSpec) -> nn.Module:
         ranking = NameRanking(clip, load_vocabulary(vocabulary).names, top, template, prompt)
         return _text_captioner(clip, condition, ranking, remember, learnable_time)
 
@@ -78,7 +78,7 @@ def blip_captioner(
         source: download command of the weights, for messages.
     """
 
-    def make(clip: FrozenCLIP, condition: Condition) -> nn.Module:
+    def make(clip: FrozenCLIP, condition: ConditioningSpec) -> nn.Module:
         describe = load_blip(weights, max_tokens) if on_the_fly else None
         return _text_captioner(clip, condition, describe, remember, learnable_time)
 
@@ -86,11 +86,15 @@ def blip_captioner(
 
 
 def _text_captioner(
-    clip: FrozenCLIP, condition: Condition, describe: Describe | None, remember: int, learnable_time: bool
+    clip: FrozenCLIP,
+    condition: ConditioningSpec,
+    describe: Describe | None,
+    remember: int,
+    learnable_time: bool,
 ) -> TextCaptioner:
     if condition.encode is None:
         raise SettingError(
             "captioner: the backbone reads no text; choose captioner=implicit or captioner=empty"
         )
-    time_dim = condition.time(learnable_time)
+    time_dim = condition.time_width(learnable_time)
     return TextCaptioner(clip, describe, condition.encode, time_dim, condition.steps, remember)

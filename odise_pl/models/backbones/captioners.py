@@ -121,7 +121,7 @@ class TextCaptioner(Captioner):
     Args:
         clip: the shared frozen CLIP.
         describe: generates a sentence for each image; None uses precomputed captions.
-        encode: the frozen text encoder, see :class:`~odise_pl.models.backbones.contract.Condition`.
+        encode: the frozen text encoder, see :class:`~odise_pl.models.backbones.contract.ConditioningSpec`.
         time_dim, steps: see :meth:`Captioner.learn_time`.
         remember: number of cached sentences; 0.24 MB each for SD 1.x.
     """

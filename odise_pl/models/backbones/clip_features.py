@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from odise_pl.errors import SettingError
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
+from odise_pl.models.backbones.contract import Conditioning, ConditioningSpec, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import STRIDES
 
@@ -59,10 +59,10 @@ class ClipFeatureSettings(FeatureSettings):
 
     conditioned = False
 
-    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load(self, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """Refused: without the whole network there is no CLIP."""
         raise SettingError("backbone=clip is a part of a whole network: choose another backbone here")
 
-    def load_beside(self, clip: FrozenCLIP, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load_beside(self, clip: FrozenCLIP, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """The features of ``clip``."""
         return ClipFeatures(clip), None

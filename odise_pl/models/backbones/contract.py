@@ -25,8 +25,7 @@ class Tap:
     Attributes:
         name: of the map.
         channels: its width.
-        stride: pixels of the window, before it is resized for the network, that a cell of the pyramid's level
-            stands for.
+        stride: pixels of the window, before it is resized for the network, per cell of the pyramid's level.
         pooled: where the map shrinks, average its cells; else take the nearest, as published.
     """
 
@@ -50,7 +49,7 @@ class Conditioning(TensorStruct):
 
 
 @dataclass(frozen=True)
-class Condition:
+class ConditioningSpec:
     """What a captioner needs to know of a network that takes a conditioning.
 
     Attributes:
@@ -67,7 +66,7 @@ class Condition:
     steps: int
     learns_time: bool = False
 
-    def time(self, learnable: bool) -> int | None:
+    def time_width(self, learnable: bool) -> int | None:
         """Width of the time embedding if captioner or backbone want it learned, else None."""
         return self.time_dim if learnable or self.learns_time else None
 
@@ -103,12 +102,15 @@ class Features(Frozen, ABC):
     @property
     @abstractmethod
     def input_multiple(self) -> int:
-        """Required divisor of input sides."""
+        """Sides of the input are multiples of it."""
 
     def check_size(self, side: int, setting: str) -> None:
         """Raise SettingError unless squares of this side fit; ``setting`` is where it comes from."""
         if side < self.input_multiple or side % self.input_multiple:
-            raise SettingError(f"{setting}={side} must be a multiple of {self.input_multiple}")
+            nearest = max(1, round(side / self.input_multiple)) * self.input_multiple
+            raise SettingError(
+                f"{setting}={side} must be a multiple of {self.input_multiple}, such as {nearest}"
+            )
 
     @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:
@@ -121,8 +123,8 @@ class Features(Frozen, ABC):
         Args:
             images: [N, 3, S, S] in 0..1, or [N, 3, H, W] unless :attr:`fixed_size`; the network's own
                 normalisation is done here.
-            conditioning: of a network that has a :class:`Condition`; gradients flow to it. Others get None
-                and run without gradients, unless they are trained.
+            conditioning: of a network that has a :class:`ConditioningSpec`; gradients flow to it. Others get
+                None and run without gradients, unless they are trained.
 
         Returns:
             one map per tap, [N, tap.channels, h, w]; the pyramid resizes those whose side is not that of the

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from odise_pl.errors import check_flag
-from odise_pl.models.backbones.contract import Condition, Features
+from odise_pl.models.backbones.contract import ConditioningSpec, Features
 from odise_pl.models.backbones.diffusion_weights import load_diffusion
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.latent_diffusion import LatentDiffusionFeatures
@@ -49,12 +49,12 @@ class BackboneSettings(FeatureSettings):
         """True."""
         return True
 
-    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load(self, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """UNet and VAE, and the text encoder; ``mapped`` as in :func:`load_diffusion`."""
         models = load_diffusion(self.weights, self.architecture, mapped, self.unet)
         features = LatentDiffusionFeatures(models, self.timesteps, self.checkpoint_activations, self.noise)
         uncond, encode = self._conditioning(models)
-        return features, Condition(
+        return features, ConditioningSpec(
             uncond=uncond,
             encode=encode,
             time_dim=4 * models.unet.config["block_out_channels"][0],

@@ -12,7 +12,7 @@ from odise_pl.errors import SettingError, check_number
 from odise_pl.models.backbones.captioner_settings import MakeCaptioner
 from odise_pl.models.backbones.captioners import Captions
 from odise_pl.models.backbones.clip import FrozenCLIP
-from odise_pl.models.backbones.contract import Condition, Features
+from odise_pl.models.backbones.contract import ConditioningSpec, Features
 from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, PlainPyramid, Pyramid
 from odise_pl.models.backbones.sliding_window import cut_windows, merge_windows, plan_windows
 from odise_pl.structures import CANVAS_MULTIPLE, Size
@@ -50,8 +50,8 @@ class FeatureBackbone(nn.Module):
         super().__init__()
         if window == WHOLE and features.fixed_size:
             raise SettingError(
-                f"backbone.window={WHOLE}: this network takes squares of one size; "
-                "set backbone.window=512, or null for squares of the shorter side"
+                f"backbone.window={WHOLE}: this network takes squares of one size; set backbone.window=512, "
+                "or null for squares of the shorter side; ViTs: ++backbone.options.dynamic_img_size=true"
             )
         if window == WHOLE and CANVAS_MULTIPLE % features.input_multiple:
             raise SettingError(
@@ -154,14 +154,14 @@ class FeatureSettings(ABC):
         """Whether the network takes a conditioning, so that it needs a captioner."""
 
     @abstractmethod
-    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load(self, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """The network with its weights, and what can be conditioned; ``mapped`` as in ``build_odise``.
 
         Raises:
             UserError: weights are missing or do not fit.
         """
 
-    def load_beside(self, clip: FrozenCLIP, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load_beside(self, clip: FrozenCLIP, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """As :meth:`load`, for a network that may share weights with CLIP."""
         return self.load(mapped)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odise_pl.errors import SettingError
-from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
+from odise_pl.errors import SettingError, UserError
+from odise_pl.models.backbones.contract import Conditioning, ConditioningSpec, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import JointPyramid
 from odise_pl.models.backbones.sliding_window import resize_square
@@ -92,11 +93,15 @@ class JointSettings(FeatureSettings):
         """Whether one of them is."""
         return self.first.conditioned or self.second.conditioned
 
-    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load(self, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """Both networks."""
         parts, condition = [], None
         for name, own in (("first", self.first), ("second", self.second)):
-            features, its = own.load(mapped)
+            try:
+                features, its = own.load(mapped)
+            except UserError as error:  # it names the settings of a network alone
+                text = re.sub(r"(?<![\w./])backbone\.", f"backbone.{name}.", str(error))
+                raise type(error)(text) from error
             features.check_size(own.input_size, f"backbone.{name}.input_size")
             parts.append(Part(features, own.input_size, own.conditioned))
             condition = condition or its

@@ -16,14 +16,16 @@ from odise_pl.models.backbones.contract import Tap
 from odise_pl.structures import Size
 
 STRIDES = (4, 8, 16, 32)
+_GROUPS = 32  # of GroupNorm
+_REDUCTION = 4  # of the width within bottlenecks
 
 
 class NormedConv(nn.Conv2d):
     """A convolution without bias, then GroupNorm."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, groups: int = 32) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(groups, out_channels)
+        self.norm = nn.GroupNorm(_GROUPS, out_channels)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,24 +80,24 @@ class FeaturePyramid(Pyramid):
 
     Args:
         taps: of the input features; strides are clamped to 4..32.
-        channels: width of the pyramid.
-        reduction: the bottlenecks are ``channels / reduction`` wide.
+        channels: width of the pyramid; the bottlenecks are a quarter as wide.
     """
 
-    def __init__(self, taps: Sequence[Tap], channels: int = 512, reduction: int = 4) -> None:
+    def __init__(self, taps: Sequence[Tap], channels: int = 512) -> None:
         super().__init__()
         self.tap_strides = [min(max(tap.stride, STRIDES[0]), STRIDES[-1]) for tap in taps]
         self.pooled = [tap.pooled for tap in taps]
         missing = sorted(set(STRIDES) - set(self.tap_strides))
         if missing:
             raise SettingError(
-                f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}"
+                f"the backbone has no feature of stride {missing}: a pyramid needs all of {STRIDES}; "
+                "choose another network"
             )
-        if channels % (32 * reduction):
-            raise SettingError(f"backbone.channels={channels} must be a multiple of {32 * reduction}")
+        if channels % (_GROUPS * _REDUCTION):
+            raise SettingError(f"backbone.channels={channels} must be a multiple of {_GROUPS * _REDUCTION}")
         self.channels, self.maps = [channels] * len(STRIDES), len(taps)
         self.projections = nn.ModuleList(
-            Bottleneck(tap.channels, channels, channels // reduction) for tap in taps
+            Bottleneck(tap.channels, channels, channels // _REDUCTION) for tap in taps
         )
 
     def forward(self, features: Sequence[Tensor], size: Size) -> list[Tensor]:
@@ -121,7 +123,8 @@ class SimplePyramid(FeaturePyramid):
     def __init__(self, tap: Tap, channels: int = 512) -> None:
         doublings = [round(math.log2(tap.stride / stride)) for stride in STRIDES]
         widths = [tap.channels >> max(n, 0) for n in doublings]
-        super().__init__([Tap(f"s{s}", width, s) for s, width in zip(STRIDES, widths, strict=True)], channels)
+        levels = zip(STRIDES, widths, strict=True)
+        super().__init__([Tap(f"s{s}", width, s, pooled=True) for s, width in levels], channels)
         self.maps = 1
         self.scales = nn.ModuleList(_scale(tap.channels, n) for n in doublings)
 

@@ -15,11 +15,11 @@ from torch.func import functional_call
 
 from odise_pl.errors import SettingError, check_flag, hub_errors
 from odise_pl.files import is_path
-from odise_pl.models.backbones.contract import Condition, Conditioning, Features, Tap
+from odise_pl.models.backbones.contract import Conditioning, ConditioningSpec, Features, Tap
 from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.pyramid import STRIDES, Pyramid, SimplePyramid
 from odise_pl.models.frozen import inner_blocks
-from odise_pl.models.weights import WeightsError, read_checkpoint, require_finite, tensors_of
+from odise_pl.models.weights import WeightsError, list_first, read_checkpoint, require_finite, tensors_of
 
 PYRAMIDS = ("depths", "simple")
 _FILE = "model.safetensors"  # of timm's repositories on the Hub
@@ -172,13 +172,17 @@ class TimmSettings(FeatureSettings):
         """False."""
         return False
 
-    def load(self, mapped: bool = False) -> tuple[Features, Condition | None]:
+    def load(self, mapped: bool = False) -> tuple[Features, ConditioningSpec | None]:
         """The network; timm copies its weights, so they are never mapped."""
         if not timm.is_model(self.model):
             raise SettingError(
                 f"backbone.model={self.model}: timm {timm.__version__} has no such model; a newer one may: "
                 "pip install -U timm"
             )
+        try:  # before a download
+            timm.get_pretrained_cfg(self.model, allow_unregistered="." not in self.model)
+        except RuntimeError as error:
+            raise SettingError(f"backbone.model={self.model}: {error}") from error
         tensors = None if self.weights == "random" else read_weights(self.weights)
         try:
             network = self.create(tensors)
@@ -186,10 +190,11 @@ class TimmSettings(FeatureSettings):
             reason = _reason(error)
             if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
                 reason = f"its names are of another network ({reason} is missing)"
-            if re.search(r'Missing key\(s\) in state_dict: "(head|fc|classifier)\b', reason):
-                reason += "; if the file has no classifier, add +backbone.options.num_classes=0"
             if tensors is not None:
-                problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}"
+                way_out = "choose the backbone.model of the file"
+                if re.search(r'Missing key\(s\) in state_dict: "(head|fc|classifier)\b', str(error)):
+                    way_out = "if the file has no classifier, add ++backbone.options.num_classes=0"
+                problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}; {way_out}"
                 raise WeightsError(problem) from error
             if "unexpected keyword argument" in reason:
                 reason += "; remove it from backbone.options"
@@ -213,7 +218,7 @@ class TimmSettings(FeatureSettings):
                 return  # not every network can run so
             raise SettingError(
                 f"backbone.model={self.model} cannot take images of 3 x {self.input_size} x {self.input_size}"
-                f" pixels; check backbone.options: {reason}"
+                f" pixels; check backbone.options and backbone.input_size: {reason}"
             ) from error
         if [one.shape[1] for one in maps] != [tap.channels for tap in features.taps]:
             raise SettingError(
@@ -256,8 +261,20 @@ class _Shared(Tensor):
 
 
 def _reason(error: Exception) -> str:
-    """The text of a library's error in one line; its type if it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The text of a library's error in one line, with the first names of weights; its type if it has none."""
+    text = str(error)
+    problems = {
+        kind.lower(): re.findall('"([^"]+)"', names)
+        for kind, names in re.findall(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", text)
+    }
+    problems["of another shape"] = [
+        f"{name}: {given} in the file, {wanted} in the model"
+        for name, given, wanted in re.findall(
+            r"size mismatch for (\S+):.*?Size\((.*?)\).*?Size\((.*?)\)", text
+        )
+    ]
+    mismatches = "; ".join(list_first(kind, names, 2) for kind, names in problems.items() if names)
+    return mismatches or " ".join(text.split())[:300] or type(error).__name__
 
 
 def _listed(value: Any) -> list[Any]:
@@ -277,15 +294,19 @@ def read_weights(weights: str) -> dict[str, Tensor]:
 
         with hub_errors(weights):
             path = Path(hf_hub_download(weights, _FILE))
-    tensors = tensors_of(read_checkpoint(path))
+    held = read_checkpoint(path)
+    tensors = tensors_of(held)
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors")
+        raise WeightsError(
+            f"{path} holds no tensors at the top level, under state_dict or under model; it has "
+            f"{list_first('other entries', [*map(str, held)])}"
+        )
     require_finite(tensors, str(path))
     return tensors
 
 
 def _unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The network of a self-supervised training, and whether it was one.
+    """The network without the prefix of a training that wraps it, and whether there was one.
 
     MoCo-v3 trains ``module.base_encoder.*`` beside a momentum encoder, SimMIM ``encoder.*`` beside a decoder,
     and calls Swin's ``cpb_mlp`` ``rpe_mlp``.

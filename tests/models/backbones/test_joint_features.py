@@ -78,6 +78,8 @@ def test_settings_that_do_not_fit_are_named() -> None:
         replace(TWO, second=DIFFUSION)
     with pytest.raises(SettingError, match=r"backbone\.channels=null"):
         replace(TWO, channels=None)
+    with pytest.raises(SettingError, match=r"^backbone\.second\.model=vit_of_nobody"):
+        replace(TWO, second=replace(OTHER, model="vit_of_nobody")).load()
     with pytest.raises(SettingError, match=r"backbone\.second\.input_size=100"):
         replace(TWO, second=replace(OTHER, input_size=100)).load()
     with pytest.raises(SettingError, match=r"captioner=empty"):

@@ -21,7 +21,7 @@ from torch import Tensor
 from odise_pl.errors import SettingError, UserError
 from odise_pl.models.backbones.contract import Tap
 from odise_pl.models.backbones.feature_backbone import FeatureBackbone
-from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid
+from odise_pl.models.backbones.pyramid import STRIDES, FeaturePyramid, SimplePyramid
 from odise_pl.models.backbones.timm_features import TimmFeatures
 from odise_pl.models.build import TimmSettings, empty_captioner
 from odise_pl.models.weights import WeightsError
@@ -160,11 +160,16 @@ def test_blocks_of_depth() -> None:
     taken = features(replace(small(), options={**tiny_timm.VIT, "depth": 8}, taps=[1, 0, 3, 2]))
     assert [tap.name for tap in taken.taps] == [f"block.{i}" for i in range(4)]
     assert len(list(taken.blocks())) == 4  # the others are gone
+    twins = features(TimmSettings("twins_svt_small", options={"depths": [1, 2, 1, 1]}, input_size=64))
+    kinds = {type(block).__name__ for block in twins.blocks()}
+    assert kinds == {"Block"}
+    assert len(list(twins.blocks())) == 5
 
 
 def test_shrinking_maps_average_cells_of_transformers_only() -> None:
     cells = torch.arange(16.0).view(1, 1, 4, 4)
     found = {}
+    assert SimplePyramid(Tap("last", 1, 16), 128).pooled == [True] * 4
     for pooled in (True, False):
         pyramid = FeaturePyramid([Tap(str(s), 1, s, pooled) for s in STRIDES], 128)
         seen: list[Tensor] = []
@@ -251,6 +256,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"model": "hf-hub:someone/vit_tiny_patch16_224"}, r"backbone\.model=hf-hub:someone"),
     ({"weights": "hf-hub:timm/vit_tiny_patch16_224"}, "hf-hub:timm/vit.*OWNER/NAME"),
     ({"model": "vit_tiny_patch16_224.nobody"}, r"backbone\.model=.*nobody"),
+    ({"model": "vit_tiny_patch16_224.nobody", "weights": "timm/vit_tiny"}, r"backbone\.model=.*nobody"),
     ({"model": "vit_tiny_patch16_224", "options": {"depht": 2}}, "depht"),
     ({"options": {"checkpoint_path": "x.pth"}}, r"backbone\.options\.checkpoint_path=x\.pth"),
     ({"options": {"pretrained_cfg_overlay": {"file": "x"}}}, r"backbone\.options\.pretrained_cfg_overlay"),
@@ -276,7 +282,7 @@ def test_official_files_of_self_supervised_training(name: str, wrap: Wrap, tmp_p
     ({"weights": None}, r"backbone\.weights=None"),
     ({"input_size": None}, r"backbone\.input_size=None must be an integer"),
     ({"input_size": "abc"}, r"backbone\.input_size=abc must be an integer"),
-    ({"input_size": 100}, r"backbone\.input_size=100 .* 16"),
+    ({"input_size": 100}, r"backbone\.input_size=100 .* 16, such as 96"),
     ({"weights": "nowhere.safetensors"}, r"not found: nowhere\.safetensors"),
     ({"weights": "some/where/nowhere"}, r"not found: some/where/nowhere"),
     ({"weights": "timm/vit_tiny_patch16_224.augreg_in21k"}, r"timm/vit_tiny.*HF_HUB_OFFLINE"),
@@ -314,9 +320,16 @@ def test_wrong_weights_end_in_one_message(damage: str, tmp_path: Path) -> None:
         del state["blocks.2.attn.qkv.weight"]
     if damage == "unexpected":
         state["blocks.9.attn.qkv.weight"] = torch.ones(2)
-    state = {} if damage == "none" else state
+    state = {"teacher": {}} if damage == "none" else state
+    named = {
+        "missing": r"1 missing \(blocks\.2\.attn\.qkv\.weight\)",
+        "unexpected": r"1 unexpected \(blocks\.9\.attn\.qkv\.weight\)",
+        "of another shape": r"of another shape \(cls_token: \[1, 1, 48\] in the file, \[1, 1, 32\]",
+        "of another model": r"missing \(.*unexpected \(",
+        "none": r"no tensors .* \(teacher\)",
+    }
     torch.save(state, tmp_path / "wrong.pth")
-    with pytest.raises(WeightsError, match=r"wrong\.pth") as error:
+    with pytest.raises(WeightsError, match=rf"wrong\.pth.* {named[damage]}") as error:
         small(weights=str(tmp_path / "wrong.pth")).load()
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
