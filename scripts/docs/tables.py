@@ -20,7 +20,7 @@ _MODELS = {
 _TITLES = {
     "label": "supervised by labels",
     "caption": "supervised by captions",
-    "label, random diffusion weights": "control: labels, diffusion model of random weights",
+    "label, random diffusion weights": "control: labels, untrained diffusion model",
 }
 _SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "effort", "method")
 _COSTS = (
@@ -62,8 +62,8 @@ def results(files: Files) -> Table:
     """The models of the paper and of the small world, and the control."""
     columns = {
         "small world: toy_val PQ": "toy_val.pq",
-        "toy_open PQ, base classes": "toy_open.pq_base",
-        "toy_open PQ, novel classes": "toy_open.pq_novel",
+        "small world: toy_open PQ, base": "toy_open.pq_base",
+        "small world: toy_open PQ, novel": "toy_open.pq_novel",
     }
     cells = tuple(
         (
