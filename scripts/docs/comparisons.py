@@ -107,7 +107,7 @@ TABLES = {
     "timestep": ("timestep", "caption"),
     "captioner": ("captioner", "timestep/0", "caption"),
     "classifier": ("classifier",),
-    "representation": ("representation", "label"),
+    "representation": ("representation", "label", "random"),
     "effort": ("effort", "label"),
     "method": ("method", "label", "caption"),
 }
@@ -122,6 +122,7 @@ FOLDERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         {
             **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
             _OURS: ("label", "stable_diffusion_v1"),
+            f"{_OURS}, random weights": ("random", None),
         },
     ),
     "effort": (

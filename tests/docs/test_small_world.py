@@ -98,9 +98,12 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
         ],
         "classifier": [(name, "both", every) for name in CLASSIFIERS],
         "representation": [
-            (name, "text-conditional diffusion", every)
-            for name in (*comparisons.REPRESENTATIONS, "text-conditional diffusion")
-            if name != "DINO"
+            *(
+                (name, "text-conditional diffusion", every)
+                for name in (*comparisons.REPRESENTATIONS, "text-conditional diffusion")
+                if name != "DINO"
+            ),
+            ("text-conditional diffusion, random weights", "text-conditional diffusion", [0, 2]),
         ],
         "effort": [(name, START, every) for name in (START, "100 steps", *EFFORTS)],
     }
