@@ -51,7 +51,7 @@ docs: $(STAMP)  ## Build the documentation in build/docs, offline; warnings are 
 pictures: $(STAMP)  ## Draw the pictures of the documentation from the demo's run; needs Chromium
 	$(BIN)/python -m scripts.docs.pictures $(ARGS)
 
-nightly: $(STAMP)  ## Run the tests that take minutes: kills, several machines, full size, notebook, an installed wheel
+nightly: $(STAMP)  ## Run the long tests: trainings, kills, several machines, full size, notebook, an installed wheel
 	$(BIN)/python -m pytest --slow -m slow $(PYTEST_ARGS)
 
 lock: $(STAMP)  ## Update requirements.lock from pyproject.toml, keeping pins that still fit

@@ -17,7 +17,15 @@ settings.load_profile("suite")
 
 
 # The longest files run first: started last, they would leave the other worker idle.
-LONGEST = ("test_interruption", "test_parallel", "test_train", "test_faults", "test_demo", "test_notebooks")
+LONGEST = (
+    "test_interruption",
+    "test_parallel",
+    "test_train",
+    "test_faults",
+    "test_demo",
+    "test_notebooks",
+    "test_methods",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -45,5 +45,6 @@ def inner_blocks(module: nn.Module) -> Iterator[nn.Module]:
     for name, child in module.named_children():
         if name != "blocks":
             yield from inner_blocks(child)
-        for block in child.children() if name == "blocks" else ():
+            continue
+        for block in child.children():
             yield from block if isinstance(block, nn.ModuleList) else (block,)

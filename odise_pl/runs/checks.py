@@ -42,16 +42,20 @@ def check_training(config: DictConfig) -> None:
     Raises:
         SettingError: lists all problems, each with a way out.
     """
-    raise_problems([*_unfit_captioner(config)])  # before its files are asked for
+    unfit = [*_unfit_captioner(config)]
     problems = [
         *_bad_settings(config),
+        *unfit,
         *_missing_logger(config),
         *_bad_vocabularies(config),
         *_bad_split(config, config.data.train),
         *missing_weights(NetworkSettings.of_config(config), config.paths),
         *_missing_shards(config, "train", "val"),
-        *missing_captions(config, ("train", "val")),
     ]
+    if unfit:  # its files are not needed
+        problems = [problem for problem in problems if not problem.startswith("captioner.weights=")]
+    else:
+        problems += missing_captions(config, ("train", "val"))
     starts = config.init_from is not None and config.ckpt is None and last_checkpoint(config.run_dir) is None
     if starts and not checkpoint_path(config.init_from, config.run_dir).is_file():
         problems.append(f"init_from={config.init_from} is neither a checkpoint nor a run with checkpoints")
@@ -135,12 +139,13 @@ def _bad_settings(config: DictConfig) -> Iterator[str]:
 
 
 def _unfit_captioner(config: DictConfig) -> Iterator[str]:
+    """Found before its files are asked for. Backbones of other classes say so when they are built."""
     name = config.captioner._target_.rpartition(".")[2].removesuffix("_captioner")
-    parts = [config.backbone, config.backbone.get("first"), config.backbone.get("second")]
-    takes = any(part is not None and part._target_.endswith(".BackboneSettings") for part in parts)
-    if takes and name == "none":
+    sections = (config.backbone, config.backbone.get("first"), config.backbone.get("second"))
+    parts = {str(part._target_).rpartition(".")[2] for part in sections if part is not None}
+    if "BackboneSettings" in parts and name == "none":
         yield "captioner=none: this backbone is a diffusion model, which needs one: choose captioner=empty"
-    if not takes and name != "none":
+    if parts <= {"JointSettings", "TimmSettings", "ClipFeatureSettings"} and name != "none":
         yield f"captioner={name}: this backbone takes no text: choose captioner=none"
 
 
@@ -218,7 +223,7 @@ def missing_weights(network: NetworkSettings, paths: Mapping[str, Any]) -> Itera
     for key, name in network.weights().items():
         path = OmegaConf.select(model, key)
         if not isinstance(name, str):
-            yield f"{key}={name}: give a file, a Hub id OWNER/NAME, or random"
+            yield f"{key}={name} must be text, such as the path of a file"
             continue
         is_file = is_path(name) or (name != "random" and not {"/", ":"} & {*name})
         if is_file and not os.path.exists(path):  # noqa: PTH110 (any text)

@@ -122,7 +122,7 @@ FOLDERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         {
             **{name: (f"representation/{own}", paper) for name, (own, paper) in REPRESENTATIONS.items()},
             _OURS: ("label", "stable_diffusion_v1"),
-            f"{_OURS}, random weights": ("random", None),
+            f"{_OURS}, untrained": ("random", None),
         },
     ),
     "effort": (

@@ -175,7 +175,7 @@ def prose(text: str) -> str:
     """A comment as a cell of a table: commands and settings as code, no full stop."""
     if "`" not in text:
         text = re.sub(
-            r"(?:odise|python|tensorboard) .+?(?=$| \.\.\.|\. )|[a-z][\w./]*=[\w.\[\]]+\b\]?|\{[A-Z].+?\}",
+            r"(?:odise|python|tensorboard) .+?(?=$| \.\.\.|\. )|\+*[a-z][\w./]*=[\w.\[\]]+\b\]?|\{[A-Z].+?\}",
             r"`\g<0>`",
             text,
         )

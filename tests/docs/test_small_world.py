@@ -103,7 +103,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
                 for name in (*comparisons.REPRESENTATIONS, "text-conditional diffusion")
                 if name != "DINO"
             ),
-            ("text-conditional diffusion, random weights", "text-conditional diffusion", [0, 2]),
+            ("text-conditional diffusion, untrained", "text-conditional diffusion", [0, 2]),
         ],
         "effort": [(name, START, every) for name in (START, "100 steps", *EFFORTS)],
     }

@@ -97,7 +97,7 @@ def test_all_missing_files_are_listed(config, tmp_path: Path) -> None:
         (["captioner=blip", "captioner.on_the_fly=true"], "captioner.weights=weights/blip"),
         (["backbone=timm", "captioner=blip"], "captioner=blip: this backbone takes no text"),
         (["captioner=none"], "captioner=none: this backbone is a diffusion model"),
-        (["backbone=timm", "backbone.weights=5"], "backbone.weights=5: give a file"),
+        (["backbone=timm", "backbone.weights=5"], "backbone.weights=5 must be text"),
         (["backbone=timm", "backbone.weights=nope"], "backbone.weights=nope does not exist"),
     ],
 )

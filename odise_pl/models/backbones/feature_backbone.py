@@ -50,8 +50,8 @@ class FeatureBackbone(nn.Module):
         super().__init__()
         if window == WHOLE and features.fixed_size:
             raise SettingError(
-                f"backbone.window={WHOLE}: this network takes squares of one size; set backbone.window=512, "
-                "or null for squares of the shorter side; ViTs: ++backbone.options.dynamic_img_size=true"
+                f"backbone.window={WHOLE}: this network takes squares of one size; "
+                "set backbone.window=512, or null for squares of the shorter side"
             )
         if window == WHOLE and CANVAS_MULTIPLE % features.input_multiple:
             raise SettingError(

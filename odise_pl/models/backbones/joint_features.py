@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -99,8 +99,9 @@ class JointSettings(FeatureSettings):
         for name, own in (("first", self.first), ("second", self.second)):
             try:
                 features, its = own.load(mapped)
-            except UserError as error:  # it names the settings of a network alone
-                text = re.sub(r"(?<![\w./])backbone\.", f"backbone.{name}.", str(error))
+            except UserError as error:  # it names the settings as those of a network alone
+                settings = "|".join(field.name for field in fields(own))
+                text = re.sub(rf"\bbackbone\.(?=({settings})\b)", f"backbone.{name}.", str(error))
                 raise type(error)(text) from error
             features.check_size(own.input_size, f"backbone.{name}.input_size")
             parts.append(Part(features, own.input_size, own.conditioned))

@@ -182,7 +182,9 @@ class TimmSettings(FeatureSettings):
         try:  # before a download
             timm.get_pretrained_cfg(self.model, allow_unregistered="." not in self.model)
         except RuntimeError as error:
-            raise SettingError(f"backbone.model={self.model}: {error}") from error
+            raise SettingError(
+                f"backbone.model={self.model} cannot be built: {error} See timm.list_pretrained()"
+            ) from error
         tensors = None if self.weights == "random" else read_weights(self.weights)
         try:
             network = self.create(tensors)
@@ -190,14 +192,14 @@ class TimmSettings(FeatureSettings):
             reason = _reason(error)
             if tensors is not None and isinstance(error, KeyError):  # of timm's conversion: a bare name
                 reason = f"its names are of another network ({reason} is missing)"
-            if tensors is not None:
-                way_out = "choose the backbone.model of the file"
+            if "unexpected keyword argument" in reason:
+                reason += "; remove it from backbone.options"
+            elif tensors is not None:
+                way_out = "choose the backbone.model and backbone.options of the file"
                 if re.search(r'Missing key\(s\) in state_dict: "(head|fc|classifier)\b', str(error)):
                     way_out = "if the file has no classifier, add ++backbone.options.num_classes=0"
                 problem = f"{self.weights} does not fit backbone.model={self.model}: {reason}; {way_out}"
                 raise WeightsError(problem) from error
-            if "unexpected keyword argument" in reason:
-                reason += "; remove it from backbone.options"
             raise SettingError(f"backbone.model={self.model} cannot be built: {reason}") from error
         features = TimmFeatures(network, self.taps, self.pyramid == "simple", self.final_norm, self.trained)
         self._check_maps(features)
@@ -298,8 +300,8 @@ def read_weights(weights: str) -> dict[str, Tensor]:
     tensors = tensors_of(held)
     if not tensors:
         raise WeightsError(
-            f"{path} holds no tensors at the top level, under state_dict or under model; it has "
-            f"{list_first('other entries', [*map(str, held)])}"
+            f"{path} holds no tensors at the top level, under state_dict or under model, only "
+            f"{', '.join(map(str, held))[:200] or 'nothing'}; save those of the network under state_dict"
         )
     require_finite(tensors, str(path))
     return tensors

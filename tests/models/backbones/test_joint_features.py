@@ -17,6 +17,7 @@ from odise_pl.models.build import (
     TimmSettings,
     implicit_captioner,
 )
+from odise_pl.models.weights import WeightsError
 
 DIFFUSION = BackboneSettings(architecture=tiny_models.SD1, input_size=64)
 OTHER = TimmSettings("vit_tiny_patch16_224.augreg_in21k", options=tiny_timm.VIT, input_size=96)
@@ -80,6 +81,8 @@ def test_settings_that_do_not_fit_are_named() -> None:
         replace(TWO, channels=None)
     with pytest.raises(SettingError, match=r"^backbone\.second\.model=vit_of_nobody"):
         replace(TWO, second=replace(OTHER, model="vit_of_nobody")).load()
+    with pytest.raises(WeightsError, match=r"not found: my-backbone\.pth$"):
+        replace(TWO, second=replace(OTHER, weights="my-backbone.pth")).load()
     with pytest.raises(SettingError, match=r"backbone\.second\.input_size=100"):
         replace(TWO, second=replace(OTHER, input_size=100)).load()
     with pytest.raises(SettingError, match=r"captioner=empty"):
