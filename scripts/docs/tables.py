@@ -28,6 +28,7 @@ _COSTS = (
     ("trained", "trained_million", 1),
     ("ms an image", "ms", 0),
 )
+_PATCHES = ("things", "stuff")
 _BENCHMARKS = {
     "coco": "COCO",
     "ade150": "ADE20K, 150 classes",
@@ -280,6 +281,16 @@ def representations(_: Files) -> Table:
     return Table("representations", ("`backbone=`", "COCO PQ", "ADE20K PQ"), cells)
 
 
+def representation_probe(files: Files) -> Table:
+    """What a linear map reads from the small world's frozen networks."""
+    cells = tuple(
+        (f"`{name}`", *(_one(shares[made][kind]) for made in ("trained", "random") for kind in _PATCHES))
+        for name, shares in files["representation_probe"]["backbones"].items()
+    )
+    header = ("`backbone=`", *_PATCHES, *(f"{kind}, untrained" for kind in _PATCHES))
+    return Table("representation_probe", header, cells)
+
+
 def _one(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}"
 
@@ -306,6 +317,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "panoptic_quality": panoptic_quality,
     "benchmarks": benchmarks,
     "representations": representations,
+    "representation_probe": representation_probe,
     "splits": splits,
     "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},

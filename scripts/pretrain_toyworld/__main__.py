@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from odise_pl.errors import report_user_errors
+from scripts.figures import write_figures
 from scripts.pretrain_toyworld import autoencoder, clip, diffusion, representations
 from scripts.pretrain_toyworld.grade import yield_grades
 from scripts.pretrain_toyworld.networks import DIFFUSION_FOLDER, MEMBERS, WEIGHTS, backbone
@@ -126,13 +127,20 @@ def probe_backbones(
         Path, typer.Option(help="folder of the weights", show_default="those in the package")
     ] = WEIGHTS,
     count: Annotated[int, typer.Option(min=1, help="pictures to fit, and as many to grade")] = 200,
+    file: Annotated[Path | None, typer.Option("--json", help="file for the shares")] = None,
 ) -> None:
     """Name the patches of held-out pictures by a linear map of frozen features."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for name in backbones:
         sources: dict[str, str | Path] = {"trained": weights, "random": "random"}
         for made, source in sources.items():
             things, stuff = (100 * share for share in probe(backbone(name, source), count))
+            found.setdefault(name, {})[made] = {"things": things, "stuff": stuff}
             print(f"{name}, {made}: {things:.1f} % of things and {stuff:.1f} % of stuff", flush=True)
+    if file is not None:
+        what = "Percentages of patches of held-out pictures that a linear map of frozen features names."
+        command = f"python -m scripts.pretrain_toyworld probe {' '.join(backbones)}"
+        write_figures(file, what, command, {"backbones": found})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -200,9 +201,15 @@ def test_command_trains_and_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arguments = ["representation", "mae", "--passes", "32", "--out", str(tmp_path), "--work", str(tmp_path)]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    result = CliRunner().invoke(app, ["probe", "toy_mae", "--weights", str(tmp_path), "--count", "2"])
-    grades = [line.split(":")[0] for line in result.stdout.splitlines()]
-    assert grades == ["toy_mae, trained", "toy_mae, random"]
+    file = tmp_path / "probe.json"
+    arguments = ["probe", "toy_mae", "--weights", str(tmp_path), "--count", "2", "--json", str(file)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    shares = json.loads(file.read_text())["backbones"]["toy_mae"]
+    assert [*shares] == ["trained", "random"]
+    assert result.stdout.splitlines() == [
+        f"toy_mae, {made}: {own['things']:.1f} % of things and {own['stuff']:.1f} % of stuff"
+        for made, own in shares.items()
+    ]
 
 
 @pytest.mark.slow
