@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +39,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+def main() -> None:
+    """The command line; ``backbone=[A,B]``, which Hydra would merge, is ``backbone=two`` of both."""
+    sys.argv[1:] = [word for given in sys.argv[1:] for word in _split_pair(given)]
+    _main()
+
+
+def _split_pair(word: str) -> list[str]:
+    pair = re.fullmatch(r"backbone=\[(\w+), ?(\w+)\]", word)
+    if pair is None:
+        return [word]
+    first, second = pair.groups()
+    return ["backbone=two", f"backbone@backbone.first={first}", f"backbone@backbone.second={second}"]
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(config: DictConfig) -> float | None:
+def _main(config: DictConfig) -> float | None:
     """Train, or skip a finished run; returns the score that a search maximises."""
     watch_first_process()
     with report_errors():

@@ -105,12 +105,14 @@ def test_invalid_settings_are_named(config, overrides: list[str], word: str) -> 
     assert word in problems(config(*overrides))
 
 
-@pytest.mark.parametrize("name", ["channels", "window", "window_batch"])
+@pytest.mark.parametrize(
+    ("name", "two"), [("channels", "two"), ("window", "[sd_v1_5,tiny]"), ("window_batch", "[mae_h, tiny]")]
+)
 def test_settings_that_two_backbones_share_are_named(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train.py", "backbone=two", f"backbone.second.{name}=64"])
+    monkeypatch.setattr("sys.argv", ["train.py", f"backbone={two}", f"backbone.second.{name}=64"])
     with pytest.raises(SystemExit, match=rf"backbone\.second\.{name}=64: .*set backbone\.{name}=64"):
         main()
 
