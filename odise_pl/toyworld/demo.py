@@ -51,7 +51,7 @@ def run_demo(
     config.run_dir, config.paths.shards = str(folder), str(shards)
     for toy_set in toy_sets(*counts):
         make(toy_set, shards, workers=2)
-    run.main(config)
+    run.train_or_skip(config)
     results = [json.loads((folder / "results" / name / "results.json").read_text()) for name in _SETS]
     write_text(folder / "results.md", result_table(results).markdown())
     network = folder / "checkpoints" / "last.ckpt"

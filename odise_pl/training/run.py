@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 def main() -> None:
     """The command line; ``backbone=[A,B]``, which Hydra would merge, is ``backbone=two`` of both."""
     sys.argv[1:] = [word for given in sys.argv[1:] for word in _split_pair(given)]
-    _main()
+    train_or_skip()
 
 
 def _split_pair(word: str) -> list[str]:
@@ -54,7 +54,7 @@ def _split_pair(word: str) -> list[str]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _main(config: DictConfig) -> float | None:
+def train_or_skip(config: DictConfig) -> float | None:
     """Train, or skip a finished run; returns the score that a search maximises."""
     watch_first_process()
     with report_errors():
