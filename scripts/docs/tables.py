@@ -39,7 +39,7 @@ _BENCHMARKS = {
 }
 
 
-def scores(files: Files, name: str, kind: str = "") -> Table:
+def scores(files: Files, name: str, kind: str = "pq") -> Table:
     """A table of the paper beside the small world's, with both orders."""
     rows = _rows(files, name)
     costs = [files["small_world"].get("costs", {}).get(row.name) for row in rows]
@@ -322,8 +322,6 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "best_method": best_method,
     **{name: partial(scores, name=name) for name in _SMALL_WORLD},
     **{f"{name}_differences": partial(differences, name=name) for name in _SMALL_WORLD},
-    "representation": partial(scores, name="representation", kind="pq"),
-    "method": partial(scores, name="method", kind="pq"),
     "method_map": partial(scores, name="method", kind="map"),
     "method_miou": partial(scores, name="method", kind="miou"),
     "method_miou_differences": partial(differences, name="method", kind="miou"),
