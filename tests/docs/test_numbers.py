@@ -69,9 +69,9 @@ def test_changed_number_and_table_are_found(project: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("small_world.supervision.label.toy_open.pq_novel", "29.8 ± 0.9"),
-        ("small_world.supervision.label.toy_open.pq_novel.mean", "29.8"),
-        ("small_world.supervision.label.toy_open.pq_novel.std:.2f", "0.95"),
+        ("small_world.supervision.label.toy_open.pq_novel", "25.1 ± 0.5"),
+        ("small_world.supervision.label.toy_open.pq_novel.mean", "25.1"),
+        ("small_world.supervision.label.toy_open.pq_novel.std:.2f", "0.50"),
         ("weights.clip.parameters", "1991041"),
         ("weights.clip.parameters:,", "1,991,041"),
     ],

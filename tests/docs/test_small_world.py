@@ -173,7 +173,7 @@ def test_costs_of_methods_are_measured(
     cost = small_world.costs_of_methods(tmp_path)["odise_label"]
     assert 0 < cost["trained_million"] < cost["parameters_million"] < 13
     assert cost["ms"] > 0
-    row = Row("odise_label", None, None, {})
+    row = Row("odise_label", None, None, {"toy_val.pq": {0: 50.0}})
     written = {"tables": as_json({"method": [row]}), "costs": {"odise_label": cost}}
     assert scores({"small_world": written}, "method").rows[0][3] == f"{cost['ms']:.0f}"
 
