@@ -24,9 +24,9 @@ _TITLES = {
 }
 _SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "effort", "method")
 _COSTS = (
-    ("parameters, 10^6", "parameters_million", 1),
-    ("trained", "trained_million", 1),
-    ("ms an image", "ms", 0),
+    ("parameters (M)", "parameters_million", 1),
+    ("trainable (M)", "trained_million", 1),
+    ("ms/image", "ms", 0),
 )
 _PATCHES = ("things", "stuff")
 _BENCHMARKS = {
@@ -179,7 +179,7 @@ def backbones(files: Files) -> Table:
         for row in files["backbones"]["rows"]
     )
     return Table(
-        "backbones", ("backbone", "parameters, 10^6", "window", "windows", "features", "peak memory"), cells
+        "backbones", ("backbone", "parameters (M)", "window", "windows", "features", "peak memory"), cells
     )
 
 
