@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from odise_pl.errors import UserError
-from scripts.docs.architecture import draw_architecture
 from scripts.docs.browser import find_browser, take_app, take_tensorboard
 from scripts.docs.plots import draw_curves, draw_tables
+from scripts.docs.style import DARK, LIGHT, in_dark
 
 IMAGES = Path("docs/images")
 FIGURES = Path("docs/figures/small_world.json")
@@ -35,7 +35,10 @@ def draw_pictures(run: Path, shards: Path, folder: Path) -> list[Path]:
             )
     find_browser()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [*draw_architecture(folder), *draw_curves(run, folder), *draw_tables(FIGURES, folder)]
+    drawing = (IMAGES / f"architecture{LIGHT.suffix}.svg").read_text()  # edit this one
+    dark = folder / f"architecture{DARK.suffix}.svg"
+    dark.write_text(in_dark(drawing))
+    paths = [dark, *draw_curves(run, folder), *draw_tables(FIGURES, folder)]
     return [*paths, take_tensorboard(run, folder), *_draw_scenes(checkpoint, shards, folder)]
 
 

@@ -11,7 +11,6 @@ import matplotlib
 from PIL import Image, ImageDraw
 
 WIDTH = 1660  # pixels of PNG pictures: twice the width of a README
-SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,11 @@ class Theme:
     line: str
     series: tuple[str, ...]
 
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.paper, self.panel, self.ink, self.muted, self.line, *self.series)
+
 
 LIGHT = Theme(
     "", "#ffffff", "#f4f6f8", "#1c2733", "#5b6875", "#d3dae1", ("#0f8b8d", "#e07a1f", "#3d6fc4", "#9a4f96")
@@ -47,6 +51,13 @@ DARK = Theme(
     ("#3cc4bd", "#f2a154", "#7fa8f0", "#cf8fcb"),
 )
 THEMES = (LIGHT, DARK)
+
+
+def in_dark(drawing: str) -> str:
+    """A vector drawing in the light theme's colours, in those of the dark theme."""
+    for light, dark in zip(LIGHT.colours, DARK.colours, strict=True):
+        drawing = drawing.replace(light, dark)
+    return drawing
 
 
 def luminance(colour: tuple[int, int, int]) -> float:
