@@ -1,6 +1,6 @@
 """Parameters, windows, processor time and memory of every backbone.
 
-``python scripts/bench_backbones.py`` builds each choice of conf/backbone with random weights in a process of
+``python -m scripts.bench_backbones`` builds each choice of conf/backbone with random weights in a process of
 its own, and computes the features of one window on one thread. It writes the figures after each; run it again
 to measure what is missing.
 """
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import write_figures
-from full_size_step import peak_gib
 from hydra.utils import instantiate
 
 from odise_pl.models.backbones.contract import Conditioning
@@ -26,6 +24,8 @@ from odise_pl.models.backbones.feature_backbone import FeatureSettings
 from odise_pl.models.backbones.sliding_window import cut_windows, plan_windows
 from odise_pl.models.memory import keep_freed_memory
 from odise_pl.runs.conf import CONF, compose_config
+from scripts.figures import write_figures
+from scripts.steps import peak_gib
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "backbones.json"
 IMAGE = 1024  # side in pixels
@@ -55,7 +55,8 @@ def measure(name: str) -> dict[str, Any]:
     features, condition = settings.load()
     conditioning = condition and Conditioning(condition.uncond)
     del condition  # and its text encoder
-    windows = plan_windows(IMAGE, IMAGE, settings.window)
+    window = IMAGE if isinstance(settings.window, str) else settings.window  # whole
+    windows = plan_windows(IMAGE, IMAGE, window)
     cuts = cut_windows(torch.rand(1, 3, IMAGE, IMAGE), windows[:1], settings.input_size)
     seconds: list[float] = []
     while len(seconds) < 2 and sum(seconds) < _LONG:
@@ -99,7 +100,7 @@ def main() -> int:
             continue
         print(json.dumps(rows[name]), flush=True)
         found = {"rows": [rows[name] for name in sorted(rows)]}
-        write_figures(options.json, what, "python scripts/bench_backbones.py", found)
+        write_figures(options.json, what, found)
     return int(failed > 0)
 
 

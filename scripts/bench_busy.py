@@ -1,4 +1,4 @@
-"""A training step of the small world beside another busy program: ``python scripts/bench_busy.py``.
+"""A training step of the small world beside another busy program: ``python -m scripts.bench_busy``.
 
 Wall-clock seconds of a step of eight images on all cores, by how OpenMP's threads wait for each other:
 spinning, its default, or sleeping, which the programs of this project set. The median of each run.
@@ -16,16 +16,15 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from bench_gpu import toy_model
-from figures import write_figures
-from full_size_step import TrainingStep
+from scripts.figures import write_figures
+from scripts.steps import TrainingStep, toy
 
 POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
 
 
 def take_steps(count: int) -> list[float]:
     """Seconds of each step, after a warm-up and a line on standard input."""
-    step = TrainingStep(toy_model(), 128, batch=8)
+    step = TrainingStep(toy())
     step()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -39,7 +38,7 @@ def take_steps(count: int) -> list[float]:
 def measure(policy: str, busy: bool, count: int) -> float:
     """The median of ``count`` steps in a new process."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    child = [sys.executable, __file__, "--child", "--steps", str(count)]
+    child = [sys.executable, "-m", "scripts.bench_busy", "--child", "--steps", str(count)]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         child, env=environment | POLICIES[policy], stdin=pipe, stdout=pipe, text=True
@@ -81,7 +80,7 @@ def main() -> None:
         rows.append({"name": name, "seconds": min(seconds)})
     if options.json:
         what = "Training step of the small world's model, eight images, all cores."
-        write_figures(options.json, what, "python scripts/bench_busy.py", {"rows": rows})
+        write_figures(options.json, what, {"rows": rows})
 
 
 if __name__ == "__main__":

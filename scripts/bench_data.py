@@ -1,6 +1,6 @@
 """Samples per second of loading and preparing, on one core and by number of loader workers.
 
-    python scripts/bench_data.py SET --coco ROOT
+    python -m scripts.bench_data SET --coco ROOT
 
 Processor time and its parts, by the best time of each batch in several passes: over SET in training
 (large-scale jitter) and evaluation, and over a split of ROOT, a folder in COCO's layout, in ``odise prepare
@@ -19,13 +19,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from figures import write_figures
 from rich.console import Console
 from rich.table import Table
 
 from odise_pl.data.datamodule import PanopticDataModule
 from odise_pl.data.prepare.coco import read_coco
 from odise_pl.data.prepare.packing import prepare
+from scripts.figures import write_figures
 
 # Functions of this project and their parts of a sample; what is left is "other".
 PARTS = {
@@ -69,8 +69,7 @@ def main(
         speeds = (clock(loader) for loader in (many.train_dataloader(), many.eval_loader("val")))
         Console().print(f"{number} workers:", *(f"{speed:.1f} samples/s" for speed in speeds))
     if file:
-        command = f"python scripts/bench_data.py SET{' --coco ROOT' if coco else ''} --size {size}"
-        write_figures(file, f"Processor time of a sample, images of {size}.", command, {"rows": rows})
+        write_figures(file, f"Processor time of a sample, images of {size}.", {"rows": rows})
 
 
 def module(shards: str, size: int, samples: int, workers: int) -> PanopticDataModule:

@@ -1,6 +1,6 @@
 """Time, memory and share of a GPU's peak of the published label model, with random weights.
 
-``python scripts/bench_gpu.py --json docs/figures/gpu.json`` evaluates and trains in full precision, bfloat16,
+``python -m scripts.bench_gpu --json docs/figures/gpu.json`` evaluates and trains in full precision, bfloat16,
 channels-last and compiled, in at most eight minutes; it needs no weights and no data. What does not fit into
 memory or time is listed as such. ``--tiny`` does the same on any machine with the small world's model.
 """
@@ -13,20 +13,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import write_figures
-from full_size_step import TrainingStep, build, peak_gib
 from torch.utils.flop_counter import FlopCounterMode
 
-from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.sharding import place
 from odise_pl.models.odise import Odise
-from odise_pl.runs.conf import compose_config
-from odise_pl.vocabulary import load_vocabulary
+from scripts.figures import write_figures
+from scripts.steps import Evaluation, Setting, TrainingStep, peak_gib, published, toy
 
 # Dense TFLOP/s in bfloat16 with sums in float32, from the data sheets; the first name that fits. TF32, in
 # which cuDNN convolves float32 by default, has half of it on all of them.
@@ -47,20 +44,10 @@ class Work:
     def __str__(self) -> str:
         return f"{self.kind} {self.height}x{self.width} batch {self.batch}"
 
-    def prepare(self, model: Odise, dtype: torch.dtype) -> Callable[[], object]:
+    def prepare(self, network: Setting, dtype: torch.dtype) -> Callable[[], object]:
         """A function that does it once."""
-        if self.kind == "training":
-            return TrainingStep(model, self.height, self.batch, dtype=dtype)
-        classes = model.eval().prepare(load_vocabulary("coco_panoptic"), None)
-        size, device = (self.height, self.width), model.clip.mean.device
-        images = torch.rand(self.batch, 3, *size).to(device)
-
-        def evaluate() -> list[object]:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                found = model.predict(images, [size] * self.batch, [size] * self.batch, classes)
-            return [prediction.panoptic for prediction in found]  # computed when read
-
-        return evaluate
+        step = TrainingStep if self.kind == "training" else Evaluation
+        return step(replace(network, height=self.height, width=self.width, batch=self.batch, dtype=dtype))
 
 
 def works(side: int, wide: int) -> list[Work]:
@@ -81,10 +68,10 @@ def apply(mode: str, model: Odise) -> None:
 
 
 def measure(
-    work: Work, mode: str, model: Odise, flops: dict[Work, int], repetitions: int = 10, seconds: float = 4
+    work: Work, mode: str, network: Setting, flops: dict[Work, int], repetitions: int = 10, seconds: float = 4
 ) -> dict[str, Any]:
     """Median time after a warm-up, peak memory, and floating-point operations, counted in the first mode."""
-    run = work.prepare(model, torch.float32 if mode == "fp32" else torch.bfloat16)
+    run = work.prepare(network, torch.float32 if mode == "fp32" else torch.bfloat16)
     if work not in flops:
         with FlopCounterMode(display=False) as counter:
             run()
@@ -130,16 +117,17 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def bench(model: Odise, plan: list[Work], ends: float, peak: float | None) -> Iterator[dict[str, Any]]:
+def bench(network: Setting, plan: list[Work], ends: float, peak: float | None) -> Iterator[dict[str, Any]]:
     """One row per mode and work.
 
     Args:
-        model: changed in place.
+        network: changed in place.
         plan: what is timed in each mode.
         ends: by ``time.monotonic``.
         peak: of the device in bfloat16, TFLOP/s; None: unknown.
     """
     flops: dict[Work, int] = {}
+    model = network.model
     trained = [p for p in model.parameters() if p.requires_grad]
     for mode in MODES:
         apply(mode, model)
@@ -151,7 +139,7 @@ def bench(model: Odise, plan: list[Work], ends: float, peak: float | None) -> It
                 parameter.requires_grad_(work.kind == "training")
             try:
                 with deadline(ends - start):
-                    row |= measure(work, mode, model, flops)
+                    row |= measure(work, mode, network, flops)
             except TimeoutError:
                 row["outcome"] = "skipped: time is up"
             except torch.OutOfMemoryError:
@@ -165,13 +153,6 @@ def bench(model: Odise, plan: list[Work], ends: float, peak: float | None) -> It
             model.zero_grad()
             torch.cuda.empty_cache()  # does nothing without a GPU
             yield row | {"whole_s": time.monotonic() - start}
-
-
-def toy_model() -> Odise:
-    """The network of ``experiment=toy``, untrained."""
-    config = compose_config("train", ["experiment=toy", "run_dir=."])
-    model: Odise = NetworkSettings.of_config(config).build(config.paths)
-    return model
 
 
 def main() -> None:
@@ -189,18 +170,18 @@ def main() -> None:
         (tflops for card, tflops in PEAKS.items() if f" {card} " in f" {name} "), None
     )
     torch.manual_seed(0)
-    model = (toy_model() if options.tiny else build()).to(device)
+    network = toy() if options.tiny else published(1024)
+    network.model.to(device)
     plan = works(128, 192) if options.tiny else works(1024, 1344)
     rows = []
-    for row in bench(model, plan, start + options.budget, peak):
+    for row in bench(network, plan, start + options.budget, peak):
         numbers = [f"{key} {value:.3g}" for key, value in row.items() if isinstance(value, float)]
         print(f"{row['name']}: {row['outcome']}", *numbers, sep=", ", flush=True)
         rows.append(row)
     if options.json:
         what = f"Published label model, random weights, {name}." if not options.tiny else "A trial."
-        command = "python scripts/bench_gpu.py" + " --tiny" * options.tiny
         about = {"device": name, "torch": torch.__version__, "peak_bf16_tflops": peak, "rows": rows}
-        write_figures(options.json, what, command, about)
+        write_figures(options.json, what, about)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Processor time and memory of post-processing large images, from small masks to results.
 
-``python scripts/bench_large_images.py`` measures each case in a process of its own, with one thread and
+``python -m scripts.bench_large_images`` measures each case in a process of its own, with one thread and
 random masks: predictions as files (reading the picture, panoptic map, pictures and JSON written), and the
 class map of an evaluation.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from full_size_step import peak_gib
 from PIL import Image
 
 from odise_pl.data.images import read_image
@@ -25,6 +24,7 @@ from odise_pl.models.inference import InferenceSettings, predict
 from odise_pl.prediction.segmentation import Segmentation
 from odise_pl.structures import Size
 from odise_pl.vocabulary import load_vocabulary
+from scripts.steps import peak_gib
 
 WORDS = ["dog", "cat", "tree", "house", "car", "sky:stuff", "grass:stuff", "road:stuff"]
 
@@ -91,7 +91,8 @@ def main() -> None:
         return
     for name in [options.case] if options.case else CASES:
         for way in [options.way] if options.way else ("predict", "semantic"):
-            subprocess.run([sys.executable, __file__, "--case", name, "--way", way], check=True)
+            command = [sys.executable, "-m", "scripts.bench_large_images", "--case", name, "--way", way]
+            subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of the small world that one core paints per second; the goal is 200."""
+"""Pictures of the small world that one core paints per second."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from figures import write_figures
 
 from odise_pl.toyworld.make import ToySet, toy_sets
 from odise_pl.toyworld.scene import paint_scene
+from scripts.figures import write_figures
 
 
 def per_second(toy_set: ToySet, pictures: int = 100, rounds: int = 5) -> float:
@@ -35,7 +35,7 @@ def main() -> None:
         print(f"{name}: {speed:.0f} pictures a second and core")
     if file:
         what = "Pictures of the small world that a core paints per second, without files; best of 5 rounds."
-        write_figures(file, what, "python scripts/bench_painting.py", {"per_second": speeds})
+        write_figures(file, what, {"per_second": speeds})
 
 
 if __name__ == "__main__":

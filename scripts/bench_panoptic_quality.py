@@ -1,6 +1,6 @@
 """Time panoptic quality against other packages on the same maps, in one run.
 
-    python scripts/bench_panoptic_quality.py --coco ROOT --images 200
+    python -m scripts.bench_panoptic_quality --coco ROOT --images 200
 
 ROOT is a folder in COCO's layout (``annotations/panoptic_SPLIT.json`` and its PNG folder); without it
 synthetic maps of COCO's size are scored. The prediction is the truth moved by a few pixels. The packages take
@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from figures import write_figures
 from hotcoco.panoptic import PanopticEval
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +33,7 @@ from torchmetrics.detection import PanopticQuality as TorchmetricsPanopticQualit
 from odise_pl.data.label_maps import decode_ids, encode_ids
 from odise_pl.metrics.panoptic_quality import count_matches, panoptic_quality
 from odise_pl.structures import PanopticSegmentation, Segment
+from scripts.figures import write_figures
 
 try:
     from vernier import panoptic as vernier
@@ -112,11 +112,7 @@ def main(
         ]
         source = "COCO maps" if coco else "synthetic maps"
         what = f"Panoptic quality of {count} {source} of about {height} x {width}; threads: {threads}."
-        command = (
-            f"python scripts/bench_panoptic_quality.py {'--coco ROOT ' if coco else ''}--images {images} "
-            f"--threads {threads}"
-        )
-        write_figures(file, what, command, {"images": count, "rows": rows})
+        write_figures(file, what, {"images": count, "rows": rows})
 
 
 def read_coco(root: Path, count: int) -> Maps:

@@ -1,4 +1,4 @@
-"""Processor time of starting each program: ``python scripts/bench_startup.py [--against CHECKOUT]``.
+"""Processor time of starting each program: ``python -m scripts.bench_startup [--against CHECKOUT]``.
 
 Fresh processes on one thread, with bytecode, in turn of each checkout; the least of several counts.
 ``--demo`` names a folder in which ``odise demo`` has run, and adds the programs that need its results.
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from figures import write_figures
+from scripts.figures import write_figures
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = (
@@ -72,7 +72,7 @@ def main() -> None:
             print(*(f"{k} {v:.2f}" if isinstance(v, float) else v for k, v in rows[-1].items()), flush=True)
     if options.json:
         what = "Processor seconds of a fresh process on one thread, with bytecode."
-        write_figures(options.json, what, "python scripts/bench_startup.py", {"rows": rows})
+        write_figures(options.json, what, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Processor time and memory of evaluating one image, by its number of windows.
 
-``python scripts/bench_windows.py`` builds the published label model with random weights and evaluates one
+``python -m scripts.bench_windows`` builds the published label model with random weights and evaluates one
 image of each size on one thread.
 """
 
@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from figures import write_figures
-from full_size_step import build, peak_gib
 
 from odise_pl.models.backbones.sliding_window import plan_windows
 from odise_pl.vocabulary import load_vocabulary
+from scripts.figures import write_figures
+from scripts.steps import peak_gib, published
 
 SIZES = ("512x512", "1024x1024", "1024x1344", "1024x2560")
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build().eval()
+    model = published(512).model.eval()
     classes = model.prepare(load_vocabulary("coco_panoptic"), None)
     rows = []
     for name in options.sizes:
@@ -56,8 +56,7 @@ def main() -> None:
         rows.append(row)
     if options.json:
         what = "Processor time and peak memory of an evaluated image: label model, float32, one thread."
-        command = f"python scripts/bench_windows.py {' '.join(options.sizes)}"
-        write_figures(options.json, what, command, {"rows": rows})
+        write_figures(options.json, what, {"rows": rows})
 
 
 if __name__ == "__main__":

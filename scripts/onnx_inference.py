@@ -71,7 +71,8 @@ def panoptic(
         owner[better] = query
         covered[better] = probability[better] >= 0.5
         claimed[query] = np.count_nonzero(probability >= 0.5)
-    ids, segments, stuff = np.zeros(size, np.int32), [], {}
+    ids, stuff = np.zeros(size, np.int32), dict[int, int]()
+    segments: list[Segment] = []
     for query in kept:
         won, inside = owner == query, (owner == query) & covered
         if not inside.any() or won.sum() / claimed[query] < overlap_threshold:
@@ -139,8 +140,9 @@ def segment(
     outputs = [one.name for one in session.get_outputs()]
     found = session.run(None, inputs)
     if outputs == ["class_scores", "mask_logits"]:
-        thresholds = metadata["object_threshold"], metadata["overlap_threshold"]
-        ids, segments = panoptic(*found, isthing, canvas, size, *thresholds)
+        class_scores, mask_logits = found
+        thresholds = {name: metadata[name] for name in ("object_threshold", "overlap_threshold")}
+        ids, segments = panoptic(class_scores, mask_logits, isthing, canvas, size, **thresholds)
     else:
         ids, segments = dense(found[0], outputs == ["pixel_logits"], penalty, canvas, size)
     return ids, segments, names

@@ -1,8 +1,8 @@
 """Processor time, memory and floating-point operations of every part of a step, against the limit.
 
-    python scripts/profile_step.py                      # the published sizes, random weights, one thread
-    python scripts/profile_step.py --model toy          # the small world's model, a batch of 8
-    python scripts/profile_step.py --against CHECKOUT   # another version of the package, in turns
+    python -m scripts.profile_step                      # the published sizes, random weights, one thread
+    python -m scripts.profile_step --model toy          # the small world's model, a batch of 8
+    python -m scripts.profile_step --against CHECKOUT   # another version of the package, in turns
 
 The limit of a part is the time that its matrix products and convolutions would take at the rate that this
 processor reaches in a large matrix product. Linux only.
@@ -11,37 +11,31 @@ processor reaches in a large matrix product. Linux only.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from figures import write_figures
-from full_size_step import build, peak_gib, random_targets
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from odise_pl.checkpoints.description import NetworkSettings
 from odise_pl.distributed.sharding import place
-from odise_pl.losses.criterion import LossWeights, SetCriterion
 from odise_pl.losses.matcher import HungarianMatcher
 from odise_pl.models.odise import Odise
-from odise_pl.runs.conf import compose_config
-from odise_pl.training.optimization import OptimizerSettings, build_optimizer
-from odise_pl.vocabulary import load_vocabulary
+from scripts.figures import write_figures
+from scripts.steps import Evaluation, Setting, TrainingStep, peak_gib, published, toy
 
 REST, TEXTS = "everything else", "CLIP texts"
-VOCABULARY = "coco_panoptic"
 
 
 class Kind(StrEnum):
@@ -79,11 +73,14 @@ class Meter:
     def _now(self) -> tuple[float, float]:
         return time.process_time(), self.flops.get_total_flops() / 1e9 if self.flops else 0.0
 
-    def start(self) -> None:
-        """Forget what was measured."""
+    def measure(self, run: Callable[[], object]) -> dict[str, Cost]:
+        """The costs of the parts of one run."""
         self.costs = {}
         _reset_peak()
         self._since = self._now()
+        run()
+        self.charge()
+        return self.costs
 
     def charge(self) -> None:
         """Charge what happened since the last call to the innermost open part."""
@@ -139,103 +136,25 @@ def watch_parts(meter: Meter, model: Odise, matcher: HungarianMatcher) -> None:
         meter.watch(owner, method, name)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A network, its losses, and the size of its batches."""
-
-    model: Odise
-    criterion: SetCriterion
-    optimizer: OptimizerSettings
-    batch: int
-    size: int
-    dtype: torch.dtype = torch.float32
-
-    def autocast(self) -> torch.autocast:
-        """Of the forward pass and the losses."""
-        return torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
-
-
-def published(size: int) -> Setting:
-    """The published label model with random weights; one image."""
-    criterion = SetCriterion(HungarianMatcher(), LossWeights())
-    return Setting(build(), criterion, OptimizerSettings(), 1, size)
-
-
-def toy() -> Setting:
-    """The small world's model, with its pre-trained frozen weights."""
-    config = compose_config("train", ["experiment=toy", "run_dir=."])
-    model = NetworkSettings.of_config(config).build(config.paths)
-    criterion, optimizer = instantiate(config.criterion), instantiate(config.optimizer)
-    return Setting(model, criterion, optimizer, config.global_batch, config.data.image_size)
-
-
-def embed(setting: Setting, mode: Mode) -> Any:
-    """The embedded classes, which are constant in a run."""
-    vocabulary = load_vocabulary(VOCABULARY)
-    if mode is Mode.training:
-        return setting.model.encode_classes(vocabulary.labels)
-    return setting.model.prepare(vocabulary, None)
-
-
-def evaluate(setting: Setting, meter: Meter, classes: Any) -> None:
-    """Predict, and compute all results."""
-    model, size = setting.model.eval(), (setting.size, setting.size)
-    images = torch.rand(setting.batch, 3, *size)
-    model.requires_grad_(False)  # operations of parameters cannot be counted without their gradients
-    meter.start()
-    with torch.no_grad(), setting.autocast():
-        found = model.predict(images, [size] * len(images), [size] * len(images), classes)
-        with meter.part("results"):
-            for prediction in found:
-                _ = prediction.panoptic, prediction.instances, prediction.semantic
-
-
-def train(setting: Setting, meter: Meter, classes: Any) -> None:
-    """Forward, losses, backward and optimiser."""
-    model, vocabulary = setting.model.train(), load_vocabulary(VOCABULARY)
-    optimizer = build_optimizer(model, setting.optimizer, setting.optimizer.reference_batch)
-    targets = [random_targets(setting.size, 6, len(vocabulary)) for _ in range(setting.batch)]
-    images = torch.rand(setting.batch, 3, setting.size, setting.size)
-    meter.start()
-    with setting.autocast():
-        outputs = model(images, classes)
-    with meter.part("losses"), setting.autocast():
-        losses = setting.criterion(outputs, targets, torch.rand, range(setting.batch))
-        total = torch.stack([term for loss in losses for term in vars(loss).values()]).sum()
-    del outputs
-    with meter.part("backward"):
-        total.backward()
-    with meter.part("optimiser"):
-        torch.nn.utils.clip_grad_norm_(model.parameters(), setting.optimizer.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def profile(setting: Setting, mode: Mode, rounds: int, count: bool) -> dict[str, Cost]:
     """The least time of each part in ``rounds`` passes; ``count`` operations in a pass before."""
-    step = train if mode is Mode.training else evaluate
     meter = Meter()
     watch_parts(meter, setting.model, setting.criterion.matcher)
+    if mode is Mode.evaluation:  # operations of parameters cannot be counted without their gradients
+        setting.model.requires_grad_(False)
+    make = partial(TrainingStep if mode is Mode.training else Evaluation, setting, meter.part)
     gflop: dict[str, float] = {}
     if count:
         with FlopCounterMode(display=False) as meter.flops:
-            for run in (lambda: embed(setting, mode), lambda: step(setting, meter, embed(setting, mode))):
-                meter.start()
-                run()
-                meter.charge()
-                gflop |= {name: cost.gflop for name, cost in meter.costs.items()}
+            for run in (make, make()):
+                gflop |= {name: cost.gflop for name, cost in meter.measure(run).items()}
         meter.flops = None
-    meter.start()
-    classes = embed(setting, mode)
-    meter.charge()
-    best = {TEXTS: meter.costs[TEXTS]}
+    best = {TEXTS: meter.measure(make)[TEXTS]}  # embedded once in a run
+    step = make()
     for _ in range(rounds):
-        step(setting, meter, classes)
-        meter.charge()
-        for name, cost in meter.costs.items():
+        for name, cost in meter.measure(step).items():
             cost.seconds = min(cost.seconds, best.get(name, cost).seconds)
             best[name] = cost
-        meter.costs = {}
     return {name: replace(cost, gflop=gflop.get(name, 0.0)) for name, cost in best.items()}
 
 
@@ -277,11 +196,8 @@ def main(
     for name, parts in results.items():
         show(f"{name}, {model.value}, {dtype}, {threads} thread(s)", parts)
     if file:
-        words = [f"--model {model.value} --size {size} --threads {threads} --rounds {rounds}"]
-        words += [f"--against CHECKOUT --turns {turns}"] if against else []
-        words += [*(["--bf16"] if bf16 else []), *([f"--mode {mode.value}"] if mode else [])]
         what = f"Parts of a step, {model.value} sizes, {dtype}, threads: {threads}; processor seconds."
-        write_figures(file, what, " ".join(["python scripts/profile_step.py", *words]), {"steps": results})
+        write_figures(file, what, {"steps": results})
 
 
 def measure(
@@ -306,20 +222,23 @@ def compare(
     """Both versions in turns, each in fresh processes: the fastest run of each."""
     here = Path(__file__).resolve().parents[1]
     found: dict[str, Any] = {}
-    for mode in modes:
-        best: dict[Path, Any] = {}
-        for root in [root for i in range(turns) for root in ((other, here), (here, other))[i % 2]]:
-            environment = os.environ | {"PYTHONPATH": str(root)}
-            command = [sys.executable, __file__, "--mode", mode.value, *options]
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-            parts = json.loads(done.stdout.splitlines()[-1])[mode.value]
-            best[root] = min(best.get(root, parts), parts, key=lambda parts: parts["all"]["seconds"])
-        before, after = best[other], best[here]
-        found[mode.value] = {
-            name: after.get(name, asdict(Cost()) | {"limit_s": 0.0})
-            | {f"before_{key}": before.get(name, asdict(Cost()))[key] for key in ("seconds", "peak_gib")}
-            for name in before | after
-        }
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder)  # the other version with these scripts
+        for path in [*(path for path in other.iterdir() if path.name != "scripts"), here / "scripts"]:
+            (there / path.name).symlink_to(path)
+        for mode in modes:
+            best: dict[Path, Any] = {}
+            for root in [root for i in range(turns) for root in ((there, here), (here, there))[i % 2]]:
+                command = [sys.executable, "-m", "scripts.profile_step", "--mode", mode.value, *options]
+                done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
+                parts = json.loads(done.stdout.splitlines()[-1])[mode.value]
+                best[root] = min(best.get(root, parts), parts, key=lambda parts: parts["all"]["seconds"])
+            before, after = best[there], best[here]
+            found[mode.value] = {
+                name: after.get(name, asdict(Cost()) | {"limit_s": 0.0})
+                | {f"before_{key}": before.get(name, asdict(Cost()))[key] for key in ("seconds", "peak_gib")}
+                for name in before | after
+            }
     return found
 
 

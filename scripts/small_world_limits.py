@@ -8,20 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from figures import write_figures
 from torch import Tensor
 from torch.nn import functional as F
 
 from odise_pl.data.datamodule import PanopticDataModule
-from odise_pl.errors import report_user_errors
+from odise_pl.errors import UserError, report_user_errors
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.models.classifiers.fusion import MODES
 from odise_pl.models.classifiers.text import InferenceClasses
 from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import MaskedPrediction, predict, resize_masks
+from odise_pl.models.odise import Odise
 from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
 from odise_pl.structures import Batch, Prediction, Size, Truth
+from scripts.figures import write_figures
 
 CELLS = (32, 64, 128)  # of a side of a map of masks: stride 4, 2 and 1 of the 128 pixels
 _SURE = 20.0  # logit
@@ -29,7 +30,9 @@ _SURE = 20.0  # logit
 
 def measure(segmenter: Segmenter, shards: Path, name: str) -> dict[str, dict[str, float]]:
     """Panoptic quality in percent of the predictions and of each replacement: by row and score."""
-    resize = segmenter.resize
+    model, resize = segmenter.model, segmenter.resize
+    if not isinstance(model, Odise):
+        raise UserError("only a run with masks of queries has these limits")
     data = PanopticDataModule(
         val={name: str(shards / name)},
         eval_batch_size=8,
@@ -38,14 +41,14 @@ def measure(segmenter: Segmenter, shards: Path, name: str) -> dict[str, dict[str
         eval_long_side=resize.long_side,
     )
     classes, seen = data.vocabulary(name), data.vocabulary(name).overlap(segmenter.training)
-    prepared = segmenter.model.prepare(classes, segmenter.training)
+    prepared = model.prepare(classes, segmenter.training)
     rows: dict[str, SegmentationMetrics] = {}
     for batch in data.eval_loader(name):
         with torch.no_grad():
-            output = segmenter.model.decode(batch.images)[-1]
+            output = model.decode(batch.images)[-1]
         for image, truth in enumerate(batch.truths):
             assert truth is not None
-            for row, prediction in _variants(segmenter, batch, image, truth, output, prepared):
+            for row, prediction in _variants(model, batch, image, truth, output, prepared):
                 if row not in rows:
                     rows[row] = SegmentationMetrics(classes.isthing, classes.names, seen, ("panoptic",))
                 rows[row].update([prediction], [truth], [batch.image_ids[image]])
@@ -53,14 +56,14 @@ def measure(segmenter: Segmenter, shards: Path, name: str) -> dict[str, dict[str
 
 
 def _variants(
-    segmenter: Segmenter,
+    model: Odise,
     batch: Batch,
     image: int,
     truth: Truth,
     output: DecoderOutput,
     classes: InferenceClasses,
 ) -> Iterator[tuple[str, Prediction]]:
-    model, isthing = segmenter.model, classes.isthing
+    isthing = classes.isthing
     pixels, one = batch.images[image : image + 1], _of_image(output, image)
     valid, sizes = (
         batch.valid_sizes[image],
@@ -139,7 +142,7 @@ def main() -> None:
             print(f"{name}, {row}:", *(f"{key} {scores[key]:.1f}" for key in shown if key in scores))
     if chosen.json:
         what = "Panoptic quality in percent with true masks or true names in place of predicted ones."
-        write_figures(chosen.json, what, "python scripts/small_world_limits.py runs/demo", {"rows": rows})
+        write_figures(chosen.json, what, {"rows": rows})
 
 
 if __name__ == "__main__":

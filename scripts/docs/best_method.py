@@ -168,7 +168,7 @@ def main() -> None:
             raise SystemExit(1)
     rows = search(run)
     what = f"Choices by PQ in percent; pictures of seed {PICTURES_SEED}, trainings of seed {SEED}."
-    write_figures(FIGURES, what, "python -m scripts.docs.best_method", {"rows": rows})
+    write_figures(FIGURES, what, {"rows": rows})
     for row in rows:
         print(
             "*" if row["taken"] else " ", row["round"], row["name"], *(f"{row[key]:.1f}" for key in _SCORES)

@@ -64,7 +64,7 @@ def main() -> None:
     what = (
         "make demo from a clean clone with an empty home, seed 0: minutes, load of the machine, and percent."
     )
-    write_figures(FIGURES, what, f"python -m scripts.docs.demo FOLDER --name {options.name!r}", values)
+    write_figures(FIGURES, what, values)
     print(f"written: {FIGURES}; python -m scripts.docs.numbers fills the pages")
 
 

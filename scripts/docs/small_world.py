@@ -163,7 +163,7 @@ def write(
         for name, table in as_json(tables).items()
     }
     values["costs"] = {**kept.get("costs", {}), **(costs or {})}
-    write_figures(file, what, "python -m scripts.docs.small_world", values)
+    write_figures(file, what, values)
 
 
 def _versions(kept: Mapping[str, Any]) -> str:

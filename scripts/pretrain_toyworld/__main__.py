@@ -8,7 +8,6 @@ in half precision. If interrupted, run the command again to resume from --work; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -28,27 +27,26 @@ from scripts.pretrain_toyworld.training import Recipe
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Out = Annotated[Path, typer.Option(help="folder of the weights; existing ones are overwritten")]
 Work = Annotated[Path, typer.Option(help="folder of checkpoints")]
-Steps = Annotated[int | None, typer.Option(min=1, help="optimizer steps (default: the recipe's)")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, ...")]
 WORK = Path("runs/pretrain")
 
 
 @app.command("clip")
-def train_clip(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+def train_clip(out: Out, work: Work = WORK, device: Device = "cpu") -> None:
     """Train CLIP."""
-    _train(clip.pretrain, clip.RECIPE, out, work, steps, device)
+    _train(clip.pretrain, clip.RECIPE, out, work, device)
 
 
 @app.command("autoencoder")
-def train_autoencoder(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+def train_autoencoder(out: Out, work: Work = WORK, device: Device = "cpu") -> None:
     """Train the autoencoder of the diffusion model."""
-    _train(autoencoder.pretrain, autoencoder.RECIPE, out, work, steps, device)
+    _train(autoencoder.pretrain, autoencoder.RECIPE, out, work, device)
 
 
 @app.command("unet")
-def train_unet(out: Out, work: Work = WORK, steps: Steps = None, device: Device = "cpu") -> None:
+def train_unet(out: Out, work: Work = WORK, device: Device = "cpu") -> None:
     """Train the UNet of the diffusion model; CLIP and the autoencoder have to be in --out."""
-    _train(diffusion.pretrain, diffusion.RECIPE, out, work, steps, device)
+    _train(diffusion.pretrain, diffusion.RECIPE, out, work, device)
 
 
 class Kind(StrEnum):
@@ -79,22 +77,20 @@ def representation(
     (out / MEMBERS).mkdir(parents=True, exist_ok=True)
     if kind is Kind.class_conditional_diffusion:
         recipe = recipe_of(passes, pictures=diffusion.RECIPE.pictures, decay=diffusion.RECIPE.decay)
-        _train(diffusion.pretrain_on_classes, recipe, out, work, None, device)
+        _train(diffusion.pretrain_on_classes, recipe, out, work, device)
     elif kind is Kind.clip_conv:
         recipe = recipe_of(passes, batch=96)
-        _train(clip.pretrain_convolutional, recipe, out, work, None, device)
+        _train(clip.pretrain_convolutional, recipe, out, work, device)
     else:
         training = representations.TRAININGS[kind]
         recipe = recipe_of(passes, training.passes, lr=training.lr)
-        _train(partial(representations.pretrain, kind.value), recipe, out, work, None, device)
+        _train(partial(representations.pretrain, kind.value), recipe, out, work, device)
 
 
-def _train(
-    pretrain: Callable[..., None], recipe: Recipe, out: Path, work: Path, steps: int | None, device: str
-) -> None:
+def _train(pretrain: Callable[..., None], recipe: Recipe, out: Path, work: Path, device: str) -> None:
     for folder in (out / DIFFUSION_FOLDER, work):
         folder.mkdir(parents=True, exist_ok=True)
-    pretrain(replace(recipe, steps=steps or recipe.steps), out, work, device)
+    pretrain(recipe, out, work, device)
 
 
 class Network(StrEnum):
@@ -139,8 +135,7 @@ def probe_backbones(
             print(f"{name}, {made}: {things:.1f} % of things and {stuff:.1f} % of stuff", flush=True)
     if file is not None:
         what = "Percentages of patches of held-out pictures that a linear map of frozen features names."
-        command = f"python -m scripts.pretrain_toyworld probe {' '.join(backbones)}"
-        write_figures(file, what, command, {"backbones": found})
+        write_figures(file, what, {"backbones": found})
 
 
 if __name__ == "__main__":

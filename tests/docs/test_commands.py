@@ -57,7 +57,7 @@ def test_common_changes_compose() -> None:
         ("python train.py experiment=[toy,toi]", "toi"),
         ("python train.py captioner.top=3", "captioner.top"),
         ("python scripts/missing.py", "missing.py"),
-        ("python scripts/bench_painting.py --colour red", "--colour"),
+        ("python -m scripts.bench_painting --colour red", "--colour"),
         ("python -m scripts.missing", "scripts.missing"),
         ("make tests", "tests"),
         ("make test ARG=1", "ARG"),

@@ -3,16 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.full_size_step import TrainingStep, build, peak_gib
+from scripts.steps import TrainingStep, peak_gib, published
 
 
 @pytest.mark.slow
 def test_full_size_training_step() -> None:
     torch.manual_seed(0)
-    model = build()
+    setting = published(512)
+    model = setting.model
     frozen = {n: p.detach().double().sum().item() for n, p in model.named_parameters() if not p.requires_grad}
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    losses, gradient_norm = TrainingStep(model, 512)()
+    losses, gradient_norm = TrainingStep(setting)()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert len(losses) == 30
     assert losses.isfinite().all()

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from scripts import bench_backbones
 
 
 def test_rows_are_added_to_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    script = import_module("bench_backbones")
-    monkeypatch.setattr(script, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(bench_backbones, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     file = tmp_path / "backbones.json"
     file.write_text(json.dumps({"rows": [{"name": "clip_l"}, {"name": "tiny", "windows": 0}]}))
     monkeypatch.setattr(sys, "argv", ["bench_backbones.py", "--only", "tiny", "--json", str(file)])
-    script.main()
+    bench_backbones.main()
     other, tiny = json.loads(file.read_text())["rows"]
     assert other == {"name": "clip_l"}
     assert (tiny["window"], tiny["input_size"], tiny["windows"]) == (256, 256, 16)

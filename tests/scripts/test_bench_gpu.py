@@ -6,29 +6,20 @@ import json
 import sys
 import time
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture
-def bench_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return import_module("bench_gpu")
+from scripts import bench_gpu
+from scripts.steps import toy
 
 
 @pytest.mark.slow
-def test_rows_of_all_modes_without_the_compiler(
-    bench_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_all_modes_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "MODES", bench_gpu.MODES[:3])
     monkeypatch.setattr(bench_gpu, "measure", partial(bench_gpu.measure, repetitions=1))
     plan = [bench_gpu.Work("evaluation", 64, 128), bench_gpu.Work("training", 64, 64, 2)]
-    rows = list(bench_gpu.bench(bench_gpu.toy_model(), plan, time.monotonic() + 3600, peak=1.0))
+    rows = list(bench_gpu.bench(toy(), plan, time.monotonic() + 3600, peak=1.0))
     assert [row["outcome"] for row in rows] == ["measured"] * 6
     for row in rows:
         assert row["images_per_second"] == (2 if "training" in row["name"] else 1) / row["seconds"]
@@ -39,7 +30,7 @@ def test_rows_of_all_modes_without_the_compiler(
 
 
 def test_without_time_everything_is_listed_as_skipped(
-    bench_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures = tmp_path / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--tiny", "--budget", "0", "--json", str(figures)])
