@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from odise_pl.errors import UserError
+from odise_pl.errors import UserError, report_user_errors
 from scripts.docs.browser import find_browser, take_app, take_tensorboard
 from scripts.docs.plots import draw_curves, draw_tables
 from scripts.docs.style import DARK, LIGHT, in_dark
@@ -57,20 +56,15 @@ def _draw_scenes(checkpoint: Path, shards: Path, folder: Path) -> list[Path]:
     return [example, *scenes, draw_kmeans(next(square).original, folder), app]
 
 
-def main() -> int:
+def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder of the demo's run")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of its data sets")
     options = parser.parse_args()
-    try:
-        paths = draw_pictures(options.run.resolve(), options.shards, IMAGES)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(*paths, sep="\n")
-    return 0
+    print(*draw_pictures(options.run.resolve(), options.shards, IMAGES), sep="\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors():
+        main()

@@ -195,7 +195,7 @@ def step(files: Files) -> Table:
     return Table("step", header, tuple(cells))
 
 
-def limits(files: Files, name: str) -> Table:
+def profile(files: Files, name: str) -> Table:
     """Processor seconds of each part of a step beside those that its operations need."""
     cells = tuple(
         (mode, part, f"{cost['seconds']:.2f}", f"{cost['gflop']:.0f}", f"{cost['limit_s']:.2f}")
@@ -309,9 +309,9 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "windows": windows,
     "backbones": backbones,
     "step": step,
-    "profile": partial(limits, name="profile"),
-    "profile_toy": partial(limits, name="profile_toy"),
-    "profile_bf16": partial(limits, name="profile_bf16"),
+    "profile": partial(profile, name="profile"),
+    "profile_toy": partial(profile, name="profile_toy"),
+    "profile_bf16": partial(profile, name="profile_bf16"),
     "loading": loading,
     "startup": startup,
     "panoptic_quality": panoptic_quality,

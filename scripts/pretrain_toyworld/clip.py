@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize
@@ -18,7 +18,7 @@ from odise_pl.models.backbones.clip import MEAN, STD, build_clip, embed_regions
 from scripts.pretrain_toyworld.clip_batches import clip_batch, details_batch
 from scripts.pretrain_toyworld.corpus import paint_corpus
 from scripts.pretrain_toyworld.networks import CLIP, CLIP_FILE, CONV_CLIP, CONV_CLIP_FILE
-from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, train
+from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, save_half, train
 
 RECIPE = Recipe(pictures=24_000, steps=18_000, batch=96, lr=1e-3, cycles=3)
 
@@ -28,7 +28,7 @@ def pretrain(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None
     batches = partial(clip_batch, paint_corpus(recipe.pictures), recipe.steps, recipe.batch)
     torch.manual_seed(0)
     clip = train(Contrast(build_clip(CLIP)), batches, recipe, work / "clip.pt", device).clip
-    save_file({name: t.half().contiguous() for name, t in clip.state_dict().items()}, out / CLIP_FILE)
+    save_half(clip, out / CLIP_FILE)
 
 
 def pretrain_convolutional(recipe: Recipe, out: Path, work: Path, device: str = "cpu") -> None:
@@ -40,7 +40,7 @@ def pretrain_convolutional(recipe: Recipe, out: Path, work: Path, device: str = 
     batches = partial(in_two_sizes(details_batch), paint_corpus(recipe.pictures), recipe.batch)
     clip.visual.to(memory_format=torch.channels_last)  # a quarter faster
     clip = train(ImageContrast(clip), batches, recipe, work / "clip_conv.pt", device).clip
-    save_file({n: t.half().contiguous() for n, t in clip.state_dict().items()}, out / CONV_CLIP_FILE)
+    save_half(clip, out / CONV_CLIP_FILE)
 
 
 class ImageContrast(nn.Module):
@@ -77,15 +77,10 @@ class Contrast(nn.Module):
     regions.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
         self.clip, self.loss = clip, ClipLoss()
         self.clip.visual.patch_dropout = ChosenPatches()
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of the pairs in a batch of :func:`clip_batch`."""
@@ -99,7 +94,7 @@ class Contrast(nn.Module):
 
     def _embed(self, batch: Batch) -> Tensor:
         """Embeddings of the images, then of their parts if there are any."""
-        images = (batch["images"] - self.mean) / self.std
+        images = normalize(batch["images"], list(MEAN), list(STD))
         self.clip.visual.patch_dropout.numbers = batch.get("patches")
         if "patches" in batch:
             embeddings: Tensor = self.clip.encode_image(images)

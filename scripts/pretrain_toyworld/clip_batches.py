@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from odise_pl.models.backbones.tokens import tokenize
 from odise_pl.toyworld.scene import pick
-from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus, Picture, Pixels, enlarge
+from scripts.pretrain_toyworld.corpus import SIDE, Box, Corpus, Picture, Pixels, enlarge, halve
 from scripts.pretrain_toyworld.networks import CLIP
 from scripts.pretrain_toyworld.training import Batch, pixels
 
@@ -158,7 +157,7 @@ def mosaic(views: Sequence[View]) -> View:
     for number, view in enumerate(views):
         left, top = half * (number % 2), half * (number // 2)
         tile = (left, top, left + half, top + half)
-        image[top : top + half, left : left + half] = np.asarray(Image.fromarray(view.image).reduce(2))
+        image[top : top + half, left : left + half] = halve(view.image)
         parts.append((tile, view.caption))
         parts += [(_moved(box, WHOLE, tile), caption) for box, caption in view.parts]
     return View(image, "", parts)

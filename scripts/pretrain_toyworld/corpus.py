@@ -52,22 +52,15 @@ class Detail:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with captions of the whole, and its details."""
+    """A picture, captions of the whole, its details, and the numbers in ``KINDS`` of what is in it."""
 
     image: Pixels
     captions: Sequence[str]
     details: Sequence[Detail]
+    kinds: Sequence[int]
 
 
 Corpus = Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A picture and the numbers in ``KINDS`` of all categories in it, things and stuff."""
-
-    image: Pixels
-    kinds: Sequence[int]
 
 
 def paint_corpus(count: int, workers: int = 2) -> Corpus:
@@ -78,18 +71,9 @@ def paint_corpus(count: int, workers: int = 2) -> Corpus:
 def _paint_picture(number: int) -> Picture:
     random = np.random.default_rng([_SEED, number])
     scene = paint_scene(random, WEB)
-    return Picture(scene.image, write_captions(scene, random, _CAPTIONS), _details(scene, random))
-
-
-def paint_labelled(count: int, workers: int = 2) -> Sequence[Labelled]:
-    """The pictures of :func:`paint_corpus`, with labels in place of captions."""
-    return processes.run(_paint_labelled, range(count), workers, "painting", chunk=100)
-
-
-def _paint_labelled(number: int) -> Labelled:
-    scene = paint_scene(np.random.default_rng([_SEED, number]), WEB)
     found = [*(placed.thing for placed in scene.things), *(stuff for _, stuff in scene.stuff)]
-    return Labelled(scene.image, [n for n, kind in enumerate(KINDS) if kind in found])
+    kinds = [number for number, kind in enumerate(KINDS) if kind in found]
+    return Picture(scene.image, write_captions(scene, random, _CAPTIONS), _details(scene, random), kinds)
 
 
 def _details(scene: Scene, random: np.random.Generator) -> list[Detail]:

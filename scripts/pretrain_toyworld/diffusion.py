@@ -32,7 +32,6 @@ from scripts.pretrain_toyworld.corpus import (
     enlarge,
     halve,
     paint_corpus,
-    paint_labelled,
 )
 from scripts.pretrain_toyworld.networks import CLASSES_FOLDER, CLIP, CLIP_FILE, DIFFUSION, DIFFUSION_FOLDER
 from scripts.pretrain_toyworld.training import Batch, Recipe, is_full_size, pixels, train
@@ -76,7 +75,7 @@ def pretrain_on_classes(recipe: Recipe, out: Path, work: Path, device: str = "cp
         WeightsError: it is missing.
     """
     vae = load_network("vae", str(out / DIFFUSION_FOLDER))
-    pictures = paint_labelled(recipe.pictures)
+    pictures = paint_corpus(recipe.pictures)
     names = [[KINDS[kind].name for kind in picture.kinds] for picture in pictures]
     images = [picture.image for picture in pictures]
     halves = encode(vae, [halve(image) for image in images])

@@ -6,7 +6,7 @@ of ``conf/backbone/toy_*.yaml``; heads and decoders are dropped at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,9 +25,9 @@ from odise_pl.toyworld.make import KINDS
 from odise_pl.toyworld.scene import pick
 from scripts.pretrain_toyworld.clip import ChosenPatches
 from scripts.pretrain_toyworld.clip_batches import PATCHES, WHOLE, patches_of
-from scripts.pretrain_toyworld.corpus import SIDE, Labelled, Pixels, enlarge, halve, paint_labelled
+from scripts.pretrain_toyworld.corpus import SIDE, Corpus, Pixels, enlarge, halve, paint_corpus
 from scripts.pretrain_toyworld.networks import MEMBERS, backbone
-from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, pixels, train
+from scripts.pretrain_toyworld.training import Batch, Recipe, in_two_sizes, pixels, save_half, train
 
 PASSES = 160_000
 _PICTURES = 24_000
@@ -42,10 +41,8 @@ _MOMENTUM = 0.99  # of DINO's teacher
 _TAU_TEACHER, _TAU_STUDENT = 0.04, 0.1  # temperatures
 _BALANCING = 3  # iterations
 
-Pictures = Sequence[Labelled]
 
-
-def labels_batch(pictures: Pictures, size: int, random: np.random.Generator, number: int) -> Batch:
+def labels_batch(pictures: Corpus, size: int, random: np.random.Generator, number: int) -> Batch:
     """``images`` [size, 3, SIDE, SIDE] in 0..1, and which categories are ``present`` [size, kinds].
 
     Half of the pictures are mirrored. The number of the batch is ignored.
@@ -57,7 +54,7 @@ def labels_batch(pictures: Pictures, size: int, random: np.random.Generator, num
     return {"images": pixels([_mirrored(one.image, random) for one in chosen]), "present": present}
 
 
-def masked_batch(pictures: Pictures, size: int, random: np.random.Generator, number: int) -> Batch:
+def masked_batch(pictures: Corpus, size: int, random: np.random.Generator, number: int) -> Batch:
     """``images`` [size, 3, SIDE, SIDE] in 0..1, and the numbers of their visible ``patches``, a quarter.
 
     The number of the batch is ignored.
@@ -67,7 +64,7 @@ def masked_batch(pictures: Pictures, size: int, random: np.random.Generator, num
     return {"images": pixels(images), "patches": torch.from_numpy(np.stack(patches))}
 
 
-def views_batch(pictures: Pictures, size: int, random: np.random.Generator, number: int) -> Batch:
+def views_batch(pictures: Corpus, size: int, random: np.random.Generator, number: int) -> Batch:
     """DINO's views of ``size`` pictures, in 0..1: all first views, then all second ones, and so on.
 
     ``images`` are large [2 * size, 3, SIDE, SIDE], ``parts`` small [4 * size, 3, SIDE / 2, SIDE / 2]. The
@@ -227,7 +224,7 @@ class Training:
     """
 
     task: Callable[[Any], Any]
-    batch: Callable[[Pictures, int, np.random.Generator, int], Batch]
+    batch: Callable[[Corpus, int, np.random.Generator, int], Batch]
     lr: float = 1e-3
     passes: int = 1
     options: Mapping[str, bool] = field(default_factory=dict)
@@ -262,7 +259,6 @@ def pretrain(kind: str, recipe: Recipe, out: Path, work: Path, device: str = "cp
     training = TRAININGS[kind]
     torch.manual_seed(0)
     task = training.task(create(kind))
-    batches = partial(training.batch, paint_labelled(recipe.pictures), recipe.batch)
+    batches = partial(training.batch, paint_corpus(recipe.pictures), recipe.batch)
     network = train(task, batches, recipe, work / f"{kind}.pt", device).member.network
-    tensors = {name: t.half().contiguous() for name, t in network.state_dict().items()}
-    save_file(tensors, out / MEMBERS / f"{kind}.safetensors")
+    save_half(network, out / MEMBERS / f"{kind}.safetensors")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -120,6 +121,11 @@ def in_two_sizes(make_batch: Callable[..., Batch]) -> Callable[..., Batch]:
         return {n: F.avg_pool2d(v, 2) if v.ndim == 4 else v for n, v in made.items()}
 
     return batch
+
+
+def save_half(network: nn.Module, file: Path) -> None:
+    """Write the weights in half precision."""
+    save_file({name: t.half().contiguous() for name, t in network.state_dict().items()}, file)
 
 
 def pixels(images: Sequence[Pixels]) -> Tensor:

@@ -64,7 +64,7 @@ def test_clip_batches_change_with_each_third(corpus: Corpus) -> None:
 def test_visible_patches_are_inside_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((128, 128, 3), np.uint8)
     image[64:96, 32:64] = 255
-    one = [Picture(image, ["all"], [Detail((32, 64, 64, 96), ["part"], True)])]
+    one = [Picture(image, ["all"], [Detail((32, 64, 64, 96), ["part"], True)], [])]
     monkeypatch.setattr(clip_batches, "_MOSAICS", 0.0)
     shares = set()
     for number in range(40):
