@@ -82,7 +82,7 @@ def yield_grades(
         ratio = grade_autoencoder(load_network("vae", diffusion).eval(), count)
         yield f"autoencoder: {ratio:.2f} dB on {count} held-out pictures"
     if "unet" in networks:
-        share, samples = grade_unet(load_diffusion(diffusion), clip, each, steps)
+        share, samples = grade_unet(load_diffusion(diffusion, DIFFUSION), clip, each, steps)
         if sheet is not None:
             save_image([*samples[::each], *samples[1::each]], sheet, nrow=len(THINGS), padding=0)
         yield f"unet: {100 * share:.1f} % of {len(samples)} samples are recognised"

@@ -181,7 +181,7 @@ def test_written_weights_load(tmp_path: Path) -> None:
         recipe = replace(network.RECIPE, steps=3, pictures=12, batch=2)
         network.pretrain(recipe, tmp_path, tmp_path)
     loaded = FrozenCLIP(load_clip(str(tmp_path / "clip.safetensors"), CLIP))
-    models = load_diffusion(str(weights))
+    models = load_diffusion(str(weights), DIFFUSION)
     assert loaded.encode_text(["a red ball"]).shape == (1, CLIP.embed_dim)
     assert models.text_encoder.config.vocab_size == DIFFUSION.text_vocabulary
     # the noise schedule expects latents of unit variance
