@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -36,6 +36,7 @@ from scripts.figures import write_figures
 from scripts.steps import Evaluation, Setting, TrainingStep, peak_gib, published, toy
 
 REST, TEXTS = "everything else", "CLIP texts"
+_Result = TypeVar("_Result")
 
 
 class Kind(StrEnum):
@@ -73,14 +74,14 @@ class Meter:
     def _now(self) -> tuple[float, float]:
         return time.process_time(), self.flops.get_total_flops() / 1e9 if self.flops else 0.0
 
-    def measure(self, run: Callable[[], object]) -> dict[str, Cost]:
-        """The costs of the parts of one run."""
+    def measure(self, run: Callable[[], _Result]) -> tuple[_Result, dict[str, Cost]]:
+        """The result of one run, and the costs of its parts."""
         self.costs = {}
         _reset_peak()
         self._since = self._now()
-        run()
+        result = run()
         self.charge()
-        return self.costs
+        return result, self.costs
 
     def charge(self) -> None:
         """Charge what happened since the last call to the innermost open part."""
@@ -142,17 +143,19 @@ def profile(setting: Setting, mode: Mode, rounds: int, count: bool) -> dict[str,
     watch_parts(meter, setting.model, setting.criterion.matcher)
     if mode is Mode.evaluation:  # operations of parameters cannot be counted without their gradients
         setting.model.requires_grad_(False)
-    make = partial(TrainingStep if mode is Mode.training else Evaluation, setting, meter.part)
+    kind: Callable[..., Callable[[], object]] = TrainingStep if mode is Mode.training else Evaluation
+    make = partial(kind, setting, meter.part)
     gflop: dict[str, float] = {}
     if count:
         with FlopCounterMode(display=False) as meter.flops:
-            for run in (make, make()):
-                gflop |= {name: cost.gflop for name, cost in meter.measure(run).items()}
+            step, before = meter.measure(make)
+            _, costs = meter.measure(step)
+        gflop = {name: cost.gflop for name, cost in (before | costs).items()}
         meter.flops = None
-    best = {TEXTS: meter.measure(make)[TEXTS]}  # embedded once in a run
-    step = make()
+    step, before = meter.measure(make)
+    best = {TEXTS: before[TEXTS]}  # embedded once in a run
     for _ in range(rounds):
-        for name, cost in meter.measure(step).items():
+        for name, cost in meter.measure(step)[1].items():
             cost.seconds = min(cost.seconds, best.get(name, cost).seconds)
             best[name] = cost
     return {name: replace(cost, gflop=gflop.get(name, 0.0)) for name, cost in best.items()}

@@ -36,10 +36,6 @@ VOCABULARY = "coco_panoptic"
 Part = Callable[[str], AbstractContextManager[object]]
 
 
-def _unnamed(_: str) -> AbstractContextManager[object]:
-    return nullcontext()
-
-
 @dataclass(frozen=True)
 class Setting:
     """A network with its losses and optimiser, and the images that it gets.
@@ -117,7 +113,7 @@ class TrainingStep:
         targets: masks per image.
     """
 
-    def __init__(self, setting: Setting, part: Part = _unnamed, targets: int = 6) -> None:
+    def __init__(self, setting: Setting, part: Part = nullcontext, targets: int = 6) -> None:
         self._setting, self._part = setting, part
         model, vocabulary = setting.model.train(), load_vocabulary(VOCABULARY)
         self._classes = model.encode_classes(vocabulary.labels)  # once in a run
@@ -156,7 +152,7 @@ class Evaluation:
         part: is entered with the name of the part that is no module.
     """
 
-    def __init__(self, setting: Setting, part: Part = _unnamed) -> None:
+    def __init__(self, setting: Setting, part: Part = nullcontext) -> None:
         self._setting, self._part = setting, part
         self._classes = setting.model.eval().prepare(load_vocabulary(VOCABULARY), None)
         self._images = setting.images()
