@@ -15,17 +15,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from odise_pl.checkpoints.description import NetworkSettings
-from odise_pl.losses.criterion import LossWeights, SetCriterion
-from odise_pl.losses.matcher import HungarianMatcher
-from odise_pl.models.build import (
-    BackboneSettings,
-    ClipSettings,
-    HeadSettings,
-    build_odise,
-    implicit_captioner,
-)
-from odise_pl.models.classifiers.fusion import ClassifierSettings
-from odise_pl.models.inference import InferenceSettings, NetworkPrediction
+from odise_pl.losses.criterion import SetCriterion
+from odise_pl.models.inference import NetworkPrediction
 from odise_pl.models.odise import Odise
 from odise_pl.runs.conf import compose_config
 from odise_pl.structures import Targets
@@ -73,22 +64,17 @@ class Setting:
 
 def published(size: int) -> Setting:
     """The published label model with random weights; one image."""
-    model = build_odise(
-        BackboneSettings(),
-        ClipSettings(),
-        implicit_captioner(),
-        HeadSettings(),
-        ClassifierSettings(),
-        InferenceSettings(),
-        "label",
-    )
-    criterion = SetCriterion(HungarianMatcher(), LossWeights())
-    return Setting(model, criterion, OptimizerSettings(), size, size)
+    weights = (f"{network}.weights=random" for network in ("backbone", "clip"))
+    return _composed(*weights, f"data.image_size={size}", "global_batch=1")
 
 
 def toy() -> Setting:
     """The small world's model as ``experiment=toy`` trains it: pre-trained frozen weights, eight images."""
-    config = compose_config("train", ["experiment=toy", "run_dir=."])
+    return _composed("experiment=toy")
+
+
+def _composed(*settings: str) -> Setting:
+    config = compose_config("train", ["run_dir=.", *settings])
     model = NetworkSettings.of_config(config).build(config.paths)
     criterion, optimizer = instantiate(config.criterion), instantiate(config.optimizer)
     size = config.data.image_size
