@@ -1,11 +1,16 @@
-"""What limits panoptic quality on the small world: true masks or true names in place of predicted ones."""
+"""What limits panoptic quality on the small world.
+
+True masks or true names in place of predicted ones; and at which step things of each size are lost.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,106 +21,142 @@ from odise_pl.errors import UserError, report_user_errors
 from odise_pl.metrics.suite import SegmentationMetrics
 from odise_pl.models.classifiers.fusion import MODES
 from odise_pl.models.classifiers.text import InferenceClasses
-from odise_pl.models.heads.mask_decoder import DecoderOutput
 from odise_pl.models.inference import MaskedPrediction, predict, resize_masks
 from odise_pl.models.odise import Odise
 from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
-from odise_pl.structures import Batch, Prediction, Size, Truth
+from odise_pl.structures import Batch, PanopticSegmentation, Prediction, Size
 from scripts.figures import write_figures
 
+PREDICTED = "predicted masks, predicted names"
 CELLS = (32, 64, 128)  # of a side of a map of masks: stride 4, 2 and 1 of the 128 pixels
+SIZES = {"below 250": 250, "250 to 500": 500, "500 to 1,000": 1000, "above 1,000": float("inf")}  # pixels
+FOUND = ("by a query", "in the result", "with its name")
 _SURE = 20.0  # logit
+Scores = dict[str, dict[str, float]]
 
 
-def measure(segmenter: Segmenter, shards: Path, name: str) -> dict[str, dict[str, float]]:
-    """Panoptic quality in percent of the predictions and of each replacement: by row and score."""
+class Thing(NamedTuple):
+    """A true thing: its pixels, and what matches it (IoU above 0.5), one flag for each of ``FOUND``."""
+
+    area: float
+    found: tuple[bool, bool, bool]
+
+
+def measure(segmenter: Segmenter, shards: Path, name: str) -> tuple[Scores, Scores]:
+    """What limits a set.
+
+    Returns:
+        scores in percent of the predictions and of each replacement, by row.
+        by size: the number of true things, and the percentages of ``FOUND``.
+    """
     model, resize = segmenter.model, segmenter.resize
     if not isinstance(model, Odise):
         raise UserError("only a run with masks of queries has these limits")
     data = PanopticDataModule(
         val={name: str(shards / name)},
-        eval_batch_size=8,
         num_workers=0,
         eval_short_side=resize.short_side,
         eval_long_side=resize.long_side,
     )
-    classes, seen = data.vocabulary(name), data.vocabulary(name).overlap(segmenter.training)
-    prepared = model.prepare(classes, segmenter.training)
+    classes = data.vocabulary(name)
+    seen, prepared = classes.overlap(segmenter.training), model.prepare(classes, segmenter.training)
     rows: dict[str, SegmentationMetrics] = {}
-    for batch in data.eval_loader(name):
-        with torch.no_grad():
-            output = model.decode(batch.images)[-1]
-        for image, truth in enumerate(batch.truths):
-            assert truth is not None
-            for row, prediction in _variants(model, batch, image, truth, output, prepared):
-                if row not in rows:
-                    rows[row] = SegmentationMetrics(classes.isthing, classes.names, seen, ("panoptic",))
-                rows[row].update([prediction], [truth], [batch.image_ids[image]])
-    return {row: {k: 100 * v for k, v in m.compute().scalars().items()} for row, m in rows.items()}
+    things: list[Thing] = []
+    for batch in data.eval_loader(name):  # one image each
+        (truth,) = batch.truths
+        assert truth is not None
+        predictions, iou = _replacements(model, batch, truth.panoptic, prepared)
+        things += _things(truth.panoptic, predictions[PREDICTED].panoptic, iou)
+        for row, prediction in predictions.items():
+            if row not in rows:
+                rows[row] = SegmentationMetrics(classes.isthing, classes.names, seen, ("panoptic",))
+            rows[row].update([prediction], [truth], batch.image_ids)
+    scores = {row: {k: 100 * v for k, v in m.compute().scalars().items()} for row, m in rows.items()}
+    return scores, _by_size(things)
 
 
-def _variants(
-    model: Odise,
-    batch: Batch,
-    image: int,
-    truth: Truth,
-    output: DecoderOutput,
-    classes: InferenceClasses,
-) -> Iterator[tuple[str, Prediction]]:
-    isthing = classes.isthing
-    pixels, one = batch.images[image : image + 1], _of_image(output, image)
-    valid, sizes = (
-        batch.valid_sizes[image],
-        (_size(pixels), batch.valid_sizes[image], batch.original_sizes[image]),
-    )
-    segments = truth.panoptic.segments
-    masks = torch.stack([truth.panoptic.ids == segment.id for segment in segments]).float()
-    names = [segment.category for segment in segments]
+def _things(truth: PanopticSegmentation, result: PanopticSegmentation, iou: Tensor) -> Iterator[Thing]:
+    """The true things; ``iou`` is that of [queries, true segments]."""
+    segments = _masks_of(result)
+    by_query = (iou > 0.5).any(0)
+    for number, (segment, mask) in enumerate(zip(truth.segments, _masks_of(truth), strict=True)):
+        if segment.isthing:
+            matches = (_iou(segments, mask[None])[:, 0] > 0.5).tolist()
+            names = [found.category for found, match in zip(result.segments, matches, strict=True) if match]
+            found = bool(by_query[number]), bool(names), segment.category in names
+            yield Thing(float(mask.sum()), found)
+
+
+def _by_size(things: Sequence[Thing]) -> Scores:
+    shares, least = {}, 0.0
+    for size, limit in SIZES.items():
+        found = [thing.found for thing in things if least <= thing.area < limit]
+        if found:
+            percent = [100 * fmean(flags) for flags in zip(*found, strict=True)]
+            shares[size] = {"things": len(found), **dict(zip(FOUND, percent, strict=True))}
+        least = limit
+    return shares
+
+
+@torch.no_grad()
+def _replacements(
+    model: Odise, batch: Batch, truth: PanopticSegmentation, classes: InferenceClasses
+) -> tuple[dict[str, Prediction], Tensor]:
+    """The prediction for an image and those with replacements, by row; and the IoU of queries and truth."""
+    pixels, (valid,), isthing = batch.images, batch.valid_sizes, classes.isthing
+    sizes = _size(pixels), valid, batch.original_sizes[0]
+    output = model.decode(pixels)[-1]
+    masks, names = _masks_of(truth), [segment.category for segment in truth.segments]
     placed = pixels.new_zeros(len(masks), *_size(pixels))
-    placed[:, : valid[0], : valid[1]] = F.interpolate(masks[None], valid, mode="area")[0]
+    placed[:, : valid[0], : valid[1]] = F.interpolate(masks[None].float(), valid, mode="area")[0]
 
-    def result(scores: Tensor, masks: Tensor | None = None) -> Prediction:
-        """With the predicted masks, or those of 0 and 1 that are given."""
-        if masks is None:
-            return predict(scores, one.mask_logits[0], isthing, model.inference, *sizes)
-        return MaskedPrediction(scores, Masks(_SURE * (2 * masks - 1)), isthing, model.inference)
+    def predicted(scores: Tensor) -> Prediction:
+        return predict(scores, output.mask_logits[0], isthing, model.inference, *sizes)
 
-    yield "predicted masks, predicted names", result(model.classify(one, pixels, [valid], classes)[0])
+    def given(scores: Tensor, masks: Tensor) -> Prediction:
+        return MaskedPrediction(scores, Masks(_SURE * (2 * masks.float() - 1)), isthing, model.inference)
 
-    found = (resize_masks(one.mask_logits[0], *sizes) > 0).flatten(1).float()
-    overlap = found @ masks.flatten(1).T
-    iou = overlap / (found.sum(1)[:, None] + masks.flatten(1).sum(1) - overlap)
+    rows = {PREDICTED: predicted(model.classify(output, pixels, [valid], classes)[0])}
+    iou = _iou(resize_masks(output.mask_logits[0], *sizes) > 0, masks)
     best, nearest = iou.max(1)
     named = [names[i] if share > 0.5 else len(isthing) for share, i in zip(best, nearest, strict=True)]
-    yield "predicted masks, true names", result(_certain(named, len(isthing)))
+    rows["predicted masks, true names"] = predicted(_certain(named, len(isthing)))
 
     # each true mask with the embedding of the query that overlaps it most
-    embeddings = one.mask_embed[:, iou.argmax(0)]
+    embeddings = output.mask_embed[:, iou.argmax(0)]
     exact = replace(
-        one, mask_logits=_SURE * (2 * placed[None] - 1), mask_embed=embeddings, object_logits=None
+        output, mask_logits=_SURE * (2 * placed[None] - 1), mask_embed=embeddings, object_logits=None
     )
     chosen = model.classifier
     for mode in MODES:
         model.classifier = replace(chosen, mode=mode)
         scores = model.classify(exact, pixels, [valid], classes)[0]
         scores[:, -1] = 0  # a true mask is an object
-        yield f"true masks, names by {mode}", result(scores, masks)
+        rows[f"true masks, names by {mode}"] = given(scores, masks)
     model.classifier = chosen
 
     for cells in CELLS:
         coarse = F.interpolate(placed[None], (cells, cells), mode="area")[0]
         owner = resize_masks(coarse, *sizes).argmax(0)
-        sharp = torch.stack([owner == i for i in range(len(masks))]).float()
-        yield (
-            f"true masks of {cells} x {cells} cells, true names",
-            result(_certain(names, len(isthing)), sharp),
+        sharp = F.one_hot(owner, len(masks)).permute(2, 0, 1)
+        rows[f"true masks of {cells} x {cells} cells, true names"] = given(
+            _certain(names, len(isthing)), sharp
         )
+    return rows, iou
 
 
-def _of_image(output: DecoderOutput, image: int) -> DecoderOutput:
-    parts = {k: v[image : image + 1] for k, v in vars(output).items() if isinstance(v, Tensor) and v.dim()}
-    return replace(output, **parts)
+def _masks_of(segmentation: PanopticSegmentation) -> Tensor:
+    """Bool [segments, H, W]."""
+    ids = torch.tensor([segment.id for segment in segmentation.segments])
+    return segmentation.ids == ids[:, None, None]
+
+
+def _iou(masks: Tensor, others: Tensor) -> Tensor:
+    """[N, M] of masks [N, H, W] and [M, H, W]."""
+    first, second = masks.flatten(1).float(), others.flatten(1).float()
+    overlap = first @ second.T
+    return overlap / (first.sum(1)[:, None] + second.sum(1) - overlap)
 
 
 def _certain(names: list[int], classes: int) -> Tensor:
@@ -128,21 +169,28 @@ def _size(pixels: Tensor) -> Size:
 
 
 def main() -> None:
-    """Print a line per set and row."""
+    """Print a line per set and row, and one per set and size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run of the small world, or a checkpoint")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of its data sets")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for the documentation")
     chosen = parser.parse_args()
     segmenter = Segmenter.from_pretrained(chosen.run, device="cpu")
-    rows = {name: measure(segmenter, chosen.shards, name) for name in ("toy_val", "toy_open")}
-    for name, by_row in rows.items():
+    measured = {name: measure(segmenter, chosen.shards, name) for name in ("toy_val", "toy_open")}
+    for name, (by_row, by_size) in measured.items():
         for row, scores in by_row.items():
             shown = ("pq", "sq", "rq", "pq_base", "pq_novel")
             print(f"{name}, {row}:", *(f"{key} {scores[key]:.1f}" for key in shown if key in scores))
+        for size, shares in by_size.items():
+            found = ", ".join(f"{shares[key]:.0f} % {key}" for key in FOUND)
+            print(f"{name}, {shares['things']} things of {size} pixels: {found}")
     if chosen.json:
-        what = "Panoptic quality in percent with true masks or true names in place of predicted ones."
-        write_figures(chosen.json, what, {"rows": rows})
+        what = (
+            "PQ in percent with true masks or names in place of predicted ones; percentages of true things "
+            "that are found, by their size."
+        )
+        rows, sizes = ({name: both[part] for name, both in measured.items()} for part in (0, 1))
+        write_figures(chosen.json, what, {"rows": rows, "sizes": sizes})
 
 
 if __name__ == "__main__":

@@ -115,6 +115,17 @@ def small_world_limits(files: Files) -> Table:
     return Table("limits", ("PQ with", "toy_val", "toy_open, base", "toy_open, novel"), cells)
 
 
+def small_world_sizes(files: Files) -> Table:
+    """The number of true things by size, and the percentages that are found."""
+    sets = files["limits"]["sizes"]
+    columns = {f"{name}, {key}": (name, key) for name, sizes in sets.items() for key in sizes["above 1,000"]}
+    cells = tuple(
+        (size, *(f"{sets[name][size][key]:.0f}" for name, key in columns.values()))
+        for size in sets["toy_open"]
+    )
+    return Table("limits_by_size", ("pixels", *columns), cells)
+
+
 def probe(files: Files) -> Table:
     """PQ of base and novel classes of linear probes, by conditioning and timestep."""
     steps = files["probe"]["timesteps"]
@@ -303,6 +314,7 @@ TABLES: dict[str, Callable[[Files], Table]] = {
     "results": results,
     "demo": demo,
     "limits": small_world_limits,
+    "limits_by_size": small_world_sizes,
     "probe": probe,
     "memory": memory,
     "cards": cards,
