@@ -69,7 +69,7 @@ def published(size: int) -> Setting:
 
 
 def toy() -> Setting:
-    """The small world's model as ``experiment=toy`` trains it: pre-trained frozen weights, eight images."""
+    """The small world's model of ``experiment=toy``: pre-trained frozen weights, eight images."""
     return _composed("experiment=toy")
 
 
@@ -81,13 +81,13 @@ def _composed(*settings: str) -> Setting:
     return Setting(model, criterion, optimizer, size, size, config.global_batch)
 
 
-def random_targets(size: int, count: int, classes: int) -> Targets:
-    """Rectangles of random classes."""
-    masks = torch.zeros(count, size, size, dtype=torch.bool)
+def _random_targets(size: int, classes: int) -> Targets:
+    """Six squares of random classes."""
+    masks = torch.zeros(6, size, size, dtype=torch.bool)
     for mask in masks:
         top, left = torch.randint(0, size // 2, (2,)).tolist()
         mask[top : top + size // 3, left : left + size // 3] = True
-    return Targets(torch.randint(0, classes, (count,)), masks)
+    return Targets(torch.randint(0, classes, (len(masks),)), masks)
 
 
 class TrainingStep:
@@ -96,10 +96,9 @@ class TrainingStep:
     Args:
         setting: of the step.
         part: is entered with the name of each part that is no module.
-        targets: masks per image.
     """
 
-    def __init__(self, setting: Setting, part: Part = nullcontext, targets: int = 6) -> None:
+    def __init__(self, setting: Setting, part: Part = nullcontext) -> None:
         self._setting, self._part = setting, part
         model, vocabulary = setting.model.train(), load_vocabulary(VOCABULARY)
         self._classes = model.encode_classes(vocabulary.labels)  # once in a run
@@ -107,8 +106,7 @@ class TrainingStep:
         self._trainable = [p for p in model.parameters() if p.requires_grad]
         self._images = setting.images()
         self._targets = [
-            random_targets(setting.height, targets, len(vocabulary)).to(setting.device)
-            for _ in range(setting.batch)
+            _random_targets(setting.height, len(vocabulary)).to(setting.device) for _ in range(setting.batch)
         ]
 
     def __call__(self) -> tuple[Tensor, Tensor]:
@@ -121,7 +119,7 @@ class TrainingStep:
             uniform, ids = partial(torch.rand, device=setting.device), list(range(setting.batch))
             losses = setting.criterion(outputs, self._targets, uniform, ids)
             terms = torch.stack([term for loss in losses for term in vars(loss).values()])
-        del outputs
+        del outputs  # as in training, where nothing holds them during the backward pass
         with self._part("backward"):
             terms.sum().backward()
         with self._part("optimiser"):
