@@ -169,28 +169,31 @@ def _size(pixels: Tensor) -> Size:
 
 
 def main() -> None:
-    """Print a line per set and row, and one per set and size."""
+    """Print a line per run, set and row, and one per run, set and size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="a run of the small world, or a checkpoint")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs of the small world, or checkpoints")
     parser.add_argument("--shards", type=Path, default=Path("data/shards"), help="folder of its data sets")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for the documentation")
-    chosen = parser.parse_args()
-    segmenter = Segmenter.from_pretrained(chosen.run, device="cpu")
-    measured = {name: measure(segmenter, chosen.shards, name) for name in ("toy_val", "toy_open")}
-    for name, (by_row, by_size) in measured.items():
-        for row, scores in by_row.items():
-            shown = ("pq", "sq", "rq", "pq_base", "pq_novel")
-            print(f"{name}, {row}:", *(f"{key} {scores[key]:.1f}" for key in shown if key in scores))
-        for size, shares in by_size.items():
-            found = ", ".join(f"{shares[key]:.0f} % {key}" for key in FOUND)
-            print(f"{name}, {shares['things']} things of {size} pixels: {found}")
-    if chosen.json:
+    options = parser.parse_args()
+    figures: dict[str, dict[str, dict[str, Scores]]] = {}
+    for run in options.runs:
+        segmenter = Segmenter.from_pretrained(run, device="cpu")
+        figures[run] = {"rows": {}, "sizes": {}}
+        for name in ("toy_val", "toy_open"):
+            rows, sizes = measure(segmenter, options.shards, name)
+            figures[run]["rows"][name], figures[run]["sizes"][name] = rows, sizes
+            for row, scores in rows.items():
+                shown = ("pq", "sq", "rq", "pq_base", "pq_novel")
+                print(run, name, row, *(f"{key} {scores[key]:.1f}" for key in shown if key in scores))
+            for size, shares in sizes.items():
+                found = ", ".join(f"{shares[key]:.0f} % {key}" for key in FOUND)
+                print(run, name, f"{shares['things']} things of {size} pixels: {found}")
+    if options.json:
         what = (
             "PQ in percent with true masks or names in place of predicted ones; percentages of true things "
             "that are found, by their size."
         )
-        rows, sizes = ({name: both[part] for name, both in measured.items()} for part in (0, 1))
-        write_figures(chosen.json, what, {"rows": rows, "sizes": sizes})
+        write_figures(options.json, what, {"runs": figures})
 
 
 if __name__ == "__main__":

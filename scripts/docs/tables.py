@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from odise_pl.metrics.tables import NONE, Table
-from odise_pl.runs.comparison import Row, difference_table, from_json, score_table
+from odise_pl.runs.comparison import Row, column_title, difference_table, from_json, score_table
 from odise_pl.runs.published import ABLATIONS, BENCHMARKS, SPLITS, Published
 
 Files = dict[str, Any]
@@ -100,30 +101,37 @@ def demo(files: Files) -> Table:
 
 
 def small_world_limits(files: Files) -> Table:
-    """PQ with true masks or names in place of predicted ones."""
-    sets = files["limits"]["rows"]
+    """PQ with true masks or names in place of predicted ones, by run."""
+    runs = files["limits"]["runs"]
+    keys = (("toy_val", "pq"), ("toy_open", "pq_base"), ("toy_open", "pq_novel"))
+    columns = {
+        f"{column_title(f'{name}.{key}')}, {_steps(run)}": (run, name, key)
+        for name, key in keys
+        for run in runs
+    }
     cells = tuple(
-        (
-            row,
-            *(
-                f"{scores[key]:.1f}"
-                for scores, key in ((sets["toy_val"][row], "pq"), (one, "pq_base"), (one, "pq_novel"))
-            ),
-        )
-        for row, one in sets["toy_open"].items()
+        (row, *(f"{runs[run]['rows'][name][row][key]:.1f}" for run, name, key in columns.values()))
+        for row in next(iter(runs.values()))["rows"]["toy_open"]
     )
-    return Table("limits", ("PQ with", "toy_val", "toy_open, base", "toy_open, novel"), cells)
+    return Table("limits", ("with", *columns), cells)
 
 
 def small_world_sizes(files: Files) -> Table:
-    """The number of true things by size, and the percentages that are found."""
-    sets = files["limits"]["sizes"]
-    columns = {f"{name}, {key}": (name, key) for name, sizes in sets.items() for key in sizes["above 1,000"]}
+    """The number of true things of ``toy_open`` by size, and the percentages that are found, by run."""
+    runs = {_steps(run): found["sizes"]["toy_open"] for run, found in files["limits"]["runs"].items()}
+    first = next(iter(runs.values()))
+    columns = {f"{key}, {run}": (run, key) for key in first["above 1,000"] if key != "things" for run in runs}
     cells = tuple(
-        (size, *(f"{sets[name][size][key]:.0f}" for name, key in columns.values()))
-        for size in sets["toy_open"]
+        (size, f"{first[size]['things']}", *(f"{runs[run][size][key]:.0f}" for run, key in columns.values()))
+        for size in first
     )
-    return Table("limits_by_size", ("pixels", *columns), cells)
+    return Table("limits_by_size", ("pixels", "things", *columns), cells)
+
+
+def _steps(run: str) -> str:
+    """How long a run of the small world's tables was trained, from its folder."""
+    steps = re.search(r"(\d+)_steps", run)
+    return f"{int(steps[1]) if steps else 400:,} steps"
 
 
 def probe(files: Files) -> Table:
