@@ -124,9 +124,12 @@ def _replacements(
     rows["predicted masks, true names"] = predicted(_certain(named, len(isthing)))
 
     # each true mask with the embedding of the query that overlaps it most
-    embeddings = output.mask_embed[:, iou.argmax(0)]
+    queries, objects = iou.argmax(0), output.object_logits
     exact = replace(
-        output, mask_logits=_SURE * (2 * placed[None] - 1), mask_embed=embeddings, object_logits=None
+        output,
+        mask_logits=_SURE * (2 * placed[None] - 1),
+        mask_embed=output.mask_embed[:, queries],
+        object_logits=None if objects is None else objects[:, queries],
     )
     chosen = model.classifier
     for mode in MODES:
