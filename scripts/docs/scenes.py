@@ -210,7 +210,7 @@ def draw_words(gallery: Gallery, folder: Path) -> Path:
         typed = [",".join(names) for names in vocabulary.labels]
         _write_words(picture, (left, pills, width, top - pills - 12), typed, colours)
         place(picture, _painted(scene.image, found, vocabulary.names, 19, tile), (left, top), tile)
-    return save_png(picture, folder / "words.png")
+    return save_png(picture, folder / "words.png", colours=256)
 
 
 def draw_open_set(gallery: Gallery, folder: Path) -> Path:
