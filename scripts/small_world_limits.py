@@ -25,7 +25,7 @@ from odise_pl.models.inference import MaskedPrediction, predict, resize_masks
 from odise_pl.models.odise import Odise
 from odise_pl.models.ops.bands import Masks
 from odise_pl.prediction.segmenter import Segmenter
-from odise_pl.structures import Batch, PanopticSegmentation, Prediction, Size
+from odise_pl.structures import Batch, PanopticSegmentation, Prediction, Segment, Size
 from scripts.figures import write_figures
 
 PREDICTED = "predicted masks, predicted names"
@@ -66,8 +66,9 @@ def measure(segmenter: Segmenter, shards: Path, name: str) -> tuple[Scores, Scor
     for batch in data.eval_loader(name):  # one image each
         (truth,) = batch.truths
         assert truth is not None
-        predictions, iou = _replacements(model, batch, truth.panoptic, prepared)
-        things += _things(truth.panoptic, predictions[PREDICTED].panoptic, iou)
+        segments, masks = truth.panoptic.segments, _masks_of(truth.panoptic)
+        predictions, iou = _replacements(model, batch, segments, masks, prepared)
+        things += _things(segments, masks, predictions[PREDICTED].panoptic, iou)
         for row, prediction in predictions.items():
             if row not in rows:
                 rows[row] = SegmentationMetrics(classes.isthing, classes.names, seen, ("panoptic",))
@@ -76,16 +77,18 @@ def measure(segmenter: Segmenter, shards: Path, name: str) -> tuple[Scores, Scor
     return scores, _by_size(things)
 
 
-def _things(truth: PanopticSegmentation, result: PanopticSegmentation, iou: Tensor) -> Iterator[Thing]:
-    """The true things; ``iou`` is that of [queries, true segments]."""
-    segments = _masks_of(result)
-    by_query = (iou > 0.5).any(0)
-    for number, (segment, mask) in enumerate(zip(truth.segments, _masks_of(truth), strict=True)):
+def _things(
+    truth: Sequence[Segment], masks: Tensor, result: PanopticSegmentation, iou: Tensor
+) -> Iterator[Thing]:
+    """The things among the true segments; ``iou`` is that of [queries, true segments]."""
+    by_query, in_result = iou > 0.5, _iou(_masks_of(result), masks) > 0.5
+    categories = torch.tensor([segment.category for segment in result.segments])
+    for number, segment in enumerate(truth):
         if segment.isthing:
-            matches = (_iou(segments, mask[None])[:, 0] > 0.5).tolist()
-            names = [found.category for found, match in zip(result.segments, matches, strict=True) if match]
-            found = bool(by_query[number]), bool(names), segment.category in names
-            yield Thing(float(mask.sum()), found)
+            matches = in_result[:, number]
+            named = matches & (categories == segment.category)
+            found = bool(by_query[:, number].any()), bool(matches.any()), bool(named.any())
+            yield Thing(float(masks[number].sum()), found)
 
 
 def _by_size(things: Sequence[Thing]) -> Scores:
@@ -101,13 +104,13 @@ def _by_size(things: Sequence[Thing]) -> Scores:
 
 @torch.no_grad()
 def _replacements(
-    model: Odise, batch: Batch, truth: PanopticSegmentation, classes: InferenceClasses
+    model: Odise, batch: Batch, truth: Sequence[Segment], masks: Tensor, classes: InferenceClasses
 ) -> tuple[dict[str, Prediction], Tensor]:
     """The prediction for an image and those with replacements, by row; and the IoU of queries and truth."""
     pixels, (valid,), isthing = batch.images, batch.valid_sizes, classes.isthing
     sizes = _size(pixels), valid, batch.original_sizes[0]
     output = model.decode(pixels)[-1]
-    masks, names = _masks_of(truth), [segment.category for segment in truth.segments]
+    names = [segment.category for segment in truth]
     placed = pixels.new_zeros(len(masks), *_size(pixels))
     placed[:, : valid[0], : valid[1]] = F.interpolate(masks[None].float(), valid, mode="area")[0]
 
