@@ -12,18 +12,19 @@ from torch import nn
 
 from odise_pl.errors import SettingError, check_number
 
-ALGORITHMS = ("adamw", "sgd")
+ALGORITHMS = ("adamw", "muon", "sgd")
 PUBLISHED_BATCH = 2  # on each of 32 devices
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW or SGD with a linear warm-up, then steps down or a polynomial decay.
+    """AdamW, Muon or SGD with a linear warm-up, then steps down or a polynomial decay.
 
     Attributes:
-        algorithm: ``adamw`` or ``sgd``.
+        algorithm: ``adamw``, ``sgd``, or ``muon``: Muon for matrices, AdamW for all else.
         momentum: of SGD.
+        muon_scale: factor of the learning rate of Muon's weights.
         lr: learning rate for a global batch of ``reference_batch`` images.
         reference_batch: the learning rate is scaled by the global batch over this.
         weight_decay: of all weights but norms and biases.
@@ -40,6 +41,7 @@ class OptimizerSettings:
 
     algorithm: str = "adamw"
     momentum: float = 0.9
+    muon_scale: float = 1.0
     lr: float = 1e-4
     reference_batch: int = 64
     weight_decay: float = 0.05
@@ -55,7 +57,7 @@ class OptimizerSettings:
         if self.algorithm not in ALGORITHMS:
             raise SettingError(f"optimizer.algorithm={self.algorithm}: choose one of {', '.join(ALGORITHMS)}")
         check_number("optimizer.momentum", self.momentum, whole=False, most=1)
-        for name in ("lr", "weight_decay", "clip_norm", "warmup_factor", "gamma"):
+        for name in ("lr", "muon_scale", "weight_decay", "clip_norm", "warmup_factor", "gamma"):
             check_number(f"optimizer.{name}", getattr(self, name), whole=False)
         for part, scale in (self.lr_scale or {}).items():
             check_number(f"optimizer.lr_scale.{part}", scale, whole=False)
@@ -102,9 +104,68 @@ def parameter_groups(
     return groups
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for the weights of linear layers and convolutions, AdamW for all else.
+
+    A schedule and a checkpoint see one optimiser. A convolution's weight is a matrix with a row for each
+    output channel. At equal learning rates, both make steps of the same size (Liu et al., 2025, equation 4).
+
+    Args:
+        model: whose weights are meant.
+        groups: of parameters, each with its learning rate and weight decay.
+        scale: factor of the learning rate of Muon.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[dict[str, Any]], scale: float) -> None:
+        matrices = {
+            weight
+            for module in model.modules()
+            if not isinstance(module, nn.Embedding)
+            for name, weight in module.named_parameters(recurse=False)
+            if name.endswith("weight") and weight.ndim > 1
+        }
+        parts = [
+            group
+            | {"params": [p for p in group["params"] if (p in matrices) == muon], "muon": muon}
+            | {"lr": group["lr"] * (scale if muon else 1)}
+            for muon in (False, True)
+            for group in groups
+        ]
+        super().__init__(parts, {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            settings = {name: group[name] for name in ("lr", "weight_decay")}
+            part: torch.optim.Optimizer
+            if not moved:
+                continue
+            if group["muon"]:
+                matrices: dict[torch.Tensor, Any] = {
+                    _matrix(parameter): self.state[parameter] for parameter in moved
+                }
+                part = torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw")
+                part.state.update(matrices)
+            else:
+                part = torch.optim.AdamW(moved, **settings)
+                part.state = self.state
+            part.step()
+        return loss
+
+
+def _matrix(weight: nn.Parameter) -> nn.Parameter:
+    """The same weight and gradient, with one column for each input of a row."""
+    assert weight.grad is not None
+    matrix = nn.Parameter(weight.detach().view(len(weight), -1))
+    matrix.grad = weight.grad.reshape(matrix.shape)
+    return matrix
+
+
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, global_batch: int
-) -> torch.optim.AdamW | torch.optim.SGD:
+) -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters of ``model``."""
     groups = parameter_groups(model, settings.weight_decay, settings.lr_scale)
     lr = settings.lr * global_batch / settings.reference_batch
@@ -112,6 +173,8 @@ def build_optimizer(
     scaled = [group | {"lr": lr * scale} for scale in sorted(groups, reverse=True) for group in groups[scale]]
     if settings.algorithm == "sgd":
         return torch.optim.SGD(scaled, lr=lr, momentum=settings.momentum)
+    if settings.algorithm == "muon":
+        return MuonAdamW(model, scaled, settings.muon_scale)
     return torch.optim.AdamW(scaled, lr=lr)
 
 

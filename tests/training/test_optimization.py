@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny_models import odise
@@ -27,9 +29,10 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
 
 
-def test_optimizer_holds_every_trainable_parameter_once() -> None:
+@pytest.mark.parametrize("algorithm", ["adamw", "muon", "sgd"])
+def test_optimizer_holds_every_trainable_parameter_once(algorithm: str) -> None:
     model = odise()
-    optimizer = build_optimizer(model, OptimizerSettings(lr=1e-4), 16)
+    optimizer = build_optimizer(model, OptimizerSettings(algorithm, lr=1e-4), 16)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-5)  # by the global batch
@@ -47,6 +50,52 @@ def test_sgd_steps_by_momentum_and_decay() -> None:
         velocity = 0.5 * velocity + gradient + 0.1 * weight
         weight -= 0.2 * velocity
         assert layer.weight.item() == pytest.approx(weight)
+
+
+def test_muon_turns_the_steps_of_matrices_and_adamw_makes_the_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 16), nn.Conv2d(4, 2, 3))
+    before = copy.deepcopy(model)
+    optimizer = build_optimizer(
+        model, OptimizerSettings("muon", lr=1e-2, reference_batch=1, weight_decay=0), 1
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    moved = {n: p.detach() - before.get_parameter(n) for n, p in model.named_parameters()}
+    # all directions of the gradient count alike, and the step is as large as one of AdamW
+    for name, longest in (("1.weight", 16), ("2.weight", 4 * 3 * 3)):
+        singular = torch.linalg.svdvals(moved[name].flatten(1)) / (1e-2 * 0.2 * longest**0.5)
+        assert torch.all((singular > 0.6) & (singular < 1.3))
+    for name in ("0.weight", "1.bias", "2.bias"):
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(moved[name], -1e-2 * gradient.sign(), rtol=1e-4, atol=0)
+
+
+def test_muon_continues_from_its_state() -> None:
+    torch.manual_seed(0)
+    settings = OptimizerSettings("muon", lr=1e-2, reference_batch=1)
+    first = nn.Sequential(nn.Conv2d(4, 8, 3), nn.LayerNorm(8))
+    gradients = [[torch.randn_like(p) for p in first.parameters()] for _ in range(4)]
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: slice) -> None:
+        for step in gradients[steps]:
+            for parameter, gradient in zip(model.parameters(), step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+
+    optimizer = build_optimizer(first, settings, 1)
+    train(first, optimizer, slice(2))
+    second = copy.deepcopy(first)
+    resumed = build_optimizer(second, settings, 1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for group in [*optimizer.param_groups, *resumed.param_groups]:
+        group["lr"] *= 0.5  # as a schedule does
+    train(first, optimizer, slice(2, 4))
+    train(second, resumed, slice(2, 4))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_parts_have_their_own_learning_rate_and_stay_trainable() -> None:
