@@ -25,8 +25,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to start notebooks in, after a demo."""
     folder = tmp_path_factory.mktemp("project")
-    tiny = ["backbone.weights=random", "trainer.max_steps=1", "data.num_workers=0"]
-    run_demo("label", folder / "runs" / "demo", folder / "shards", tiny, counts=(16, 1, 1), rows=1)
+    tiny = ["backbone.first.weights=random", "trainer.max_steps=1", "data.num_workers=0"]
+    for run, settings in {"demo": tiny, "toy": [*tiny, "captioner=implicit"]}.items():
+        run_demo("label", folder / "runs" / run, folder / "shards", settings, counts=(16, 1, 1), rows=1)
     (folder / "docs").symlink_to(ROOT / "docs")
     return folder
 

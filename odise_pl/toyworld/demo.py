@@ -19,7 +19,7 @@ from odise_pl.runs.conf import compose_config
 from odise_pl.toyworld.make import make, toy_sets
 from odise_pl.training import run
 
-EXPERIMENTS = {"label": "toy", "caption": "toy_caption"}
+EXPERIMENTS = {"label": "[toy,demo]", "caption": "[toy_caption,demo]"}
 _SETS = ("toy_val", "toy_open")
 
 

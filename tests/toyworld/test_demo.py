@@ -13,7 +13,7 @@ from odise_pl.errors import UserError
 from odise_pl.toyworld import demo
 from odise_pl.toyworld.demo import run_demo
 
-TINY = ["backbone.weights=random", "clip.weights=random", "trainer.max_steps=1", "data.num_workers=0"]
+TINY = ["backbone.first.weights=random", "clip.weights=random", "trainer.max_steps=1", "data.num_workers=0"]
 TINY += ["global_batch=2", "data.batch_size=2", "criterion.num_points=64"]
 
 
