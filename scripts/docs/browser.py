@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from odise_pl import Segmenter
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_TAGS = "^train/loss$|^lr-AdamW/pg1$|/pq$"
+_TAGS = "^train/loss$|^lr-MuonAdamW/pg1$|/pq$"
 _WINDOW = (1040, 764)  # CSS pixels: two columns of two curves
 _DENSITY = 1.6
 

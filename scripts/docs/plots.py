@@ -47,7 +47,7 @@ def draw_curves(run: Path, folder: Path) -> list[Path]:
     """Draw the losses, learning rate and scores of a run's TensorBoard log."""
     log = EventAccumulator(str(run / "tensorboard"))
     log.Reload()
-    missing = {"train/loss", "lr-AdamW/pg1", *_LOSSES.values(), *_SCORES.values()} - set(
+    missing = {"train/loss", "lr-MuonAdamW/pg1", *_LOSSES.values(), *_SCORES.values()} - set(
         log.Tags()["scalars"]
     )
     if missing:
@@ -66,7 +66,7 @@ def _curves(log: EventAccumulator, theme: Theme) -> Figure:
             _curve(parts, log, tag, colour, name)
         parts.set_title("Losses of the last layer")
         parts.legend(ncols=3, loc="upper right", labelcolor=theme.ink, handlelength=1.2)
-        _curve(rate, log, "lr-AdamW/pg1", theme.series[0])
+        _curve(rate, log, "lr-MuonAdamW/pg1", theme.series[0])
         rate.set_title("Learning rate")
         rate.ticklabel_format(axis="y", style="plain")
         for plot in (total, parts, rate):
