@@ -108,7 +108,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for the weights of linear layers and convolutions, AdamW for all else.
 
     A schedule and a checkpoint see one optimiser. A convolution's weight is a matrix with a row for each
-    output channel. At equal learning rates, both make steps of the same size (Liu et al., 2025, equation 4).
+    output channel, and queries, keys and values of an attention layer are one matrix. At equal learning
+    rates, Muon's steps are about as large as AdamW's typically are (Liu et al., 2025, equation 4).
 
     Args:
         model: whose weights are meant.
@@ -131,7 +132,7 @@ class MuonAdamW(torch.optim.Optimizer):
             for muon in (False, True)
             for group in groups
         ]
-        super().__init__(parts, {})
+        super().__init__([group for group in parts if group["params"]], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both."""
@@ -146,7 +147,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 matrices: dict[torch.Tensor, Any] = {
                     _matrix(parameter): self.state[parameter] for parameter in moved
                 }
-                part = torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw")
+                part = torch.optim.Muon([*matrices], **settings, adjust_lr_fn="match_rms_adamw")
                 part.state.update(matrices)
             else:
                 part = torch.optim.AdamW(moved, **settings)

@@ -59,6 +59,16 @@ _EFFORTS = {
 }
 _EFFORT_FOLDERS = {name: f"effort/{name.replace(' ', '_')}" for name in _EFFORTS}
 TRAININGS |= {_EFFORT_FOLDERS[name]: (*_LABEL, setting) for name, setting in _EFFORTS.items()}
+# From the network of all tables to the demo's: what each change gives in as many steps.
+_LIGHT = ("captioner=empty", "model.head.layers=3", "backbone.channels=128")
+_MUON = ("optimizer=muon", "optimizer.muon_scale=5", "optimizer.power=1")
+_TOY_NAME = "experiment=toy"
+RECIPE = {
+    "empty text, 3 layers of 6, 128 channels of 256": ("light", (*_LABEL, *_LIGHT)),
+    "the same with Muon and a linear decay": ("muon", (*_LABEL, *_LIGHT, *_MUON)),
+    "the same with CLIP's features: the demo's network": ("demo", ("experiment=[toy,demo]", _STEPS_OF_ALL)),
+}
+TRAININGS |= {f"recipe/{folder}": settings for folder, settings in RECIPE.values()}
 # Presets with parts of the small world, and its own models, trained equally long on equally large pictures.
 _TOY: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toy.yaml"))
 _SETTINGS = {key: f"{key}={value}" for key, value in relevant_settings(_TOY).items()}
@@ -109,6 +119,7 @@ TABLES = {
     "classifier": ("classifier",),
     "representation": ("representation", "label", "random"),
     "effort": ("effort", "label"),
+    "recipe": ("recipe", "label"),
     "method": ("method", "label", "caption"),
 }
 _TRAINED_ON = {
@@ -128,6 +139,10 @@ FOLDERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
     "effort": (
         _START,
         {_START: ("label", None), **{name: (folder, None) for name, folder in _EFFORT_FOLDERS.items()}},
+    ),
+    "recipe": (
+        _TOY_NAME,
+        {_TOY_NAME: ("label", None), **{name: (f"recipe/{own}", None) for name, (own, _) in RECIPE.items()}},
     ),
     "method": ("odise_label", {name: (folder, name) for name, folder in METHOD_FOLDERS.items()}),
 }

@@ -223,7 +223,10 @@ def changes_of(file: ConfigFile, known: dict[str, Entry]) -> list[tuple[str, str
 def _group(name: str, inside: str) -> str:
     """A group of a list of defaults as on the command line."""
     group, _, package = name.removeprefix("override ").removeprefix("/").partition("@")
-    return f"{group}@{inside}.{package}" if package and not package.startswith("_global_") else group
+    if not package or package.startswith("_global_"):
+        return group
+    absolute = name.startswith("override ")  # below a package of its own, which is the whole configuration
+    return f"{group}@{package}" if absolute else f"{group}@{inside}.{package}"
 
 
 def files() -> list[ConfigFile]:

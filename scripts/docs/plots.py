@@ -67,7 +67,7 @@ def _curves(log: EventAccumulator, theme: Theme) -> Figure:
         parts.set_title("Losses of the last layer")
         parts.legend(ncols=3, loc="upper right", labelcolor=theme.ink, handlelength=1.2)
         _curve(rate, log, "lr-MuonAdamW/pg1", theme.series[0])
-        rate.set_title("Learning rate")
+        rate.set_title("Learning rate of AdamW")
         rate.ticklabel_format(axis="y", style="plain")
         for plot in (total, parts, rate):
             plot.set_ylim(bottom=0)

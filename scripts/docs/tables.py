@@ -23,7 +23,16 @@ _TITLES = {
     "caption": "supervised by captions",
     "label, random diffusion weights": "control: labels, untrained diffusion model",
 }
-_SMALL_WORLD = ("supervision", "timestep", "captioner", "classifier", "representation", "effort", "method")
+_SMALL_WORLD = (
+    "supervision",
+    "timestep",
+    "captioner",
+    "classifier",
+    "representation",
+    "effort",
+    "recipe",
+    "method",
+)
 _COSTS = (
     ("parameters (M)", "parameters_million", 1),
     ("trainable (M)", "trained_million", 1),

@@ -40,7 +40,7 @@ def runs(tmp_path: Path) -> Path:
         for name, words in comparisons.TRAININGS.items():
             if (name, seed) == ("random", 1) or name == "representation/toy_dino":
                 continue
-            if name.startswith(("representation", "effort")):
+            if name.startswith(("representation", "effort", "recipe")):
                 plain = AblationSettings("label", "none", False, "none", "both")
                 finish(tmp_path / "small_world" / name / f"seed_{seed}", seed, plain, len(name), name)
                 continue
@@ -106,6 +106,7 @@ def test_rows_are_those_of_the_documentation(runs: Path) -> None:
             ("text-conditional diffusion, untrained", "text-conditional diffusion", [0, 2]),
         ],
         "effort": [(name, START, every) for name in (START, "100 steps", *EFFORTS)],
+        "recipe": [(name, "experiment=toy", every) for name in ("experiment=toy", *comparisons.RECIPE)],
     }
     assert tables["timestep"][-1].scores["toy_open.pq"][2] == pytest.approx(len("caption") + 2)
     assert {row.name for row in tables["supervision"] if row.paper} == {"label", "caption"}
