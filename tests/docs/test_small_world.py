@@ -12,6 +12,7 @@ from odise_pl import __version__
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, from_json
 from odise_pl.runs.finished import FinishedRun
+from odise_pl.runs.conf import compose_config
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
 from scripts.docs import comparisons, small_world
 from scripts.docs.tables import scores
@@ -192,3 +193,10 @@ def test_commands_are_listed_without_running(
 def test_failure_of_a_command_is_noticed() -> None:
     assert small_world.execute(["odise", "--help"])
     assert not small_world.execute(["odise", "report", "nowhere"])
+
+
+def test_recipe_ends_with_the_demo() -> None:
+    light_with_muon, demo = [settings for _, settings in comparisons.RECIPE.values()][1:]
+    pair = ("backbone=two", "backbone@backbone.first=toy", "backbone@backbone.second=toy_clip")
+    built = compose_config("train", ["run=x", *light_with_muon, *pair, "backbone.window=128"])
+    assert built == compose_config("train", ["run=x", *demo])
