@@ -107,7 +107,7 @@ def test_faulty_markers_are_errors(project: Path, text: str) -> None:
 
 
 def test_fenced_code_stays(project: Path) -> None:
-    text = "```\n<!-- n:KEY -->\n```\nA <!-- n:demo.minutes -->27<!-- /n -->\n"
+    text = "```\n<!-- n:KEY -->\n```\nA <!-- n:demo.minutes -->16.7<!-- /n -->\n"
     assert check(project, text, "--check") == 0
 
 

@@ -47,6 +47,8 @@ def test_every_choice_instantiates(choice: str, tmp_path: Path) -> None:
     small = () if own_sizes else RANDOM if toy else (*RANDOM, *TINY, "trainer=cpu")
     if choice == "backbone=two":
         small = ("backbone@backbone.first=tiny", "backbone@backbone.second=timm")
+    if choice == "experiment=demo":  # on top of another
+        small, choice = ("clip.weights=random",), "experiment=[toy,demo]"
     small = ("clip.weights=random",) if choice.startswith("method=") else small  # they choose their parts
     small = ("method=groupvit", "backbone.weights=random") if choice == "model=groupvit" else small
     config = composed(tmp_path, *small, choice)
