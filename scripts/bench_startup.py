@@ -29,7 +29,7 @@ def programs(demo: Path | None, out: Path) -> dict[str, list[str]]:
     """What follows ``python``, by name; results are written into ``out``."""
     found = {code: ["-c", code] for code in IMPORTS} | {"odise --help": ["-m", "odise_pl", "--help"]}
     if demo is not None:
-        picture, words = str(ROOT / "docs" / "images" / "example.png"), "rocket,bottle,cup,sky:stuff"
+        picture, words = str(ROOT / "docs" / "images" / "example.png"), "rocket,bird,tree,sky:stuff"
         predict = ["predict", str(demo / "runs" / "demo"), picture, "--words", words, "--out", str(out)]
         one_step = ["trainer.max_steps=1", "data.limit_samples=8", "~data.val.toy_open"]
         shards = f"paths.shards={demo / 'data' / 'shards'}"

@@ -12,7 +12,7 @@ from scripts.docs.style import DARK, LIGHT, in_dark
 
 IMAGES = Path("docs/images")
 FIGURES = Path("docs/figures/small_world.json")
-_EXAMPLE_WORDS = "rocket, bottle, cup, sky:stuff, sea:stuff, grass:stuff"
+_EXAMPLE_WORDS = "rocket, bird, tree, sky:stuff, sea:stuff, grass:stuff"
 
 
 def draw_pictures(run: Path, shards: Path, folder: Path) -> list[Path]:

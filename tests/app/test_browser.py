@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt install chromium"),
 ]
 EXAMPLE = Path(__file__).parents[2] / "docs" / "images" / "example.png"
-WORDS = "rocket, bottle, cup, sky:stuff, sea:stuff, grass:stuff"
+WORDS = "rocket, bird, tree, sky:stuff, sea:stuff, grass:stuff"
 
 
 @pytest.fixture(scope="module")
