@@ -11,8 +11,8 @@ import pytest
 from odise_pl import __version__
 from odise_pl.errors import UserError
 from odise_pl.runs.comparison import Row, as_json, from_json
-from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.conf import compose_config
+from odise_pl.runs.finished import FinishedRun
 from odise_pl.runs.record import AblationSettings, mark_finished, write_settings
 from scripts.docs import comparisons, small_world
 from scripts.docs.tables import scores
