@@ -139,10 +139,10 @@ class MuonAdamW(torch.optim.Optimizer):
         loss = None if closure is None else closure()
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            settings = {name: group[name] for name in ("lr", "weight_decay")}
-            part: torch.optim.Optimizer
             if not moved:
                 continue
+            settings = {name: group[name] for name in ("lr", "weight_decay")}
+            part: torch.optim.Optimizer
             if group["muon"]:
                 matrices: dict[torch.Tensor, Any] = {
                     _matrix(parameter): self.state[parameter] for parameter in moved

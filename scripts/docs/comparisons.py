@@ -62,7 +62,6 @@ TRAININGS |= {_EFFORT_FOLDERS[name]: (*_LABEL, setting) for name, setting in _EF
 # From the network of all tables to the demo's: what each change gives in as many steps.
 _LIGHT = ("captioner=empty", "model.head.layers=3", "backbone.channels=128")
 _MUON = ("optimizer=muon", "optimizer.muon_scale=5", "optimizer.power=1")
-_TOY_NAME = "experiment=toy"
 RECIPE = {
     "empty text, 3 layers of 6, 128 channels of 256": ("light", (*_LABEL, *_LIGHT)),
     "the same with Muon and a linear decay": ("muon", (*_LABEL, *_LIGHT, *_MUON)),
@@ -141,8 +140,8 @@ FOLDERS: dict[str, tuple[str, dict[str, tuple[str, str | None]]]] = {
         {_START: ("label", None), **{name: (folder, None) for name, folder in _EFFORT_FOLDERS.items()}},
     ),
     "recipe": (
-        _TOY_NAME,
-        {_TOY_NAME: ("label", None), **{name: (f"recipe/{own}", None) for name, (own, _) in RECIPE.items()}},
+        _LABEL[0],
+        {_LABEL[0]: ("label", None), **{name: (f"recipe/{own}", None) for name, (own, _) in RECIPE.items()}},
     ),
     "method": ("odise_label", {name: (folder, name) for name, folder in METHOD_FOLDERS.items()}),
 }
